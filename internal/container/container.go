@@ -1,0 +1,210 @@
+// Package container is the stored noun of a container: what was asked for, what became of it, and which moves between states are legal.
+//
+// It owns the record's shape (kept as JSON in <data-root>/containers/<id>) and the table of states in state.go. It is pure: no files, no locks, no live handles, and
+// no wire types; the server converts to and from Docker's API. It promises that a record written by one version is read by the next.
+package container
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/network"
+)
+
+// Record is all that is kept about a container.
+type Record struct {
+	ID       string
+	Name     string // without the leading slash
+	Created  time.Time
+	Image    digest.Digest // id of the image; empty when it was removed by force
+	ImageRef string        // as the user wrote it
+	Platform string
+	Config   Config
+	Host     Host
+	// Networks maps the network's name (or mode) to what was asked.
+	Networks map[string]EndpointSettings
+	// Path and Args are the resolved command (entrypoint and cmd).
+	Path string
+	Args []string
+	// Mounts are resolved at create: volumes have names and anonymous ones exist.
+	Mounts []Mount
+	State  State
+	// Sandbox is what the network room made for the running container.
+	Sandbox      *network.Sandbox `json:",omitempty"`
+	RestartCount int
+	// StoppedByUser is set by stop and kill and cleared by start; it keeps unless-stopped containers down at boot and always-containers until then.
+	StoppedByUser bool
+}
+
+// Config is the portable part of what was asked for (Docker's Config).
+type Config struct {
+	image.RunConfig
+	Hostname, Domainname                    string
+	AttachStdin, AttachStdout, AttachStderr bool
+	Tty, OpenStdin, StdinOnce               bool
+	NetworkDisabled                         bool
+	Image                                   string
+}
+
+// Host is the part that belongs to this host (Docker's HostConfig).
+type Host struct {
+	Binds           []string
+	ContainerIDFile string
+	Log             LogConfig
+	NetworkMode     string
+	Ports           []network.Port // parsed PortBindings
+	PublishAll      bool
+	Restart         RestartPolicy
+	AutoRemove      bool
+	VolumeDriver    string
+	VolumesFrom     []string
+	Mounts          []MountRequest
+	Tmpfs           map[string]string
+	ConsoleSize     [2]uint // height, width
+	Annotations     map[string]string
+
+	CapAdd, CapDrop []string
+	CgroupnsMode    string
+	DNS             []netip.Addr
+	DNSOptions      []string
+	DNSSearch       []string
+	ExtraHosts      []string
+	GroupAdd        []string
+	IpcMode         string
+	Cgroup          string
+	Links           []string
+	OomScoreAdj     int
+	PidMode         string
+	Privileged      bool
+	ReadonlyRootfs  bool
+	SecurityOpt     []string
+	StorageOpt      map[string]string
+	UTSMode         string
+	UsernsMode      string
+	ShmSize         int64
+	Sysctls         map[string]string
+	Runtime         string
+	MaskedPaths     []string // nil: the default list
+	ReadonlyPaths   []string // nil: the default list
+	Init            *bool
+
+	Resources Resources
+}
+
+// LogConfig chooses where output is kept.
+type LogConfig struct {
+	Type   string
+	Config map[string]string
+}
+
+// RestartPolicy is "no", "always", "unless-stopped" or "on-failure".
+type RestartPolicy struct {
+	Name       string
+	MaxRetries int
+}
+
+// Resources are the limits of a container; units as in Docker's API.
+type Resources struct {
+	CPUShares            int64
+	NanoCPUs             int64
+	CgroupParent         string
+	BlkioWeight          uint16
+	BlkioWeightDevice    []WeightDevice
+	BlkioDeviceReadBps   []ThrottleDevice
+	BlkioDeviceWriteBps  []ThrottleDevice
+	BlkioDeviceReadIOps  []ThrottleDevice
+	BlkioDeviceWriteIOps []ThrottleDevice
+	CPUPeriod, CPUQuota  int64
+	CPURealtimePeriod    int64
+	CPURealtimeRuntime   int64
+	CpusetCpus           string
+	CpusetMems           string
+	Devices              []Device
+	DeviceCgroupRules    []string
+	DeviceRequests       []DeviceRequest
+	Memory               int64
+	MemoryReservation    int64
+	MemorySwap           int64
+	MemorySwappiness     *int64
+	KernelMemory         int64
+	OomKillDisable       *bool
+	PidsLimit            *int64
+	Ulimits              []Ulimit
+}
+
+// WeightDevice and ThrottleDevice are per-device block I/O settings.
+type WeightDevice struct {
+	Path   string
+	Weight uint16
+}
+
+// ThrottleDevice limits bytes or operations per second.
+type ThrottleDevice struct {
+	Path string
+	Rate uint64
+}
+
+// Device is --device host:container:perm.
+type Device struct{ HostPath, ContainerPath, Permissions string }
+
+// DeviceRequest is --gpus and CDI.
+type DeviceRequest struct {
+	Driver       string
+	Count        int
+	DeviceIDs    []string
+	Capabilities [][]string
+	Options      map[string]string
+}
+
+// Ulimit is one --ulimit.
+type Ulimit struct {
+	Name       string
+	Soft, Hard int64
+}
+
+// MountRequest is one --mount as it was asked.
+type MountRequest struct {
+	Type                                         string // bind, volume, tmpfs, image, npipe, cluster
+	Source, Target                               string
+	ReadOnly                                     bool
+	Consistency                                  string
+	Propagation                                  string
+	NonRecursive                                 bool
+	CreateMountpoint                             bool
+	ReadOnlyNonRecursive, ReadOnlyForceRecursive bool
+	NoCopy                                       bool
+	Subpath                                      string
+	Labels                                       map[string]string
+	Driver                                       string
+	DriverOptions                                map[string]string
+	TmpfsSize                                    int64
+	TmpfsMode                                    uint32
+	TmpfsOptions                                 [][]string
+}
+
+// Mount is one resolved mount of a container, as `inspect` lists it.
+type Mount struct {
+	Type        string
+	Name        string // volume
+	Source      string
+	Target      string
+	Driver      string
+	Mode        string
+	RW          bool
+	Propagation string
+	Anonymous   bool // removed with the container by rm -v and --rm
+	Request     MountRequest
+}
+
+// EndpointSettings is what was asked for one network.
+type EndpointSettings struct {
+	Aliases    []string
+	Links      []string
+	IPv4, IPv6 netip.Addr
+	MAC        string
+	DriverOpts map[string]string
+	GwPriority int
+}

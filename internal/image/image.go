@@ -1,0 +1,139 @@
+// Package image is the room of images: their configs, tags, and how they come in and go out as archives.
+//
+// It owns <data-root>/images. It stands on snapshots and content (by the contracts declared here). It does not know containers or networks. It promises:
+// a tag names a complete image or nothing; a name or image is durable before the call returns; what an archive claims (digests, sizes, link targets) is verified,
+// and a broken archive leaves nothing behind.
+package image
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"corten.dev/corten/internal/snapshot"
+)
+
+// Image is one image for one platform.
+type Image struct {
+	ID      digest.Digest // of the config blob
+	Config  Config
+	Raw     []byte // the config blob itself
+	Chain   snapshot.ChainID
+	Tags    []string // familiar names, "busybox:latest", sorted
+	Digests []string // "repo@sha256:…", of manifests
+	Size    int64    // bytes of all unpacked layers
+	Tagged  time.Time
+}
+
+// Config is the image config (image-spec config.md, with Docker's extra fields).
+type Config struct {
+	Created      *time.Time `json:"created,omitempty"`
+	Author       string     `json:"author,omitempty"`
+	Architecture string     `json:"architecture"`
+	Variant      string     `json:"variant,omitempty"`
+	OS           string     `json:"os"`
+	OSVersion    string     `json:"os.version,omitempty"`
+	Comment      string     `json:"comment,omitempty"`
+	Config       RunConfig  `json:"config"`
+	RootFS       RootFS     `json:"rootfs"`
+	History      []History  `json:"history,omitempty"`
+}
+
+// RunConfig is what an image says about running it.
+type RunConfig struct {
+	User         string              `json:"User,omitempty"`
+	ExposedPorts map[string]struct{} `json:"ExposedPorts,omitempty"`
+	Env          []string            `json:"Env,omitempty"`
+	Entrypoint   []string            `json:"Entrypoint,omitempty"`
+	Cmd          []string            `json:"Cmd,omitempty"`
+	Volumes      map[string]struct{} `json:"Volumes,omitempty"`
+	WorkingDir   string              `json:"WorkingDir,omitempty"`
+	Labels       map[string]string   `json:"Labels,omitempty"`
+	StopSignal   string              `json:"StopSignal,omitempty"`
+	StopTimeout  *int                `json:"StopTimeout,omitempty"`
+	Healthcheck  *Healthcheck        `json:"Healthcheck,omitempty"`
+	OnBuild      []string            `json:"OnBuild,omitempty"`
+	Shell        []string            `json:"Shell,omitempty"`
+	ArgsEscaped  bool                `json:"ArgsEscaped,omitempty"`
+}
+
+// Healthcheck is Docker's HEALTHCHECK, durations in nanoseconds.
+type Healthcheck struct {
+	Test          []string      `json:"Test,omitempty"`
+	Interval      time.Duration `json:"Interval,omitempty"`
+	Timeout       time.Duration `json:"Timeout,omitempty"`
+	StartPeriod   time.Duration `json:"StartPeriod,omitempty"`
+	StartInterval time.Duration `json:"StartInterval,omitempty"`
+	Retries       int           `json:"Retries,omitempty"`
+}
+
+// RootFS lists the layers.
+type RootFS struct {
+	Type    string          `json:"type"`
+	DiffIDs []digest.Digest `json:"diff_ids"`
+}
+
+// History is one line of `history`.
+type History struct {
+	Created    *time.Time `json:"created,omitempty"`
+	CreatedBy  string     `json:"created_by,omitempty"`
+	Author     string     `json:"author,omitempty"`
+	Comment    string     `json:"comment,omitempty"`
+	EmptyLayer bool       `json:"empty_layer,omitempty"`
+}
+
+// HistoryEntry is History joined with what the store knows (sizes, ids, tags), newest first.
+type HistoryEntry struct {
+	ID        string // image id or "<missing>"
+	Created   time.Time
+	CreatedBy string
+	Comment   string
+	Size      int64
+	Tags      []string
+}
+
+// Removed is one line of what `rmi` did; one of the two is set.
+type Removed struct{ Untagged, Deleted string }
+
+// Progress tells what happens inside a long call; fields as in Docker's JSON stream. Called from one goroutine at a time.
+type Progress func(id, status string, current, total int64)
+
+// ImportOptions describe an image made of a plain tree.
+type ImportOptions struct {
+	Ref      string // name to give it, may be empty
+	Message  string
+	Changes  []string // Dockerfile instructions as in `commit --change`
+	Platform string
+}
+
+// CommitOptions describe an image made of a container's tree.
+type CommitOptions struct {
+	Key       string        // the writable tree (snapshot.Store)
+	Parent    digest.Digest // image the container was made from, may be empty
+	Ref       string
+	Author    string
+	Comment   string
+	Run       RunConfig // the container's config, before Changes
+	Changes   []string
+	CreatedBy string
+}
+
+// Store is the contract of the room.
+type Store interface {
+	// Get finds an image by name, name:tag, name@digest, id or unique id prefix (with or without sha256:). errs.NotFound: "No such image: x".
+	Get(ctx context.Context, ref string) (Image, error)
+	List(ctx context.Context) ([]Image, error)
+	Tag(ctx context.Context, ref, name string) error
+	// Remove untags, and deletes when it was the last name. inUse names the containers of an image (running or not); it gives errs.Conflict as Docker does.
+	Remove(ctx context.Context, ref string, force, prune bool, inUse func(id digest.Digest) (stopped, running []string)) ([]Removed, error)
+	History(ctx context.Context, ref string) ([]HistoryEntry, error)
+	// Load reads a docker archive (old and new) or OCI layout, plain, gzip or zstd; it returns the names (or ids) loaded.
+	Load(ctx context.Context, r io.Reader, progress Progress) ([]string, error)
+	// Save writes an archive that is a docker archive and an OCI layout at once.
+	Save(ctx context.Context, refs []string, w io.Writer) error
+	// Import makes an image of a tar stream (plain, gzip, bzip2, xz if possible, zstd).
+	Import(ctx context.Context, r io.Reader, opts ImportOptions) (Image, error)
+	Commit(ctx context.Context, opts CommitOptions) (Image, error)
+}

@@ -1,0 +1,130 @@
+// Package network is the room of how containers reach each other, the host and the world.
+//
+// It owns <data-root>/networks, one nftables table per engine ("corten", or "corten-<suffix>" for engines with another data root), the bridges it made, and the embedded DNS
+// sockets. It does not know containers: an endpoint belongs to an opaque owner name. It promises: published ports work from the host's own addresses,
+// loopback included, from other containers and from outside; everything is re-applied after an engine restart or a flush of the rules; what
+// an endpoint took (address, port, veth, rules, names) is given back by Leave, also when half made; no lock is held over kernel work.
+package network
+
+import (
+	"context"
+	"net/netip"
+	"os"
+	"time"
+)
+
+// Network is a stored network. Fields follow Docker's API.
+type Network struct {
+	ID, Name   string
+	Driver     string // "bridge", "host", "none"
+	Created    time.Time
+	Internal   bool
+	Attachable bool
+	EnableIPv4 bool
+	EnableIPv6 bool
+	IPAM       IPAM
+	Options    map[string]string // com.docker.network.bridge.* and com.docker.network.driver.mtu
+	Labels     map[string]string
+	Predefined bool // bridge, host, none
+}
+
+// IPAM is the address configuration of a network.
+type IPAM struct {
+	Driver  string
+	Options map[string]string
+	Pools   []Pool
+}
+
+// Pool is one subnet with its gateway and, if given, the part of it that addresses are taken from.
+type Pool struct {
+	Subnet  netip.Prefix
+	Range   netip.Prefix
+	Gateway netip.Addr
+	Aux     map[string]netip.Addr
+}
+
+// Port is one published port. HostPort 0 asks for a free one of the range [HostPort, HostPortEnd].
+type Port struct {
+	Proto                 string // tcp, udp, sctp
+	ContainerPort         uint16
+	HostIP                netip.Addr // the zero Addr: all addresses, v4 and v6
+	HostPort, HostPortEnd uint16
+}
+
+// EndpointRequest asks for one network of a container.
+type EndpointRequest struct {
+	Network  string // id or name
+	IPv4     netip.Addr
+	IPv6     netip.Addr
+	MAC      string
+	Aliases  []string
+	Gateway  bool // the default route goes here
+	Priority int
+	Options  map[string]string
+}
+
+// JoinRequest asks for a whole network namespace.
+type JoinRequest struct {
+	Owner     string // container id
+	Name      string // DNS name of the container, without slash
+	Hostname  string
+	Endpoints []EndpointRequest
+	Ports     []Port
+	// DNS as given by --dns, --dns-search, --dns-option; empty means the host's.
+	DNS, DNSSearch, DNSOptions []string
+	// Sysctls of net.* are set by the runtime, not here.
+}
+
+// Endpoint is one made interface.
+type Endpoint struct {
+	Network   string // name
+	NetworkID string
+	ID        string
+	Interface string
+	MAC       string
+	IPv4      netip.Prefix
+	IPv6      netip.Prefix
+	Gateway4  netip.Addr
+	Gateway6  netip.Addr
+	Aliases   []string
+	DNSNames  []string
+}
+
+// Sandbox is the made network of one container.
+type Sandbox struct {
+	Owner     string
+	Endpoints []Endpoint
+	Ports     []Port // with the host ports that were chosen; one entry per host address family
+	// NS is the namespace to join; nil for driver host. The caller closes it after the first process has joined; the namespace lives with its processes.
+	NS *os.File
+	// ResolvConf is the content of /etc/resolv.conf for this container.
+	ResolvConf []byte
+}
+
+// Manager is the contract of the room.
+type Manager interface {
+	// Create, Get (by id, unique id prefix or name), List, Remove: errs.Conflict when a network has endpoints or the name is taken, errs.Forbidden for the predefined ones.
+	Create(ctx context.Context, nw Network) (Network, error)
+	Get(ctx context.Context, ref string) (Network, error)
+	List(ctx context.Context) ([]Network, error)
+	Remove(ctx context.Context, ref string) error
+	// Endpoints lists who is on a network: owner -> endpoint.
+	Endpoints(ctx context.Context, ref string) (map[string]Endpoint, error)
+	// Join makes the namespace and interfaces of a container that is about to start. On the default bridge without special wishes it takes a ready one from the pool.
+	Join(ctx context.Context, req JoinRequest) (*Sandbox, error)
+	// Restore re-claims what a running container has, after an engine restart: pid is its first process.
+	Restore(ctx context.Context, req JoinRequest, sb Sandbox, pid int) error
+	// Leave gives everything of owner back. The slow part happens in the background. No error when there is nothing.
+	Leave(ctx context.Context, owner string) error
+	// Connect and Disconnect change a running container live.
+	Connect(ctx context.Context, owner string, pid int, req EndpointRequest) (Endpoint, error)
+	Disconnect(ctx context.Context, owner string, pid int, network string) error
+	// Rename changes the DNS name of a running container.
+	Rename(ctx context.Context, owner, name string) error
+	// Share returns the names, ports and resolv.conf for network mode container:OWNER without joining.
+	Sandbox(owner string) (Sandbox, bool)
+	// HostGateway is the address that --add-host name:host-gateway means.
+	HostGateway() netip.Addr
+	// Close stops background work; it removes no running container's network. With nothing running it removes bridges' rules and the table.
+	Close() error
+}

@@ -1,0 +1,110 @@
+// Package snapshot is the room of file trees: chains of read-only layers and the writable trees on top of them.
+//
+// It owns <data-root>/snapshots. It knows tar streams and directories; it does not know manifests, images, tags or containers.
+// It promises: a layer is durable before Apply or Commit returns and is never changed afterwards; a failed or killed call leaves
+// nothing that a later call or the start-up check does not remove; a mount is handed out as a detached mount descriptor, so that
+// nothing appears in the host's mount table and nothing is left there by a crash.
+//
+// Life of a tree:
+//
+//	Apply(parent, tar) ─▶ layer (by chain id) ─▶ Prepare(key, layer) ─▶ writable ─▶ Mount(key) … ─▶ Diff/Changes/Usage ─▶ Remove(key)
+//	                                                                      └─▶ Commit(key) ─▶ layer
+package snapshot
+
+import (
+	"context"
+	"io"
+	"os"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// ChainID names a chain of layers (image-spec, "Layer ChainID"). The empty ChainID is the empty tree.
+type ChainID = digest.Digest
+
+// Layer describes one committed layer.
+type Layer struct {
+	Chain  ChainID
+	Parent ChainID
+	DiffID digest.Digest // of the uncompressed tar
+	Size   int64         // bytes of the unpacked diff
+}
+
+// ChangeKind is how a path differs from the layer below; the numbers are those of Docker's API.
+type ChangeKind int
+
+const (
+	Modified ChangeKind = 0
+	Added    ChangeKind = 1
+	Deleted  ChangeKind = 2
+)
+
+// Change is one differing path, absolute within the tree.
+type Change struct {
+	Path string
+	Kind ChangeKind
+}
+
+// Options change what Prepare makes.
+type Options struct {
+	// Labels are kept with the tree and given back by Walk; the engine writes whose tree it is.
+	Labels map[string]string
+	// Durable asks for the new tree's folders to be flushed. Trees of containers that vanish with their process need not be.
+	Durable bool
+	// UIDMap, GIDMap ask for a tree whose owners appear shifted, by an idmapped mount. Empty means unchanged.
+	IDMap []IDMap
+}
+
+// IDMap is one range of a user namespace mapping, for both uids and gids.
+type IDMap struct{ Container, Host, Size uint32 }
+
+// Mounted is a tree that can be used now. Close releases it; the tree itself stays.
+type Mounted struct {
+	// Root is a descriptor of the mount (O_PATH from fsmount or open_tree, or a plain directory): it works with move_mount(2)
+	// when Detached is true, with openat2(2) in any case.
+	Root *os.File
+	// Detached tells that Root is a mount of its own that belongs to no mount namespace yet.
+	Detached bool
+	// Path is where the tree can be found by name on the host, if it can (driver plain); else empty.
+	Path string
+	// Close takes the mount down. Safe to call twice.
+	Close func() error
+}
+
+// Store is the contract of every driver (overlay, plain). All methods may be called concurrently, and take no lock that is held over
+// file system work of another key.
+type Store interface {
+	// Name is the driver's name as `info` shows it: "overlay" or "plain".
+	Name() string
+	// Apply unpacks an uncompressed layer tar on top of parent and commits it. The bytes are digested on the way; if want is not
+	// empty and differs, nothing is kept and the error is errs.Invalid. A chain that is there already is not unpacked again (the
+	// reader is still drained and verified). Concurrent calls for one chain do the work once.
+	Apply(ctx context.Context, parent ChainID, want digest.Digest, layer io.Reader) (Layer, error)
+	// Stat returns a layer; errs.NotFound when it is not there.
+	Stat(ctx context.Context, chain ChainID) (Layer, error)
+	// Layers lists all committed layers.
+	Layers(ctx context.Context) ([]Layer, error)
+	// RemoveLayer removes a layer; errs.Conflict while another layer or a writable tree stands on it.
+	RemoveLayer(ctx context.Context, chain ChainID) error
+	// LayerTar writes the layer's uncompressed tar, byte for byte the one that was applied or committed.
+	LayerTar(ctx context.Context, chain ChainID, w io.Writer) error
+
+	// Prepare makes a writable tree named key on chain. errs.Conflict when key exists.
+	Prepare(ctx context.Context, key string, chain ChainID, opts Options) error
+	// Mount makes the writable tree usable. Several mounts of one key at a time share one underlying mount.
+	Mount(ctx context.Context, key string) (*Mounted, error)
+	// View mounts a chain read-only.
+	View(ctx context.Context, chain ChainID) (*Mounted, error)
+	// Changes lists how the writable tree differs from its chain, sorted by path.
+	Changes(ctx context.Context, key string) ([]Change, error)
+	// Diff writes the writable tree's changes as a layer tar (whiteouts as in image-spec layer.md), stable for equal content.
+	Diff(ctx context.Context, key string, w io.Writer) error
+	// Commit turns the changes of key into a layer on its chain; key stays and is unchanged.
+	Commit(ctx context.Context, key string) (Layer, error)
+	// Usage is the bytes of the writable tree's own content.
+	Usage(ctx context.Context, key string) (int64, error)
+	// Remove removes a writable tree; removing one that is not there is no error. The bulk of the work may go on in the background.
+	Remove(ctx context.Context, key string) error
+	// Walk lists the writable trees with their labels.
+	Walk(ctx context.Context, fn func(key string, labels map[string]string) error) error
+}
