@@ -80,6 +80,7 @@ type work struct {
 	regs    [MaxRegs]int64
 	slots   [MaxSlots]int32
 	scratch [64]uint64
+	args    [6]uintptr // of the operation at hand
 	pidfd   int32
 	forkFD  int32 // where the intermediate process of a forking program writes the pid
 }

@@ -102,7 +102,7 @@ func walk(mem uintptr) {
 	prologue(w, h)
 	base := mem + uintptr(workSize) + uintptr(headerSize)
 	arena := base + uintptr(h.ops)*uintptr(opSize)
-	var a [6]uintptr
+	a := &w.args
 	for i := uint32(0); i < h.ops; {
 		o := (*op)(address(base + uintptr(i)*uintptr(opSize)))
 		for k := range a {
@@ -129,8 +129,12 @@ func walk(mem uintptr) {
 			r = a[0]
 		case opFork: // 0: flags of clone3 (CLONE_PARENT is added)
 			r, errno = fork(w, a[0])
+		case opOpenIn: // 0: root directory, 1: path, 2: open flags, 3: what to make if missing (0 nothing, 1 directory, 2 file), 4: mode
+			r, errno = openIn(uintptr(unsafe.Pointer(&w.scratch)), a)
+		case opExec: // 0: candidates, one after the other, 1: how many, 2: argv, 3: count, 4: envp, 5: count
+			r, errno = exec(arena, a)
 		default:
-			r, errno = special(w, h, o.kind, i, &a)
+			r, errno = special(w, h, o.kind, i)
 		}
 		if errno != 0 {
 			next = tolerated(o, errno)
@@ -163,13 +167,10 @@ func tolerated(o *op, errno uintptr) uint32 {
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func special(w *work, h *header, kind uint8, i uint32, a *[6]uintptr) (r, errno uintptr) {
+func special(w *work, h *header, kind uint8, i uint32) (r, errno uintptr) {
 	scratch := uintptr(unsafe.Pointer(&w.scratch))
+	a := &w.args
 	switch kind {
-	case opOpenIn: // 0: root directory, 1: path, 2: open flags, 3: what to make if missing (0 nothing, 1 directory, 2 file), 4: mode
-		return openIn(scratch, a)
-	case opExec: // 0: candidates, one after the other, 1: how many, 2: argv, 3: count, 4: envp, 5: count
-		return exec(mem(w, h), a)
 	case opTell: // 0: kind of report, 1: value
 		return tell(w, h, a[0], i, a[1])
 	case opAwait: // 0: the byte that means go on; anything else, and the end of the socket, ends the child
@@ -206,14 +207,6 @@ func special(w *work, h *header, kind uint8, i uint32, a *[6]uintptr) (r, errno 
 		keep(a)
 	}
 	return 0, 0
-}
-
-// mem returns the address of the arena.
-//
-//go:nosplit
-//go:norace
-func mem(w *work, h *header) uintptr {
-	return uintptr(unsafe.Pointer(h)) + uintptr(headerSize) + uintptr(h.ops)*uintptr(opSize)
 }
 
 //go:nosplit
@@ -330,13 +323,13 @@ func openat2(scratch, dir, path, flags, mode uintptr) (r, errno uintptr) {
 //go:norace
 //go:nocheckptr
 func openIn(scratch uintptr, a *[6]uintptr) (r, errno uintptr) {
-	root, path, flags, what, mode := a[0], a[1], a[2], a[3], a[4]
-	r, errno = openat2(scratch, root, path, flags, 0)
-	if errno != enoent || what == 0 {
+	// The arguments stay where they are: locals would not fit the stack of a child that must not grow it.
+	r, errno = openat2(scratch, a[0], a[1], a[2], 0)
+	if errno != enoent || a[3] == 0 {
 		return r, errno
 	}
-	dir, own := root, false
-	p := path
+	dir := a[0]
+	p := a[1]
 	for {
 		for *(*byte)(address(p)) == '/' {
 			p++
@@ -353,13 +346,13 @@ func openIn(scratch uintptr, a *[6]uintptr) (r, errno uintptr) {
 		ended := *(*byte)(address(p))
 		*(*byte)(address(p)) = 0
 		var fd uintptr
-		if last && what == 2 {
-			fd, errno = makeFile(scratch, dir, start, mode)
+		if last && a[3] == 2 {
+			fd, errno = makeFile(scratch, dir, start, a[4])
 		} else {
-			fd, errno = makeDir(scratch, root, dir, path, start, mode)
+			fd, errno = makeDir(scratch, a, dir, start)
 		}
 		*(*byte)(address(p)) = ended
-		if own {
+		if dir != a[0] {
 			sys3(syscall.SYS_CLOSE, dir, 0, 0)
 		}
 		if errno != 0 {
@@ -367,24 +360,24 @@ func openIn(scratch uintptr, a *[6]uintptr) (r, errno uintptr) {
 		}
 		if last {
 			sys3(syscall.SYS_CLOSE, fd, 0, 0)
-			return openat2(scratch, root, path, flags, 0)
+			return openat2(scratch, a[0], a[1], a[2], 0)
 		}
-		dir, own = fd, true
+		dir = fd
 		p = rest
 	}
 }
 
 //go:nosplit
 //go:norace
-func makeDir(scratch, root, dir, prefix, name, mode uintptr) (r, errno uintptr) {
-	r, errno = openat2(scratch, root, prefix, oPath|oDirectory, 0)
+func makeDir(scratch uintptr, a *[6]uintptr, dir, name uintptr) (r, errno uintptr) {
+	r, errno = openat2(scratch, a[0], a[1], oPath|oDirectory, 0)
 	if errno != enoent {
 		return r, errno
 	}
-	if _, e := sys3(syscall.SYS_MKDIRAT, dir, name, mode); e != 0 && e != eexist {
+	if _, e := sys3(syscall.SYS_MKDIRAT, dir, name, a[4]); e != 0 && e != eexist {
 		return 0, e
 	}
-	return openat2(scratch, root, prefix, oPath|oDirectory, 0)
+	return openat2(scratch, a[0], a[1], oPath|oDirectory, 0)
 }
 
 //go:nosplit
