@@ -1,0 +1,53 @@
+# Corten. `make demo` shows the main job end to end, `make test` runs every test.
+GO      ?= go
+VERSION ?= 0.1.0
+COMMIT  := $(shell git rev-parse --short=9 HEAD 2>/dev/null || echo unknown)
+LD      := -s -w -X corten.dev/corten/internal/version.Version=$(VERSION) -X corten.dev/corten/internal/version.Commit=$(COMMIT)
+BUILD   := CGO_ENABLED=0 $(GO) build -trimpath
+EMBED   := internal/monitor/bin/corten-monitor internal/image/hello/bin/corten-hello internal/engine/containers/initbin/corten-init
+
+.PHONY: build embed demo test test-vm lint bench docs cross clean
+.DEFAULT_GOAL := build
+
+build: embed
+	$(BUILD) -ldflags '$(LD)' -o bin/corten ./cmd/corten
+	$(BUILD) -ldflags '$(LD)' -o bin/cortend ./cmd/cortend
+
+# The small programs that cortend carries inside itself. Always built: the Go build cache makes it cheap, and they are never stale.
+embed:
+	$(BUILD) -ldflags '-s -w' -o internal/monitor/bin/corten-monitor ./cmd/corten-monitor
+	$(BUILD) -ldflags '-s -w' -o internal/image/hello/bin/corten-hello ./cmd/corten-hello
+	$(BUILD) -ldflags '-s -w' -o internal/engine/containers/initbin/corten-init ./cmd/corten-init
+
+demo: build
+	$(GO) run ./cmd/corten-demo -bin bin
+
+# Every test: units and suites, scripts of every verb against a real engine, runtime-tools' validation programs, kill -9 loops.
+test: build
+	CGO_ENABLED=0 $(GO) test -timeout 20m ./...
+
+# The same main job and the suites of the rooms that touch the kernel, in a Debian virtual machine with cgroup v2 and systemd.
+test-vm: build
+	./internal/vm/run
+
+lint:
+	$(GO) vet ./...
+	$(GO) tool -modfile=tools/go.mod staticcheck ./...
+	@test -z "$$(gofmt -l cmd internal)" || { echo "gofmt needed:"; gofmt -l cmd internal; exit 1; }
+	$(GO) test ./internal/house
+
+bench: build
+	$(GO) run ./cmd/corten-bench -bin bin
+
+docs:
+	$(GO) run ./internal/cli/gendocs docs
+
+# The command line for the desks of people, both binaries for the other Linux machines.
+cross: embed
+	for t in darwin/amd64 darwin/arm64 windows/amd64 windows/arm64; do \
+	  CGO_ENABLED=0 GOOS=$${t%/*} GOARCH=$${t#*/} $(GO) build -o /dev/null ./cmd/corten || exit 1; done
+	for t in ./cmd/corten ./cmd/cortend ./cmd/corten-monitor ./cmd/corten-init ./cmd/corten-hello; do \
+	  CGO_ENABLED=0 GOOS=linux GOARCH=arm64 $(GO) build -o /dev/null $$t || exit 1; done
+
+clean:
+	rm -rf bin $(EMBED)

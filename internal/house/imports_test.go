@@ -1,0 +1,204 @@
+package house
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "corten.dev/corten/"
+
+// room says what a folder below internal/ (and all below it) may import of ours. "may" are folders below internal/; a folder opens all below it.
+// Every package may use itself, and what lies below it.
+type room struct {
+	room string
+	may  string
+	why  string
+}
+
+const (
+	words = "errs filter units version reference"
+	tools = words + " task record events safefs tarfs linux"
+)
+
+var table = []room{
+	// Floor 0: words.
+	{"errs", "", "the error kinds stand below everything"},
+	{"filter", "errs", "a pure value"},
+	{"version", "", "two strings"},
+	// Floor 1: tools. They know words and, where named, each other.
+	{"task", "errs", "undo stacks know nothing"},
+	{"events", words, "a bus of plain values"},
+	{"record", words, "named bytes on disk"},
+	{"safefs", words + " linux", "paths by descriptor"},
+	{"tarfs", words + " safefs linux", "trees to tar and back"},
+	{"linux", words, "kernel facilities know no container words"},
+	// Floor 2: rooms. They do not know each other, except through the doors opened here.
+	{"content", tools, "blobs by digest"},
+	{"snapshot", tools, "trees know no images"},
+	{"image", tools + " snapshot content", "an image is a config on a chain of layers, kept as blobs"},
+	{"runtime", tools, "a bundle in, a process out"},
+	{"logs", tools, "lines know no containers"},
+	{"monitor", tools + " logs", "a monitor writes the log"},
+	{"network", tools, "an endpoint has an opaque owner"},
+	{"volume", tools, "a volume is a directory and a record of who uses it"},
+	{"container", words + " image network", "the stored record embeds what images and networks store"},
+	// Floor 3: the engine's services.
+	{"engine", tools + " content snapshot image runtime logs monitor network volume container", "one service per noun over the rooms"},
+	// Floor 4: doors translate, never decide.
+	{"server", words + " task events container image network volume snapshot runtime engine", "the Docker API"},
+	{"runtimecli", tools + " runtime", "the OCI command line of the runtime room"},
+	{"cli", words, "the client knows the API, not the engine"},
+	{"settings", words, "what an operator says"},
+	{"script", words, "runs the scripts of the verbs"},
+	{"house", "", "reads source, imports none"},
+}
+
+func repoRoot(t *testing.T) string {
+	t.Helper()
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return root
+}
+
+// goFiles calls fn for every Go file of ours that is not a test, with its folder relative to the repository.
+func goFiles(t *testing.T, fn func(dir, path string)) {
+	t.Helper()
+	root := repoRoot(t)
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			name := d.Name()
+			if name == "testdata" || strings.HasPrefix(name, ".") && path != root || name == "tools" && filepath.Dir(path) == root {
+				return filepath.SkipDir
+			}
+			if _, err := os.Stat(filepath.Join(path, "go.mod")); err == nil && path != root {
+				return filepath.SkipDir // a module of its own
+			}
+			return nil
+		}
+		if strings.HasSuffix(path, ".go") && !strings.HasSuffix(path, "_test.go") {
+			rel, err := filepath.Rel(root, filepath.Dir(path))
+			if err != nil {
+				return err
+			}
+			fn(rel, path)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// under tells whether folder is room or lies below it.
+func under(folder, room string) bool {
+	return folder == room || strings.HasPrefix(folder, room+"/")
+}
+
+func ruleFor(folder string) (room, bool) {
+	var best room
+	found := false
+	for _, r := range table {
+		if under(folder, r.room) && len(r.room) >= len(best.room) {
+			best, found = r, true
+		}
+	}
+	return best, found
+}
+
+// testHelpers may be imported by nobody but tests; they may look into any room.
+func testHelper(folder string) bool {
+	return strings.HasSuffix(folder, "test") || strings.HasSuffix(folder, "/memory") || strings.HasSuffix(folder, "/gendocs")
+}
+
+func TestImports(t *testing.T) {
+	fset := token.NewFileSet()
+	used := map[string]bool{}
+	goFiles(t, func(dir, path string) {
+		folder, ok := strings.CutPrefix(dir, "internal/")
+		if !ok {
+			return // cmd joins everything
+		}
+		rule, ok := ruleFor(folder)
+		if !ok {
+			t.Errorf("%s: the import table has no line for this room", dir)
+			return
+		}
+		used[rule.room] = true
+		file, err := parser.ParseFile(fset, path, nil, parser.ImportsOnly)
+		if err != nil {
+			t.Errorf("%s: %v", path, err)
+			return
+		}
+		for _, imp := range file.Imports {
+			name, err := strconv.Unquote(imp.Path.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkImport(t, path, folder, rule, name)
+		}
+	})
+	for _, r := range table {
+		if !used[r.room] {
+			t.Errorf("the line of room %q matches no package: remove it", r.room)
+		}
+	}
+}
+
+func checkImport(t *testing.T, path, folder string, rule room, name string) {
+	t.Helper()
+	ours, ok := strings.CutPrefix(name, module+"internal/")
+	if !ok {
+		checkForeign(t, path, folder, name)
+		return
+	}
+	if under(ours, rule.room) || testHelper(folder) {
+		return
+	}
+	if testHelper(ours) {
+		t.Errorf("%s imports the test helper %s", path, ours)
+		return
+	}
+	for _, may := range strings.Fields(rule.may) {
+		if under(ours, may) {
+			return
+		}
+	}
+	t.Errorf("%s: room %q must not know %q (%s)", path, rule.room, ours, rule.why)
+}
+
+// Foreign packages that are for some rooms only, each with the reason.
+var foreign = []struct{ prefix, rooms, why string }{
+	{"net/http", "server cli image/hello runtimecli engine/images", "HTTP belongs to the doors; image import fetches a URL"},
+	{"github.com/moby/moby/api", "server cli", "wire types belong to the doors"},
+	{"github.com/moby/moby/client", "", "the reference client is a judge in tests, not a part"},
+	{"github.com/distribution/reference", "", "430 KB of regular expressions at start; tests compare with it"},
+	{"github.com/spf13/cobra", "cli", "flags belong to the command line"},
+	{"github.com/spf13/pflag", "cli settings runtimecli", "flags belong to the command lines"},
+	{"github.com/google/nftables", "linux network", "rules belong to the network room"},
+	{"github.com/vishvananda/netlink", "linux network", "links belong to the network room"},
+	{"github.com/cilium/ebpf", "linux", "device programs belong to the cgroup tool"},
+}
+
+func checkForeign(t *testing.T, path, folder, name string) {
+	t.Helper()
+	for _, f := range foreign {
+		if !under(name, f.prefix) {
+			continue
+		}
+		if !slices.ContainsFunc(strings.Fields(f.rooms), func(r string) bool { return under(folder, r) }) && !testHelper(folder) {
+			t.Errorf("%s imports %s: %s", path, name, f.why)
+		}
+	}
+}

@@ -1,0 +1,61 @@
+package settings
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestFileAndFlags(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "daemon.json")
+	write := func(s string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(s), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(`{"data-root":"/x","default-shm-size":"128m","default-address-pools":[{"base":"10.0.0.0/8","size":24}],"debug":true}`)
+	s, err := Parse([]string{"--config-file", file, "--exec-root", "/y", "--default-ulimit", "nofile=10:20"}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.DataRoot != "/x" || s.ShmSize != 128<<20 || !s.Debug || s.AddressPools[0].Size != 24 || s.Ulimits["nofile"].Hard != 20 {
+		t.Fatalf("got %+v", s)
+	}
+	if s.Hosts[0] != "unix:///y/corten.sock" || s.Pidfile != "/y/cortend.pid" {
+		t.Fatalf("defaults that follow the roots: %v %v", s.Hosts, s.Pidfile)
+	}
+	for _, tc := range []struct{ file, flags, want string }{
+		{`{"data-root":"/x"}`, "--data-root /z", "given both there and as a flag: data-root"},
+		{`{"hosts":["unix:///a"]}`, "-H unix:///b", "given both there and as a flag: hosts"},
+		{`{"no-such-key":1}`, "", "no-such-key"},
+		{`{`, "", "unexpected end"},
+		{`{"bip":"10.0.0.1"}`, "", "prefix length"},
+		{`{"default-address-pools":[{"base":"10.0.0.0/8","size":4}]}`, "", "prefix length"},
+		{``, "--log-level loud", "log level"},
+		{``, "--exec-opt native.cgroupdriver=x", "native.cgroupdriver"},
+		{``, "--tls", "--tlscert"},
+		{``, "--no-such-flag", "unknown flag"},
+		{``, "extra", "unknown argument"},
+		{``, "--data-root relative", "absolute"},
+		{``, "--storage-driver zfs", "storage driver"},
+	} {
+		write(tc.file)
+		_, err := Parse(append([]string{"--config-file", file}, strings.Fields(tc.flags)...), io.Discard)
+		if err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("file %s flags %q: got %v, want %q", tc.file, tc.flags, err, tc.want)
+		}
+	}
+}
+
+func FuzzConfigFile(f *testing.F) {
+	f.Add([]byte(`{"data-root":"/x","default-ulimits":{"nofile":{"Name":"nofile","Hard":1,"Soft":1}}}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		s := Default()
+		if s.merge(raw, func(string) bool { return false }) == nil {
+			_ = s.check()
+		}
+	})
+}
