@@ -56,6 +56,8 @@ var table = []room{
 	{"runtimecli", tools + " runtime", "the OCI command line of the runtime room"},
 	{"cli", words, "the client knows the API, not the engine"},
 	{"settings", words, "what an operator says"},
+	{"bench", words, "whole commands, from outside"},
+	{"demo", words, "whole commands, from outside"},
 	{"script", words, "runs the scripts of the verbs"},
 	{"house", "", "reads source, imports none"},
 }
@@ -180,7 +182,7 @@ func checkImport(t *testing.T, path, folder string, rule room, name string) {
 
 // Foreign packages that are for some rooms only, each with the reason.
 var foreign = []struct{ prefix, rooms, why string }{
-	{"net/http", "server cli image/hello runtimecli engine/images", "HTTP belongs to the doors; image import fetches a URL"},
+	{"net/http", "server cli demo engine/images", "HTTP belongs to the doors; image import fetches a URL"},
 	{"github.com/moby/moby/api", "server cli", "wire types belong to the doors"},
 	{"github.com/moby/moby/client", "", "the reference client is a judge in tests, not a part"},
 	{"github.com/distribution/reference", "", "430 KB of regular expressions at start; tests compare with it"},

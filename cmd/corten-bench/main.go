@@ -1,0 +1,82 @@
+// Command corten-bench prints our figures beside those of the peers that it finds installed (make bench).
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+
+	"corten.dev/corten/internal/bench"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "corten-bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	bin := flag.String("bin", "bin", "folder of corten and cortend")
+	rows := flag.String("rows", "", "rows to measure, separated by commas (default all)")
+	rounds := flag.Int("rounds", 0, "rounds of each row (0: its own number)")
+	only := flag.String("only", "", "contestants, separated by commas (default all that are installed)")
+	containers := flag.Int("containers", 20, "idle containers for the memory row")
+	busybox := flag.String("busybox", "/bin/busybox", "a static busybox")
+	out := flag.String("json", "bench-result.json", "file for the figures as JSON")
+	flag.Parse()
+	abs, err := filepath.Abs(*bin)
+	if err != nil {
+		return err
+	}
+	base, err := os.MkdirTemp("", "corten-bench")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(base)
+	dir := func(name string) string {
+		d := filepath.Join(base, name)
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			fmt.Fprintln(os.Stderr, "corten-bench:", err)
+		}
+		return d
+	}
+	all := []bench.Contestant{
+		bench.Corten(abs, dir("corten"), *busybox),
+		bench.Docker(dir("docker"), *busybox),
+		bench.Podman(dir("podman"), *busybox),
+		&bench.OCI{Label: "cortend runtime", Command: []string{filepath.Join(abs, "cortend"), "runtime", "--root", dir("ocistate")}, Dir: dir("oci"), Busybox: *busybox},
+		&bench.OCI{Label: "runc", Command: []string{"runc", "--root", dir("runcstate")}, Dir: dir("runc"), Busybox: *busybox},
+		&bench.OCI{Label: "crun", Command: []string{"crun", "--root", dir("crunstate")}, Dir: dir("crun"), Busybox: *busybox},
+	}
+	opts := bench.Options{Rounds: *rounds, Containers: *containers, Progress: os.Stderr}
+	if *rows != "" {
+		opts.Rows = strings.Split(*rows, ",")
+	}
+	if *only != "" {
+		all = choose(all, strings.Split(*only, ","))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	rep := bench.Run(ctx, all, opts)
+	if err := rep.Print(os.Stdout); err != nil {
+		return err
+	}
+	return rep.Save(*out)
+}
+
+func choose(all []bench.Contestant, names []string) []bench.Contestant {
+	var some []bench.Contestant
+	for _, c := range all {
+		for _, n := range names {
+			if c.Name() == n {
+				some = append(some, c)
+			}
+		}
+	}
+	return some
+}
