@@ -1,0 +1,407 @@
+package cgroup
+
+import (
+	"bytes"
+	"fmt"
+	"math"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Stats are the kernel's figures for a container. Bytes and nanoseconds throughout. A figure that the host does not keep is zero.
+type Stats struct {
+	CPU     CPUStats
+	Memory  MemoryStats
+	Pids    PidsStats
+	Blkio   BlkioStats
+	Hugetlb []HugetlbStats
+}
+
+// CPUStats is processor time.
+type CPUStats struct {
+	Total, User, System                    uint64
+	PerCPU                                 []uint64 // v1 only
+	Periods, ThrottledPeriods, ThrottledNS uint64
+	BurstPeriods, BurstNS                  uint64
+}
+
+// MemoryStats are bytes. Limit is math.MaxUint64 where there is none.
+type MemoryStats struct {
+	Usage, MaxUsage, Limit, Failcnt uint64
+	// Cache is the page cache, RSS anonymous memory, InactiveFile the part of the cache that `stats` subtracts from Usage.
+	Cache, RSS, InactiveFile uint64
+	Swap, SwapLimit          uint64 // v1: memory and swap together
+	Kernel, KernelTCP        uint64
+	PageFaults, MajorFaults  uint64
+	OOMKills                 uint64
+}
+
+// PidsStats are numbers of tasks. Limit is 0 where there is none.
+type PidsStats struct{ Current, Limit uint64 }
+
+// BlkioEntry is one figure for one device.
+type BlkioEntry struct {
+	Major, Minor uint64
+	Op           string // "Read", "Write", and what else the kernel counts
+	Value        uint64
+}
+
+// BlkioStats is what went to and from block devices.
+type BlkioStats struct{ ServiceBytes, Serviced []BlkioEntry }
+
+// HugetlbStats is the use of one size of huge pages ("2MB").
+type HugetlbStats struct {
+	PageSize                 string
+	Usage, MaxUsage, Failcnt uint64
+}
+
+// reader reads cgroup files and keeps the first real error; a file that is not there counts as zero, since kernels differ in what they keep.
+type reader struct {
+	buf [16384]byte
+	err error
+}
+
+func (r *reader) bytes(dir, name string) []byte {
+	if dir == "" || r.err != nil {
+		return nil
+	}
+	n, err := readInto(dir, name, r.buf[:])
+	if err != nil {
+		if !missingFile(err) && !unsupported(err) {
+			r.err = err
+		}
+		return nil
+	}
+	return r.buf[:n]
+}
+
+func (r *reader) uint(dir, name string) uint64 {
+	return parseUint(r.bytes(dir, name))
+}
+
+// parseUint reads a number; "max" is the greatest one, anything else zero.
+func parseUint(b []byte) uint64 {
+	b = bytes.TrimSpace(b)
+	if string(b) == "max" {
+		return math.MaxUint64
+	}
+	var n uint64
+	for _, c := range b {
+		if c < '0' || c > '9' {
+			return 0
+		}
+		n = n*10 + uint64(c-'0')
+	}
+	return n
+}
+
+// lines calls fn for each "key value" line.
+func lines(b []byte, fn func(key []byte, val uint64)) {
+	for len(b) > 0 {
+		var line []byte
+		line, b, _ = bytes.Cut(b, []byte{'\n'})
+		if key, val, ok := bytes.Cut(line, []byte{' '}); ok {
+			fn(key, parseUint(val))
+		}
+	}
+}
+
+func readUint(dir, name string) (uint64, error) {
+	s, err := readFile(dir, name)
+	if err != nil {
+		return 0, err
+	}
+	if s == "max" {
+		return math.MaxUint64, nil
+	}
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s/%s: %w", dir, name, err)
+	}
+	return n, nil
+}
+
+// Stats reads the figures: about fifteen small files on v1, eight on v2.
+func (m *Manager) Stats() (Stats, error) {
+	var st Stats
+	var r reader
+	for _, part := range []struct {
+		controller string
+		v1, v2     func(r *reader, dir string, st *Stats)
+	}{
+		{"cpuacct", cpuacctV1, func(*reader, string, *Stats) {}},
+		{"cpu", cpuV1Stats, cpuV2Stats},
+		{"memory", memoryV1Stats, memoryV2Stats},
+		{"pids", pidsStats, pidsStats},
+		{"blkio", blkioV1Stats, blkioV2Stats},
+	} {
+		dir, v2 := m.dirOf(part.controller)
+		switch {
+		case dir == "":
+		case v2:
+			part.v2(&r, dir, &st)
+		default:
+			part.v1(&r, dir, &st)
+		}
+	}
+	if dir, v2 := m.dirOf("hugetlb"); dir != "" && m.host.mode != Hybrid {
+		hugetlbStats(&r, dir, v2, &st)
+	}
+	if r.err != nil {
+		return st, fmt.Errorf("figures of %s: %w", m.id, r.err)
+	}
+	return st, nil
+}
+
+func cpuacctV1(r *reader, dir string, st *Stats) {
+	st.CPU.Total = r.uint(dir, "cpuacct.usage")
+	st.CPU.User = r.uint(dir, "cpuacct.usage_user")
+	st.CPU.System = r.uint(dir, "cpuacct.usage_sys")
+	for _, f := range bytes.Fields(r.bytes(dir, "cpuacct.usage_percpu")) {
+		st.CPU.PerCPU = append(st.CPU.PerCPU, parseUint(f))
+	}
+}
+
+func cpuV1Stats(r *reader, dir string, st *Stats) {
+	lines(r.bytes(dir, "cpu.stat"), func(key []byte, val uint64) {
+		switch string(key) {
+		case "nr_periods":
+			st.CPU.Periods = val
+		case "nr_throttled":
+			st.CPU.ThrottledPeriods = val
+		case "throttled_time":
+			st.CPU.ThrottledNS = val
+		case "nr_bursts":
+			st.CPU.BurstPeriods = val
+		case "burst_time":
+			st.CPU.BurstNS = val
+		}
+	})
+}
+
+func cpuV2Stats(r *reader, dir string, st *Stats) {
+	lines(r.bytes(dir, "cpu.stat"), func(key []byte, val uint64) {
+		switch string(key) {
+		case "usage_usec":
+			st.CPU.Total = val * 1000
+		case "user_usec":
+			st.CPU.User = val * 1000
+		case "system_usec":
+			st.CPU.System = val * 1000
+		case "nr_periods":
+			st.CPU.Periods = val
+		case "nr_throttled":
+			st.CPU.ThrottledPeriods = val
+		case "throttled_usec":
+			st.CPU.ThrottledNS = val * 1000
+		case "nr_bursts":
+			st.CPU.BurstPeriods = val
+		case "burst_usec":
+			st.CPU.BurstNS = val * 1000
+		}
+	})
+}
+
+// noLimitV1 is what v1 shows for "no limit": the greatest number of whole pages.
+const noLimitV1 = math.MaxInt64 &^ 0xffff
+
+func memoryV1Stats(r *reader, dir string, st *Stats) {
+	mem := &st.Memory
+	mem.Usage = r.uint(dir, "memory.usage_in_bytes")
+	mem.MaxUsage = r.uint(dir, "memory.max_usage_in_bytes")
+	mem.Failcnt = r.uint(dir, "memory.failcnt")
+	if mem.Limit = r.uint(dir, "memory.limit_in_bytes"); mem.Limit >= noLimitV1 {
+		mem.Limit = math.MaxUint64
+	}
+	mem.Swap = r.uint(dir, "memory.memsw.usage_in_bytes")
+	if mem.SwapLimit = r.uint(dir, "memory.memsw.limit_in_bytes"); mem.SwapLimit >= noLimitV1 {
+		mem.SwapLimit = math.MaxUint64
+	}
+	mem.Kernel = r.uint(dir, "memory.kmem.usage_in_bytes")
+	mem.KernelTCP = r.uint(dir, "memory.kmem.tcp.usage_in_bytes")
+	lines(r.bytes(dir, "memory.stat"), func(key []byte, val uint64) {
+		switch string(key) {
+		case "total_cache":
+			mem.Cache = val
+		case "total_rss":
+			mem.RSS = val
+		case "total_inactive_file":
+			mem.InactiveFile = val
+		case "total_pgfault":
+			mem.PageFaults = val
+		case "total_pgmajfault":
+			mem.MajorFaults = val
+		}
+	})
+	lines(r.bytes(dir, "memory.oom_control"), func(key []byte, val uint64) {
+		if string(key) == "oom_kill" {
+			mem.OOMKills = val
+		}
+	})
+}
+
+func memoryV2Stats(r *reader, dir string, st *Stats) {
+	mem := &st.Memory
+	mem.Usage = r.uint(dir, "memory.current")
+	mem.MaxUsage = r.uint(dir, "memory.peak")
+	mem.Limit = r.uint(dir, "memory.max")
+	mem.Swap = r.uint(dir, "memory.swap.current")
+	mem.SwapLimit = r.uint(dir, "memory.swap.max")
+	lines(r.bytes(dir, "memory.stat"), func(key []byte, val uint64) {
+		switch string(key) {
+		case "file":
+			mem.Cache = val
+		case "anon":
+			mem.RSS = val
+		case "inactive_file":
+			mem.InactiveFile = val
+		case "kernel":
+			mem.Kernel = val
+		case "sock":
+			mem.KernelTCP = val
+		case "pgfault":
+			mem.PageFaults = val
+		case "pgmajfault":
+			mem.MajorFaults = val
+		}
+	})
+	lines(r.bytes(dir, "memory.events"), func(key []byte, val uint64) {
+		switch string(key) {
+		case "max":
+			mem.Failcnt = val
+		case "oom_kill":
+			mem.OOMKills = val
+		}
+	})
+}
+
+func pidsStats(r *reader, dir string, st *Stats) {
+	st.Pids.Current = r.uint(dir, "pids.current")
+	if st.Pids.Limit = r.uint(dir, "pids.max"); st.Pids.Limit == math.MaxUint64 {
+		st.Pids.Limit = 0
+	}
+}
+
+func blkioV1Stats(r *reader, dir string, st *Stats) {
+	for _, prefix := range []string{"blkio.throttle.", "blkio.bfq."} {
+		st.Blkio.ServiceBytes = blkioLines(r.bytes(dir, prefix+"io_service_bytes_recursive"))
+		st.Blkio.Serviced = blkioLines(r.bytes(dir, prefix+"io_serviced_recursive"))
+		if len(st.Blkio.ServiceBytes) > 0 {
+			return
+		}
+	}
+}
+
+// blkioLines reads lines of the form "8:0 Read 4096".
+func blkioLines(b []byte) (list []BlkioEntry) {
+	for len(b) > 0 {
+		var line []byte
+		line, b, _ = bytes.Cut(b, []byte{'\n'})
+		f := bytes.Fields(line)
+		if len(f) != 3 {
+			continue // the line "Total"
+		}
+		if major, minor, ok := bytes.Cut(f[0], []byte{':'}); ok {
+			list = append(list, BlkioEntry{parseUint(major), parseUint(minor), string(f[1]), parseUint(f[2])})
+		}
+	}
+	return list
+}
+
+// blkioV2Stats reads lines of the form "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=5 dios=6".
+func blkioV2Stats(r *reader, dir string, st *Stats) {
+	for _, line := range strings.Split(string(r.bytes(dir, "io.stat")), "\n") {
+		f := strings.Fields(line)
+		if len(f) == 0 {
+			continue
+		}
+		maj, mnr, ok := strings.Cut(f[0], ":")
+		if !ok {
+			continue
+		}
+		e := BlkioEntry{Major: parseUint([]byte(maj)), Minor: parseUint([]byte(mnr))}
+		for _, kv := range f[1:] {
+			key, val, _ := strings.Cut(kv, "=")
+			e.Value = parseUint([]byte(val))
+			switch key {
+			case "rbytes", "rios":
+				e.Op = "Read"
+			case "wbytes", "wios":
+				e.Op = "Write"
+			case "dbytes", "dios":
+				e.Op = "Discard"
+			default:
+				continue
+			}
+			if strings.HasSuffix(key, "bytes") {
+				st.Blkio.ServiceBytes = append(st.Blkio.ServiceBytes, e)
+			} else {
+				st.Blkio.Serviced = append(st.Blkio.Serviced, e)
+			}
+		}
+	}
+}
+
+// hugetlbStats looks for the sizes that the machine has.
+func hugetlbStats(r *reader, dir string, v2 bool, st *Stats) {
+	suffix := ".usage_in_bytes"
+	if v2 {
+		suffix = ".current"
+	}
+	for _, size := range hugePageSizes(dir, suffix) {
+		h := HugetlbStats{PageSize: size}
+		if v2 {
+			h.Usage = r.uint(dir, "hugetlb."+size+".current")
+			lines(r.bytes(dir, "hugetlb."+size+".events"), func(key []byte, val uint64) {
+				if string(key) == "max" {
+					h.Failcnt = val
+				}
+			})
+		} else {
+			h.Usage = r.uint(dir, "hugetlb."+size+".usage_in_bytes")
+			h.MaxUsage = r.uint(dir, "hugetlb."+size+".max_usage_in_bytes")
+			h.Failcnt = r.uint(dir, "hugetlb."+size+".failcnt")
+		}
+		st.Hugetlb = append(st.Hugetlb, h)
+	}
+}
+
+func hugePageSizes(dir, suffix string) (sizes []string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil // gone meanwhile: no figures
+	}
+	for _, e := range entries {
+		size, ok := strings.CutPrefix(e.Name(), "hugetlb.")
+		if !ok {
+			continue
+		}
+		if size, ok = strings.CutSuffix(size, suffix); ok && !strings.Contains(size, ".") {
+			sizes = append(sizes, size)
+		}
+	}
+	return sizes
+}
+
+// MemoryStat is the whole file memory.stat, for the clients that show it.
+func (m *Manager) MemoryStat() (map[string]uint64, error) {
+	dir, _ := m.dirOf("memory")
+	if dir == "" {
+		return nil, nil
+	}
+	var r reader
+	stat := make(map[string]uint64, 64)
+	lines(r.bytes(dir, "memory.stat"), func(key []byte, val uint64) { stat[string(key)] = val })
+	if r.err != nil {
+		return nil, fmt.Errorf("memory figures of %s: %w", m.id, r.err)
+	}
+	return stat, nil
+}
+
+// unsupported are the answers of files that are there, but not for this cgroup.
+func unsupported(err error) bool {
+	return isErrno(err, unix.EOPNOTSUPP) || isErrno(err, unix.ENODEV)
+}
