@@ -1,13 +1,11 @@
 package launch
 
 import (
-	"encoding/binary"
-	"fmt"
-	"os"
+	"syscall"
 	"unsafe"
-
-	"golang.org/x/sys/unix"
 )
+
+// This file imports no more than the walker does: the monitor links it without using it.
 
 // Arg is an argument of an operation.
 type Arg struct {
@@ -21,7 +19,7 @@ func Imm[T ~int | ~int32 | ~int64 | ~uint | ~uint32 | ~uint64 | ~uintptr](v T) A
 }
 
 // AtCwd is AT_FDCWD.
-func AtCwd() Arg { return Imm(unix.AT_FDCWD) }
+func AtCwd() Arg { return Imm(-100) }
 
 // Slot is the descriptor in a fixed slot.
 func Slot(n int) Arg { return Arg{argSlot, uint64(n)} }
@@ -46,7 +44,6 @@ type Builder struct {
 	note   string
 	arena  []byte
 	strs   map[string]uint64
-	files  []*os.File
 	regs   int
 	free   []Arg
 	labels []int // operation of each label, -1 while unknown
@@ -67,34 +64,30 @@ func NewBuilder(flags uint64) *Builder {
 	return b
 }
 
-func (b *Builder) setErr(format string, args ...any) {
+func (b *Builder) setErr(what string) {
 	if b.err == nil {
-		b.err = fmt.Errorf("launch program: "+format, args...)
+		b.err = &Error{What: "program: " + what}
 	}
 }
 
-// File gives f a slot. The builder keeps f only for [Builder.Files].
-func (b *Builder) File(f *os.File) Arg {
+// NewSlot is the next slot from SlotFirst on; the maker of the program keeps the list of files.
+func (b *Builder) NewSlot() Arg {
 	if b.h.slots >= MaxSlots-1 {
-		b.setErr("more than %d files", MaxSlots-1)
+		b.setErr("too many files")
 		return Imm(-1)
 	}
-	b.files = append(b.files, f)
 	b.h.slots++
 	return Slot(int(b.h.slots - 1))
 }
 
-// Files are the files of the slots from SlotFirst on.
-func (b *Builder) Files() []*os.File { return b.files }
+// Sync names the slot of the sync socket.
+func (b *Builder) Sync(slot Arg) { b.h.sync = int32(slot.v) }
 
-// Sync gives the sync socket a slot.
-func (b *Builder) Sync(f *os.File) { b.h.sync = int32(b.File(f).v) }
+// Cgroup has the child born in the v2 cgroup whose directory is in the slot.
+func (b *Builder) Cgroup(slot Arg) { b.h.cgroup = int32(slot.v) }
 
-// Cgroup has the child born in the v2 cgroup whose directory f is.
-func (b *Builder) Cgroup(f *os.File) { b.h.cgroup = int32(b.File(f).v) }
-
-// PidNS has the child born in the pid namespace f.
-func (b *Builder) PidNS(f *os.File) { b.h.pidNS = int32(b.File(f).v) }
+// PidNS has the child born in the pid namespace in the slot.
+func (b *Builder) PidNS(slot Arg) { b.h.pidNS = int32(slot.v) }
 
 // MinFD keeps the descriptors below n free of slots; they are for the executed program.
 func (b *Builder) MinFD(n int) { b.h.minFD = uint32(max(n, 16)) }
@@ -103,12 +96,7 @@ func (b *Builder) MinFD(n int) { b.h.minFD = uint32(max(n, 16)) }
 func (b *Builder) Flags(flags uint64) { b.h.flags |= flags }
 
 // Note says what the following operations are for, in the words of an error message.
-func (b *Builder) Note(format string, args ...any) {
-	b.note = format
-	if len(args) > 0 {
-		b.note = fmt.Sprintf(format, args...)
-	}
-}
+func (b *Builder) Note(what string) { b.note = what }
 
 // Explain is the note of operation i.
 func (b *Builder) Explain(i int) string {
@@ -129,7 +117,7 @@ func (b *Builder) NewReg() Arg {
 		return r
 	}
 	if b.regs >= MaxRegs {
-		b.setErr("more than %d registers", MaxRegs)
+		b.setErr("too many registers")
 		return Arg{argReg, 0}
 	}
 	b.regs++
@@ -146,7 +134,7 @@ func (b *Builder) Str(s string) Arg {
 	}
 	for i := range len(s) {
 		if s[i] == 0 {
-			b.setErr("%q contains a null byte", s)
+			b.setErr("text " + s[:i] + "… contains a null byte")
 			return Arg{argPtr, 0}
 		}
 	}
@@ -173,11 +161,10 @@ func (b *Builder) Bytes(data []byte) Arg {
 
 // Words is the address of numbers of 64 bits.
 func (b *Builder) Words(words ...uint64) Arg {
-	data := make([]byte, 0, len(words)*8)
-	for _, w := range words {
-		data = binary.NativeEndian.AppendUint64(data, w)
+	if len(words) == 0 {
+		return b.Space(0)
 	}
-	return b.Bytes(data)
+	return b.Bytes(unsafe.Slice((*byte)(unsafe.Pointer(&words[0])), len(words)*8))
 }
 
 // Space is the address of n zero bytes, aligned to 8.
@@ -189,7 +176,7 @@ func (b *Builder) add(kind uint8, nr int, args ...Arg) Op {
 		o.kinds[i], o.args[i] = a.kind, a.v
 	}
 	if len(b.ops) >= MaxOps {
-		b.setErr("more than %d operations", MaxOps)
+		b.setErr("too many operations")
 		return Op{b, 0}
 	}
 	b.ops = append(b.ops, o)
@@ -201,7 +188,7 @@ func (b *Builder) add(kind uint8, nr int, args ...Arg) Op {
 func (b *Builder) Sys(nr int, args ...Arg) Op { return b.add(opSys, nr, args...) }
 
 // Close adds close.
-func (b *Builder) Close(fd Arg) { b.Sys(unix.SYS_CLOSE, fd) }
+func (b *Builder) Close(fd Arg) { b.Sys(syscall.SYS_CLOSE, fd) }
 
 // What OpenIn makes when the path is missing.
 const (
@@ -222,7 +209,7 @@ func (b *Builder) Tell(kind byte, value Arg) Op { return b.add(opTell, 0, Imm(in
 func (b *Builder) Await(want byte) { b.add(opAwait, 0, Imm(int(want))) }
 
 // Fail ends the program with errno.
-func (b *Builder) Fail(errno unix.Errno) { b.add(opFail, 0, Imm(uintptr(errno))) }
+func (b *Builder) Fail(errno syscall.Errno) { b.add(opFail, 0, Imm(uintptr(errno))) }
 
 // Move puts a value into a register.
 func (b *Builder) Move(dst, value Arg) { b.add(opMove, 0, value).To(dst) }
@@ -300,7 +287,7 @@ func (b *Builder) Jump(l Label) {
 // To keeps the result in a register; after a tolerated error, the errno.
 func (o Op) To(reg Arg) Op {
 	if reg.kind != argReg {
-		o.b.setErr("result of operation %d goes nowhere", o.i)
+		o.b.setErr("result of an operation goes nowhere: " + o.b.Explain(o.i))
 		return o
 	}
 	o.b.ops[o.i].dst = uint8(reg.v)
@@ -308,20 +295,20 @@ func (o Op) To(reg Arg) Op {
 }
 
 // On goes on at l after errno (0: any); at most two of On and Ignore fit one operation.
-func (o Op) On(errno unix.Errno, l Label) Op {
+func (o Op) On(errno syscall.Errno, l Label) Op {
 	k := o.slot(errno)
 	o.b.fixups = append(o.b.fixups, fixup{o.i, k, l})
 	return o
 }
 
 // Ignore goes on with the next operation after errno (0: any).
-func (o Op) Ignore(errno unix.Errno) Op {
+func (o Op) Ignore(errno syscall.Errno) Op {
 	k := o.slot(errno)
 	o.b.ops[o.i].jump[k] = uint16(o.i + 1)
 	return o
 }
 
-func (o Op) slot(errno unix.Errno) int {
+func (o Op) slot(errno syscall.Errno) int {
 	e := uint16(errno)
 	if errno == 0 {
 		e = anyErrno
@@ -332,7 +319,7 @@ func (o Op) slot(errno unix.Errno) int {
 			return k
 		}
 	}
-	o.b.setErr("operation %d tolerates more than two errors", o.i)
+	o.b.setErr("operation tolerates more than two errors: " + o.b.Explain(o.i))
 	return 1
 }
 
@@ -341,7 +328,7 @@ func (b *Builder) Encode() ([]byte, error) {
 	for _, f := range b.fixups {
 		to := b.labels[f.label]
 		if to < 0 {
-			b.setErr("label %d was never marked", f.label)
+			b.setErr("a label was never marked: " + b.Explain(f.op))
 			break
 		}
 		if f.k < 0 {

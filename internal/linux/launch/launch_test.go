@@ -28,13 +28,14 @@ type result struct {
 }
 
 // run starts what build made with stdout on a pipe and waits for it.
-func run(t testing.TB, flags uint64, build func(b *Builder)) result {
+func run(t testing.TB, flags uint64, build func(b *Builder, file func(*os.File) Arg)) result {
 	t.Helper()
 	ours, theirs := syncPair(t)
 	defer ours.Close()
 	b := NewBuilder(flags)
-	b.Sync(theirs)
-	build(b)
+	files := []*os.File{theirs}
+	b.Sync(b.NewSlot())
+	build(b, func(f *os.File) Arg { files = append(files, f); return b.NewSlot() })
 	code, err := b.Encode()
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +49,7 @@ func run(t testing.TB, flags uint64, build func(b *Builder)) result {
 	null, _ := os.Open("/dev/null")
 	defer null.Close()
 	fds := []int{int(null.Fd()), int(w.Fd()), int(w.Fd()), -1}
-	for _, f := range b.Files() {
+	for _, f := range files {
 		fds = append(fds, int(f.Fd()))
 	}
 	pid, pidfd, err := p.Start(fds)
@@ -79,7 +80,7 @@ func stdio(b *Builder, n int) {
 }
 
 func TestExec(t *testing.T) {
-	res := run(t, 0, func(b *Builder) {
+	res := run(t, 0, func(b *Builder, _ func(*os.File) Arg) {
 		stdio(b, 3)
 		b.Exec([]string{"/nowhere/sh", "/bin/sh"}, []string{"sh", "-c", "echo $X; ls -l /proc/self/fd | wc -l; grep Sig[BC] /proc/self/status"}, []string{"X=hello", "PATH=/bin:/usr/bin"})
 	})
@@ -90,7 +91,7 @@ func TestExec(t *testing.T) {
 }
 
 func TestFailureIsTold(t *testing.T) {
-	res := run(t, 0, func(b *Builder) {
+	res := run(t, 0, func(b *Builder, _ func(*os.File) Arg) {
 		b.Note("nothing")
 		b.Sys(unix.SYS_CHDIR, b.Str("/nowhere")).Ignore(unix.ENOENT)
 		b.Note("second")
@@ -114,7 +115,7 @@ func TestExecErrors(t *testing.T) {
 		{[]string{dir + "/plain", "/c"}, unix.EACCES},
 		{[]string{dir + "/text", "/c"}, unix.ENOEXEC},
 	} {
-		res := run(t, 0, func(b *Builder) { b.Exec(c.paths, []string{"x"}, nil) })
+		res := run(t, 0, func(b *Builder, _ func(*os.File) Arg) { b.Exec(c.paths, []string{"x"}, nil) })
 		if !res.failed || unix.Errno(res.report.Value) != c.want {
 			t.Errorf("%v: %+v, want %v", c.paths, res, c.want)
 		}
@@ -126,7 +127,7 @@ func TestOpenInStaysInside(t *testing.T) {
 	root := t.TempDir()
 	os.Symlink("/../../in", root+"/link")
 	os.MkdirAll(root+"/in", 0o755)
-	res := run(t, 0, func(b *Builder) {
+	res := run(t, 0, func(b *Builder, _ func(*os.File) Arg) {
 		fd, r := b.NewReg(), b.NewReg()
 		b.Sys(unix.SYS_OPENAT, AtCwd(), b.Str(root), Imm(unix.O_PATH|unix.O_CLOEXEC)).To(fd)
 		b.OpenIn(fd, "/link/../link/a//b/", unix.O_PATH, MakeDir, 0o755).To(r)
@@ -149,7 +150,7 @@ func TestOpenInStaysInside(t *testing.T) {
 func TestOpenInDangling(t *testing.T) {
 	root := t.TempDir()
 	os.Symlink("/nothing", root+"/link")
-	res := run(t, 0, func(b *Builder) {
+	res := run(t, 0, func(b *Builder, _ func(*os.File) Arg) {
 		fd := b.NewReg()
 		b.Sys(unix.SYS_OPENAT, AtCwd(), b.Str(root), Imm(unix.O_PATH|unix.O_CLOEXEC)).To(fd)
 		b.OpenIn(fd, "/link/x", unix.O_PATH, MakeFile, 0o755)
@@ -164,7 +165,7 @@ func TestForkedAndNamespaces(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
-	res := run(t, unix.CLONE_NEWNS, func(b *Builder) {
+	res := run(t, unix.CLONE_NEWNS, func(b *Builder, _ func(*os.File) Arg) {
 		stdio(b, 3)
 		b.Fork(unix.CLONE_NEWPID | unix.CLONE_NEWUTS)
 		b.Exec([]string{"/bin/sh"}, []string{"sh", "-c", "echo $$"}, nil)
@@ -183,9 +184,9 @@ func TestBornInPidNamespace(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ns.Close()
-	res := run(t, 0, func(b *Builder) {
+	res := run(t, 0, func(b *Builder, file func(*os.File) Arg) {
 		stdio(b, 3)
-		b.PidNS(ns)
+		b.PidNS(file(ns))
 		b.Exec([]string{"/bin/echo"}, []string{"echo", "x"}, nil)
 	})
 	if res.out != "x\n" {

@@ -1,6 +1,9 @@
 package launch
 
-import "unsafe"
+import (
+	"syscall"
+	"unsafe"
+)
 
 // The encoded form is the memory the walker works on, so that neither side translates:
 //
@@ -96,11 +99,24 @@ type Program struct {
 // Error is why a program cannot be used or started. It is small so that the monitor need not link formatting.
 type Error struct {
 	What  string
-	Errno uintptr // 0 if no system call failed
+	Errno syscall.Errno // 0 if no system call failed
 }
 
-// Error is What; the errno is for the caller to name.
-func (e *Error) Error() string { return "launch: " + e.What }
+// Error names the step and the errno.
+func (e *Error) Error() string {
+	if e.Errno != 0 {
+		return "launch: " + e.What + ": " + e.Errno.Error()
+	}
+	return "launch: " + e.What
+}
+
+// Unwrap is the errno.
+func (e *Error) Unwrap() error {
+	if e.Errno == 0 {
+		return nil
+	}
+	return e.Errno
+}
 
 func bad(what string) (*Program, error) { return nil, &Error{What: "program: " + what} }
 

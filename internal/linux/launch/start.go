@@ -71,14 +71,14 @@ func (p *Program) Start(fds []int) (pid, pidfd int, err error) {
 		return forkedChild(pipe, int(r), int(w.pidfd), errno)
 	}
 	if errno != 0 {
-		return 0, -1, &Error{What: "clone3", Errno: errno}
+		return 0, -1, &Error{What: "clone3", Errno: syscall.Errno(errno)}
 	}
 	return int(r), int(w.pidfd), nil
 }
 
 func failed(what string, err error) error {
 	e, _ := err.(syscall.Errno)
-	return &Error{What: what, Errno: uintptr(e)}
+	return &Error{What: what, Errno: e}
 }
 
 // joinPidNS makes this thread's next children members of the pid namespace that the program names. It returns the descriptor of the way back, or -1.
@@ -92,7 +92,7 @@ func joinPidNS(w *work, h *header) (back int, err error) {
 	}
 	if _, _, e := syscall.RawSyscall(sysSetns, uintptr(w.slots[h.pidNS]), cloneNewPID, 0); e != 0 {
 		syscall.Close(back)
-		return -1, &Error{What: "join pid namespace", Errno: uintptr(e)}
+		return -1, &Error{What: "join pid namespace", Errno: e}
 	}
 	return back, nil
 }
@@ -108,7 +108,7 @@ func forkedChild(pipe [2]int, mid, midfd int, errno uintptr) (int, int, error) {
 	syscall.Close(pipe[1])
 	defer syscall.Close(pipe[0])
 	if errno != 0 {
-		return 0, -1, &Error{What: "clone3", Errno: errno}
+		return 0, -1, &Error{What: "clone3", Errno: syscall.Errno(errno)}
 	}
 	syscall.Close(midfd)
 	var buf [4]byte
@@ -129,7 +129,7 @@ func forkedChild(pipe [2]int, mid, midfd int, errno uintptr) (int, int, error) {
 	pid := int(*(*int32)(unsafe.Pointer(&buf)))
 	fd, _, e := syscall.Syscall(sysPidfdOpen, uintptr(pid), 0, 0)
 	if e != 0 {
-		return 0, -1, &Error{What: "pidfd_open", Errno: uintptr(e)}
+		return 0, -1, &Error{What: "pidfd_open", Errno: e}
 	}
 	return pid, int(fd), nil
 }
