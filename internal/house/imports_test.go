@@ -58,6 +58,8 @@ var table = []room{
 	{"settings", words, "what an operator says"},
 	{"bench", words, "whole commands, from outside"},
 	{"demo", words, "whole commands, from outside"},
+	{"proof", "", "tests of the whole"},
+	{"enginetest", words, "runs the real binaries for tests"},
 	{"script", words, "runs the scripts of the verbs"},
 	{"house", "", "reads source, imports none"},
 }

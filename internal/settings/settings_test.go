@@ -59,3 +59,20 @@ func FuzzConfigFile(f *testing.F) {
 		}
 	})
 }
+
+// The reference page is made of the flags; UPDATE=1 rewrites it.
+func TestReferencePageIsCurrent(t *testing.T) {
+	const page = "../../docs/cortend.md"
+	if os.Getenv("UPDATE") != "" {
+		if err := os.WriteFile(page, []byte(Markdown()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != Markdown() {
+		t.Error("docs/cortend.md differs from the flags: run UPDATE=1 go test ./internal/settings")
+	}
+}

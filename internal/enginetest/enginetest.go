@@ -1,0 +1,295 @@
+// Package enginetest runs a private engine for tests that drive the real binaries.
+//
+// It owns the engine's temporary roots, its bridge, its packet table and its subnet, all of names that nobody else uses. It promises that the engine is stopped at the end of the test, and that
+// the test fails when mounts, links, tables, cgroups or processes of the engine are left behind.
+package enginetest
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Engine is one private engine.
+type Engine struct {
+	Bin, Dir, Bridge, Table, Subnet string
+	Flags                           []string
+	Cmd                             *exec.Cmd
+
+	t        testing.TB
+	baseline map[string]bool
+}
+
+// Busybox is the name of the image that every engine of this package has.
+const Busybox = "busybox"
+
+// Bin returns the folder of the built binaries: $CORTEN_BIN_DIR, or bin/ at the root of the repository. It skips the test when they cannot be used.
+func Bin(t testing.TB) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: namespaces and bridges")
+	}
+	bin := os.Getenv("CORTEN_BIN_DIR")
+	if bin == "" {
+		wd, err := os.Getwd()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for dir := wd; dir != "/"; dir = filepath.Dir(dir) {
+			if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+				bin = filepath.Join(dir, "bin")
+				break
+			}
+		}
+	}
+	for _, name := range []string{"corten", "cortend"} {
+		if _, err := os.Stat(filepath.Join(bin, name)); err != nil {
+			t.Skipf("needs the built binaries: run make build (%v)", err)
+		}
+	}
+	return bin
+}
+
+// Start starts an engine with a busybox image.
+func Start(t testing.TB, flags ...string) *Engine {
+	t.Helper()
+	e := New(t, flags...)
+	e.Up()
+	image, err := BusyboxTar()
+	if err != nil {
+		t.Skipf("needs a static busybox (Debian: busybox-static): %v", err)
+	}
+	cmd := e.Client("import", "-", Busybox)
+	cmd.Stdin = bytes.NewReader(image)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("import busybox: %v: %s\n%s", err, out, e.Log())
+	}
+	return e
+}
+
+// New makes an engine that does not run yet.
+func New(t testing.TB, flags ...string) *Engine {
+	t.Helper()
+	bin := Bin(t)
+	var id [4]byte
+	if _, err := rand.Read(id[:]); err != nil {
+		t.Fatal(err)
+	}
+	name := hex.EncodeToString(id[:])
+	// Not t.TempDir: its removal must come after the look for leftovers, and unix sockets need a short path.
+	dir, err := os.MkdirTemp("", "ctn")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &Engine{Bin: bin, Dir: dir, Bridge: "ct" + name, Table: "corten-" + name, Subnet: fmt.Sprintf("10.%d.%d.1/24", 200+id[0]%13, id[1]), Flags: flags, t: t}
+	e.baseline = e.traces()
+	t.Cleanup(e.finish)
+	return e
+}
+
+// Socket is the address for -H.
+func (e *Engine) Socket() string { return "unix://" + filepath.Join(e.Dir, "e", "corten.sock") }
+
+// Up starts the engine and waits for its first answer.
+func (e *Engine) Up() {
+	e.t.Helper()
+	config := filepath.Join(e.Dir, "daemon.json")
+	if err := os.WriteFile(config, []byte("{}"), 0o644); err != nil {
+		e.t.Fatal(err)
+	}
+	log, err := os.OpenFile(filepath.Join(e.Dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	defer log.Close()
+	args := append([]string{"-H", e.Socket(), "--data-root", filepath.Join(e.Dir, "d"), "--exec-root", filepath.Join(e.Dir, "e"),
+		"--bridge", e.Bridge, "--bip", e.Subnet, "--nft-table", e.Table, "--config-file", config, "--log-level", "debug"}, e.Flags...)
+	e.Cmd = exec.Command(filepath.Join(e.Bin, "cortend"), args...)
+	e.Cmd.Stdout, e.Cmd.Stderr = log, log
+	if err := e.Cmd.Start(); err != nil {
+		e.t.Fatal(err)
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		if e.Client("version").Run() == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			e.t.Fatalf("the engine did not answer:\n%s", e.Log())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// Kill9 kills the engine as nobody should.
+func (e *Engine) Kill9() {
+	e.t.Helper()
+	if err := e.Cmd.Process.Kill(); err != nil {
+		e.t.Fatal(err)
+	}
+	_ = e.Cmd.Wait() // "signal: killed" is what was asked
+}
+
+// Down stops the engine in order.
+func (e *Engine) Down() {
+	e.t.Helper()
+	if err := e.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		e.t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- e.Cmd.Wait() }()
+	select {
+	case err := <-ended:
+		if err != nil {
+			e.t.Errorf("the engine ended with %v:\n%s", err, e.Log())
+		}
+	case <-time.After(30 * time.Second):
+		e.t.Errorf("the engine did not end within 30 s:\n%s", e.Log())
+		e.Kill9()
+	}
+}
+
+// Client is a call of corten against this engine.
+func (e *Engine) Client(args ...string) *exec.Cmd {
+	cmd := exec.Command(filepath.Join(e.Bin, "corten"), append([]string{"-H", e.Socket()}, args...)...)
+	cmd.Env = append(os.Environ(), "HOME="+e.Dir)
+	return cmd
+}
+
+// Corten runs the client and returns its standard output without the last newline; the test fails if it fails.
+func (e *Engine) Corten(args ...string) string {
+	e.t.Helper()
+	out, err := e.Try(args...)
+	if err != nil {
+		e.t.Fatalf("corten %s: %v\n%s", strings.Join(args, " "), err, e.Log())
+	}
+	return out
+}
+
+// Try runs the client; the error holds what it said.
+func (e *Engine) Try(args ...string) (string, error) {
+	cmd := e.Client(args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
+	}
+	return strings.TrimSuffix(stdout.String(), "\n"), err
+}
+
+// Log is what the engine said.
+func (e *Engine) Log() string {
+	raw, err := os.ReadFile(filepath.Join(e.Dir, "log"))
+	if err != nil {
+		return err.Error()
+	}
+	if len(raw) > 20000 {
+		raw = raw[len(raw)-20000:]
+	}
+	return "the engine's log:\n" + string(raw)
+}
+
+func (e *Engine) finish() {
+	if e.Cmd != nil && e.Cmd.ProcessState == nil {
+		if out, err := e.Try("ps", "-aq"); err == nil && out != "" {
+			if _, err := e.Try(append([]string{"rm", "-f", "-v"}, strings.Fields(out)...)...); err != nil {
+				e.t.Errorf("removing the containers: %v", err)
+			}
+		}
+		e.Down()
+	}
+	var left []string
+	for range 100 {
+		left = left[:0]
+		for trace := range e.traces() {
+			if !e.baseline[trace] {
+				left = append(left, trace)
+			}
+		}
+		if len(left) == 0 {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if len(left) > 0 {
+		e.t.Errorf("left behind:\n%s\n%s", strings.Join(left, "\n"), e.Log())
+	}
+	if err := os.RemoveAll(e.Dir); err != nil {
+		e.t.Error(err)
+	}
+}
+
+// traces lists what this engine has in the kernel.
+func (e *Engine) traces() map[string]bool {
+	found := map[string]bool{}
+	if raw, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
+		for line := range strings.Lines(string(raw)) {
+			if strings.Contains(line, e.Dir) {
+				found["mount "+strings.TrimSpace(line)] = true
+			}
+		}
+	}
+	if _, err := os.Stat("/sys/class/net/" + e.Bridge); err == nil {
+		found["bridge "+e.Bridge] = true
+	}
+	if out, err := exec.Command("nft", "list", "tables").Output(); err == nil {
+		for line := range strings.Lines(string(out)) {
+			if strings.Contains(line, e.Table) {
+				found["nft "+strings.TrimSpace(line)] = true
+			}
+		}
+	}
+	cmdlines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, path := range cmdlines {
+		raw, err := os.ReadFile(path)
+		if err == nil && strings.Contains(string(raw), e.Dir) && strings.Contains(string(raw), "corten") {
+			found["process "+strings.ReplaceAll(string(raw), "\x00", " ")+path] = true
+		}
+	}
+	return found
+}
+
+// BusyboxTar is a root file system with busybox under its usual names, users and a world-writable /tmp.
+func BusyboxTar() ([]byte, error) {
+	const path = "/bin/busybox"
+	bin, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	list, err := exec.Command(path, "--list").Output()
+	if err != nil {
+		return nil, err
+	}
+	var buf bytes.Buffer
+	tw := tar.NewWriter(&buf)
+	add := func(h tar.Header, body []byte) {
+		h.Size = int64(len(body))
+		err = errors.Join(err, tw.WriteHeader(&h))
+		_, werr := tw.Write(body)
+		err = errors.Join(err, werr)
+	}
+	for _, d := range []string{"bin/", "etc/", "root/", "home/", "var/"} {
+		add(tar.Header{Name: d, Typeflag: tar.TypeDir, Mode: 0o755}, nil)
+	}
+	add(tar.Header{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o1777}, nil)
+	add(tar.Header{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\n"))
+	add(tar.Header{Name: "etc/group", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:\nalice:x:1000:\nstaff:x:50:alice\n"))
+	add(tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, bin)
+	for name := range strings.FieldsSeq(string(list)) {
+		if name != "busybox" {
+			add(tar.Header{Name: "bin/" + filepath.Base(name), Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777}, nil)
+		}
+	}
+	return buf.Bytes(), errors.Join(err, tw.Close())
+}
