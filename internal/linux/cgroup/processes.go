@@ -18,7 +18,7 @@ import (
 const (
 	freezeTimeout  = 10 * time.Second
 	killTimeout    = 10 * time.Second
-	destroyTimeout = 5 * time.Second
+	destroyTimeout = 2 * time.Second
 )
 
 // Freeze stops every process, and returns when all of them stand still.
