@@ -96,7 +96,7 @@ type Sandbox struct {
 	Endpoints []Endpoint
 	Ports     []Port // with the host ports that were chosen; one entry per host address family
 	// NS is the namespace to join; nil for driver host. The caller closes it after the first process has joined; the namespace lives with its processes.
-	NS *os.File
+	NS *os.File `json:"-"`
 	// ResolvConf is the content of /etc/resolv.conf for this container.
 	ResolvConf []byte
 }

@@ -1,0 +1,151 @@
+package nft
+
+import (
+	"encoding/binary"
+
+	"corten.dev/corten/internal/linux/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Expr is one step of a rule. Registers are numbered as the kernel's 32-bit ones: R(0) to R(15).
+type Expr struct {
+	name string
+	fill func(b *netlink.Batch)
+}
+
+// R is the number of a 32-bit register.
+func R(n uint32) uint32 { return unix.NFT_REG32_00 + n }
+
+// Meta loads a fact about the packet: unix.NFT_META_IIFNAME, NFT_META_OIFNAME, NFT_META_L4PROTO, NFT_META_NFPROTO.
+func Meta(key, reg uint32) Expr {
+	return Expr{"meta", func(b *netlink.Batch) {
+		b.BE32(unix.NFTA_META_DREG, reg)
+		b.BE32(unix.NFTA_META_KEY, key)
+	}}
+}
+
+// Payload loads bytes of a header: unix.NFT_PAYLOAD_NETWORK_HEADER or NFT_PAYLOAD_TRANSPORT_HEADER.
+func Payload(base, offset, size, reg uint32) Expr {
+	return Expr{"payload", func(b *netlink.Batch) {
+		b.BE32(unix.NFTA_PAYLOAD_DREG, reg)
+		b.BE32(unix.NFTA_PAYLOAD_BASE, base)
+		b.BE32(unix.NFTA_PAYLOAD_OFFSET, offset)
+		b.BE32(unix.NFTA_PAYLOAD_LEN, size)
+	}}
+}
+
+// Cmp goes on when the register equals the value (or, with not, does not).
+func Cmp(reg uint32, value []byte, not bool) Expr {
+	return Expr{"cmp", func(b *netlink.Batch) {
+		op := uint32(unix.NFT_CMP_EQ)
+		if not {
+			op = unix.NFT_CMP_NEQ
+		}
+		b.BE32(unix.NFTA_CMP_SREG, reg)
+		b.BE32(unix.NFTA_CMP_OP, op)
+		b.Nest(unix.NFTA_CMP_DATA, func() { b.Bytes(unix.NFTA_DATA_VALUE, value) })
+	}}
+}
+
+// And keeps the bits of the mask.
+func And(reg uint32, mask []byte) Expr {
+	return Expr{"bitwise", func(b *netlink.Batch) {
+		b.BE32(unix.NFTA_BITWISE_SREG, reg)
+		b.BE32(unix.NFTA_BITWISE_DREG, reg)
+		b.BE32(unix.NFTA_BITWISE_LEN, uint32(len(mask)))
+		b.Nest(unix.NFTA_BITWISE_MASK, func() { b.Bytes(unix.NFTA_DATA_VALUE, mask) })
+		b.Nest(unix.NFTA_BITWISE_XOR, func() { b.Bytes(unix.NFTA_DATA_VALUE, make([]byte, len(mask))) })
+	}}
+}
+
+// In goes on when the key in the registers from reg on is in the set (or, with not, is not).
+func In(set string, reg uint32, not bool) Expr {
+	return Expr{"lookup", func(b *netlink.Batch) {
+		b.String(unix.NFTA_LOOKUP_SET, set)
+		b.BE32(unix.NFTA_LOOKUP_SREG, reg)
+		if not {
+			b.BE32(unix.NFTA_LOOKUP_FLAGS, unix.NFT_LOOKUP_F_INV)
+		}
+	}}
+}
+
+// Map loads the datum of the key into the registers from dst on; without one the rule ends.
+func Map(set string, reg, dst uint32) Expr {
+	return Expr{"lookup", func(b *netlink.Batch) {
+		b.String(unix.NFTA_LOOKUP_SET, set)
+		b.BE32(unix.NFTA_LOOKUP_SREG, reg)
+		b.BE32(unix.NFTA_LOOKUP_DREG, dst)
+	}}
+}
+
+// CtState loads the state bits of the connection, CtStatus its status bits.
+func CtState(reg uint32) Expr  { return ct(unix.NFT_CT_STATE, reg) }
+func CtStatus(reg uint32) Expr { return ct(unix.NFT_CT_STATUS, reg) }
+
+func ct(key, reg uint32) Expr {
+	return Expr{"ct", func(b *netlink.Batch) {
+		b.BE32(unix.NFTA_CT_DREG, reg)
+		b.BE32(unix.NFTA_CT_KEY, key)
+	}}
+}
+
+// DaddrType loads the kind of the destination address (unix.RTN_LOCAL …) as the routing table sees it.
+func DaddrType(reg uint32) Expr {
+	return Expr{"fib", func(b *netlink.Batch) {
+		b.BE32(unix.NFTA_FIB_DREG, reg)
+		b.BE32(unix.NFTA_FIB_RESULT, unix.NFT_FIB_RESULT_ADDRTYPE)
+		b.BE32(unix.NFTA_FIB_FLAGS, unix.NFTA_FIB_F_DADDR)
+	}}
+}
+
+// DNAT sends the connection to the address and port in the registers.
+func DNAT(family, addrReg, portReg uint32) Expr {
+	return Expr{"nat", func(b *netlink.Batch) {
+		b.BE32(unix.NFTA_NAT_TYPE, unix.NFT_NAT_DNAT)
+		b.BE32(unix.NFTA_NAT_FAMILY, family)
+		b.BE32(unix.NFTA_NAT_REG_ADDR_MIN, addrReg)
+		b.BE32(unix.NFTA_NAT_REG_PROTO_MIN, portReg)
+		b.BE32(unix.NFTA_NAT_FLAGS, 2 /* NF_NAT_RANGE_PROTO_SPECIFIED */)
+	}}
+}
+
+// Masquerade gives the connection the address of the interface that it leaves by.
+func Masquerade() Expr {
+	return Expr{"masq", func(*netlink.Batch) {}}
+}
+
+// Redirect sends the connection to this host, to the port in the register.
+func Redirect(portReg uint32) Expr {
+	return Expr{"redir", func(b *netlink.Batch) { b.BE32(unix.NFTA_REDIR_REG_PROTO_MIN, portReg) }}
+}
+
+// Load puts a value into registers.
+func Load(reg uint32, value []byte) Expr {
+	return Expr{"immediate", func(b *netlink.Batch) {
+		b.BE32(unix.NFTA_IMMEDIATE_DREG, reg)
+		b.Nest(unix.NFTA_IMMEDIATE_DATA, func() { b.Bytes(unix.NFTA_DATA_VALUE, value) })
+	}}
+}
+
+// Accept, Drop and Return end the rule; Jump goes through another chain and comes back.
+func Accept() Expr           { return verdict(1, "") }
+func Drop() Expr             { return verdict(0, "") }
+func Return() Expr           { return verdict(unix.NFT_RETURN, "") }
+func Jump(chain string) Expr { return verdict(unix.NFT_JUMP, chain) }
+
+func verdict(code int32, chain string) Expr {
+	return Expr{"immediate", func(b *netlink.Batch) {
+		b.BE32(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT)
+		b.Nest(unix.NFTA_IMMEDIATE_DATA, func() {
+			b.Nest(unix.NFTA_DATA_VERDICT, func() {
+				b.BE32(unix.NFTA_VERDICT_CODE, uint32(code))
+				if chain != "" {
+					b.String(unix.NFTA_VERDICT_CHAIN, chain)
+				}
+			})
+		})
+	}}
+}
+
+// Host puts a number into the machine's byte order, as the kernel keeps marks, states and types.
+func Host(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }

@@ -1,0 +1,327 @@
+// Package nft changes nftables by netlink, many changes in one transaction of the kernel.
+//
+// It owns the encoding of tables, chains, sets, maps, their elements and rules; it knows only the expressions that Corten's rules are made of. It
+// promises that a transaction is done as a whole or not at all, and that it touches nothing but what its requests name.
+//
+// A transaction on the wire, one sendto:
+//
+//	BATCH_BEGIN │ NEWTABLE, NEWCHAIN, NEWSET, NEWSETELEM, NEWRULE … (the last with NLM_F_ACK) │ BATCH_END
+package nft
+
+import (
+	"encoding/binary"
+	"errors"
+	"sync"
+
+	"corten.dev/corten/internal/linux/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const subsys = unix.NFNL_SUBSYS_NFTABLES << 8
+
+// Tx is one transaction on tables of the inet family, built step by step. The zero value is ready.
+type Tx struct {
+	b     netlink.Batch
+	setID uint32
+}
+
+func header(family uint8, res uint16) []byte {
+	p := []byte{family, unix.NFNETLINK_V0, 0, 0}
+	binary.BigEndian.PutUint16(p[2:], res)
+	return p
+}
+
+func (t *Tx) begin(name string, typ, flags uint16) {
+	if t.b.Len() == 0 {
+		t.b.Begin("begin transaction", unix.NFNL_MSG_BATCH_BEGIN, 0, header(0, unix.NFNL_SUBSYS_NFTABLES))
+		t.b.End()
+	}
+	t.b.Begin(name, subsys|typ, flags, header(unix.NFPROTO_INET, 0))
+}
+
+// Len is the number of changes asked for.
+func (t *Tx) Len() int { return max(0, t.b.Len()-1) }
+
+// AddTable makes the table if it is not there.
+func (t *Tx) AddTable(name string) {
+	t.begin("add table "+name, unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE)
+	t.b.String(unix.NFTA_TABLE_NAME, name)
+	t.b.BE32(unix.NFTA_TABLE_FLAGS, 0)
+	t.b.End()
+}
+
+// DelTable removes the table with all that is in it; it must exist.
+func (t *Tx) DelTable(name string) {
+	t.begin("delete table "+name, unix.NFT_MSG_DELTABLE, 0)
+	t.b.String(unix.NFTA_TABLE_NAME, name)
+	t.b.End()
+}
+
+// Chain is a chain; Type, Hook and Priority are for base chains, whose policy is accept.
+type Chain struct {
+	Name     string
+	Type     string // filter, nat; empty: not a base chain
+	Hook     uint32
+	Priority int32
+}
+
+// AddChain makes the chain if it is not there.
+func (t *Tx) AddChain(table string, c Chain) {
+	t.begin("add chain "+c.Name, unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE)
+	t.b.String(unix.NFTA_CHAIN_TABLE, table)
+	t.b.String(unix.NFTA_CHAIN_NAME, c.Name)
+	if c.Type != "" {
+		t.b.Nest(unix.NFTA_CHAIN_HOOK, func() {
+			t.b.BE32(unix.NFTA_HOOK_HOOKNUM, c.Hook)
+			t.b.BE32(unix.NFTA_HOOK_PRIORITY, uint32(c.Priority))
+		})
+		t.b.BE32(unix.NFTA_CHAIN_POLICY, 1) // NF_ACCEPT
+		t.b.String(unix.NFTA_CHAIN_TYPE, c.Type)
+	}
+	t.b.End()
+}
+
+// FlushChain removes the rules of a chain.
+func (t *Tx) FlushChain(table, chain string) {
+	t.begin("flush chain "+chain, unix.NFT_MSG_DELRULE, 0)
+	t.b.String(unix.NFTA_RULE_TABLE, table)
+	t.b.String(unix.NFTA_RULE_CHAIN, chain)
+	t.b.End()
+}
+
+// Type is what a part of a set's key or a map's data is; the number is nft's own for listings, the size its length in registers.
+type Type struct {
+	id   uint32
+	size uint32
+}
+
+// The types in use.
+var (
+	IPv4    = Type{7, 4}
+	IPv6    = Type{8, 16}
+	Proto   = Type{12, 1}
+	Service = Type{13, 2}
+	IfName  = Type{41, 16}
+)
+
+func typeOf(parts []Type) (id, size uint32) {
+	for _, p := range parts {
+		id = id<<6 | p.id
+		if len(parts) == 1 {
+			return p.id, p.size
+		}
+		size += (p.size + 3) &^ 3
+	}
+	return id, size
+}
+
+// Set is a set, or a map when Data is given. More than one part makes a concatenation.
+type Set struct {
+	Name string
+	Key  []Type
+	Data []Type
+}
+
+// AddSet makes the set if it is not there.
+func (t *Tx) AddSet(table string, s Set) {
+	t.setID++
+	t.begin("add set "+s.Name, unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE)
+	t.b.String(unix.NFTA_SET_TABLE, table)
+	t.b.String(unix.NFTA_SET_NAME, s.Name)
+	var flags uint32
+	if len(s.Data) > 0 {
+		flags |= unix.NFT_SET_MAP
+	}
+	if len(s.Key) > 1 {
+		flags |= 0x80 // NFT_SET_CONCAT
+	}
+	id, size := typeOf(s.Key)
+	t.b.BE32(unix.NFTA_SET_FLAGS, flags)
+	t.b.BE32(unix.NFTA_SET_KEY_TYPE, id)
+	t.b.BE32(unix.NFTA_SET_KEY_LEN, size)
+	if len(s.Data) > 0 {
+		id, size := typeOf(s.Data)
+		t.b.BE32(unix.NFTA_SET_DATA_TYPE, id)
+		t.b.BE32(unix.NFTA_SET_DATA_LEN, size)
+	}
+	t.b.BE32(unix.NFTA_SET_ID, t.setID)
+	if len(s.Key) > 1 {
+		t.b.Nest(unix.NFTA_SET_DESC, func() {
+			t.b.Nest(2 /* NFTA_SET_DESC_CONCAT */, func() {
+				for _, k := range s.Key {
+					t.b.Nest(unix.NFTA_LIST_ELEM, func() { t.b.BE32(1 /* NFTA_SET_FIELD_LEN */, k.size) })
+				}
+			})
+		})
+	}
+	// What nft itself notes, so that listings show names in their right byte order: keys are in host order only for names.
+	order := uint32(2)
+	if len(s.Key) == 1 && s.Key[0] == IfName {
+		order = 1
+	}
+	t.b.Bytes(unix.NFTA_SET_USERDATA, userdata(order, len(s.Data) > 0))
+	t.b.End()
+}
+
+func userdata(order uint32, isMap bool) []byte {
+	p := append([]byte{0, 4}, binary.NativeEndian.AppendUint32(nil, order)...) // NFTNL_UDATA_SET_KEYBYTEORDER
+	if isMap {
+		p = append(append(p, 1, 4), binary.NativeEndian.AppendUint32(nil, 2)...) // NFTNL_UDATA_SET_DATABYTEORDER
+	}
+	return p
+}
+
+// FlushSet removes the elements of a set.
+func (t *Tx) FlushSet(table, set string) {
+	t.begin("flush set "+set, unix.NFT_MSG_DELSETELEM, 0)
+	t.b.String(unix.NFTA_SET_ELEM_LIST_TABLE, table)
+	t.b.String(unix.NFTA_SET_ELEM_LIST_SET, set)
+	t.b.End()
+}
+
+// Elem is an element: its key, and its data when the set is a map. Both are made by [Cat].
+type Elem struct{ Key, Data []byte }
+
+// Cat concatenates parts the way the kernel lays them into registers: each begins at a multiple of four bytes.
+func Cat(parts ...[]byte) []byte {
+	if len(parts) == 1 {
+		return parts[0]
+	}
+	var p []byte
+	for _, part := range parts {
+		p = append(p, part...)
+		for len(p)&3 != 0 {
+			p = append(p, 0)
+		}
+	}
+	return p
+}
+
+// Name is the key of an interface.
+func Name(s string) []byte {
+	p := make([]byte, unix.IFNAMSIZ)
+	copy(p, s)
+	return p
+}
+
+// Port is a port number as a key or datum.
+func Port(n uint16) []byte { return binary.BigEndian.AppendUint16(nil, n) }
+
+// elemsPerMessage keeps a message's nest below the 64 KiB that its length can say.
+const elemsPerMessage = 400
+
+// AddElems adds elements; one that is there already with the same data is no error.
+func (t *Tx) AddElems(table, set string, elems []Elem) {
+	t.elems("add to "+set, unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE, table, set, elems)
+}
+
+// DelElems removes elements; each must be there.
+func (t *Tx) DelElems(table, set string, elems []Elem) {
+	t.elems("delete from "+set, unix.NFT_MSG_DELSETELEM, 0, table, set, elems)
+}
+
+func (t *Tx) elems(what string, typ, flags uint16, table, set string, elems []Elem) {
+	for len(elems) > 0 {
+		part := elems[:min(len(elems), elemsPerMessage)]
+		elems = elems[len(part):]
+		t.begin(what, typ, flags)
+		t.b.String(unix.NFTA_SET_ELEM_LIST_TABLE, table)
+		t.b.String(unix.NFTA_SET_ELEM_LIST_SET, set)
+		t.b.Nest(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func() {
+			for _, e := range part {
+				t.b.Nest(unix.NFTA_LIST_ELEM, func() {
+					t.b.Nest(unix.NFTA_SET_ELEM_KEY, func() { t.b.Bytes(unix.NFTA_DATA_VALUE, e.Key) })
+					if len(e.Data) > 0 && typ == unix.NFT_MSG_NEWSETELEM {
+						t.b.Nest(unix.NFTA_SET_ELEM_DATA, func() { t.b.Bytes(unix.NFTA_DATA_VALUE, e.Data) })
+					}
+				})
+			}
+		})
+		t.b.End()
+	}
+}
+
+// AddRule appends a rule. The note shows in listings as the rule's comment.
+func (t *Tx) AddRule(table, chain, note string, exprs ...Expr) {
+	t.begin("add rule to "+chain, unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND)
+	t.b.String(unix.NFTA_RULE_TABLE, table)
+	t.b.String(unix.NFTA_RULE_CHAIN, chain)
+	t.b.Nest(unix.NFTA_RULE_EXPRESSIONS, func() {
+		for _, e := range exprs {
+			t.b.Nest(unix.NFTA_LIST_ELEM, func() {
+				t.b.String(unix.NFTA_EXPR_NAME, e.name)
+				t.b.Nest(unix.NFTA_EXPR_DATA, func() { e.fill(&t.b) })
+			})
+		}
+	})
+	if note != "" {
+		t.b.Bytes(unix.NFTA_RULE_USERDATA, append([]byte{0, byte(len(note) + 1)}, append([]byte(note), 0)...))
+	}
+	t.b.End()
+}
+
+// Conns holds sockets for transactions in the namespace of the thread that used it first.
+type Conns struct {
+	pool  netlink.Pool
+	ports sync.Map // numbers of the sockets that were used, so that news about our own changes are known; a few in all
+}
+
+// Owns says whether news come from a change made through c.
+func (c *Conns) Owns(port uint32) bool {
+	_, ok := c.ports.Load(port)
+	return ok
+}
+
+// NewConns makes an empty pool of sockets.
+func NewConns() *Conns { return &Conns{pool: netlink.Pool{Proto: unix.NETLINK_NETFILTER}} }
+
+// Close closes the sockets.
+func (c *Conns) Close() error { return c.pool.Close() }
+
+// Commit hands the transaction to the kernel. With an error nothing of it was done.
+func (c *Conns) Commit(t *Tx) error {
+	if t.Len() == 0 {
+		return nil
+	}
+	conn, err := c.pool.Take()
+	if err != nil {
+		return err
+	}
+	c.ports.LoadOrStore(conn.Port(), struct{}{})
+	if t.b.Size() > 100<<10 {
+		conn.SetBuffers(t.b.Size() + 1<<20)
+	}
+	if err := conn.Transact(&t.b, unix.NFNL_MSG_BATCH_END, header(0, unix.NFNL_SUBSYS_NFTABLES)); err != nil {
+		c.pool.Give(conn) // its answers were all read
+		return Explain(err)
+	}
+	c.pool.Give(conn)
+	return nil
+}
+
+// Explain says what to enable where nftables is missing.
+func Explain(err error) error {
+	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
+		return &missing{err}
+	}
+	return err
+}
+
+type missing struct{ err error }
+
+func (m *missing) Error() string {
+	return "the kernel has no nftables (enable CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT, CONFIG_NFT_MASQ and CONFIG_NFT_FIB_INET, or load nf_tables): " + m.err.Error()
+}
+func (m *missing) Unwrap() error { return m.err }
+
+var bufs = sync.Pool{New: func() any { return new(Tx) }}
+
+// Get hands out an empty transaction with memory to build in; Put takes it back.
+func Get() *Tx { return bufs.Get().(*Tx) }
+
+// Put empties the transaction and keeps its memory for the next.
+func Put(t *Tx) {
+	t.b.Reset()
+	t.setID = 0
+	bufs.Put(t)
+}

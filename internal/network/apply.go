@@ -1,0 +1,254 @@
+package network
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"corten.dev/corten/internal/linux/netlink"
+	"corten.dev/corten/internal/linux/nft"
+	"golang.org/x/sys/unix"
+)
+
+// rulesState keeps the table as it should be.
+type rulesState struct {
+	write   sync.Mutex // one writer of the whole table at a time; elements are written beside it
+	changes uint64     // how often the bindings or networks changed; guarded by Local.mu
+	watch   *os.File
+	kick    chan struct{}
+}
+
+// again asks for the whole table to be written anew, soon.
+func (r *rulesState) again() {
+	if r.kick == nil {
+		return
+	}
+	select {
+	case r.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (r *rulesState) closeWatch() {
+	if r.watch != nil {
+		_ = r.watch.Close() // only read from: nothing can be lost
+	}
+}
+
+// commit hands a transaction to the kernel.
+func (l *Local) commit(tx *nft.Tx) error { return l.nf.Commit(tx) }
+
+// applyRules writes the table. With all, it empties the maps before: only once everything that runs was restored, because until then
+// the kernel's elements know more than we do.
+//
+// Ports may come and go while it writes what it saw a moment ago, so it looks at the count of changes and writes again until none came between.
+func (l *Local) applyRules(all bool) error {
+	l.rules.write.Lock()
+	defer l.rules.write.Unlock()
+	for {
+		tx, seen := l.wholeTable(all)
+		if err := l.commit(tx); err != nil {
+			return fmt.Errorf("write nftables table %s: %w", l.opt.Table, err)
+		}
+		l.mu.Lock()
+		now := l.rules.changes
+		l.mu.Unlock()
+		if now == seen {
+			return nil
+		}
+	}
+}
+
+func (l *Local) wholeTable(all bool) (*nft.Tx, uint64) {
+	tx := &nft.Tx{}
+	writeRules(tx, l.opt.Table)
+	for _, s := range bridgeSets {
+		tx.FlushSet(l.opt.Table, s.Name)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if all {
+		for _, s := range append(natMaps[:4:4], selfSets...) {
+			tx.FlushSet(l.opt.Table, s.Name)
+		}
+	}
+	for _, nw := range l.nets {
+		if nw.br != "" {
+			addBridge(tx, l.opt.Table, nw)
+		}
+	}
+	var bindings []*binding
+	for _, bx := range l.boxes {
+		bindings = append(bindings, bx.bindings...)
+	}
+	addElements(tx, l.opt.Table, bindings)
+	return tx, l.rules.changes
+}
+
+func addBridge(tx *nft.Tx, table string, nw *network) {
+	for set, elems := range bridgeElements(nw) {
+		tx.AddElems(table, set, elems)
+	}
+}
+
+// watchRules listens to the kernel's news about nftables. When someone else takes something of our table away it is written anew; a burst of news
+// (a flush tells every rule) is one rewrite.
+func (l *Local) watchRules(ctx context.Context) error {
+	c, err := netlink.Listen(unix.NETLINK_NETFILTER, unix.NFNLGRP_NFTABLES)
+	if err != nil {
+		return nft.Explain(err)
+	}
+	f, err := c.File()
+	if err != nil {
+		return errors.Join(err, c.Close())
+	}
+	l.rules.watch, l.rules.kick = f, make(chan struct{}, 1)
+	l.work.Go(func() {
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := f.Read(buf)
+			switch {
+			case errors.Is(err, syscall.ENOBUFS): // more news than we could read
+				l.rules.again()
+			case err != nil:
+				return // closed
+			case l.tellsOfLoss(buf[:n]):
+				l.rules.again()
+			}
+		}
+	})
+	l.work.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-l.rules.kick:
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(100 * time.Millisecond):
+			}
+			l.mu.Lock()
+			settled := l.settled
+			l.mu.Unlock()
+			if err := l.applyRules(settled); err != nil {
+				l.log.Error("write rules again", "err", err)
+				time.AfterFunc(time.Second, l.rules.again)
+			} else {
+				l.log.Info("rules were changed by someone else and are written again", "table", l.opt.Table)
+			}
+		}
+	})
+	return nil
+}
+
+// tellsOfLoss says whether news tell that someone else removed something of our table.
+func (l *Local) tellsOfLoss(p []byte) bool {
+	lost := false
+	_ = netlink.Walk(p, func(h netlink.Header, payload []byte) error {
+		if h.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(payload) < 4 || l.nf.Owns(h.From) {
+			return nil
+		}
+		switch h.Type & 0xff {
+		case unix.NFT_MSG_DELTABLE, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_DELRULE, unix.NFT_MSG_DELSET, unix.NFT_MSG_DELSETELEM:
+		default:
+			return nil
+		}
+		// The table's name is the first attribute of all five.
+		return netlink.Attrs(payload[4:], func(typ uint16, data []byte) {
+			if typ == unix.NFTA_TABLE_NAME && string(data) == l.opt.Table+"\x00" {
+				lost = true
+			}
+		})
+	})
+	return lost
+}
+
+// forgetFlows makes the kernel forget the udp flows to ports that changed hands: a sender that keeps its port would else go on talking to whoever
+// had the port before. A tcp connection ends by itself.
+func (l *Local) forgetFlows(bindings []*binding) error {
+	ports := map[[3]byte]bool{}
+	for _, b := range bindings {
+		if b.Proto != "tcp" {
+			ports[[3]byte{protoNumber[b.Proto], byte(b.HostPort >> 8), byte(b.HostPort)}] = true
+		}
+	}
+	if len(ports) == 0 {
+		return nil
+	}
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return err
+	}
+	var del netlink.Batch
+	var dump netlink.Batch
+	const ctnetlink = unix.NFNL_SUBSYS_CTNETLINK << 8
+	dump.Begin("list connections", ctnetlink|1, 0, make([]byte, 4)) // IPCTNL_MSG_CT_GET
+	dump.End()
+	err = c.Dump(&dump, func(_ uint16, p []byte) error {
+		if len(p) < 4 {
+			return netlink.ErrMalformed
+		}
+		return netlink.Attrs(p[4:], func(typ uint16, tuple []byte) {
+			if typ == 1 && ports[destination(tuple)] { // CTA_TUPLE_ORIG
+				del.Begin("forget connection", ctnetlink|2, 0, []byte{p[0], 0, 0, 0}) // IPCTNL_MSG_CT_DELETE
+				del.Bytes(1|unix.NLA_F_NESTED, tuple)
+				del.End()
+			}
+		})
+	})
+	if err == nil {
+		err = c.Do(&del)
+	}
+	if errors.Is(err, unix.EOPNOTSUPP) || onlyErrno(err, unix.ENOENT) { // no list of connections in this kernel, or they ended meanwhile
+		err = nil
+	}
+	return errors.Join(err, c.Close())
+}
+
+// destination reads protocol and destination port out of a connection's tuple.
+func destination(tuple []byte) (out [3]byte) {
+	_ = netlink.Attrs(tuple, func(typ uint16, data []byte) {
+		if typ != 2 { // CTA_TUPLE_PROTO
+			return
+		}
+		_ = netlink.Attrs(data, func(typ uint16, data []byte) {
+			switch {
+			case typ == 1 && len(data) >= 1: // CTA_PROTO_NUM
+				out[0] = data[0]
+			case typ == 3 && len(data) >= 2: // CTA_PROTO_DST_PORT
+				binary.BigEndian.PutUint16(out[1:], binary.BigEndian.Uint16(data))
+			}
+		})
+	})
+	return out
+}
+
+// takeDown removes what is the room's own on the host: bridges without containers and the table, unless the administrator wrote into it.
+func (l *Local) takeDown() error {
+	l.mu.Lock()
+	var del netlink.Batch
+	for _, nw := range l.nets {
+		if nw.br != "" && nw.index != 0 && len(nw.eps) == 0 {
+			del.DelLink(nw.br)
+		}
+	}
+	l.mu.Unlock()
+	err := l.rt.Do(&del)
+	if onlyErrno(err, unix.ENODEV) {
+		err = nil
+	}
+	if l.opt.NoRules {
+		return err
+	}
+	tx := &nft.Tx{}
+	tx.AddTable(l.opt.Table) // so that deleting it cannot fail
+	tx.DelTable(l.opt.Table)
+	return errors.Join(err, l.commit(tx))
+}

@@ -1,0 +1,154 @@
+package network
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/netlink"
+)
+
+// subnet hands out the addresses of one pool, lowest first. It is guarded by Local.mu.
+type subnet struct {
+	prefix  netip.Prefix
+	rng     netip.Prefix // addresses are taken from here
+	gateway netip.Addr
+	used    map[netip.Addr]struct{}
+	low     netip.Addr // everything of rng below is used
+}
+
+func newSubnet(p Pool) *subnet {
+	s := &subnet{prefix: p.Subnet.Masked(), rng: p.Range, gateway: p.Gateway, used: map[netip.Addr]struct{}{}}
+	if !s.rng.IsValid() {
+		s.rng = s.prefix
+	}
+	s.rng = s.rng.Masked()
+	s.low = s.rng.Addr()
+	if s.prefix.Addr().Is4() && s.prefix.Bits() < 31 {
+		s.used[s.prefix.Addr()] = struct{}{}
+		s.used[netlink.LastAddr(s.prefix)] = struct{}{}
+	}
+	if s.prefix.Addr().Is6() && s.prefix.Bits() < 127 {
+		s.used[s.prefix.Addr()] = struct{}{} // the subnet-router anycast address
+	}
+	if s.gateway.IsValid() {
+		s.used[s.gateway] = struct{}{}
+	}
+	for _, a := range p.Aux {
+		s.used[a] = struct{}{}
+	}
+	return s
+}
+
+// take hands out the lowest free address; ok is false when there is none.
+func (s *subnet) take() (netip.Addr, bool) {
+	for a := s.low; s.rng.Contains(a); a = a.Next() {
+		if _, used := s.used[a]; !used {
+			s.used[a] = struct{}{}
+			s.low = a.Next()
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// claim takes one address; false when it is used.
+func (s *subnet) claim(a netip.Addr) bool {
+	if _, used := s.used[a]; used {
+		return false
+	}
+	s.used[a] = struct{}{}
+	return true
+}
+
+func (s *subnet) release(a netip.Addr) {
+	delete(s.used, a)
+	if s.rng.Contains(a) && a.Less(s.low) {
+		s.low = a
+	}
+}
+
+// checkPool completes and checks what a maker of a network asked for.
+func checkPool(p Pool) (Pool, error) {
+	if p.Subnet.Addr().Is4In6() {
+		return p, errs.New(errs.Invalid, "invalid subnet %s : IPv4 in IPv6", p.Subnet)
+	}
+	if p.Subnet != p.Subnet.Masked() {
+		return p, errs.New(errs.Invalid, "invalid subnet %s: it should be %s", p.Subnet, p.Subnet.Masked())
+	}
+	if p.Subnet.Addr().Is4() && p.Subnet.Bits() > 30 || p.Subnet.Bits() < 4 || p.Subnet.Bits() > 126 {
+		return p, errs.New(errs.Invalid, "invalid subnet %s: no room for a gateway and a container", p.Subnet)
+	}
+	if p.Range.IsValid() {
+		if p.Range != p.Range.Masked() {
+			return p, errs.New(errs.Invalid, "invalid ip-range %s: it should be %s", p.Range, p.Range.Masked())
+		}
+		if !p.Subnet.Contains(p.Range.Addr()) || p.Range.Bits() < p.Subnet.Bits() {
+			return p, errs.New(errs.Invalid, "invalid ip-range %s: parent subnet %s does not contain it", p.Range, p.Subnet)
+		}
+	}
+	for name, a := range p.Aux {
+		if !p.Subnet.Contains(a) {
+			return p, errs.New(errs.Invalid, "invalid auxiliary address %s: parent subnet %s does not contain %s", name, p.Subnet, a)
+		}
+	}
+	if !p.Gateway.IsValid() {
+		// The first address that is not kept for something else, of the range if there is one, as Docker.
+		s := newSubnet(p)
+		gw, ok := s.take()
+		if !ok {
+			return p, errs.New(errs.Invalid, "invalid subnet %s: no address left for the gateway", p.Subnet)
+		}
+		p.Gateway = gw
+	}
+	if !p.Subnet.Contains(p.Gateway) {
+		return p, errs.New(errs.Invalid, "invalid gateway %s: parent subnet %s does not contain it", p.Gateway, p.Subnet)
+	}
+	return p, nil
+}
+
+// freeSubnet finds a subnet of the ranges that overlaps none of the taken ones.
+func freeSubnet(ranges []PoolRange, taken []netip.Prefix) (netip.Prefix, error) {
+	for _, r := range ranges {
+		base := r.Base.Masked()
+		if !base.Addr().Is4() || r.Size < base.Bits() || r.Size > 30 {
+			continue
+		}
+		start := binary.BigEndian.Uint32(base.Addr().AsSlice())
+		for i := uint64(0); i < 1<<(r.Size-base.Bits()); i++ {
+			var raw [4]byte
+			binary.BigEndian.PutUint32(raw[:], start+uint32(i<<(32-r.Size)))
+			p := netip.PrefixFrom(netip.AddrFrom4(raw), r.Size)
+			if !overlapsAny(p, taken) {
+				return p, nil
+			}
+		}
+	}
+	return netip.Prefix{}, errs.New(errs.Conflict, "all predefined address pools have been fully subnetted")
+}
+
+func overlapsAny(p netip.Prefix, taken []netip.Prefix) bool {
+	for _, t := range taken {
+		if t.IsValid() && p.Overlaps(t) {
+			return true
+		}
+	}
+	return false
+}
+
+// macOf derives a hardware address from an IPv4 address, as Docker long did: who gets an address again after another
+// also gets its hardware address, so that no neighbour holds a stale entry.
+func macOf(a netip.Addr) net.HardwareAddr {
+	raw := a.As4()
+	return net.HardwareAddr{0x02, 0x42, raw[0], raw[1], raw[2], raw[3]}
+}
+
+// linkName is the name of the host's end of an endpoint's veth. It tells the address, so that a listing of links reads as a listing of containers.
+func linkName(ep Endpoint) string {
+	if ep.IPv4.IsValid() {
+		return fmt.Sprintf("cv%x", ep.IPv4.Addr().AsSlice())
+	}
+	return "cv" + ep.ID[:10]
+}

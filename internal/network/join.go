@@ -1,0 +1,387 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/netlink"
+	"corten.dev/corten/internal/task"
+	"golang.org/x/sys/unix"
+)
+
+// plan is what a Join decided before it touches the kernel.
+type plan struct {
+	nets []*network
+	eps  []Endpoint
+	gw4  int // index of the endpoint with the default route, or -1
+	gw6  int
+}
+
+// Join makes the namespace and interfaces of a container that is about to start.
+func (l *Local) Join(ctx context.Context, req JoinRequest) (_ *Sandbox, err error) {
+	var undo task.Undo
+	defer undo.OnError(ctx, &err)
+	bx := &box{req: req, sb: Sandbox{Owner: req.Owner}}
+	p, ready, err := l.reserve(&req, bx)
+	if err != nil {
+		return nil, err
+	}
+	undo.Push(func(ctx context.Context) error { return l.leave(ctx, bx) })
+	if len(p.nets) == 1 && p.nets[0].rec.Driver == nameHost {
+		return l.finish(bx, p, nil)
+	}
+	ns := (*os.File)(nil)
+	if ready != nil {
+		ns, p.eps = ready.ns, ready.eps
+		bx.sb.Endpoints = p.eps
+	} else if ns, err = l.build(p); err != nil {
+		return nil, err
+	}
+	undo.Push(func(context.Context) error { return ns.Close() })
+	if err := l.publish(ctx, bx, p); err != nil {
+		return nil, err
+	}
+	return l.finish(bx, p, ns)
+}
+
+// reserve checks the request and takes everything that is only memory: the owner's place and the addresses, or a ready namespace.
+func (l *Local) reserve(req *JoinRequest, bx *box) (plan, *readyBox, error) {
+	if req.Owner == "" {
+		return plan{}, nil, errs.New(errs.Invalid, "a sandbox needs an owner")
+	}
+	for i := 0; ; i++ {
+		p, ready, err := l.tryReserve(req, bx)
+		if err == nil || i > 0 || !errors.Is(err, errDying) {
+			return p, ready, err
+		}
+		l.reap.force() // what holds the address is only waiting for the kernel to take it down
+	}
+}
+
+// errDying says that an address is not free yet, but would be after a reap.
+var errDying = errors.New("address is about to be free")
+
+func (l *Local) tryReserve(req *JoinRequest, bx *box) (p plan, ready *readyBox, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return p, nil, errs.New(errs.Unavailable, "network room is closed")
+	}
+	if l.boxes[req.Owner] != nil {
+		return p, nil, errs.New(errs.Conflict, "sandbox of %s is there already", req.Owner)
+	}
+	if len(req.Endpoints) == 0 {
+		req.Endpoints = []EndpointRequest{{Network: nameBridge}}
+	}
+	defer func() {
+		if err != nil {
+			for _, ep := range p.eps {
+				l.dropEndpoint(req.Owner, ep, true)
+			}
+		}
+	}()
+	for _, er := range req.Endpoints {
+		nw, err := l.find(er.Network)
+		if err != nil {
+			return p, nil, err
+		}
+		if nw.rec.Driver != nameBridge && len(req.Endpoints) > 1 {
+			return p, nil, errs.New(errs.Invalid, "conflicting options: container cannot be connected to network %s and to another", nw.rec.Name)
+		}
+		if slices.Contains(p.nets, nw) {
+			return p, nil, errs.New(errs.Invalid, "network %s is named twice", nw.rec.Name)
+		}
+		p.nets = append(p.nets, nw)
+	}
+	if ready = l.pool.takeLocked(p.nets, req); ready == nil {
+		for i, er := range req.Endpoints {
+			if p.nets[i].rec.Driver != nameBridge {
+				continue
+			}
+			ep, err := l.newEndpoint(p.nets[i], er)
+			if err != nil {
+				return p, nil, err
+			}
+			ep.Interface = fmt.Sprintf("eth%d", i)
+			p.eps = append(p.eps, ep)
+		}
+	} else {
+		p.eps = ready.eps
+	}
+	for i := range p.eps {
+		p.eps[i].Aliases = req.Endpoints[i].Aliases
+		p.eps[i].DNSNames = dnsNames(p.nets[i], req, req.Endpoints[i].Aliases)
+		ep := p.eps[i]
+		p.nets[i].eps[req.Owner] = &ep
+	}
+	p.gateways(req.Endpoints)
+	bx.sb.Endpoints = p.eps
+	l.boxes[req.Owner] = bx
+	return p, ready, nil
+}
+
+// newEndpoint takes the addresses of a new endpoint. mu is held.
+func (l *Local) newEndpoint(nw *network, er EndpointRequest) (Endpoint, error) {
+	ep := Endpoint{Network: nw.rec.Name, NetworkID: nw.rec.ID, ID: newID()}
+	if (er.IPv4.IsValid() || er.IPv6.IsValid()) && nw.rec.Predefined {
+		return ep, errs.New(errs.Invalid, "user specified IP address is supported on user defined networks only")
+	}
+	if nw.index == 0 {
+		return ep, errs.New(errs.Unavailable, "network %s has no bridge on this host", nw.rec.Name)
+	}
+	a4, err := l.address(nw, nw.v4, er.IPv4, "IPv4")
+	if err != nil {
+		return ep, err
+	}
+	a6, err := l.address(nw, nw.v6, er.IPv6, "IPv6")
+	if err != nil {
+		if a4.IsValid() {
+			nw.v4.release(a4.Addr())
+		}
+		return ep, err
+	}
+	ep.IPv4, ep.IPv6 = a4, a6
+	if !nw.rec.Internal {
+		ep.Gateway4, ep.Gateway6 = nw.gw4, nw.gw6
+	}
+	mac := net.HardwareAddr(nil)
+	if er.MAC != "" {
+		if mac, err = net.ParseMAC(er.MAC); err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+			l.dropEndpoint("", ep, true)
+			return ep, errs.New(errs.Invalid, "invalid mac address %s", er.MAC)
+		}
+	} else if a4.IsValid() {
+		mac = macOf(a4.Addr())
+	} else {
+		raw := a6.Addr().As16()
+		mac = net.HardwareAddr{0x02, 0x42, raw[12], raw[13], raw[14], raw[15]}
+	}
+	ep.MAC = mac.String()
+	return ep, nil
+}
+
+// address takes the wanted address of a subnet, or the next free one. mu is held.
+func (l *Local) address(nw *network, s *subnet, want netip.Addr, kind string) (netip.Prefix, error) {
+	switch {
+	case s == nil && want.IsValid():
+		return netip.Prefix{}, errs.New(errs.Invalid, "network %s has no %s subnet for address %s", nw.rec.Name, kind, want)
+	case s == nil:
+		return netip.Prefix{}, nil
+	case !want.IsValid():
+		a, ok := s.take()
+		if !ok {
+			if l.reap.holds(s) {
+				return netip.Prefix{}, errDying
+			}
+			return netip.Prefix{}, errs.New(errs.Unavailable, "no available %s addresses on this network's address pools: %s (%s)", kind, nw.rec.Name, nw.rec.ID)
+		}
+		return netip.PrefixFrom(a, s.prefix.Bits()), nil
+	case !s.prefix.Contains(want):
+		return netip.Prefix{}, errs.New(errs.Invalid, "invalid address %s: it does not belong to any of this network's subnets", want)
+	case !s.claim(want):
+		if l.reap.holdsAddr(want) {
+			return netip.Prefix{}, errDying
+		}
+		return netip.Prefix{}, errs.New(errs.Forbidden, "Address already in use")
+	}
+	return netip.PrefixFrom(want, s.prefix.Bits()), nil
+}
+
+// dropEndpoint takes an endpoint off its network; its addresses only with free. mu is held.
+func (l *Local) dropEndpoint(owner string, ep Endpoint, free bool) {
+	nw := l.nets[ep.NetworkID]
+	if nw == nil {
+		return
+	}
+	if at := nw.eps[owner]; at != nil && at.ID == ep.ID {
+		delete(nw.eps, owner)
+	}
+	if free {
+		nw.free(ep)
+	}
+}
+
+func (nw *network) free(ep Endpoint) {
+	if ep.IPv4.IsValid() && nw.v4 != nil {
+		nw.v4.release(ep.IPv4.Addr())
+	}
+	if ep.IPv6.IsValid() && nw.v6 != nil {
+		nw.v6.release(ep.IPv6.Addr())
+	}
+}
+
+// gateways chooses who has the default routes: who was told to, else the highest priority, else the first by name, as Docker.
+func (p *plan) gateways(reqs []EndpointRequest) {
+	p.gw4, p.gw6 = -1, -1
+	better := func(i, j int) bool {
+		if j < 0 {
+			return true
+		}
+		a, b := reqs[i], reqs[j]
+		if a.Gateway != b.Gateway {
+			return a.Gateway
+		}
+		if a.Priority != b.Priority {
+			return a.Priority > b.Priority
+		}
+		return p.nets[i].rec.Name < p.nets[j].rec.Name
+	}
+	for i := range p.eps {
+		if p.eps[i].Gateway4.IsValid() && better(i, p.gw4) {
+			p.gw4 = i
+		}
+		if p.eps[i].Gateway6.IsValid() && better(i, p.gw6) {
+			p.gw6 = i
+		}
+	}
+}
+
+// build makes a namespace with the interfaces of the plan: one request to the host's side for all veths, one inside for addresses and routes.
+func (l *Local) build(p plan) (*os.File, error) {
+	if len(p.eps) == 0 {
+		return l.inNew(nil)
+	}
+	host, err := l.rt.Take() // before the thread changes its namespace
+	if err != nil {
+		return nil, err
+	}
+	defer l.rt.Give(host)
+	return l.inNew(func(in *netlink.Conn, ns *os.File) error {
+		if err := l.quietIPv6(p.eps); err != nil {
+			return err
+		}
+		var b netlink.Batch
+		for i, ep := range p.eps {
+			l.addVeth(&b, p.nets[i], ep, ns, ep.Interface)
+		}
+		if err := l.makeLinks(host, &b, p.eps); err != nil {
+			return err
+		}
+		return configure(in, p)
+	})
+}
+
+// makeLinks runs the batch that makes veths. A stale one of the same name, left by someone who held its address before, is replaced.
+func (l *Local) makeLinks(host *netlink.Conn, b *netlink.Batch, eps []Endpoint) error {
+	err := host.Do(b)
+	if err == nil {
+		return nil
+	}
+	var del netlink.Batch
+	for _, ep := range eps {
+		del.DelLink(linkName(ep))
+	}
+	_ = host.Do(&del) // those that were made, or were there before: gone or never there, both are right
+	if !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	return host.Do(b)
+}
+
+func (l *Local) addVeth(b *netlink.Batch, nw *network, ep Endpoint, ns *os.File, name string) {
+	mac, _ := net.ParseMAC(ep.MAC) // written by us
+	b.AddVeth(netlink.Veth{Name: linkName(ep), Alias: l.alias(ep), Bridge: nw.index, MTU: nw.mtu, Isolated: !nw.icc, PeerName: name, PeerMAC: mac, PeerNS: ns})
+}
+
+// quietIPv6 switches IPv6 off on the interfaces to come when none of them has an address of it, so that no neighbour can give them one. The caller's thread is in the namespace.
+func (l *Local) quietIPv6(eps []Endpoint) error {
+	for _, ep := range eps {
+		if ep.IPv6.IsValid() {
+			return nil
+		}
+	}
+	err := sysctl("net/ipv6/conf/default/disable_ipv6", "1")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // a kernel without IPv6
+	}
+	return err
+}
+
+// configure gives the interfaces in a new namespace their addresses and routes.
+func configure(in *netlink.Conn, p plan) error {
+	var b netlink.Batch
+	for i, ep := range p.eps {
+		link, err := in.LinkByName(ep.Interface)
+		if err != nil {
+			return err
+		}
+		addAddrs(&b, link.Index, ep)
+		b.SetUp(link.Index)
+		if i == p.gw4 {
+			b.AddRoute(link.Index, netip.Prefix{}, ep.Gateway4)
+		}
+		if i == p.gw6 {
+			b.AddRoute(link.Index, netip.Prefix{}, ep.Gateway6)
+		}
+	}
+	return in.Do(&b)
+}
+
+func addAddrs(b *netlink.Batch, index int, ep Endpoint) {
+	if ep.IPv4.IsValid() {
+		b.AddAddr(index, ep.IPv4)
+	}
+	if ep.IPv6.IsValid() {
+		b.AddAddr(index, ep.IPv6)
+	}
+}
+
+// finish makes the sandbox known.
+func (l *Local) finish(bx *box, p plan, ns *os.File) (*Sandbox, error) {
+	conf, err := l.resolvConf(bx.req, p.userDefined(), len(p.nets) == 1 && p.nets[0].rec.Driver == nameHost)
+	if err != nil {
+		return nil, err
+	}
+	if p.userDefined() {
+		if err := l.serveNames(bx, ns); err != nil {
+			return nil, err
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	bx.sb.ResolvConf = conf
+	bx.ready = true
+	out := bx.sb
+	out.NS = ns
+	out.Endpoints = slices.Clone(out.Endpoints)
+	return &out, nil
+}
+
+func (p plan) userDefined() bool {
+	return slices.ContainsFunc(p.nets, func(nw *network) bool { return !nw.rec.Predefined })
+}
+
+// Leave gives everything of owner back. The interfaces go with the namespace, or are removed a little later.
+func (l *Local) Leave(ctx context.Context, owner string) error {
+	l.mu.Lock()
+	bx := l.boxes[owner]
+	l.mu.Unlock()
+	if bx == nil {
+		return nil
+	}
+	return l.leave(ctx, bx)
+}
+
+func (l *Local) leave(ctx context.Context, bx *box) error {
+	err := l.unpublish(ctx, bx)
+	l.closeNames(bx)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.boxes[bx.req.Owner] != bx {
+		return err // another Leave was faster
+	}
+	delete(l.boxes, bx.req.Owner)
+	for _, ep := range bx.sb.Endpoints {
+		l.dropEndpoint(bx.req.Owner, ep, false)
+		l.reap.add(ep, time.Now())
+	}
+	l.pool.wake()
+	return err
+}

@@ -1,0 +1,129 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+)
+
+func TestPublishedPortsAnswerFromEverywhere(t *testing.T) {
+	w := newWorld(t, nil)
+	check(t, w.Settle(context.Background()))
+	web := w.join(t, JoinRequest{Owner: "web", Name: "web", Ports: []Port{
+		{Proto: "tcp", ContainerPort: 80, HostPort: 8080}, {Proto: "udp", ContainerPort: 80, HostPort: 8080},
+		{Proto: "tcp", ContainerPort: 80, HostPort: 8081, HostIP: netip.MustParseAddr("127.0.0.1")},
+		{Proto: "tcp", ContainerPort: 80, HostPort: 8082, HostIP: netip.MustParseAddr("203.0.113.1")},
+	}})
+	other := w.join(t, JoinRequest{Owner: "other", Name: "other"})
+	serve(t, web.NS, "web", 80)
+	serve(t, web.NS, "hidden", 81)
+	ip, gw := web.Endpoints[0].IPv4.Addr(), web.Endpoints[0].Gateway4
+	for _, proto := range []string{"tcp", "udp"} {
+		wantPrefix(t, proto+" loopback", ask(t, nil, proto, "127.0.0.1:8080"), "web")
+		wantPrefix(t, proto+" own address", ask(t, nil, proto, "203.0.113.1:8080"), "web")
+		wantPrefix(t, proto+" outside", ask(t, w.outside, proto, "203.0.113.1:8080"), "web")
+		wantPrefix(t, proto+" other container by address", ask(t, other.NS, proto, ip.String()+":80"), "web")
+		wantPrefix(t, proto+" other container by gateway", ask(t, other.NS, proto, gw.String()+":8080"), "web")
+		wantPrefix(t, proto+" other container by host", ask(t, other.NS, proto, "203.0.113.1:8080"), "web")
+		wantPrefix(t, proto+" itself by host", ask(t, web.NS, proto, "203.0.113.1:8080"), "web")
+	}
+	wantPrefix(t, "bound to loopback", ask(t, nil, "tcp", "127.0.0.1:8081"), "web")
+	wantPrefix(t, "bound to loopback, from outside", ask(t, w.outside, "tcp", "203.0.113.1:8081"), "!")
+	wantPrefix(t, "bound to one address", ask(t, w.outside, "tcp", "203.0.113.1:8082"), "web")
+	wantPrefix(t, "bound to one address, by loopback", ask(t, nil, "tcp", "127.0.0.1:8082"), "!")
+	wantPrefix(t, "not published, routed from outside", ask(t, w.outside, "tcp", ip.String()+":81"), "!")
+	wantPrefix(t, "published, routed from outside past the host port", ask(t, w.outside, "tcp", ip.String()+":80"), "!")
+	if got := ask(t, w.outside, "tcp", "203.0.113.1:8080"); got != "web 203.0.113.2" {
+		t.Errorf("the client's address is hidden: %q", got)
+	}
+	serve(t, w.outside, "outside", 9000)
+	if got := ask(t, other.NS, "tcp", "203.0.113.2:9000"); got != "outside 203.0.113.1" {
+		t.Errorf("way to the outside: %q", got)
+	}
+}
+
+func TestLeaveGivesEverythingBack(t *testing.T) {
+	w := newWorld(t, nil)
+	check(t, w.Settle(context.Background()))
+	ctx := context.Background()
+	for i := range 5 {
+		sb, err := w.Join(ctx, JoinRequest{Owner: "a", Name: "a", Ports: []Port{{Proto: "tcp", ContainerPort: 80, HostPort: 8080}}})
+		check(t, err)
+		serve(t, sb.NS, fmt.Sprint("a", i), 80)
+		wantPrefix(t, "round", ask(t, nil, "tcp", "127.0.0.1:8080"), fmt.Sprint("a", i))
+		check(t, sb.NS.Close())
+		check(t, w.Leave(ctx, "a"))
+	}
+	check(t, w.Leave(ctx, "a"))
+}
+
+func TestParallelJoins(t *testing.T) {
+	w := newWorld(t, nil)
+	check(t, w.Settle(context.Background()))
+	var wg sync.WaitGroup
+	seen := sync.Map{}
+	for i := range 24 {
+		wg.Go(func() {
+			sb, err := w.Join(context.Background(), JoinRequest{Owner: fmt.Sprint("c", i), Ports: []Port{{Proto: "tcp", ContainerPort: 80}}})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if other, twice := seen.LoadOrStore(sb.Endpoints[0].IPv4, i); twice {
+				t.Errorf("%d and %d share an address", i, other)
+			}
+			check(t, sb.NS.Close())
+			check(t, w.Leave(context.Background(), fmt.Sprint("c", i)))
+		})
+	}
+	wg.Wait()
+}
+
+func BenchmarkJoinLeave(b *testing.B) {
+	for _, c := range []struct {
+		name string
+		req  JoinRequest
+		size int
+		wait time.Duration
+	}{
+		{"pool", JoinRequest{}, 4, 30 * time.Millisecond},
+		{"nopool", JoinRequest{}, -1, 10 * time.Millisecond},
+		{"burst", JoinRequest{}, 4, 0},
+		{"pool+port", JoinRequest{Ports: []Port{{Proto: "tcp", ContainerPort: 80, HostPort: 8080}}}, 4, 30 * time.Millisecond},
+		{"none", JoinRequest{Endpoints: []EndpointRequest{{Network: "none"}}}, 4, 30 * time.Millisecond},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			w := newWorld(b, func(o *Options) { o.PoolSize = c.size })
+			check(b, w.Settle(context.Background()))
+			benchJoin(b, w, c.req, c.wait)
+		})
+	}
+}
+
+func benchJoin(b *testing.B, w *world, req JoinRequest, wait time.Duration) {
+	ctx := context.Background()
+	time.Sleep(100 * time.Millisecond)
+	var join, leave time.Duration
+	n := 0
+	b.ResetTimer()
+	for range b.N {
+		req.Owner = fmt.Sprint("c", n)
+		n++
+		t0 := time.Now()
+		sb, err := w.Join(ctx, req)
+		check(b, err)
+		t1 := time.Now()
+		if sb.NS != nil {
+			check(b, sb.NS.Close())
+		}
+		t2 := time.Now()
+		check(b, w.Leave(ctx, req.Owner))
+		join, leave = join+t1.Sub(t0), leave+time.Since(t2)
+		time.Sleep(wait)
+	}
+	b.ReportMetric(float64(join.Microseconds())/float64(n), "µs/join")
+	b.ReportMetric(float64(leave.Microseconds())/float64(n), "µs/leave")
+}

@@ -1,0 +1,207 @@
+package network
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"sync"
+
+	"corten.dev/corten/internal/linux/netlink"
+	"corten.dev/corten/internal/linux/nft"
+	"golang.org/x/sys/unix"
+)
+
+// Local is the Manager of this host's kernel.
+//
+// mu guards the maps and everything reachable from them; it is never held over a system call that can wait. What is being made or taken down is
+// kept out of the others' way by its entry in the maps: an owner in boxes, an address in its subnet, a port in the table.
+type Local struct {
+	opt    Options
+	log    *slog.Logger
+	hostNS *os.File
+	rt     *netlink.Pool
+	nf     *nft.Conns
+
+	mu      sync.Mutex
+	nets    map[string]*network // by id
+	names   map[string]string   // network name -> id
+	boxes   map[string]*box     // by owner
+	ports   portTable
+	settled bool
+	closed  bool
+
+	pool    *readyPool
+	reap    *reaper
+	rules   rulesState
+	resolv  hostResolv
+	created sync.Mutex // one network is created or removed at a time, because they choose subnets and names that must not collide; held over kernel work that no start waits for
+	stop    context.CancelFunc
+	work    sync.WaitGroup
+}
+
+// network is the live side of a stored network.
+type network struct {
+	rec       Network
+	br        string // bridge
+	index     int
+	mtu       int
+	v4, v6    *subnet
+	gw4, gw6  netip.Addr // what containers use, normally the bridge's own
+	icc, masq bool
+	hostIP    netip.Addr
+	isDefault bool
+	eps       map[string]*Endpoint // by owner
+}
+
+// box is the live side of a sandbox. The fields are set before the box is in Local.boxes as ready, and changed under Local.mu.
+type box struct {
+	req      JoinRequest
+	sb       Sandbox
+	pid      int
+	bindings []*binding
+	ready    bool
+}
+
+// New opens the room: it restores the stored networks and the default ones, their bridges, and the table with its rules. Ready namespaces are
+// made once Settle was called, or with the first Join.
+func New(opt Options) (_ *Local, err error) {
+	opt = opt.withDefaults()
+	l := &Local{opt: opt, log: opt.Logger, nets: map[string]*network{}, names: map[string]string{}, boxes: map[string]*box{},
+		rt: &netlink.Pool{Proto: unix.NETLINK_ROUTE}, nf: nft.NewConns()}
+	ctx, stop := context.WithCancel(context.Background())
+	l.stop = stop
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.shut())
+		}
+	}()
+	if l.hostNS, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+		return nil, fmt.Errorf("open the host's network namespace: %w", err)
+	}
+	l.ports.init()
+	l.pool, l.reap = newReadyPool(l), newReaper(l)
+	if err := os.MkdirAll(l.storeDir(), 0o700); err != nil {
+		return nil, fmt.Errorf("network records: %w", err)
+	}
+	if err := l.load(); err != nil {
+		return nil, err
+	}
+	if err := l.adopt(); err != nil {
+		return nil, err
+	}
+	if err := l.switchForwarding(); err != nil {
+		return nil, err
+	}
+	if !opt.NoRules {
+		if err := l.applyRules(false); err != nil {
+			return nil, err
+		}
+		if err := l.watchRules(ctx); err != nil {
+			return nil, err
+		}
+	}
+	l.work.Go(func() { l.pool.run(ctx) })
+	l.work.Go(func() { l.reap.run(ctx) })
+	return l, nil
+}
+
+// Settle says that all containers that still run were restored: what nobody claimed is removed, and ready namespaces are made from now on.
+// Engines call it once after their last Restore.
+func (l *Local) Settle(context.Context) error {
+	l.mu.Lock()
+	l.settled = true
+	l.mu.Unlock()
+	l.reap.orphans()
+	l.pool.wake()
+	if l.opt.NoRules {
+		return nil
+	}
+	return l.applyRules(true)
+}
+
+// Close stops the background work. With no container left it also removes the bridges that have no other use and the table.
+func (l *Local) Close() error {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
+		return nil
+	}
+	l.closed = true
+	busy := len(l.boxes) > 0 || !l.settled && l.reap.pending() > 0
+	l.mu.Unlock()
+	l.stop()
+	l.rules.closeWatch()
+	l.work.Wait()
+	err := l.pool.drain()
+	if !busy {
+		l.reap.force()
+		err = errors.Join(err, l.takeDown())
+	}
+	return errors.Join(err, l.shut())
+}
+
+// shut closes the descriptors.
+func (l *Local) shut() error {
+	l.stop()
+	var all []error
+	for _, b := range l.boxes {
+		for _, x := range b.bindings {
+			all = append(all, x.closeFiles())
+		}
+	}
+	all = append(all, l.rt.Close(), l.nf.Close())
+	if l.hostNS != nil {
+		all = append(all, l.hostNS.Close())
+	}
+	return errors.Join(all...)
+}
+
+// HostGateway is the address that --add-host name:host-gateway means.
+func (l *Local) HostGateway() netip.Addr {
+	if l.opt.HostGateway.IsValid() {
+		return l.opt.HostGateway
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if nw := l.defaultNet(); nw != nil {
+		return nw.rec.IPAM.Pools[0].Gateway
+	}
+	return netip.Addr{}
+}
+
+// Sandbox tells what an owner has.
+func (l *Local) Sandbox(owner string) (Sandbox, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.boxes[owner]
+	if b == nil || !b.ready {
+		return Sandbox{}, false
+	}
+	sb := b.sb
+	sb.Endpoints = append([]Endpoint{}, sb.Endpoints...)
+	sb.Ports = append([]Port{}, sb.Ports...)
+	return sb, true
+}
+
+func (l *Local) defaultNet() *network {
+	if nw := l.nets[l.names[nameBridge]]; nw != nil && nw.isDefault {
+		return nw
+	}
+	return nil
+}
+
+// The predefined networks and the drivers.
+const (
+	nameBridge, nameHost, nameNone = "bridge", "host", "none"
+)
+
+func newID() string {
+	var raw [32]byte
+	_, _ = rand.Read(raw[:]) // never fails
+	return hex.EncodeToString(raw[:])
+}

@@ -1,0 +1,70 @@
+package network
+
+import (
+	"log/slog"
+	"net/netip"
+	"time"
+)
+
+// PoolRange is a range that the subnets of networks are taken from when their makers name none.
+type PoolRange struct {
+	Base netip.Prefix
+	Size int // prefix length of each subnet
+}
+
+// Options are the settings of the room. Root and ExecRoot must be set; useful zeros for the rest.
+type Options struct {
+	Root     string // durable: networks/<id>.json
+	ExecRoot string // gone at boot: portproxy.sock
+	Table    string // nftables table; default "corten"
+	Bridge   string // name of the default bridge; default "corten0"; "none" for no default bridge
+	// BIP is the default bridge's own address with its prefix; else the first free subnet of Pools. BIP6 likewise, when IPv6 is set.
+	BIP, BIP6 netip.Prefix
+	// FixedCIDR restricts what the default bridge hands out.
+	FixedCIDR, FixedCIDRv6 netip.Prefix
+	// DefaultGateway replaces the bridge's address as the containers' gateway.
+	DefaultGateway, DefaultGateway6 netip.Addr
+	Pools                           []PoolRange // default: Docker's
+	MTU                             int         // of the default bridge; default: that of the host's default route
+	IPv6                            bool        // of the default bridge
+	NoICC                           bool        // containers on the default bridge do not reach each other
+	NoMasquerade                    bool
+	NoForward                       bool // do not switch the host's forwarding on
+	NoRules                         bool // no nftables at all: published ports then fail
+	HostIP                          netip.Addr
+	HostGateway                     netip.Addr // --host-gateway-ip; default: the default bridge's address
+	// DNS, DNSSearch, DNSOptions are the engine's defaults for containers that name none.
+	DNS, DNSSearch, DNSOptions []string
+	ResolvConf                 string // default /etc/resolv.conf, or systemd-resolved's own where that is a stub
+	PoolSize                   int    // ready namespaces to keep; default 4, negative: none
+	PoolDelay                  time.Duration
+	// PortProxy is the command that runs the port proxy (see package portproxy), for instance cortend's own path and "portproxy"; empty: ports on IPv6
+	// addresses work only for containers with an IPv6 address.
+	PortProxy []string
+	Logger    *slog.Logger
+}
+
+func (o Options) withDefaults() Options {
+	if o.Table == "" {
+		o.Table = "corten"
+	}
+	if o.Bridge == "" {
+		o.Bridge = "corten0"
+	}
+	if len(o.Pools) == 0 {
+		for i := 17; i < 32; i++ {
+			o.Pools = append(o.Pools, PoolRange{netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(i), 0, 0}), 16), 16})
+		}
+		o.Pools = append(o.Pools, PoolRange{netip.MustParsePrefix("192.168.0.0/16"), 20})
+	}
+	if o.PoolSize == 0 {
+		o.PoolSize = 4
+	}
+	if o.PoolDelay == 0 {
+		o.PoolDelay = 10 * time.Millisecond
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o
+}

@@ -1,0 +1,146 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"os"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// readyBox is a namespace that waits for a container: lo is up, and for the default bridge the interface is made and addressed.
+type readyBox struct {
+	ns  *os.File
+	eps []Endpoint
+}
+
+// readyPool keeps ready namespaces: of the default bridge, and bare ones for network none. The lists are guarded by Local.mu.
+//
+// It is filled by one goroutine on a thread of low priority, a little after the last Join or Leave, so that a burst of
+// starts has the processors for itself. A ready namespace is held by its descriptor alone: when the engine dies it goes, its veth with it.
+type readyPool struct {
+	l      *Local
+	bridge []*readyBox
+	bare   []*readyBox
+	kick   chan struct{}
+}
+
+func newReadyPool(l *Local) *readyPool { return &readyPool{l: l, kick: make(chan struct{}, 1)} }
+
+// takeLocked hands out a ready namespace if the request has no special wishes. mu is held.
+func (p *readyPool) takeLocked(nets []*network, req *JoinRequest) (rb *readyBox) {
+	if len(nets) != 1 {
+		return nil
+	}
+	list := &p.bridge
+	er := req.Endpoints[0]
+	switch {
+	case nets[0].isDefault && er.MAC == "" && !er.IPv4.IsValid() && !er.IPv6.IsValid():
+	case nets[0].rec.Name == nameNone && nets[0].rec.Predefined:
+		list = &p.bare
+	default:
+		return nil
+	}
+	if len(*list) > 0 {
+		rb = (*list)[0]
+		*list = (*list)[1:]
+	}
+	p.wake()
+	return rb
+}
+
+// wake has the pool filled after a moment.
+func (p *readyPool) wake() {
+	select {
+	case p.kick <- struct{}{}:
+	default:
+	}
+}
+
+func (p *readyPool) run(ctx context.Context) {
+	if p.l.opt.PoolSize < 0 {
+		return
+	}
+	runtime.LockOSThread() // never unlocked: the thread of low priority ends with this goroutine
+	if err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), 10); err != nil {
+		p.l.log.Debug("pool of namespaces runs at normal priority", "err", err)
+	}
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.kick:
+			timer.Reset(p.l.opt.PoolDelay)
+		case <-timer.C:
+			if more, err := p.fill(ctx); err != nil {
+				p.l.log.Warn("make a ready network namespace", "err", err)
+				timer.Reset(5 * time.Second)
+			} else if more {
+				timer.Reset(time.Millisecond)
+			}
+		}
+	}
+}
+
+// fill makes one ready namespace, and says whether more are missing.
+func (p *readyPool) fill(ctx context.Context) (more bool, err error) {
+	l := p.l
+	l.mu.Lock()
+	nw := l.defaultNet()
+	missing := 0
+	if l.settled && nw != nil && nw.index != 0 {
+		missing = l.opt.PoolSize - len(p.bridge)
+	}
+	bare := min(2, l.opt.PoolSize) - len(p.bare)
+	if l.closed || ctx.Err() != nil || missing <= 0 && bare <= 0 {
+		l.mu.Unlock()
+		return false, nil
+	}
+	var pl plan
+	if missing > 0 {
+		ep, err := l.newEndpoint(nw, EndpointRequest{})
+		if err != nil {
+			l.mu.Unlock()
+			return false, err
+		}
+		ep.Interface = "eth0"
+		pl = plan{nets: []*network{nw}, eps: []Endpoint{ep}}
+		pl.gateways([]EndpointRequest{{}})
+	}
+	l.mu.Unlock()
+	ns, err := l.build(pl)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		for _, ep := range pl.eps {
+			l.reap.add(ep, time.Time{})
+		}
+		return false, err
+	}
+	rb := &readyBox{ns: ns, eps: pl.eps}
+	if missing > 0 {
+		p.bridge = append(p.bridge, rb)
+	} else {
+		p.bare = append(p.bare, rb)
+	}
+	return missing+max(bare, 0) > 1, nil
+}
+
+// drain lets all ready namespaces go.
+func (p *readyPool) drain() error {
+	p.l.mu.Lock()
+	defer p.l.mu.Unlock()
+	var all []error
+	for _, rb := range append(p.bridge, p.bare...) {
+		all = append(all, rb.ns.Close())
+		for _, ep := range rb.eps {
+			p.l.reap.add(ep, time.Time{})
+		}
+	}
+	p.bridge, p.bare = nil, nil
+	return errors.Join(all...)
+}

@@ -1,0 +1,365 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/netlink"
+	"corten.dev/corten/internal/linux/nft"
+	"golang.org/x/sys/unix"
+)
+
+// binding is one published port on one host address: an element of a map of the table, and a socket that keeps host processes off the port.
+//
+// The socket is bound and (tcp) listens, behind a filter that drops everything: should a packet ever reach it, because the rules were flushed a moment
+// ago, its sender tries again and then meets the rules, where a closed port would have refused it.
+type binding struct {
+	Port
+	owner  string
+	target netip.AddrPort
+	proxy  bool // the kernel cannot pass it on: the port proxy does
+	file   *os.File
+}
+
+func (b *binding) closeFiles() error {
+	if b.file == nil {
+		return nil
+	}
+	f := b.file
+	b.file = nil
+	return f.Close()
+}
+
+// portTable knows the host ports that our containers hold. Guarded by Local.mu.
+type portTable struct {
+	held map[portKey][]*binding
+	next uint16
+}
+
+type portKey struct {
+	proto string
+	port  uint16
+}
+
+func (t *portTable) init() { t.held = map[portKey][]*binding{} }
+
+// claim takes host port n of the address for b; false when one of our containers has it.
+func (t *portTable) claim(b *binding) bool {
+	key := portKey{b.Proto, b.HostPort}
+	for _, other := range t.held[key] {
+		if other.HostIP.Is4() == b.HostIP.Is4() && (other.HostIP == b.HostIP || other.HostIP.IsUnspecified() || b.HostIP.IsUnspecified()) {
+			return false
+		}
+	}
+	t.held[key] = append(t.held[key], b)
+	return true
+}
+
+func (t *portTable) release(b *binding) {
+	key := portKey{b.Proto, b.HostPort}
+	list := t.held[key]
+	for i, other := range list {
+		if other == b {
+			list = append(list[:i:i], list[i+1:]...)
+			break
+		}
+	}
+	if len(list) == 0 {
+		delete(t.held, key)
+	} else {
+		t.held[key] = list
+	}
+}
+
+// publish takes the ports of a sandbox and makes them answer, all in one transaction.
+func (l *Local) publish(ctx context.Context, bx *box, p plan) error {
+	if len(bx.req.Ports) == 0 || len(p.eps) == 0 {
+		return nil
+	}
+	ep, nw := bx.portEndpoint(p)
+	if nw == nil {
+		return errs.New(errs.Invalid, "ports cannot be published: no network of %s reaches the outside", bx.req.Name)
+	}
+	if l.opt.NoRules {
+		return errs.New(errs.Unavailable, "ports cannot be published: the engine runs without rules (iptables=false)")
+	}
+	for _, port := range bx.req.Ports {
+		made, err := l.bindPort(port, ep, nw, bx.req.Owner)
+		if err != nil {
+			return fmt.Errorf("driver failed programming external connectivity on endpoint %s (%s): %w", bx.req.Name, ep.ID, err)
+		}
+		l.mu.Lock()
+		bx.bindings = append(bx.bindings, made...)
+		l.rules.changes++
+		for _, b := range made {
+			bx.sb.Ports = append(bx.sb.Ports, b.Port)
+		}
+		l.mu.Unlock()
+	}
+	var hairpin netlink.Batch
+	hairpin.Hairpin(linkName(ep))
+	if err := l.rt.Do(&hairpin); err != nil {
+		return fmt.Errorf("publish ports: %w", err)
+	}
+	return l.expose(ctx, bx.bindings)
+}
+
+// portEndpoint is the endpoint that published ports lead to: the one with the default route.
+func (bx *box) portEndpoint(p plan) (Endpoint, *network) {
+	i := p.gw4
+	if i < 0 {
+		i = p.gw6
+	}
+	if i < 0 {
+		return Endpoint{}, nil
+	}
+	return p.eps[i], p.nets[i]
+}
+
+// bindPort finds a host port that is free on all addresses of the request.
+func (l *Local) bindPort(port Port, ep Endpoint, nw *network, owner string) ([]*binding, error) {
+	if port.Proto == "" {
+		port.Proto = "tcp"
+	}
+	if _, ok := protoNumber[port.Proto]; !ok || port.ContainerPort == 0 {
+		return nil, errs.New(errs.Invalid, "invalid port %d/%s", port.ContainerPort, port.Proto)
+	}
+	wants, err := l.hostAddrs(port, ep, nw)
+	if err != nil {
+		return nil, err
+	}
+	first, last := port.HostPort, max(port.HostPort, port.HostPortEnd)
+	tries := int(last-first) + 1
+	at := first
+	if first == 0 {
+		first, last = ephemeralRange()
+		tries = int(last-first) + 1
+		l.mu.Lock()
+		if at = l.ports.next; at < first || at > last {
+			at = first
+		}
+		l.mu.Unlock()
+	}
+	for ; tries > 0; tries-- {
+		var made []*binding
+		made, err = l.tryBind(wants, at, owner)
+		if err == nil {
+			if port.HostPort == 0 {
+				l.mu.Lock()
+				l.ports.next = at + 1
+				l.mu.Unlock()
+			}
+			return made, nil
+		}
+		if !errors.Is(err, errs.Conflict) {
+			return nil, err
+		}
+		if at++; at > last || at == 0 {
+			at = first
+		}
+	}
+	if port.HostPort == 0 {
+		return nil, errs.New(errs.Conflict, "all ports are allocated")
+	}
+	return nil, err
+}
+
+// hostAddrs are the host addresses that a published port listens on, one binding each, the port still open.
+func (l *Local) hostAddrs(port Port, ep Endpoint, nw *network) ([]binding, error) {
+	ips := []netip.Addr{port.HostIP}
+	if !port.HostIP.IsValid() {
+		ips = []netip.Addr{netip.IPv4Unspecified()}
+		if nw.hostIP.IsValid() && !nw.hostIP.IsUnspecified() {
+			ips = []netip.Addr{nw.hostIP}
+		} else if hostHasIPv6() && (ep.IPv6.IsValid() || l.proxyFor(port.Proto)) {
+			ips = append(ips, netip.IPv6Unspecified())
+		}
+	}
+	var wants []binding
+	for _, ip := range ips {
+		b := binding{Port: port}
+		b.HostIP = ip.Unmap()
+		b.HostPortEnd = 0
+		to := ep.IPv4.Addr()
+		switch {
+		case b.HostIP.Is6() && ep.IPv6.IsValid():
+			to = ep.IPv6.Addr()
+		case b.HostIP.Is6() || !ep.IPv4.IsValid():
+			b.proxy = true
+			if !to.IsValid() {
+				to = ep.IPv6.Addr()
+			}
+			if !l.proxyFor(port.Proto) {
+				return nil, errs.New(errs.Invalid, "port %s cannot be published on %s: container has no address of that family", portText(port), b.HostIP)
+			}
+		}
+		b.target = netip.AddrPortFrom(to, port.ContainerPort)
+		wants = append(wants, b)
+	}
+	return wants, nil
+}
+
+func portText(p Port) string { return fmt.Sprintf("%d/%s", p.ContainerPort, p.Proto) }
+
+// tryBind takes one host port on all addresses, or none.
+func (l *Local) tryBind(wants []binding, hostPort uint16, owner string) (made []*binding, err error) {
+	defer func() {
+		if err != nil {
+			for _, b := range made {
+				err = errors.Join(err, b.closeFiles())
+				l.mu.Lock()
+				l.ports.release(b)
+				l.mu.Unlock()
+			}
+			made = nil
+		}
+	}()
+	for _, want := range wants {
+		b := want
+		b.HostPort, b.owner = hostPort, owner
+		l.mu.Lock()
+		ok := l.ports.claim(&b)
+		l.mu.Unlock()
+		if !ok {
+			return made, errs.New(errs.Conflict, "Bind for %s failed: port is already allocated", netip.AddrPortFrom(b.HostIP, hostPort))
+		}
+		made = append(made, &b)
+		if b.file, err = hold(&b); err != nil {
+			kind := errs.Unavailable
+			if errors.Is(err, unix.EADDRINUSE) {
+				kind = errs.Conflict
+			}
+			return made, errs.New(kind, "failed to bind host port %s/%s: %w", netip.AddrPortFrom(b.HostIP, hostPort), b.Proto, err)
+		}
+	}
+	return made, nil
+}
+
+// hold binds the host port. A protocol that the host cannot speak needs no holding.
+func hold(b *binding) (*os.File, error) {
+	kind := unix.SOCK_STREAM
+	if b.Proto == "udp" {
+		kind = unix.SOCK_DGRAM
+	}
+	fam := unix.AF_INET
+	if b.HostIP.Is6() {
+		fam = unix.AF_INET6
+	}
+	fd, err := unix.Socket(fam, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(protoNumber[b.Proto]))
+	if err != nil {
+		if b.Proto == "sctp" && (errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ESOCKTNOSUPPORT)) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	fail := func(err error) (*os.File, error) {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(b.HostPort), Addr: as4(b.HostIP)}
+	if fam == unix.AF_INET6 {
+		sa = &unix.SockaddrInet6{Port: int(b.HostPort), Addr: b.HostIP.As16()}
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
+			return fail(err)
+		}
+	}
+	if b.Proto != "udp" { // connections of an earlier user that are still closing do not keep the port
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+			return fail(err)
+		}
+	}
+	if !b.proxy {
+		none := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
+		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &none[0]}); err != nil {
+			return fail(err)
+		}
+	}
+	if err := unix.Bind(fd, sa); err != nil {
+		return fail(err)
+	}
+	if b.Proto != "udp" {
+		backlog := 1
+		if b.proxy {
+			backlog = unix.SOMAXCONN
+		}
+		if err := unix.Listen(fd, backlog); err != nil {
+			return fail(err)
+		}
+	}
+	return os.NewFile(uintptr(fd), "port"), nil
+}
+
+func as4(a netip.Addr) [4]byte {
+	if a.Is4() {
+		return a.As4()
+	}
+	return [4]byte{}
+}
+
+var protoNumber = map[string]byte{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP}
+
+// ephemeralRange is where free ports are taken from: the kernel's own range, as Docker.
+func ephemeralRange() (first, last uint16) {
+	raw, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if f := strings.Fields(string(raw)); err == nil && len(f) == 2 {
+		a, err1 := strconv.ParseUint(f[0], 10, 16)
+		b, err2 := strconv.ParseUint(f[1], 10, 16)
+		if err1 == nil && err2 == nil && a > 0 && a < b {
+			return uint16(a), uint16(b)
+		}
+	}
+	return 32768, 60999
+}
+
+func hostHasIPv6() bool {
+	raw, err := os.ReadFile("/proc/sys/net/ipv6/conf/all/disable_ipv6")
+	return err == nil && strings.TrimSpace(string(raw)) == "0"
+}
+
+// expose makes the bindings answer: elements of the table's maps for what the kernel passes on, a message to the proxy for the rest.
+func (l *Local) expose(ctx context.Context, bindings []*binding) error {
+	tx := nft.Get()
+	defer nft.Put(tx)
+	addElements(tx, l.opt.Table, bindings)
+	if err := l.commit(tx); err != nil {
+		return fmt.Errorf("publish ports: %w", err)
+	}
+	return errors.Join(l.proxyAdd(ctx, bindings), l.forgetFlows(bindings))
+}
+
+// unpublish takes the ports of a sandbox back.
+func (l *Local) unpublish(ctx context.Context, bx *box) error {
+	l.mu.Lock()
+	list := bx.bindings
+	bx.bindings = nil
+	l.rules.changes++
+	l.mu.Unlock()
+	if len(list) == 0 {
+		return nil
+	}
+	tx := nft.Get()
+	defer nft.Put(tx)
+	delElements(tx, l.opt.Table, list)
+	err := l.commit(tx)
+	if errors.Is(err, syscall.ENOENT) { // flushed by someone, or never there: the table is made right as a whole
+		err = nil
+		defer l.rules.again()
+	}
+	err = errors.Join(err, l.proxyDrop(ctx, list), l.forgetFlows(list))
+	for _, b := range list {
+		err = errors.Join(err, b.closeFiles())
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, b := range list {
+		l.ports.release(b)
+	}
+	return err
+}

@@ -1,0 +1,111 @@
+package network
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// The durable side of the room:
+//
+//	<root>/networks/<id>.json   one stored Network, written aside, flushed, renamed
+//	<root>/networks/<id>.json.bad   one that could not be read, set aside
+func (l *Local) storeDir() string { return filepath.Join(l.opt.Root, "networks") }
+
+func (l *Local) save(nw Network) (err error) {
+	raw, err := json.MarshalIndent(nw, "", " ")
+	if err != nil {
+		return fmt.Errorf("store network %s: %w", nw.Name, err)
+	}
+	path := filepath.Join(l.storeDir(), nw.ID+".json")
+	f, err := os.CreateTemp(l.storeDir(), "."+nw.ID+".*")
+	if err != nil {
+		return fmt.Errorf("store network %s: %w", nw.Name, err)
+	}
+	_, err = f.Write(raw)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("store network %s: %w", nw.Name, errors.Join(err, os.Remove(f.Name())))
+	}
+	return l.syncDir()
+}
+
+func (l *Local) forget(id string) error {
+	if err := os.Remove(filepath.Join(l.storeDir(), id+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("forget network %s: %w", id, err)
+	}
+	return l.syncDir()
+}
+
+func (l *Local) syncDir() error {
+	dir, err := os.Open(l.storeDir())
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// stored reads the records; one that cannot be read is set aside and said so, because the engine must come up.
+func (l *Local) stored() ([]Network, error) {
+	entries, err := os.ReadDir(l.storeDir())
+	if err != nil {
+		return nil, fmt.Errorf("read network records: %w", err)
+	}
+	var all []Network
+	for _, e := range entries {
+		path := filepath.Join(l.storeDir(), e.Name())
+		if strings.HasPrefix(e.Name(), ".") { // left by a crash in save
+			if err := os.Remove(path); err != nil {
+				l.log.Warn("network record", "file", path, "err", err)
+			}
+			continue
+		}
+		id, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok {
+			continue
+		}
+		nw, err := readRecord(path, id)
+		if err != nil {
+			l.log.Error("network record is unreadable and set aside", "file", path, "err", err)
+			if err := os.Rename(path, path+".bad"); err != nil {
+				return nil, fmt.Errorf("set network record aside: %w", err)
+			}
+			continue
+		}
+		all = append(all, nw)
+	}
+	return all, nil
+}
+
+func readRecord(path, id string) (Network, error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return Network{}, err
+	}
+	return parseRecord(raw, id)
+}
+
+func parseRecord(raw []byte, id string) (Network, error) {
+	var nw Network
+	if err := json.Unmarshal(raw, &nw); err != nil {
+		return nw, err
+	}
+	if nw.ID != id || len(nw.ID) != 64 || nw.Name == "" {
+		return nw, errors.New("id or name does not fit")
+	}
+	if nw.Driver == nameBridge {
+		for _, p := range nw.IPAM.Pools {
+			if _, err := checkPool(p); err != nil || !p.Gateway.IsValid() {
+				return nw, errors.Join(errors.New("bad address pool"), err)
+			}
+		}
+	}
+	return nw, nil
+}
