@@ -1,0 +1,308 @@
+// Package depot keeps layers and writable trees on disk for the snapshot drivers: their records, their ids, how they are published
+// and how they go away. What is inside of a tree's folder, and how a layer's tar becomes files, is the driver's part.
+//
+// It owns the folder it is opened on:
+//
+//	layers/<id>/layer.json   chain, parent, diff id, size
+//	           /tree/        the files
+//	           /tar.zst      what tarfs.Assemble needs to write the layer's tar again
+//	           /kept/        files that the tar itself replaced
+//	trees/<id>/tree.json     key, chain, labels; written last: a folder without it was never finished
+//	          /…             the driver's
+//	new/<id>/                a layer that is being written
+//	trash/<id>/              what is being deleted
+//	lost/<id>/               what the start-up check could not read but did not dare to delete
+//	empty/{a,b}              two empty directories
+//
+// Ids are short numbers in base 36, because paths of layers go into mount options of bounded length.
+//
+// It promises: a layer is flushed before it is renamed into layers/, so what is there is whole; whatever a killed process left in new/
+// and trash/ is deleted at the next start; the lock covers the maps only.
+package depot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/snapshot"
+)
+
+// Depot is an open folder of layers and trees. Its methods may be called concurrently.
+type Depot struct {
+	root string
+	log  *slog.Logger
+
+	// mu guards everything below, and is never held over file system work.
+	mu      sync.Mutex
+	next    uint64
+	layers  map[snapshot.ChainID]*layer
+	trees   map[string]*tree
+	flights map[snapshot.ChainID]chan struct{} // closed when the one who unpacks this chain is done
+	trash   trash
+	flusher flusher
+}
+
+// layer is a committed layer. uses counts the layers and trees that stand on it.
+type layer struct {
+	snapshot.Layer
+	id   string
+	uses int
+}
+
+// tree is a writable tree. While busy is set, it is being made or removed and nobody else may touch it.
+type tree struct {
+	key    string
+	id     string
+	chain  snapshot.ChainID
+	labels map[string]string
+	busy   bool
+}
+
+const (
+	layersDir = "layers"
+	treesDir  = "trees"
+	newDir    = "new"
+	trashDir  = "trash"
+	lostDir   = "lost"
+	emptyDir  = "empty"
+
+	layerRecord = "layer.json"
+	treeRecord  = "tree.json"
+	frames      = "tar.zst"
+	keptDir     = "kept"
+	// TreeDir is the folder of a layer's files inside of the layer's own folder.
+	TreeDir = "tree"
+)
+
+// Open makes or opens the folder, checks what is there and starts to delete leftovers.
+func Open(root string, log *slog.Logger) (*Depot, error) {
+	root, err := filepath.Abs(root)
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{layersDir, treesDir, newDir, trashDir, emptyDir + "/a", emptyDir + "/b"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o711); err != nil {
+			return nil, err
+		}
+	}
+	d := &Depot{root: root, log: log, layers: map[snapshot.ChainID]*layer{}, trees: map[string]*tree{}, flights: map[snapshot.ChainID]chan struct{}{}}
+	d.flusher.root = root
+	if err := d.loadLayers(); err != nil {
+		return nil, err
+	}
+	if err := d.loadTrees(); err != nil {
+		return nil, err
+	}
+	for _, dir := range []string{newDir, trashDir} {
+		left, err := os.ReadDir(filepath.Join(root, dir))
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range left {
+			d.takeID(e.Name())
+			d.delete(filepath.Join(root, dir, e.Name()))
+		}
+	}
+	if lost, err := os.ReadDir(filepath.Join(root, lostDir)); err == nil {
+		for _, e := range lost {
+			d.takeID(e.Name())
+		}
+	}
+	return d, nil
+}
+
+// Close waits for deletions that are under way.
+func (d *Depot) Close() error {
+	d.trash.wait()
+	return nil
+}
+
+// Root is the folder.
+func (d *Depot) Root() string { return d.root }
+
+// Empty are two directories with nothing in them.
+func (d *Depot) Empty() (a, b string) {
+	return filepath.Join(d.root, emptyDir, "a"), filepath.Join(d.root, emptyDir, "b")
+}
+
+func (d *Depot) newID() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.next++
+	return formatID(d.next)
+}
+
+// takeID keeps the counter ahead of every id on disk.
+func (d *Depot) takeID(id string) {
+	if n, err := strconv.ParseUint(id, 36, 63); err == nil && n > d.next {
+		d.next = n
+	}
+}
+
+type layerFile struct {
+	Chain  digest.Digest
+	Parent digest.Digest `json:",omitempty"`
+	DiffID digest.Digest
+	Size   int64
+}
+
+type treeFile struct {
+	Key    string
+	Chain  digest.Digest     `json:",omitempty"`
+	Labels map[string]string `json:",omitempty"`
+}
+
+func (d *Depot) loadLayers() error {
+	dirs, err := os.ReadDir(filepath.Join(d.root, layersDir))
+	if err != nil {
+		return err
+	}
+	for _, e := range dirs {
+		d.takeID(e.Name())
+		path := filepath.Join(d.root, layersDir, e.Name())
+		var rec layerFile
+		if err := readRecord(filepath.Join(path, layerRecord), &rec); err != nil || rec.Chain == "" || rec.DiffID == "" {
+			d.setAside(path, err)
+			continue
+		}
+		if _, double := d.layers[rec.Chain]; double {
+			d.log.Warn("layer is there twice, deleting one", "chain", rec.Chain, "id", e.Name())
+			d.delete(path)
+			continue
+		}
+		d.layers[rec.Chain] = &layer{Layer: snapshot.Layer(rec), id: e.Name()}
+	}
+	for _, l := range d.layers {
+		if l.Parent == "" {
+			continue
+		}
+		if p := d.layers[l.Parent]; p != nil {
+			p.uses++
+		} else {
+			d.log.Error("layer has lost its parent", "chain", l.Chain, "parent", l.Parent)
+		}
+	}
+	return nil
+}
+
+func (d *Depot) loadTrees() error {
+	dirs, err := os.ReadDir(filepath.Join(d.root, treesDir))
+	if err != nil {
+		return err
+	}
+	for _, e := range dirs {
+		d.takeID(e.Name())
+		path := filepath.Join(d.root, treesDir, e.Name())
+		var rec treeFile
+		err := readRecord(filepath.Join(path, treeRecord), &rec)
+		if errors.Is(err, os.ErrNotExist) {
+			d.delete(path) // never finished
+			continue
+		}
+		if err == nil && (rec.Key == "" || d.trees[rec.Key] != nil) {
+			err = fmt.Errorf("key %q is empty or there twice", rec.Key)
+		}
+		if err != nil {
+			d.setAside(path, err)
+			continue
+		}
+		d.trees[rec.Key] = &tree{key: rec.Key, id: e.Name(), chain: rec.Chain, labels: rec.Labels}
+		if rec.Chain == "" {
+			continue
+		}
+		if l := d.layers[rec.Chain]; l != nil {
+			l.uses++
+		} else {
+			d.log.Error("writable tree has lost its layer", "key", rec.Key, "chain", rec.Chain)
+		}
+	}
+	return nil
+}
+
+// setAside moves a folder to lost/, where a person may look at it.
+func (d *Depot) setAside(path string, why error) {
+	to := filepath.Join(d.root, lostDir, filepath.Base(path))
+	err := os.MkdirAll(filepath.Dir(to), 0o700)
+	if err == nil {
+		err = os.Rename(path, to)
+	}
+	d.log.Error("snapshot record cannot be read, set aside", "from", path, "to", to, "why", why, "error", err)
+}
+
+func readRecord(path string, rec any) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(data, rec)
+}
+
+// Stat returns a layer.
+func (d *Depot) Stat(_ context.Context, chain snapshot.ChainID) (snapshot.Layer, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	l := d.layers[chain]
+	if l == nil {
+		return snapshot.Layer{}, noLayer(chain)
+	}
+	return l.Layer, nil
+}
+
+func noLayer(chain snapshot.ChainID) error {
+	return errs.New(errs.NotFound, "layer %s: not found", chain)
+}
+
+func noTree(key string) error { return errs.New(errs.NotFound, "tree %s: not found", key) }
+
+// Layers lists the committed layers, sorted by chain id.
+func (d *Depot) Layers(_ context.Context) ([]snapshot.Layer, error) {
+	d.mu.Lock()
+	all := make([]snapshot.Layer, 0, len(d.layers))
+	for _, l := range d.layers {
+		all = append(all, l.Layer)
+	}
+	d.mu.Unlock()
+	sort.Slice(all, func(i, j int) bool { return all[i].Chain < all[j].Chain })
+	return all, nil
+}
+
+// Chain returns the folders of a chain's layers, topmost first. The empty chain has none.
+func (d *Depot) Chain(chain snapshot.ChainID) ([]string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var dirs []string
+	for chain != "" {
+		l := d.layers[chain]
+		if l == nil {
+			return nil, noLayer(chain)
+		}
+		dirs = append(dirs, d.layerTree(l.id))
+		chain = l.Parent
+	}
+	return dirs, nil
+}
+
+func (d *Depot) layerTree(id string) string {
+	return d.root + "/" + layersDir + "/" + id + "/" + TreeDir
+}
+
+// ChainOf computes the chain id of diff on top of parent.
+func ChainOf(parent snapshot.ChainID, diff digest.Digest) snapshot.ChainID {
+	if parent == "" {
+		return diff
+	}
+	return digest.FromString(string(parent) + " " + string(diff))
+}
+
+func formatID(n uint64) string { return strconv.FormatUint(n, 36) }

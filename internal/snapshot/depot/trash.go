@@ -1,0 +1,118 @@
+package depot
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// trash deletes folders one after the other in the background. Its goroutine lives only while there is work.
+type trash struct {
+	mu    sync.Mutex
+	queue []string
+	busy  bool
+	done  sync.WaitGroup
+}
+
+func (t *trash) wait() { t.done.Wait() }
+
+// delete removes a folder that nothing refers to any more, some time soon.
+func (d *Depot) delete(path string) {
+	t := &d.trash
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.queue = append(t.queue, path)
+	if t.busy {
+		return
+	}
+	t.busy = true
+	t.done.Add(1)
+	go d.empty()
+}
+
+func (d *Depot) empty() {
+	t := &d.trash
+	defer t.done.Done()
+	for {
+		t.mu.Lock()
+		if len(t.queue) == 0 {
+			t.busy, t.queue = false, nil
+			t.mu.Unlock()
+			return
+		}
+		path := t.queue[0]
+		t.queue = t.queue[1:]
+		t.mu.Unlock()
+		if err := os.RemoveAll(path); err != nil {
+			d.log.Warn("leftover of a snapshot stays until the next start", "path", path, "error", err)
+		}
+	}
+}
+
+// discard takes a folder out of sight at once and deletes it in the background.
+func (d *Depot) discard(path string) error {
+	to := filepath.Join(d.root, trashDir, filepath.Base(path))
+	if err := os.Rename(path, to); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	d.delete(to)
+	return nil
+}
+
+// flusher flushes the file system. Callers that wait at the same time share one flush: the one that starts after they asked.
+type flusher struct {
+	root string
+	mu   sync.Mutex
+	next *flush // the round that has not started yet
+	run  sync.Mutex
+}
+
+type flush struct {
+	once sync.Once
+	err  error
+}
+
+func (f *flusher) sync() error {
+	f.mu.Lock()
+	if f.next == nil {
+		f.next = &flush{}
+	}
+	round := f.next
+	f.mu.Unlock()
+	round.once.Do(func() {
+		f.run.Lock() // wait for the round before
+		defer f.run.Unlock()
+		f.mu.Lock()
+		f.next = nil // who comes from here on waits for the next one
+		f.mu.Unlock()
+		round.err = syncfs(f.root)
+	})
+	return round.err
+}
+
+func syncfs(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		return &os.PathError{Op: "syncfs", Path: path, Err: err}
+	}
+	return nil
+}
+
+// syncDir makes the names in a directory durable.
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}

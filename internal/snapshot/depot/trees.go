@@ -1,0 +1,218 @@
+package depot
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"sort"
+
+	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/snapshot"
+)
+
+// Tree is a writable tree that stands still: see Use.
+type Tree struct {
+	Dir   string // its folder
+	Chain snapshot.ChainID
+}
+
+// NewTree makes the folder of a writable tree; build fills it. Nothing stays when build fails.
+func (d *Depot) NewTree(key string, chain snapshot.ChainID, opts snapshot.Options, build func(dir string) error) error {
+	if key == "" {
+		return errs.New(errs.Invalid, "a tree needs a key")
+	}
+	t := &tree{key: key, chain: chain, labels: maps.Clone(opts.Labels), busy: true}
+	if err := d.reserve(t); err != nil {
+		return err
+	}
+	dir := filepath.Join(d.root, treesDir, t.id)
+	err := d.makeTree(dir, t, opts.Durable, build)
+	d.mu.Lock()
+	t.busy = false
+	if err != nil {
+		delete(d.trees, key)
+	}
+	d.mu.Unlock()
+	if err != nil {
+		d.drop(chain)
+		return fmt.Errorf("prepare tree %s: %w", key, errors.Join(err, d.discard(dir)))
+	}
+	return nil
+}
+
+func (d *Depot) reserve(t *tree) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.trees[t.key] != nil {
+		return errs.New(errs.Conflict, "tree %s is there already", t.key)
+	}
+	if t.chain != "" {
+		l := d.layers[t.chain]
+		if l == nil {
+			return noLayer(t.chain)
+		}
+		l.uses++
+	}
+	d.next++
+	t.id = formatID(d.next)
+	d.trees[t.key] = t
+	return nil
+}
+
+func (d *Depot) makeTree(dir string, t *tree, durable bool, build func(string) error) error {
+	data, err := json.Marshal(treeFile{Key: t.key, Chain: t.chain, Labels: t.labels})
+	if err != nil {
+		return err
+	}
+	if err := unix.Mkdir(dir, 0o711); err != nil {
+		return &os.PathError{Op: "mkdir", Path: dir, Err: err}
+	}
+	if err := build(dir); err != nil {
+		return err
+	}
+	return writeRecord(dir+"/"+treeRecord, data, durable)
+}
+
+// writeRecord is written last and in one go, by plain system calls: it is on the path of every container start.
+func writeRecord(path string, data []byte, durable bool) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return &os.PathError{Op: "create", Path: path, Err: err}
+	}
+	n, err := unix.Write(fd, data)
+	if err == nil && n < len(data) {
+		err = unix.ENOSPC
+	}
+	if err == nil && durable {
+		err = unix.Fsync(fd)
+	}
+	if err = errors.Join(err, unix.Close(fd)); err != nil {
+		return &os.PathError{Op: "write", Path: path, Err: err}
+	}
+	if !durable {
+		return nil
+	}
+	dir := filepath.Dir(path)
+	return errors.Join(syncDir(dir), syncDir(filepath.Dir(dir)))
+}
+
+// Get returns a tree that is ready.
+func (d *Depot) Get(key string) (Tree, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	t := d.trees[key]
+	if t == nil || t.busy {
+		return Tree{}, noTree(key)
+	}
+	return Tree{Dir: d.root + "/" + treesDir + "/" + t.id, Chain: t.chain}, nil
+}
+
+// Remove is snapshot.Store's Remove. The folder is out of sight when it returns; its content goes away in the background.
+func (d *Depot) Remove(_ context.Context, key string) error {
+	d.mu.Lock()
+	t := d.trees[key]
+	if t == nil {
+		d.mu.Unlock()
+		return nil
+	}
+	if t.busy {
+		d.mu.Unlock()
+		return errs.New(errs.Conflict, "tree %s is being made or removed", key)
+	}
+	t.busy = true
+	d.mu.Unlock()
+	err := d.discard(filepath.Join(d.root, treesDir, t.id))
+	d.mu.Lock()
+	t.busy = false
+	if err == nil {
+		delete(d.trees, key)
+	}
+	d.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("remove tree %s: %w", key, err)
+	}
+	d.drop(t.chain)
+	return nil
+}
+
+// Walk is snapshot.Store's Walk, in the order of the keys.
+func (d *Depot) Walk(ctx context.Context, fn func(key string, labels map[string]string) error) error {
+	type item struct {
+		key    string
+		labels map[string]string
+	}
+	d.mu.Lock()
+	all := make([]item, 0, len(d.trees))
+	for _, t := range d.trees {
+		if !t.busy {
+			all = append(all, item{t.key, maps.Clone(t.labels)})
+		}
+	}
+	d.mu.Unlock()
+	sort.Slice(all, func(i, j int) bool { return all[i].key < all[j].key })
+	for _, it := range all {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := fn(it.key, it.labels); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// MakeRoot makes the directory path with owner and mode of the chain's root.
+func (d *Depot) MakeRoot(path string, chain snapshot.ChainID) error {
+	if err := unix.Mkdir(path, 0o755); err != nil {
+		return &os.PathError{Op: "mkdir", Path: path, Err: err}
+	}
+	var st unix.Stat_t
+	st.Mode = 0o755
+	if chain != "" {
+		d.mu.Lock()
+		l := d.layers[chain]
+		d.mu.Unlock()
+		if l == nil {
+			return noLayer(chain)
+		}
+		low := d.layerTree(l.id)
+		if err := unix.Stat(low, &st); err != nil {
+			return &os.PathError{Op: "stat", Path: low, Err: err}
+		}
+	}
+	if st.Uid != 0 || st.Gid != 0 {
+		if err := unix.Chown(path, int(st.Uid), int(st.Gid)); err != nil {
+			return &os.PathError{Op: "chown", Path: path, Err: err}
+		}
+	}
+	// Always: the umask had its say in mkdir.
+	if err := unix.Chmod(path, st.Mode&0o7777); err != nil {
+		return &os.PathError{Op: "chmod", Path: path, Err: err}
+	}
+	return nil
+}
+
+// RootChanged tells whether the open directory has another owner or mode than the chain's root.
+func (d *Depot) RootChanged(root *os.File, chain snapshot.ChainID) (bool, error) {
+	var now, was unix.Stat_t
+	if err := unix.Fstat(int(root.Fd()), &now); err != nil {
+		return false, err
+	}
+	was.Mode = 0o755
+	dirs, err := d.Chain(chain)
+	if err != nil {
+		return false, err
+	}
+	if len(dirs) > 0 {
+		if err := unix.Stat(dirs[0], &was); err != nil {
+			return false, &os.PathError{Op: "stat", Path: dirs[0], Err: err}
+		}
+	}
+	return now.Mode&0o7777 != was.Mode&0o7777 || now.Uid != was.Uid || now.Gid != was.Gid, nil
+}

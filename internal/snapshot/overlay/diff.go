@@ -1,0 +1,79 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+
+	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/tarfs"
+)
+
+// Diff writes the tree's own directory as a layer.
+func (s *Store) Diff(ctx context.Context, key string, w io.Writer) error {
+	t, err := s.Get(key)
+	if err != nil {
+		return err
+	}
+	upper, err := os.Open(t.Dir + "/upper")
+	if err != nil {
+		return err
+	}
+	defer upper.Close()
+	root, err := s.RootChanged(upper, t.Chain)
+	if err != nil {
+		return err
+	}
+	return tarfs.Write(ctx, upper, w, tarfs.WriteOptions{Whiteouts: tarfs.Convert, OpaqueXattr: s.opaque(), Root: root})
+}
+
+// Commit makes a layer of the tree's own directory.
+func (s *Store) Commit(ctx context.Context, key string) (snapshot.Layer, error) {
+	t, err := s.Get(key)
+	if err != nil {
+		return snapshot.Layer{}, err
+	}
+	pr, pw := io.Pipe()
+	go func() { pw.CloseWithError(s.Diff(ctx, key, pw)) }()
+	l, err := s.Apply(ctx, t.Chain, "", pr)
+	pr.CloseWithError(errors.New("commit has ended"))
+	return l, err
+}
+
+// Changes compares the tree's own directory with what is below.
+func (s *Store) Changes(ctx context.Context, key string) ([]snapshot.Change, error) {
+	t, err := s.Get(key)
+	if err != nil {
+		return nil, err
+	}
+	below, err := s.View(ctx, t.Chain)
+	if err != nil {
+		return nil, err
+	}
+	defer below.Close()
+	upper, err := os.Open(t.Dir + "/upper")
+	if err != nil {
+		return nil, err
+	}
+	defer upper.Close()
+	var all []snapshot.Change
+	err = tarfs.CompareUpper(ctx, below.Root, upper, s.opaque(), func(path string, how tarfs.Change) {
+		all = append(all, snapshot.Change{Path: path, Kind: snapshot.ChangeKind(how)})
+	})
+	return all, err
+}
+
+// Usage counts the tree's own directory.
+func (s *Store) Usage(ctx context.Context, key string) (int64, error) {
+	t, err := s.Get(key)
+	if err != nil {
+		return 0, err
+	}
+	upper, err := os.Open(t.Dir + "/upper")
+	if err != nil {
+		return 0, err
+	}
+	defer upper.Close()
+	return tarfs.Usage(ctx, upper)
+}

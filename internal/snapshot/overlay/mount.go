@@ -1,0 +1,226 @@
+package overlay
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/errs"
+)
+
+// maxLayers is overlayfs' own bound.
+const maxLayers = 500
+
+// stringLimit is how long a value may be that fsconfig(2) takes, its final zero included.
+const stringLimit = 256
+
+// layout is what one overlay mount consists of. lower is topmost first. Without upper it is read-only.
+type layout struct {
+	lower       []string
+	upper, work string
+}
+
+// mount makes a detached mount, by the newest way that the kernel knows.
+func (s *Store) mount(l layout) (*os.File, error) {
+	if len(l.lower) > maxLayers {
+		return nil, errs.New(errs.Invalid, "%d layers, overlayfs takes %d", len(l.lower), maxLayers)
+	}
+	// A mount needs something below; one without upper needs two.
+	a, b := s.Empty()
+	if len(l.lower) == 0 {
+		l.lower = append(l.lower, a)
+	}
+	if l.upper == "" && len(l.lower) == 1 {
+		l.lower = append(l.lower[:1:1], b)
+	}
+	fd, err := s.detached(l)
+	if errors.Is(err, errTooLong) || errors.Is(err, unix.ENOSYS) {
+		fd, err = s.elsewhere(l)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "overlay"), nil
+}
+
+var errTooLong = errors.New("mount options are too long for fsconfig")
+
+// detached uses fsopen, fsconfig and fsmount. lowerdir+ adds one layer at a time (since 6.8; EINVAL before).
+func (s *Store) detached(l layout) (int, error) {
+	fd, err := s.configure(l, true)
+	if errors.Is(err, unix.EINVAL) && kernelBefore(6, 8) {
+		fd, err = s.configure(l, false)
+	}
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fd)
+	attr := 0
+	if l.upper == "" {
+		attr = unix.MOUNT_ATTR_RDONLY
+	}
+	mnt, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, attr)
+	if err != nil {
+		return -1, fmt.Errorf("fsmount: %w", err)
+	}
+	return mnt, nil
+}
+
+func (s *Store) configure(l layout, single bool) (_ int, err error) {
+	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("fsopen overlay: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			unix.Close(fd)
+		}
+	}()
+	set := func(key, value string) {
+		if err != nil {
+			return
+		}
+		if len(value) >= stringLimit {
+			err = errTooLong
+			return
+		}
+		if e := unix.FsconfigSetString(fd, key, value); e != nil {
+			err = fmt.Errorf("overlay %s=%s: %w%s", key, value, e, contextLog(fd))
+		}
+	}
+	set("source", "corten")
+	if single {
+		for _, dir := range l.lower {
+			set("lowerdir+", dir)
+		}
+	} else {
+		set("lowerdir", strings.Join(escapeAll(l.lower), ":"))
+	}
+	if l.upper != "" {
+		set("upperdir", l.upper)
+		set("workdir", l.work)
+	}
+	for _, opt := range s.extra() {
+		key, value, ok := strings.Cut(opt, "=")
+		if ok {
+			set(key, value)
+		} else if err == nil {
+			err = unix.FsconfigSetFlag(fd, key)
+		}
+	}
+	if err != nil {
+		return -1, err
+	}
+	if e := unix.FsconfigCreate(fd); e != nil {
+		return -1, fmt.Errorf("overlay mount: %w%s", e, contextLog(fd))
+	}
+	return fd, nil
+}
+
+// extra are the options that do not depend on the layers. index and metacopy would tie a tree's upper directory to its very layers and
+// hide content from Diff; redirect_dir likewise turns a rename into a reference. All are off whatever the kernel's default is.
+func (s *Store) extra() []string {
+	opts := []string{"index=off", "metacopy=off", "redirect_dir=off"}
+	if s.userXattr {
+		// With userxattr the kernel refuses explicit redirect_dir and metacopy, and has both off.
+		opts = []string{"index=off", "userxattr"}
+	}
+	return opts
+}
+
+// contextLog is what the kernel has to say about a failed step.
+func contextLog(fd int) string {
+	var all []string
+	buf := make([]byte, 1024)
+	for {
+		n, err := unix.Read(fd, buf)
+		if err != nil || n <= 0 {
+			break
+		}
+		all = append(all, strings.TrimSpace(string(buf[:n])))
+	}
+	if len(all) == 0 {
+		return ""
+	}
+	return " (" + strings.Join(all, "; ") + ")"
+}
+
+// escapeAll protects what separates layers in the colon-joined option.
+func escapeAll(dirs []string) []string {
+	out := make([]string, len(dirs))
+	for i, dir := range dirs {
+		out[i] = strings.NewReplacer(`\`, `\\`, `:`, `\:`, `,`, `\,`).Replace(dir)
+	}
+	return out
+}
+
+// elsewhere uses mount(2) with paths relative to the store's folder, which have room for every chain in one page and hold
+// no characters that need care. It runs on a thread of its own, in a mount namespace of its own; both end with the call.
+func (s *Store) elsewhere(l layout) (int, error) {
+	type result struct {
+		fd  int
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
+		fd, err := s.onThread(l)
+		done <- result{fd, err}
+	}()
+	res := <-done
+	return res.fd, res.err
+}
+
+func (s *Store) onThread(l layout) (int, error) {
+	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+		return -1, fmt.Errorf("unshare mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return -1, fmt.Errorf("make mounts private: %w", err)
+	}
+	if err := unix.Chdir(s.Root()); err != nil {
+		return -1, &os.PathError{Op: "chdir", Path: s.Root(), Err: err}
+	}
+	rel := func(path string) string { return strings.TrimPrefix(path, s.Root()+"/") }
+	lower := make([]string, len(l.lower))
+	for i, dir := range l.lower {
+		lower[i] = rel(dir)
+	}
+	opts := append(s.extra(), "lowerdir="+strings.Join(lower, ":"))
+	flags := uintptr(0)
+	if l.upper != "" {
+		opts = append(opts, "upperdir="+rel(l.upper), "workdir="+rel(l.work))
+	} else {
+		flags = unix.MS_RDONLY
+	}
+	data := strings.Join(opts, ",")
+	if len(data) >= os.Getpagesize() {
+		return -1, errs.New(errs.Invalid, "chain of %d layers is too long for this kernel (before 6.8)", len(l.lower))
+	}
+	a, _ := s.Empty()
+	target := rel(a)
+	if err := unix.Mount("corten", target, "overlay", flags, data); err != nil {
+		return -1, fmt.Errorf("overlay mount %s: %w", data, err)
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, target, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("open_tree: %w", err)
+	}
+	return fd, nil
+}
+
+func kernelBefore(major, minor int) bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	var a, b int
+	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &a, &b); err != nil {
+		return false
+	}
+	return a < major || a == major && b < minor
+}

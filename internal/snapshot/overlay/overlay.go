@@ -1,0 +1,214 @@
+// Package overlay is the snapshot driver on overlayfs, the default one. Each layer is a directory with its own changes only; a
+// writable tree is an upper and a work directory.
+//
+// It owns trees/<id>/upper and trees/<id>/work; the rest of the folder is the depot's (see that package for the drawing). It promises
+// that a mount is made detached (fsopen, fsconfig, fsmount): it shows in no mount table until somebody attaches it, and
+// the kernel takes it down when the last descriptor is closed, however the process ends.
+//
+// On kernels whose mount calls cannot carry the options (long chains before 6.8), the mount is made by mount(2) in a mount
+// namespace of its own, that vanishes with its thread, and cloned out of it by open_tree(2).
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/snapshot/depot"
+	"corten.dev/corten/internal/tarfs"
+)
+
+// Options describe a store.
+type Options struct {
+	Root   string // folder that the store owns; made when missing
+	Logger *slog.Logger
+}
+
+// Store is the driver.
+type Store struct {
+	*depot.Depot
+	log *slog.Logger
+	// userXattr: not the host's root, so marks are user.overlay.* and the mount gets userxattr.
+	userXattr bool
+
+	mu   sync.Mutex // guards live only
+	live map[string]*shared
+}
+
+var _ snapshot.Store = (*Store)(nil)
+
+// New opens the store. It does not try whether overlayfs works there: see Supported.
+func New(opts Options) (*Store, error) {
+	log := opts.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	d, err := depot.Open(opts.Root, log)
+	if err != nil {
+		return nil, fmt.Errorf("open snapshots: %w", err)
+	}
+	return &Store{Depot: d, log: log, userXattr: !initialUserNS(), live: map[string]*shared{}}, nil
+}
+
+// Name is "overlay".
+func (s *Store) Name() string { return "overlay" }
+
+func (s *Store) opaque() string {
+	if s.userXattr {
+		return tarfs.UserOpaque
+	}
+	return tarfs.TrustedOpaque
+}
+
+// Apply unpacks a layer into a directory of its own.
+func (s *Store) Apply(ctx context.Context, parent snapshot.ChainID, want digest.Digest, layer io.Reader) (snapshot.Layer, error) {
+	return s.Depot.Apply(ctx, parent, want, layer, s.unpack)
+}
+
+func (s *Store) unpack(ctx context.Context, parent snapshot.ChainID, tree *os.File, r io.Reader, opts tarfs.Options) (tarfs.Stats, error) {
+	opts.Whiteouts, opts.OpaqueXattr = tarfs.Convert, s.opaque()
+	var base *snapshot.Mounted
+	if parent != "" {
+		opts.Base = func() (*os.File, error) {
+			m, err := s.View(ctx, parent)
+			if err != nil {
+				return nil, err
+			}
+			base = m
+			return m.Root, nil
+		}
+	}
+	stats, err := tarfs.Extract(ctx, tree, r, opts)
+	if base != nil {
+		err = errors.Join(err, base.Close())
+	}
+	return stats, err
+}
+
+// Prepare makes a writable tree: three directories and a record.
+func (s *Store) Prepare(_ context.Context, key string, chain snapshot.ChainID, opts snapshot.Options) error {
+	if len(opts.IDMap) > 0 {
+		return errs.New(errs.NotImplemented, "prepare tree %s: overlay trees with shifted owners are not there yet", key)
+	}
+	return s.NewTree(key, chain, opts, func(dir string) error {
+		if err := s.MakeRoot(dir+"/upper", chain); err != nil {
+			return err
+		}
+		if err := unix.Mkdir(dir+"/work", 0o700); err != nil {
+			return &os.PathError{Op: "mkdir", Path: dir + "/work", Err: err}
+		}
+		return nil
+	})
+}
+
+// Mount mounts the writable tree. While one mount of it is open, others share it.
+func (s *Store) Mount(ctx context.Context, key string) (*snapshot.Mounted, error) {
+	t, err := s.Get(key)
+	if err != nil {
+		return nil, err
+	}
+	return s.share("tree "+key, func() (*os.File, error) {
+		lower, err := s.Chain(t.Chain)
+		if err != nil {
+			return nil, err
+		}
+		return s.mount(layout{lower: lower, upper: t.Dir + "/upper", work: t.Dir + "/work"})
+	})
+}
+
+// View mounts a chain read-only.
+func (s *Store) View(ctx context.Context, chain snapshot.ChainID) (*snapshot.Mounted, error) {
+	lower, err := s.Chain(chain)
+	if err != nil {
+		return nil, err
+	}
+	return s.share("view "+string(chain), func() (*os.File, error) { return s.mount(layout{lower: lower}) })
+}
+
+// shared is one mount with several users: overlayfs must not have two mounts of one upper directory.
+type shared struct {
+	once sync.Once
+	root *os.File
+	err  error
+	uses int // guarded by Store.mu
+}
+
+func (s *Store) share(name string, mount func() (*os.File, error)) (*snapshot.Mounted, error) {
+	s.mu.Lock()
+	sh := s.live[name]
+	if sh == nil {
+		sh = &shared{}
+		s.live[name] = sh
+	}
+	sh.uses++
+	first := sh.uses == 1
+	s.mu.Unlock()
+	sh.once.Do(func() {
+		first = true
+		sh.root, sh.err = mount()
+	})
+	if sh.err != nil {
+		err := sh.err
+		return nil, errors.Join(fmt.Errorf("mount %s: %w", name, err), s.release(name, sh))
+	}
+	root, detached, err := sh.hand(first)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("mount %s: %w", name, err), s.release(name, sh))
+	}
+	var once sync.Once
+	return &snapshot.Mounted{Root: root, Detached: detached, Close: func() (err error) {
+		once.Do(func() { err = errors.Join(root.Close(), s.release(name, sh)) })
+		return err
+	}}, nil
+}
+
+// hand gives out a descriptor. The one who made the mount gets the mount itself; others a clone where the kernel can clone
+// a detached mount (6.15), else a descriptor that is good for looking inside.
+func (sh *shared) hand(first bool) (*os.File, bool, error) {
+	if !first {
+		fd, err := unix.OpenTree(int(sh.root.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+		if err == nil {
+			return os.NewFile(uintptr(fd), "overlay"), true, nil
+		}
+	}
+	fd, err := unix.FcntlInt(sh.root.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, false, err
+	}
+	return os.NewFile(uintptr(fd), "overlay"), first, nil
+}
+
+func (s *Store) release(name string, sh *shared) error {
+	s.mu.Lock()
+	sh.uses--
+	last := sh.uses == 0
+	if last && s.live[name] == sh {
+		delete(s.live, name)
+	}
+	s.mu.Unlock()
+	if last && sh.root != nil {
+		return sh.root.Close()
+	}
+	return nil
+}
+
+func initialUserNS() bool {
+	data, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return os.Geteuid() == 0
+	}
+	var inside, outside, size uint64
+	if _, err := fmt.Sscan(string(data), &inside, &outside, &size); err != nil {
+		return os.Geteuid() == 0
+	}
+	return inside == 0 && outside == 0 && size == 1<<32-1
+}

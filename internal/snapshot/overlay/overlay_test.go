@@ -1,0 +1,130 @@
+package overlay
+
+import (
+	"context"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/snapshot/snapshottest"
+)
+
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+}
+
+func open(t testing.TB, root string) *Store {
+	t.Helper()
+	s, err := New(Options{Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func TestSuite(t *testing.T) {
+	needRoot(t)
+	if err := Supported(t.TempDir()); err != nil {
+		t.Skip(err)
+	}
+	snapshottest.Run(t, func(t *testing.T, root string) snapshot.Store { return open(t, root) })
+}
+
+// A long chain does not fit into one option of the older mount calls: the way around must give the same tree.
+func TestMountElsewhere(t *testing.T) {
+	needRoot(t)
+	s := open(t, t.TempDir())
+	chain := snapshottest.Chain(t, s, 40)
+	lower, err := s.Chain(chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range []layout{{lower: lower}, {lower: lower, upper: s.Root() + "/up", work: s.Root() + "/work"}} {
+		if l.upper != "" {
+			for _, dir := range []string{l.upper, l.work} {
+				if err := os.Mkdir(dir, 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		fd, err := s.elsewhere(l)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"f1", "f40"} {
+			if err := unix.Faccessat(fd, name, unix.F_OK, 0); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		unix.Close(fd)
+	}
+	for _, single := range []bool{true, false} {
+		fd, err := s.configure(layout{lower: lower[:3]}, single)
+		if err != nil {
+			t.Fatalf("single %v: %v", single, err)
+		}
+		unix.Close(fd)
+	}
+}
+
+func BenchmarkPrepareMountRemove(b *testing.B) {
+	needRoot(b)
+	s := open(b, b.TempDir())
+	chain := snapshottest.Chain(b, s, 4)
+	ctx := context.Background()
+	for b.Loop() {
+		if err := s.Prepare(ctx, "k", chain, snapshot.Options{}); err != nil {
+			b.Fatal(err)
+		}
+		m, err := s.Mount(ctx, "k")
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := m.Close(); err != nil {
+			b.Fatal(err)
+		}
+		if err := s.Remove(ctx, "k"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkPrepare(b *testing.B) {
+	needRoot(b)
+	s := open(b, b.TempDir())
+	chain := snapshottest.Chain(b, s, 4)
+	ctx := context.Background()
+	for b.Loop() {
+		if err := s.Prepare(ctx, "k", chain, snapshot.Options{}); err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		s.Remove(ctx, "k")
+		b.StartTimer()
+	}
+}
+
+func BenchmarkMount(b *testing.B) {
+	needRoot(b)
+	s := open(b, b.TempDir())
+	chain := snapshottest.Chain(b, s, 4)
+	ctx := context.Background()
+	if err := s.Prepare(ctx, "k", chain, snapshot.Options{}); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		m, err := s.Mount(ctx, "k")
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		m.Close()
+		b.StartTimer()
+	}
+}

@@ -1,0 +1,263 @@
+package tarfs
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/errs"
+)
+
+// WriteOptions change what [Write] puts into the archive; the zero value writes the whole tree without an entry for its root.
+type WriteOptions struct {
+	// Whiteouts is Literal, or Convert for a layer's own directory: overlayfs' marks become ".wh." names.
+	Whiteouts   Whiteouts
+	OpaqueXattr string
+	// Root adds an entry "./" for the root itself.
+	Root bool
+	// WholeSeconds cuts times to seconds, as old readers expect.
+	WholeSeconds bool
+}
+
+type writer struct {
+	ctx   context.Context
+	opts  WriteOptions
+	tw    *tar.Writer
+	links map[inode]string
+	buf   []byte
+}
+
+// Write writes the tree as an archive, entries sorted by name, so that equal trees give equal bytes. Sockets are left out. A file that
+// changes its size meanwhile is cut or filled with zeros to the size it had.
+func Write(ctx context.Context, root *os.File, w io.Writer, opts WriteOptions) error {
+	wr := newWriter(ctx, w, opts)
+	fd := int(root.Fd())
+	if opts.Root {
+		if err := wr.dirEntry(fd, "."); err != nil {
+			return err
+		}
+	}
+	if err := wr.children(fd, ""); err != nil {
+		return err
+	}
+	return wr.tw.Close()
+}
+
+func newWriter(ctx context.Context, w io.Writer, opts WriteOptions) *writer {
+	if opts.OpaqueXattr == "" {
+		opts.OpaqueXattr = TrustedOpaque
+	}
+	return &writer{ctx: ctx, opts: opts, tw: tar.NewWriter(w), links: map[inode]string{}, buf: make([]byte, 256<<10)}
+}
+
+func (w *writer) children(fd int, path string) error {
+	names, err := readNames(fd)
+	if err != nil {
+		return &os.PathError{Op: "read", Path: "/" + path, Err: err}
+	}
+	for _, name := range names {
+		if err := w.ctx.Err(); err != nil {
+			return err
+		}
+		err := w.entry(fd, name, join(path, name))
+		if errors.Is(err, unix.ENOENT) {
+			continue // gone since the directory was read: the tree is in use
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// entry writes one name and, if it is a directory, what is in it.
+func (w *writer) entry(dir int, name, path string) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return &os.PathError{Op: "stat", Path: "/" + path, Err: err}
+	}
+	if w.opts.Whiteouts == Convert {
+		if isWhiteout(&st) {
+			at, base := split(path)
+			return w.marker(join(at, whPrefix+base))
+		}
+		if strings.HasPrefix(name, whPrefix) {
+			return errs.New(errs.Invalid, "/%s: a name beginning with %s cannot be kept in a layer", path, whPrefix)
+		}
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &os.PathError{Op: "open", Path: "/" + path, Err: err}
+		}
+		defer unix.Close(fd)
+		if err := w.dirEntry(fd, path); err != nil {
+			return err
+		}
+		return w.children(fd, path)
+	case unix.S_IFREG:
+		return w.file(dir, name, path)
+	case unix.S_IFSOCK:
+		return nil
+	}
+	return w.special(dir, name, path, &st)
+}
+
+// marker writes the empty file that stands for a deletion. It has no time, so that equal changes give equal bytes.
+func (w *writer) marker(path string) error {
+	return w.tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: path, ModTime: time.Unix(0, 0), Format: tar.FormatPAX})
+}
+
+func (w *writer) dirEntry(fd int, path string) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	hdr := w.header(&st, path+"/", tar.TypeDir)
+	if err := addXattrs(hdr, byFd(fd)); err != nil {
+		return err
+	}
+	if err := w.tw.WriteHeader(hdr); err != nil {
+		return err
+	}
+	if w.opts.Whiteouts != Convert {
+		return nil
+	}
+	var val [4]byte
+	n, err := unix.Fgetxattr(fd, w.opts.OpaqueXattr, val[:])
+	if err == nil && n == 1 && val[0] == 'y' {
+		if path == "." {
+			path = ""
+		}
+		return w.marker(join(path, whOpaque))
+	}
+	return nil
+}
+
+// file opens first and looks then: what is written is what was opened, whatever happens to the name.
+func (w *writer) file(dir int, name, path string) error {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: "/" + path, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), path)
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil // replaced a moment ago
+	}
+	hdr := w.header(&st, path, tar.TypeReg)
+	if err := addXattrs(hdr, byFd(fd)); err != nil {
+		return err
+	}
+	if w.isLink(&st, path, hdr) {
+		return w.tw.WriteHeader(hdr)
+	}
+	hdr.Size = st.Size
+	if err := w.tw.WriteHeader(hdr); err != nil {
+		return err
+	}
+	n, err := io.CopyBuffer(struct{ io.Writer }{w.tw}, struct{ io.Reader }{io.LimitReader(f, st.Size)}, w.buf)
+	if err != nil {
+		return err
+	}
+	return w.zeros(st.Size - n)
+}
+
+// isLink turns hdr into a hard link when the file was written before under another name.
+func (w *writer) isLink(st *unix.Stat_t, path string, hdr *tar.Header) bool {
+	if st.Nlink < 2 {
+		return false
+	}
+	id := inode{uint64(st.Dev), st.Ino}
+	first, ok := w.links[id]
+	if !ok {
+		w.links[id] = path
+		return false
+	}
+	hdr.Typeflag, hdr.Linkname, hdr.Size, hdr.PAXRecords = tar.TypeLink, first, 0, nil
+	return true
+}
+
+func (w *writer) zeros(n int64) error {
+	if n <= 0 {
+		return nil
+	}
+	clear(w.buf)
+	for n > 0 {
+		part := min(n, int64(len(w.buf)))
+		if _, err := w.tw.Write(w.buf[:part]); err != nil {
+			return err
+		}
+		n -= part
+	}
+	return nil
+}
+
+// special writes links, devices and fifos.
+func (w *writer) special(dir int, name, path string, st *unix.Stat_t) error {
+	var hdr *tar.Header
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFLNK:
+		target, err := readlinkat(dir, name)
+		if err != nil {
+			return &os.PathError{Op: "readlink", Path: "/" + path, Err: err}
+		}
+		hdr = w.header(st, path, tar.TypeSymlink)
+		hdr.Linkname = target
+	case unix.S_IFCHR, unix.S_IFBLK:
+		kind := byte(tar.TypeChar)
+		if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+			kind = tar.TypeBlock
+		}
+		hdr = w.header(st, path, kind)
+		hdr.Devmajor, hdr.Devminor = int64(unix.Major(uint64(st.Rdev))), int64(unix.Minor(uint64(st.Rdev)))
+	case unix.S_IFIFO:
+		hdr = w.header(st, path, tar.TypeFifo)
+	default:
+		return errs.New(errs.Invalid, "/%s: unknown kind of file %o", path, st.Mode&unix.S_IFMT)
+	}
+	if err := addXattrs(hdr, byName(dir, name)); err != nil {
+		return err
+	}
+	if w.isLink(st, path, hdr) {
+		hdr.Devmajor, hdr.Devminor = 0, 0
+	}
+	return w.tw.WriteHeader(hdr)
+}
+
+func (w *writer) header(st *unix.Stat_t, name string, kind byte) *tar.Header {
+	mod := time.Unix(st.Mtim.Unix())
+	if w.opts.WholeSeconds {
+		mod = mod.Truncate(time.Second)
+	}
+	return &tar.Header{
+		Typeflag: kind, Name: name, Mode: int64(st.Mode & 0o7777),
+		Uid: int(st.Uid), Gid: int(st.Gid), ModTime: mod, Format: tar.FormatPAX,
+	}
+}
+
+func addXattrs(hdr *tar.Header, ref attrRef) error {
+	names, values, err := listXattrs(ref)
+	if err != nil || len(names) == 0 {
+		return err
+	}
+	hdr.PAXRecords = make(map[string]string, len(names))
+	for _, name := range names {
+		// A PAX record cannot hold an equals sign in its name.
+		if !strings.Contains(name, "=") {
+			hdr.PAXRecords[paxXattr+name] = values[name]
+		}
+	}
+	return nil
+}
