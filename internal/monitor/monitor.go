@@ -49,6 +49,16 @@ type Launch struct {
 	// OOMPath is a file that tells of out-of-memory kills (memory.events of v2; on v1 an eventfd of memory.oom_control is in OOMEvent).
 	OOMPath  string
 	OOMEvent *os.File
+	// Attached are connections that were attached before the start. They are with the process from its first byte on, and see all of it before they see end of file.
+	Attached []AttachRequest
+}
+
+// AttachRequest is a connection to attach. When Launch succeeds the monitor owns Conn, and sends one value to End (which must have room for it) when the attachment
+// ends; when Launch fails, Conn is still the caller's and End is silent.
+type AttachRequest struct {
+	Conn    net.Conn
+	Options AttachOptions
+	End     chan<- AttachEnd
 }
 
 // Exit is how a process ended.
@@ -77,8 +87,9 @@ type Process interface {
 	PID() int
 	// PIDFD is the process's pidfd; valid until the process was reaped and Close was called.
 	PIDFD() *os.File
-	// Attach hands conn over to the monitor and returns a channel that closes when the attachment ended (process gone and all output
-	// delivered, client gone, or detach keys). Unix and TCP connections travel as descriptors; others are copied through.
+	// Attach hands conn over to the monitor and returns a channel that gets one value and closes when the attachment ended (process gone and all output
+	// delivered, client gone, or detach keys). Unix and TCP connections travel as descriptors and are closed here; others are copied through and closed at the
+	// end. After an error conn is still the caller's.
 	Attach(ctx context.Context, conn net.Conn, opts AttachOptions) (<-chan AttachEnd, error)
 	Resize(ctx context.Context, rows, cols uint16) error
 	// Exited closes when the exit is known and recorded.
@@ -95,7 +106,9 @@ type Monitor interface {
 	Process
 	// Exec starts another process under the same monitor, from a prepared program.
 	Exec(ctx context.Context, id string, program []byte, files []*os.File, stdio Stdio) (Process, error)
-	// Sessions are the exec sessions that still run, by id (found again after an engine restart).
+	// CloseStdin closes the first process's stdin (not a terminal's).
+	CloseStdin(ctx context.Context) error
+	// Sessions are the exec sessions by id: those that run, and, after an engine restart, those that ended while no engine looked (their Exited is closed).
 	Sessions() map[string]Process
 	// MonitorPID is the monitor's own process.
 	MonitorPID() int
@@ -103,7 +116,7 @@ type Monitor interface {
 	Close() error
 }
 
-// Starter makes monitors. Implementation: New in pool.go keeps a few started monitors ready.
+// Starter makes monitors. [Pool] (made by [New]) keeps a few started monitors ready; monitortest.Fake is in memory.
 type Starter interface {
 	// Launch starts a process under a fresh monitor and returns when it was cloned (not when it has exec'd: that is told on the program's own
 	// sync socket, which only the caller and the first process hold).

@@ -1,0 +1,330 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/errs"
+)
+
+// Options say where monitors live and how many wait beforehand.
+type Options struct {
+	Root   string // <exec-root>/monitors; made if missing
+	Logger *slog.Logger
+	Pool   int // monitors started beforehand; 0 is 2, negative none
+	// Program is the path of the monitor's program, for tests; empty is the embedded one.
+	Program string
+	// Started is called with each monitor process before it gets work, so that the engine can put it into a cgroup of its own; nil does nothing.
+	Started func(pid int) error
+	// OnOOM is called when the kernel killed for memory in a container, also when the first process survived; nil does nothing.
+	OnOOM func(id string)
+}
+
+// Pool starts monitors and finds them again.
+//
+// A monitor takes 1 to 2 ms to start, so a few wait beforehand, each on its socket for its Launch; when one was taken, the next is started a moment later, off the
+// hot path. A waiting monitor ends with its engine; one that has a container does not.
+type Pool struct {
+	opts    Options
+	prog    *program
+	ready   chan *spare
+	refill  chan struct{}
+	stop    context.CancelFunc
+	stopped sync.WaitGroup
+}
+
+// spare is a started monitor without work.
+type spare struct {
+	pid  int
+	conn *net.UnixConn
+}
+
+// refillAfter is how long after a start the pool is filled again: a burst of starts is not slowed down by it.
+const refillAfter = 15 * time.Millisecond
+
+// New makes the pool. Close ends the waiting monitors; those with containers go on.
+func New(opts Options) (*Pool, error) {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	switch {
+	case opts.Pool == 0:
+		opts.Pool = 2
+	case opts.Pool < 0:
+		opts.Pool = 0
+	}
+	if err := os.MkdirAll(opts.Root, 0o700); err != nil {
+		return nil, fmt.Errorf("monitors: %w", err)
+	}
+	prog, err := newProgram(opts.Root, opts.Program)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &Pool{opts: opts, prog: prog, ready: make(chan *spare, opts.Pool), refill: make(chan struct{}, 1), stop: cancel}
+	p.stopped.Add(1)
+	go p.fill(ctx)
+	p.refill <- struct{}{}
+	return p, nil
+}
+
+// fill keeps the pool full until ctx ends.
+func (p *Pool) fill(ctx context.Context) {
+	defer p.stopped.Done()
+	for first := true; ; first = false {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.refill:
+		}
+		for !first { // wait for the burst to end
+			select {
+			case <-ctx.Done():
+				return
+			case <-p.refill:
+				continue
+			case <-time.After(refillAfter):
+			}
+			break
+		}
+		for len(p.ready) < cap(p.ready) && ctx.Err() == nil {
+			s, err := p.start()
+			if err != nil {
+				p.opts.Logger.Warn("start a monitor beforehand", "err", err)
+				break
+			}
+			p.ready <- s
+		}
+	}
+}
+
+// take gives a monitor that waits, or starts one.
+func (p *Pool) take() (*spare, error) {
+	defer func() {
+		select {
+		case p.refill <- struct{}{}:
+		default:
+		}
+	}()
+	for {
+		select {
+		case s := <-p.ready:
+			if alive(s.conn) {
+				return s, nil
+			}
+			s.end()
+		default:
+			return p.start()
+		}
+	}
+}
+
+// alive reports whether the other side of the socket is still there.
+func alive(c *net.UnixConn) bool {
+	ok := false
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false
+	}
+	raw.Control(func(fd uintptr) {
+		n, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		ok = err == unix.EAGAIN || n > 0
+	})
+	return ok
+}
+
+// environment tunes the monitor's Go runtime: one processor, and no collector of its own accord (see serve.Server.tend).
+func environment() []string {
+	return []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=8MiB", "GOTRACEBACK=none"}
+}
+
+func (p *Pool) start() (*spare, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("start a monitor: %w", err)
+	}
+	defer unix.Close(pair[1])
+	null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+	if err != nil {
+		unix.Close(pair[0])
+		return nil, fmt.Errorf("start a monitor: %w", err)
+	}
+	defer null.Close()
+	n := null.Fd()
+	pid, err := syscall.ForkExec(p.prog.path, []string{"corten-monitor"}, &syscall.ProcAttr{
+		Dir: "/", Env: environment(), Files: []uintptr{n, n, n, uintptr(pair[1])}, Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+	if err != nil {
+		unix.Close(pair[0])
+		return nil, fmt.Errorf("start a monitor: %w", err)
+	}
+	f := os.NewFile(uintptr(pair[0]), "monitor")
+	c, err := net.FileConn(f)
+	f.Close()
+	if err != nil {
+		unix.Kill(pid, unix.SIGKILL)
+		wait(pid)
+		return nil, fmt.Errorf("start a monitor: %w", err)
+	}
+	s := &spare{pid: pid, conn: c.(*net.UnixConn)}
+	if p.opts.Started != nil {
+		if err := p.opts.Started(pid); err != nil {
+			s.end()
+			return nil, fmt.Errorf("start a monitor: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// end ends a monitor that has no work: it leaves when its socket closes.
+func (s *spare) end() {
+	s.conn.Close()
+	wait(s.pid)
+}
+
+// wait reaps a monitor that is about to end.
+func wait(pid int) {
+	for {
+		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
+			return
+		}
+	}
+}
+
+// Close ends the waiting monitors.
+func (p *Pool) Close() error {
+	p.stop()
+	p.stopped.Wait()
+	for {
+		select {
+		case s := <-p.ready:
+			s.end()
+		default:
+			return p.prog.close()
+		}
+	}
+}
+
+func (p *Pool) folder(id string) (string, error) {
+	if id == "" || strings.ContainsAny(id, "/\x00") || id[0] == '.' {
+		return "", errs.New(errs.Invalid, "monitor id %q", id)
+	}
+	return filepath.Join(p.opts.Root, id), nil
+}
+
+// makeFolder makes the folder of id; one that a dead monitor left is taken away first.
+func (p *Pool) makeFolder(id string) (string, error) {
+	folder, err := p.folder(id)
+	if err != nil {
+		return "", err
+	}
+	err = os.Mkdir(folder, 0o700)
+	if errors.Is(err, os.ErrExist) {
+		c, derr := dial(folder)
+		if derr == nil {
+			c.Close()
+			return "", errs.New(errs.Conflict, "%s has a monitor already", id)
+		}
+		if err = removeFolder(folder); err == nil {
+			err = os.Mkdir(folder, 0o700)
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	return folder, nil
+}
+
+func removeFolder(folder string) error {
+	if err := os.Remove(filepath.Join(folder, "socket")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.Remove(folder); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// Launch implements [Starter].
+func (p *Pool) Launch(ctx context.Context, l Launch) (Monitor, error) {
+	folder, err := p.makeFolder(l.ID)
+	if err != nil {
+		return nil, fmt.Errorf("monitor of %s: %w", l.ID, err)
+	}
+	s, err := p.take()
+	if err != nil {
+		removeFolder(folder)
+		return nil, fmt.Errorf("monitor of %s: %w", l.ID, err)
+	}
+	m := newMonitor(p, l.ID, folder, s.conn, s.pid)
+	if err := m.launch(ctx, l); err != nil {
+		m.conn.Close()
+		<-m.gone
+		removeFolder(folder)
+		return nil, fmt.Errorf("monitor of %s: %w", l.ID, err)
+	}
+	return m, nil
+}
+
+// dial connects to the monitor in folder. A refused connection means that the monitor is dead: the socket listens exactly as long as it lives.
+func dial(folder string) (*net.UnixConn, error) {
+	dir, err := os.Open(folder)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	// Through the descriptor, because the path of a socket may have only 107 bytes.
+	name := fmt.Sprintf("/proc/self/fd/%d/socket", dir.Fd())
+	return net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: name, Net: "unixpacket"})
+}
+
+// Open implements [Starter].
+func (p *Pool) Open(ctx context.Context, id string) (Monitor, error) {
+	folder, err := p.folder(id)
+	if err != nil {
+		return nil, err
+	}
+	c, err := dial(folder)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		if err := removeFolder(folder); err != nil {
+			p.opts.Logger.Warn("remove what a dead monitor left", "id", id, "err", err)
+		}
+		return nil, errs.New(errs.NotFound, "monitor of %s: not found", id)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("monitor of %s: %w", id, err)
+	}
+	m := newMonitor(p, id, folder, c, 0)
+	if err := m.open(ctx); err != nil {
+		m.conn.Close()
+		<-m.gone
+		return nil, fmt.Errorf("monitor of %s: %w", id, err)
+	}
+	return m, nil
+}
+
+// List implements [Starter].
+func (p *Pool) List() ([]string, error) {
+	entries, err := os.ReadDir(p.opts.Root)
+	if err != nil {
+		return nil, fmt.Errorf("monitors: %w", err)
+	}
+	var ids []string
+	for _, e := range entries {
+		if e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids, nil
+}

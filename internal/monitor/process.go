@@ -1,0 +1,275 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/monitor/wire"
+)
+
+// monitor is a live [Monitor]: one socket, one goroutine that reads it.
+type monitor struct {
+	proc
+	pool     *Pool
+	id       string
+	folder   string
+	exitPath string // known to the engine that launched
+	conn     *net.UnixConn
+	link     *link
+	pid      int  // the monitor's own process
+	child    bool // it is ours to reap
+	gone     chan struct{}
+
+	mu       sync.Mutex // guards what is below, and pid and pidfd of the processes
+	closing  bool
+	sessions map[string]*proc
+	ends     map[uint32]func(AttachEnd) // attachments that go on, by number
+	number   uint32
+}
+
+// proc is a process under a monitor.
+type proc struct {
+	m       *monitor
+	session string
+	pid     int
+	pidfd   *os.File
+	exited  chan struct{}
+	exit    Exit // written before exited closes
+}
+
+func newMonitor(p *Pool, id, folder string, conn *net.UnixConn, pid int) *monitor {
+	m := &monitor{pool: p, id: id, folder: folder, conn: conn, pid: pid, child: pid != 0, gone: make(chan struct{}),
+		link: &link{conn: conn, pending: map[uint32]chan answer{}}, sessions: map[string]*proc{}, ends: map[uint32]func(AttachEnd){}}
+	m.proc = proc{m: m, exited: make(chan struct{})}
+	go m.run()
+	return m
+}
+
+// run hears the monitor until it is gone, and then says so to everyone who waits.
+func (m *monitor) run() {
+	m.link.read(m.hear)
+	m.mu.Lock()
+	procs := []*proc{&m.proc}
+	for _, p := range m.sessions {
+		procs = append(procs, p)
+	}
+	ends := m.ends
+	m.ends = map[uint32]func(AttachEnd){}
+	closing := m.closing
+	m.mu.Unlock()
+	if !closing {
+		for _, p := range procs {
+			p.lost()
+		}
+	}
+	for _, end := range ends {
+		end(AttachEnd{})
+	}
+	if m.child && (!closing || m.hasExited()) { // else it lives on, and is init's to reap when this engine ended
+		wait(m.pid)
+	}
+	close(m.gone)
+}
+
+func (p *proc) hasExited() bool {
+	select {
+	case <-p.exited:
+		return true
+	default:
+		return false
+	}
+}
+
+// lost is what becomes of a process whose monitor died: it must not go on without anyone who hears it.
+func (p *proc) lost() {
+	if p.hasExited() {
+		return
+	}
+	p.m.mu.Lock()
+	if p.pidfd != nil {
+		unix.PidfdSendSignal(int(p.pidfd.Fd()), unix.SIGKILL, nil, 0)
+	}
+	p.m.mu.Unlock()
+	x := Exit{Code: 137, Signal: int(unix.SIGKILL), At: time.Now(), Lost: true}
+	if p.session == "" && p.m.exitPath != "" { // it may have died between recording and telling
+		if recorded, err := ReadExit(p.m.exitPath); err == nil {
+			x = recorded
+		}
+	}
+	p.end(x)
+}
+
+func (p *proc) end(x Exit) {
+	p.exit = x
+	close(p.exited)
+}
+
+// hear is called for what the monitor tells by itself, in order.
+func (m *monitor) hear(a *answer) {
+	switch a.Kind {
+	case wire.Process:
+		p := &m.proc
+		m.mu.Lock()
+		if a.Session != "" {
+			if p = m.sessions[a.Session]; p == nil {
+				p = &proc{m: m, session: a.Session, exited: make(chan struct{})}
+				m.sessions[a.Session] = p
+			}
+		}
+		p.pid, p.pidfd = int(a.PID), a.pidfd()
+		m.mu.Unlock()
+		if a.Exit&wire.Ran != 0 && !p.hasExited() {
+			p.end(exitOf(&a.Message))
+			m.fetched(p)
+		}
+	case wire.Exited:
+		p := &m.proc
+		if a.Session != "" {
+			m.mu.Lock()
+			p = m.sessions[a.Session]
+			delete(m.sessions, a.Session)
+			m.mu.Unlock()
+		}
+		if p != nil && !p.hasExited() {
+			p.end(exitOf(&a.Message))
+			m.fetched(p)
+		}
+	case wire.Ended:
+		m.mu.Lock()
+		end := m.ends[a.Number]
+		delete(m.ends, a.Number)
+		m.mu.Unlock()
+		if end != nil {
+			end(AttachEnd{Detached: a.Exit&wire.Detached != 0})
+		}
+	case wire.OOM:
+		if m.pool.opts.OnOOM != nil {
+			go m.pool.opts.OnOOM(m.id)
+		}
+	}
+}
+
+// fetched lets the monitor forget a session whose exit is known here.
+func (m *monitor) fetched(p *proc) {
+	if p.session == "" {
+		return
+	}
+	req := wire.Message{Kind: wire.Forget, Session: p.session}
+	if _, err := m.link.ask(&req, nil); err == nil {
+		m.link.forget(req.ID)
+	}
+}
+
+func exitOf(m *wire.Message) Exit {
+	return Exit{Code: int(m.Code), Signal: int(m.Signal), At: time.Unix(0, m.Time), OOMKilled: m.Exit&wire.OOMKilled != 0}
+}
+
+// ReadExit reads the exit that a monitor recorded at Launch.ExitPath; errs.NotFound when there is none.
+func ReadExit(path string) (Exit, error) {
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return Exit{}, errs.As(errs.NotFound, err)
+	}
+	if err != nil {
+		return Exit{}, err
+	}
+	m, ok := wire.ParseExit(b)
+	if !ok {
+		return Exit{}, fmt.Errorf("%s: not an exit record", path)
+	}
+	return exitOf(&m), nil
+}
+
+// PID implements [Process].
+func (p *proc) PID() int {
+	p.m.mu.Lock()
+	defer p.m.mu.Unlock()
+	return p.pid
+}
+
+// PIDFD implements [Process].
+func (p *proc) PIDFD() *os.File {
+	p.m.mu.Lock()
+	defer p.m.mu.Unlock()
+	return p.pidfd
+}
+
+// Exited implements [Process].
+func (p *proc) Exited() <-chan struct{} { return p.exited }
+
+// Exit implements [Process].
+func (p *proc) Exit() Exit { return p.exit }
+
+// Resize implements [Process].
+func (p *proc) Resize(ctx context.Context, rows, cols uint16) error {
+	_, err := p.m.link.call(ctx, &wire.Message{Kind: wire.Resize, Session: p.session, Rows: rows, Cols: cols})
+	return err
+}
+
+// CloseStdin implements [Monitor].
+func (m *monitor) CloseStdin(ctx context.Context) error {
+	_, err := m.link.call(ctx, &wire.Message{Kind: wire.CloseStdin})
+	return err
+}
+
+// MonitorPID implements [Monitor].
+func (m *monitor) MonitorPID() int { return m.pid }
+
+// Sessions implements [Monitor].
+func (m *monitor) Sessions() map[string]Process {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := make(map[string]Process, len(m.sessions))
+	for id, p := range m.sessions {
+		all[id] = p
+	}
+	return all
+}
+
+// Close implements [Monitor].
+func (m *monitor) Close() error {
+	ended := m.hasExited()
+	var err error
+	if ended {
+		m.mu.Lock()
+		lost := m.exit.Lost
+		m.mu.Unlock()
+		// Once the folder is gone the name is free: what the monitor still has to deliver to slow clients it delivers from elsewhere.
+		err = removeFolder(m.folder)
+		if !lost {
+			req := wire.Message{Kind: wire.Quit}
+			if _, aerr := m.link.ask(&req, nil); aerr == nil {
+				m.link.forget(req.ID)
+			}
+		}
+	}
+	m.mu.Lock()
+	m.closing = true
+	m.mu.Unlock()
+	if ended && m.child {
+		return err // its socket closes when it has delivered everything, and run reaps it
+	}
+	cerr := m.conn.Close()
+	<-m.gone
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.pidfd != nil {
+		m.pidfd.Close()
+	}
+	return errors.Join(err, ignoreClosed(cerr))
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}

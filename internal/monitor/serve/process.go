@@ -1,0 +1,294 @@
+package serve
+
+import (
+	"syscall"
+
+	"corten.dev/corten/internal/monitor/wire"
+)
+
+const (
+	pauseAt   = 256 << 10 // a client with more waiting stops the reading
+	queueMax  = 1 << 20   // what a client of a non-blocking container may have waiting
+	stdinMax  = 64 << 10
+	drainMax  = 16 << 20 // read from one pipe after the process ended, should others keep writing into it
+	readsEach = 4        // reads of one output before the others have their turn
+	keepEnded = 64       // ended sessions whose exit nobody fetched
+)
+
+// process is the container's first process or an exec session.
+type process struct {
+	s         *Server
+	session   string
+	stdio     uint8
+	pid       int
+	pidfd     int
+	terminal  bool
+	logged    bool
+	rows      uint16
+	cols      uint16
+	console   *console
+	master    master
+	in        input
+	out       [2]output
+	life      life
+	paused    bool
+	waitFirst int64 // deadline until which the output waits for the first client
+	hadStdin  bool  // a client with stdin was attached
+	ended     bool  // reaped; its exit is told
+	done      bool  // its output was delivered to the clients' queues
+	forgotten bool
+	exit      wire.Message
+}
+
+func (s *Server) find(session string) *process {
+	for _, p := range s.procs {
+		if p.session == session {
+			return p
+		}
+	}
+	return nil
+}
+
+// life hears of the end of a process.
+type life struct{ p *process }
+
+func (l *life) ready(uint32) { l.p.s.reap() }
+
+// output is a pipe that the process writes into.
+type output struct {
+	p      *process
+	fd     int
+	stream int
+	grown  bool
+}
+
+func (o *output) ready(uint32) {
+	for i := 0; i < readsEach && o.fd >= 0 && !o.p.paused; i++ {
+		if !o.pump() {
+			return
+		}
+	}
+}
+
+// pump moves one read's worth of output; false when there is nothing more for now.
+func (o *output) pump() bool {
+	s := o.p.s
+	n, errno := read(o.fd, s.scratch)
+	if errno == syscall.EAGAIN {
+		return false
+	}
+	if n <= 0 || errno != 0 { // EIO is a terminal's way of saying that everyone closed it
+		o.close()
+		return false
+	}
+	if n >= 16<<10 {
+		s.busy = monotonic()
+		if n >= 60<<10 && !o.grown && !o.p.terminal { // the pipe was full: a larger one saves switches. Most containers never need it.
+			o.grown = true
+			fcntl(o.fd, setPipeSize, pipeSize)
+		}
+	}
+	o.p.deliver(o.stream, s.scratch[:n])
+	return n >= 4096
+}
+
+func (o *output) close() {
+	if o.fd < 0 {
+		return
+	}
+	if o.p.terminal {
+		o.p.s.unwatch(o.fd) // the master is the input's too, which closes it
+		o.fd = -1
+		o.p.in.close()
+		return
+	}
+	o.p.s.close(o.fd)
+	o.fd = -1
+}
+
+// master watches a terminal's only descriptor for both directions.
+type master struct{ p *process }
+
+func (m *master) ready(events uint32) {
+	if events&epollOut != 0 {
+		m.p.in.flush()
+	}
+	if events&(epollIn|epollHup) != 0 {
+		m.p.out[0].ready(events)
+	}
+}
+
+// deliver hands output to the log and to the clients.
+func (p *process) deliver(stream int, data []byte) {
+	if p.logged && p.s.log != nil {
+		p.s.log.write(stream, realtime(), data)
+	}
+	for i := len(p.s.clients) - 1; i >= 0; i-- {
+		if c := p.s.clients[i]; c.p == p {
+			c.output(stream, data)
+		}
+	}
+}
+
+// flow sets what is watched, from whether the output is to be read and the input to be written.
+func (p *process) flow() {
+	s := p.s
+	p.paused = p.waitFirst != 0
+	if !s.nonblock {
+		for _, c := range s.clients {
+			if c.p == p && c.out.len() > pauseAt {
+				p.paused = true
+			}
+		}
+	}
+	reading := uint32(epollIn)
+	if p.paused {
+		reading = 0
+	}
+	if p.terminal {
+		if p.out[0].fd < 0 {
+			return
+		}
+		if p.in.wait.len() > 0 {
+			reading |= epollOut
+		}
+		p.set(p.out[0].fd, reading, &p.master)
+		return
+	}
+	for i := range p.out {
+		if p.out[i].fd >= 0 {
+			p.set(p.out[i].fd, reading, &p.out[i])
+		}
+	}
+	if p.in.fd >= 0 {
+		writing := uint32(0) // 0 hears of the process closing its end
+		if p.in.wait.len() > 0 {
+			writing = epollOut
+		}
+		p.s.watch(p.in.fd, writing, &p.in)
+	}
+}
+
+// set watches fd, or takes it out altogether: a hang-up would be told again and again.
+func (p *process) set(fd int, events uint32, w watcher) {
+	if events == 0 {
+		p.s.unwatch(fd)
+		return
+	}
+	p.s.watch(fd, events, w)
+}
+
+// tend ends the waiting for a first client that never came.
+func (p *process) tend(now int64) {
+	if p.waitFirst != 0 && now > p.waitFirst {
+		p.waitFirst = 0
+		p.flow()
+		if p.ended {
+			p.drain()
+		}
+	}
+}
+
+// reap takes the exit of every child that ended; the container's orphans (in the host's pid namespace) come here too.
+func (s *Server) reap() {
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
+		if err == syscall.EINTR {
+			continue
+		}
+		if err != nil || pid <= 0 {
+			return
+		}
+		for _, p := range s.procs {
+			if p.pid == pid && !p.ended {
+				p.reaped(status)
+				break
+			}
+		}
+	}
+}
+
+// reaped drains what the process left and tells its exit.
+func (p *process) reaped(status syscall.WaitStatus) {
+	s := p.s
+	s.close(p.pidfd)
+	p.pidfd = -1
+	p.exit = wire.Message{Kind: wire.Exited, Session: p.session, PID: uint32(p.pid), Stdio: p.stdio, Exit: wire.Ran, Time: realtime()}
+	if status.Signaled() {
+		p.exit.Signal = uint8(status.Signal())
+		p.exit.Code = 128 + p.exit.Signal
+	} else {
+		p.exit.Code = uint8(status.ExitStatus())
+	}
+	if p == s.procs[0] && s.oom.killed() {
+		p.exit.Exit |= wire.OOMKilled
+	}
+	if p.console != nil { // it may have opened its terminal just before
+		p.console.ready(0)
+	}
+	p.in.close0()
+	if p.waitFirst == 0 {
+		p.drain()
+	}
+	p.ended = true
+	if p == s.procs[0] {
+		s.record(&p.exit)
+	}
+	s.tellAll(&p.exit)
+	s.sweep()
+}
+
+// drain takes what is in the pipes now, without regard to slow clients (their queues grow by at most a pipe), closes them, and lets the clients finish.
+func (p *process) drain() {
+	if p.done {
+		return
+	}
+	p.done, p.paused = true, false
+	for i := range p.out {
+		o := &p.out[i]
+		for total := 0; o.fd >= 0 && total < drainMax; {
+			if !readable(o.fd) {
+				break
+			}
+			n, errno := read(o.fd, p.s.scratch)
+			if n <= 0 || errno != 0 {
+				break
+			}
+			total += n
+			p.deliver(o.stream, p.s.scratch[:n])
+		}
+		o.close()
+	}
+	p.in.close()
+	for i := len(p.s.clients) - 1; i >= 0; i-- {
+		if c := p.s.clients[i]; c.p == p {
+			c.finish()
+		}
+	}
+}
+
+// sweep removes the sessions whose exit was fetched, and the oldest when nobody fetches.
+func (s *Server) sweep() {
+	ended := 0
+	for i := len(s.procs) - 1; i > 0; i-- {
+		p := s.procs[i]
+		if !p.ended {
+			continue
+		}
+		ended++
+		if p.done && (p.forgotten || ended > keepEnded) {
+			s.procs = append(s.procs[:i], s.procs[i+1:]...)
+		}
+	}
+}
+
+// tellState describes the process to an engine that asks.
+func (p *process) tellState(e *engine, id uint32) {
+	m := p.exit
+	if !p.ended {
+		m = wire.Message{Session: p.session, PID: uint32(p.pid), Stdio: p.stdio}
+	}
+	m.Kind, m.ID = wire.Process, id
+	e.tell(&m, p.pidfd)
+}

@@ -1,0 +1,196 @@
+package serve
+
+import (
+	"syscall"
+
+	"corten.dev/corten/internal/logs/logfile"
+	"corten.dev/corten/internal/monitor/wire"
+)
+
+// record finishes the log and writes the exit, before anyone is told of it.
+func (s *Server) record(m *wire.Message) {
+	if s.log != nil {
+		s.log.finish(s.durable)
+	}
+	if s.exitPath == "" {
+		return
+	}
+	var buf [256]byte
+	b := wire.AppendExit(buf[:0], m)
+	aside := s.exitPath + ".new"
+	fd, err := syscall.Open(aside, syscall.O_WRONLY|syscall.O_CREAT|syscall.O_TRUNC|syscall.O_CLOEXEC, 0o600)
+	if err != nil {
+		return // the engine is told all the same; without one the exit is lost with its folder
+	}
+	n, _ := write(fd, b)
+	if s.durable {
+		syscall.Fdatasync(fd)
+	}
+	syscall.Close(fd)
+	if n != len(b) || syscall.Rename(aside, s.exitPath) != nil {
+		syscall.Unlink(aside)
+		return
+	}
+	if s.durable {
+		s.syncFolder()
+	}
+}
+
+// syncFolder makes the rename durable.
+func (s *Server) syncFolder() {
+	dir := s.exitPath
+	for len(dir) > 1 && dir[len(dir)-1] != '/' {
+		dir = dir[:len(dir)-1]
+	}
+	if fd, err := syscall.Open(dir, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0); err == nil {
+		syscall.Fsync(fd)
+		syscall.Close(fd)
+	}
+}
+
+// openLog opens the container's log. A log that cannot be opened does not stop the container: what it says goes to the attached clients alone, and the engine is told
+// by the log's absence.
+func (s *Server) openLog(m *wire.Message) {
+	w, err := logfile.Open(logfile.Options{Path: m.LogPath, MaxSize: m.LogSize, MaxFiles: int(m.LogFiles), Sync: func(fd int) {
+		go func() { // a finished file is flushed without anyone waiting
+			syscall.Fdatasync(fd)
+			syscall.Close(fd)
+		}()
+	}})
+	if err != nil {
+		return
+	}
+	if m.Flags&wire.NonBlocking != 0 {
+		s.log = newBackground(w, int(m.LogBuffer))
+		return
+	}
+	s.log = (*direct)(w)
+}
+
+// oomWatch hears of the kernel's out-of-memory kills in the container.
+//
+// event is an eventfd of v1's memory.oom_control; path is a file with a line "oom_kill N" (memory.events of v2, memory.oom_control of v1), which says for certain.
+type oomWatch struct {
+	s      *Server
+	event  int
+	path   string
+	file   int
+	counts int64 // oom_kill at the start; -1: not known
+	last   int64
+	seen   bool
+}
+
+func (o *oomWatch) begin() {
+	o.file = -1
+	if o.path != "" {
+		if fd, err := syscall.Open(o.path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0); err == nil {
+			o.file = fd
+			o.counts = o.kills()
+			o.last = o.counts
+			o.s.watch(fd, epollPri, (*oomFile)(o)) // an ordinary file cannot be watched; then only the exit tells
+		}
+	}
+	if o.event >= 0 {
+		syscall.SetNonblock(o.event, true)
+		o.s.watch(o.event, epollIn, o)
+	}
+}
+
+// ready is the eventfd's.
+func (o *oomWatch) ready(uint32) {
+	var b [8]byte
+	if n, errno := read(o.event, b[:]); n != 8 || errno != 0 {
+		if errno != syscall.EAGAIN {
+			o.s.close(o.event)
+			o.event = -1
+		}
+		return
+	}
+	o.seen = true
+	o.s.tellAll(&wire.Message{Kind: wire.OOM})
+}
+
+type oomFile oomWatch
+
+func (f *oomFile) ready(uint32) {
+	o := (*oomWatch)(f)
+	n := o.kills()
+	if n < 0 { // the cgroup is gone
+		o.s.unwatch(o.file)
+		return
+	}
+	if n > o.last {
+		o.last = n
+		if o.event < 0 {
+			o.s.tellAll(&wire.Message{Kind: wire.OOM})
+		}
+	}
+}
+
+// kills reads the number behind "oom_kill "; -1 when there is none.
+func (o *oomWatch) kills() int64 {
+	var buf [512]byte
+	n, err := syscall.Pread(o.file, buf[:], 0)
+	if err != nil {
+		return -1
+	}
+	return wire.OOMKills(buf[:max(n, 0)])
+}
+
+func (o *oomWatch) killed() bool {
+	if o == nil {
+		return false
+	}
+	if o.counts >= 0 {
+		if n := o.kills(); n >= 0 {
+			return n > o.counts
+		}
+	}
+	if o.event >= 0 {
+		var b [8]byte
+		syscall.SetNonblock(o.event, true)
+		if n, errno := read(o.event, b[:]); n == 8 && errno == 0 {
+			o.seen = true
+		}
+	}
+	return o.seen
+}
+
+// score is the monitor's oom_score_adj: it must not be what the kernel kills first, while its children must not inherit that.
+type score struct {
+	first  []byte // what the monitor was born with
+	failed bool
+}
+
+const scorePath = "/proc/self/oom_score_adj"
+
+func (a *score) set(b []byte) {
+	fd, err := syscall.Open(scorePath, syscall.O_RDWR|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		a.failed = true
+		return
+	}
+	if a.first == nil {
+		var buf [16]byte
+		n, _ := read(fd, buf[:])
+		a.first = append([]byte(nil), buf[:max(n, 0)]...)
+	}
+	if _, errno := write(fd, b); errno != 0 {
+		a.failed = true
+	}
+	syscall.Close(fd)
+}
+
+// protect is called when no child is being made.
+func (a *score) protect() {
+	if !a.failed {
+		a.set([]byte("-999"))
+	}
+}
+
+// expose is called before a child is made.
+func (a *score) expose() {
+	if !a.failed && a.first != nil {
+		a.set(a.first)
+	}
+}

@@ -1,0 +1,160 @@
+package serve
+
+import (
+	"syscall"
+	"unsafe"
+)
+
+// What package syscall does not name.
+const (
+	setPipeSize     = 1031
+	pipeSize        = 1 << 20
+	setChildSubreap = 36
+	pollIn          = 1
+	epollIn         = syscall.EPOLLIN
+	epollOut        = syscall.EPOLLOUT
+	epollHup        = syscall.EPOLLHUP | syscall.EPOLLERR
+	epollPri        = syscall.EPOLLPRI
+)
+
+// clock reads a clock in ns. Package time would bring three times the code.
+func clock(id uintptr) int64 {
+	var ts syscall.Timespec
+	syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, id, uintptr(unsafe.Pointer(&ts)), 0)
+	return ts.Nano()
+}
+
+func realtime() int64  { return clock(0) }
+func monotonic() int64 { return clock(1) }
+
+func fcntl(fd, cmd, arg int) (int, error) {
+	r, _, e := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), uintptr(cmd), uintptr(arg))
+	if e != 0 {
+		return 0, e
+	}
+	return int(r), nil
+}
+
+func read(fd int, b []byte) (int, syscall.Errno) {
+	for {
+		n, _, e := syscall.Syscall(syscall.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+		if e != syscall.EINTR {
+			return int(n), e
+		}
+	}
+}
+
+func write(fd int, b []byte) (int, syscall.Errno) {
+	for {
+		n, _, e := syscall.Syscall(syscall.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+		if e != syscall.EINTR {
+			return int(n), e
+		}
+	}
+}
+
+// recv takes bytes from a socket without waiting.
+func recv(fd int, b []byte) (int, syscall.Errno) {
+	for {
+		n, _, e := syscall.Syscall6(syscall.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), syscall.MSG_DONTWAIT, 0, 0)
+		if e != syscall.EINTR {
+			return int(n), e
+		}
+	}
+}
+
+// sender sends two pieces as one without waiting; its structures are kept so that the data path allocates nothing.
+type sender struct {
+	iov [2]syscall.Iovec
+	msg syscall.Msghdr
+}
+
+func (s *sender) send(fd int, head, data []byte) (int, syscall.Errno) {
+	n := 0
+	for _, b := range [...][]byte{head, data} {
+		if len(b) > 0 {
+			s.iov[n] = syscall.Iovec{Base: &b[0], Len: uint64(len(b))}
+			n++
+		}
+	}
+	s.msg = syscall.Msghdr{Iov: &s.iov[0], Iovlen: uint64(n)}
+	for {
+		r, _, e := syscall.Syscall(syscall.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&s.msg)), syscall.MSG_DONTWAIT|syscall.MSG_NOSIGNAL)
+		if e != syscall.EINTR {
+			return int(r), e
+		}
+	}
+}
+
+// readable asks whether fd has something to read now. For a terminal this also pushes through what the kernel still has on its way to the master.
+func readable(fd int) bool {
+	p := struct {
+		fd     int32
+		ev, re int16
+	}{fd: int32(fd), ev: pollIn}
+	var ts syscall.Timespec
+	n, _, _ := syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
+	return n == 1
+}
+
+func setSize(fd int, rows, cols uint16) syscall.Errno {
+	ws := [4]uint16{rows, cols}
+	_, _, e := syscall.Syscall(syscall.SYS_IOCTL, uintptr(fd), syscall.TIOCSWINSZ, uintptr(unsafe.Pointer(&ws)))
+	return e
+}
+
+// memory maps pages that are not part of Go's heap, so that they can be given back at once.
+func memory(n int) []byte {
+	b, err := syscall.Mmap(-1, 0, n, syscall.PROT_READ|syscall.PROT_WRITE, syscall.MAP_ANON|syscall.MAP_PRIVATE)
+	if err != nil {
+		return make([]byte, n)
+	}
+	return b
+}
+
+// queue is bytes that wait, in mapped memory.
+type queue struct {
+	mem  []byte
+	r, w int
+}
+
+func (q *queue) len() int      { return q.w - q.r }
+func (q *queue) bytes() []byte { return q.mem[q.r:q.w] }
+
+func (q *queue) add(b []byte) {
+	if len(b) == 0 {
+		return
+	}
+	if q.w+len(b) > len(q.mem) {
+		if need := q.len() + len(b); need > len(q.mem) {
+			size := 64 << 10
+			for size < need {
+				size *= 2
+			}
+			mem := memory(size)
+			copy(mem, q.bytes())
+			if q.mem != nil {
+				syscall.Munmap(q.mem)
+			}
+			q.mem = mem
+		} else {
+			copy(q.mem, q.bytes())
+		}
+		q.r, q.w = 0, q.w-q.r
+	}
+	q.w += copy(q.mem[q.w:], b)
+}
+
+func (q *queue) drop(n int) {
+	if q.r += n; q.r == q.w {
+		q.r, q.w = 0, 0
+	}
+}
+
+// free gives the memory back.
+func (q *queue) free() {
+	if q.mem != nil {
+		syscall.Munmap(q.mem)
+	}
+	*q = queue{}
+}
