@@ -1,0 +1,223 @@
+package server
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	wire "github.com/moby/moby/api/types/container"
+	wirenet "github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/storage"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/engine/containers"
+)
+
+// shown is the status that Docker's words have: a container that is being started is still what it was.
+func shown(st container.State) container.Status {
+	if st.Status != container.Starting {
+		return st.Status
+	}
+	if st.StartedAt.IsZero() {
+		return container.Created
+	}
+	return container.Exited
+}
+
+// statusText is the STATUS column of ps.
+func statusText(st container.State, now time.Time) string {
+	since := func(t time.Time) string { return units.HumanDuration(now.Sub(t)) }
+	switch shown(st) {
+	case container.Running:
+		return "Up " + since(st.StartedAt)
+	case container.Paused:
+		return "Up " + since(st.StartedAt) + " (Paused)"
+	case container.Restarting:
+		return fmt.Sprintf("Restarting (%d) %s ago", st.ExitCode, since(st.FinishedAt))
+	case container.Removing:
+		return "Removal In Progress"
+	case container.Dead:
+		return "Dead"
+	case container.Created:
+		return "Created"
+	}
+	if st.FinishedAt.IsZero() {
+		return ""
+	}
+	return fmt.Sprintf("Exited (%d) %s ago", st.ExitCode, since(st.FinishedAt))
+}
+
+// commandText is the COMMAND column of ps.
+func commandText(path string, args []string) string {
+	var b strings.Builder
+	b.WriteString(path)
+	for _, arg := range args {
+		if strings.Contains(arg, " ") {
+			b.WriteString(" '" + arg + "'")
+		} else {
+			b.WriteString(" " + arg)
+		}
+	}
+	return b.String()
+}
+
+// summary converts one line of ps.
+func summary(view containers.View, version int, now time.Time) wire.Summary {
+	out := wire.Summary{
+		ID:              view.ID,
+		Names:           []string{"/" + view.Name},
+		Image:           view.ImageRef,
+		ImageID:         view.Image.String(),
+		Command:         commandText(view.Path, view.Args),
+		Created:         view.Created.Unix(),
+		Ports:           []wire.PortSummary{},
+		Labels:          orEmptyMap(view.Config.Labels),
+		State:           wire.ContainerState(shown(view.State)),
+		Status:          statusText(view.State, now),
+		NetworkSettings: &wire.NetworkSettingsSummary{Networks: endpoints(view.Record, version)},
+		Mounts:          mountPoints(view.Mounts),
+	}
+	if view.State.Status.Live() {
+		out.Ports = portSummaries(view.Sandbox, view.Config.ExposedPorts)
+	}
+	out.HostConfig.NetworkMode = view.Host.NetworkMode
+	if version >= 46 {
+		out.HostConfig.Annotations = view.Host.Annotations
+	}
+	if view.SizeRw != nil {
+		out.SizeRw = *view.SizeRw
+	}
+	if view.SizeRootFs != nil {
+		out.SizeRootFs = *view.SizeRootFs
+	}
+	return out
+}
+
+// inspectView is the answer of inspect; HostConfig, Config and NetworkSettings have version-dependent fields.
+type inspectView struct {
+	wire.InspectResponse
+	HostConfig      hostView
+	Config          configView
+	NetworkSettings any
+}
+
+// oldNetworkSettings is NetworkSettings until 1.51, with the default bridge's endpoint at the top.
+type oldNetworkSettings struct {
+	Bridge                 string
+	SandboxID              string
+	SandboxKey             string
+	Ports                  wirenet.PortMap
+	HairpinMode            bool
+	LinkLocalIPv6Address   string
+	LinkLocalIPv6PrefixLen int
+	SecondaryIPAddresses   []struct{}
+	SecondaryIPv6Addresses []struct{}
+	EndpointID             string
+	Gateway                string
+	GlobalIPv6Address      string
+	GlobalIPv6PrefixLen    int
+	IPAddress              string
+	IPPrefixLen            int
+	IPv6Gateway            string
+	MacAddress             string
+	Networks               map[string]*wirenet.EndpointSettings
+}
+
+func stateView(st container.State) *wire.State {
+	status := shown(st)
+	return &wire.State{
+		Status:     wire.ContainerState(status),
+		Running:    status == container.Running || status == container.Paused || status == container.Restarting,
+		Paused:     status == container.Paused,
+		Restarting: status == container.Restarting,
+		OOMKilled:  st.OOMKilled,
+		Dead:       status == container.Dead,
+		Pid:        st.PID,
+		ExitCode:   st.ExitCode,
+		Error:      st.Error,
+		StartedAt:  stamp(st.StartedAt),
+		FinishedAt: stamp(st.FinishedAt),
+	}
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+// inspection converts a container for inspect.
+func inspection(view containers.View, version int) inspectView {
+	out := inspectView{
+		InspectResponse: wire.InspectResponse{
+			ID: view.ID, Created: stamp(view.Created), Path: view.Path, Args: orEmpty(view.Args),
+			State: stateView(view.State), Image: view.Image.String(),
+			ResolvConfPath: view.ResolvConfPath, HostnamePath: view.HostnamePath, HostsPath: view.HostsPath, LogPath: view.LogPath,
+			Name: "/" + view.Name, RestartCount: view.RestartCount, Driver: view.Driver, Platform: osOf(view.Platform),
+			ExecIDs:     view.Execs,
+			GraphDriver: &storage.DriverData{Name: view.Driver},
+			SizeRw:      view.SizeRw, SizeRootFs: view.SizeRootFs,
+			Mounts: mountPoints(view.Mounts),
+		},
+		HostConfig: fromHost(view.Host, version),
+		Config:     configView{Config: fromConfig(view.Config)},
+	}
+	for _, opt := range view.Host.SecurityOpt {
+		if profile, found := strings.CutPrefix(strings.Replace(opt, ":", "=", 1), "apparmor="); found {
+			out.AppArmorProfile = profile
+		}
+	}
+	nets := endpoints(view.Record, version)
+	if version < 52 {
+		if list := view.Config.OnBuild; list != nil {
+			out.Config.OnBuild = list
+		} else {
+			out.Config.OnBuild = []string(nil)
+		}
+		if ep, ok := view.Networks[view.Host.NetworkMode]; ok && ep.MAC != "" {
+			out.Config.MacAddress = &ep.MAC
+		}
+		out.NetworkSettings = oldSettings(view, nets)
+		return out
+	}
+	settings := &wire.NetworkSettings{Ports: wirenet.PortMap{}, Networks: nets}
+	if view.Sandbox != nil && view.State.Status.Live() {
+		settings.SandboxID, settings.SandboxKey = sandboxID(view), ""
+		settings.Ports = publishedPorts(view.Sandbox, view.Config.ExposedPorts)
+	}
+	out.NetworkSettings = settings
+	return out
+}
+
+func oldSettings(view containers.View, nets map[string]*wirenet.EndpointSettings) *oldNetworkSettings {
+	out := &oldNetworkSettings{Ports: wirenet.PortMap{}, Networks: nets}
+	if view.Sandbox != nil && view.State.Status.Live() {
+		out.SandboxID = sandboxID(view)
+		out.Ports = publishedPorts(view.Sandbox, view.Config.ExposedPorts)
+	}
+	if e := nets["bridge"]; e != nil {
+		out.EndpointID, out.IPPrefixLen, out.GlobalIPv6PrefixLen = e.EndpointID, e.IPPrefixLen, e.GlobalIPv6PrefixLen
+		out.MacAddress = e.MacAddress.String()
+		for _, a := range []struct {
+			text *string
+			addr interface {
+				IsValid() bool
+				String() string
+			}
+		}{{&out.Gateway, e.Gateway}, {&out.IPAddress, e.IPAddress}, {&out.IPv6Gateway, e.IPv6Gateway}, {&out.GlobalIPv6Address, e.GlobalIPv6Address}} {
+			if a.addr.IsValid() {
+				*a.text = a.addr.String()
+			}
+		}
+	}
+	return out
+}
+
+// sandboxID is the container's own id: a network namespace has no other name here.
+func sandboxID(view containers.View) string { return view.ID }
+
+// osOf is the first word of a platform.
+func osOf(platform string) string {
+	os, _, _ := strings.Cut(platform, "/")
+	if os == "" {
+		return "linux"
+	}
+	return os
+}

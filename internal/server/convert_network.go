@@ -1,0 +1,291 @@
+package server
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+
+	wirenet "github.com/moby/moby/api/types/network"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/engine/networks"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/network"
+)
+
+// toEndpoint converts what was asked for one network of a container.
+func toEndpoint(e *wirenet.EndpointSettings, version int) (container.EndpointSettings, error) {
+	var out container.EndpointSettings
+	if e == nil {
+		return out, nil
+	}
+	out.Links, out.Aliases, out.DriverOpts = e.Links, e.Aliases, e.DriverOpts
+	if c := e.IPAMConfig; c != nil {
+		if c.IPv4Address.IsValid() && !c.IPv4Address.Is4() {
+			return out, errs.New(errs.Invalid, "invalid IPv4 address: %s", c.IPv4Address)
+		}
+		if c.IPv6Address.IsValid() && !c.IPv6Address.Is6() {
+			return out, errs.New(errs.Invalid, "invalid IPv6 address: %s", c.IPv6Address)
+		}
+		if len(c.LinkLocalIPs) > 0 {
+			return out, errs.New(errs.NotImplemented, "link-local addresses of an endpoint are not part of this version")
+		}
+		out.IPv4, out.IPv6 = c.IPv4Address, c.IPv6Address
+	}
+	if version >= 44 && len(e.MacAddress) > 0 {
+		if err := checkMAC(net.HardwareAddr(e.MacAddress)); err != nil {
+			return out, err
+		}
+		out.MAC = e.MacAddress.String()
+	}
+	if version >= 48 {
+		out.GwPriority = e.GwPriority
+	}
+	return out, nil
+}
+
+func checkMAC(mac net.HardwareAddr) error {
+	if len(mac) != 6 || mac[0]&1 != 0 {
+		return errs.New(errs.Invalid, "invalid MAC address: %s", mac)
+	}
+	return nil
+}
+
+// toNetworks converts the endpoints of a create request. The network that NetworkMode names is always among them.
+func toNetworks(cfg *wirenet.NetworkingConfig, mode, mac string, version int) (map[string]container.EndpointSettings, error) {
+	out := map[string]container.EndpointSettings{}
+	if cfg != nil {
+		for name, e := range cfg.EndpointsConfig {
+			ep, err := toEndpoint(e, version)
+			if err != nil {
+				return nil, err
+			}
+			if out[networkMode(name)] = ep; name == "" {
+				return nil, errs.New(errs.Invalid, "invalid network name: it is empty")
+			}
+		}
+	}
+	if container := len(mode) > 10 && mode[:10] == "container:"; container {
+		if len(out) > 0 {
+			return nil, errs.New(errs.Invalid, "conflicting options: cannot attach both user-defined and non-user-defined network-modes")
+		}
+		if mac != "" {
+			return nil, errs.New(errs.Invalid, "conflicting options: mac-address and the network mode")
+		}
+		return nil, nil
+	}
+	ep := out[mode]
+	if mac != "" && version < 52 {
+		hw, err := net.ParseMAC(mac)
+		if err == nil {
+			err = checkMAC(hw)
+		}
+		if err != nil {
+			return nil, errs.New(errs.Invalid, "invalid MAC address: %s", mac)
+		}
+		if mode == "host" || mode == "none" {
+			return nil, errs.New(errs.Invalid, "conflicting options: mac-address and the network mode")
+		}
+		if ep.MAC != "" && ep.MAC != hw.String() {
+			return nil, errs.New(errs.Invalid, "the container-wide MAC address must match the endpoint-specific MAC address for the main network, or be left empty")
+		}
+		ep.MAC = hw.String()
+	}
+	out[mode] = ep
+	return out, nil
+}
+
+// fromEndpoint joins what was asked for a network with what was made. made is nil while the container does not run.
+func fromEndpoint(asked container.EndpointSettings, made *network.Endpoint) *wirenet.EndpointSettings {
+	out := &wirenet.EndpointSettings{
+		Links: asked.Links, Aliases: asked.Aliases, DriverOpts: asked.DriverOpts, GwPriority: asked.GwPriority,
+	}
+	if asked.IPv4.IsValid() || asked.IPv6.IsValid() {
+		out.IPAMConfig = &wirenet.EndpointIPAMConfig{IPv4Address: asked.IPv4, IPv6Address: asked.IPv6}
+	}
+	if asked.MAC != "" {
+		out.MacAddress = hardware(asked.MAC)
+	}
+	if made == nil {
+		return out
+	}
+	out.NetworkID, out.EndpointID = made.NetworkID, made.ID
+	out.Gateway, out.IPv6Gateway = made.Gateway4, made.Gateway6
+	if made.IPv4.IsValid() {
+		out.IPAddress, out.IPPrefixLen = made.IPv4.Addr(), made.IPv4.Bits()
+	}
+	if made.IPv6.IsValid() {
+		out.GlobalIPv6Address, out.GlobalIPv6PrefixLen = made.IPv6.Addr(), made.IPv6.Bits()
+	}
+	if made.MAC != "" {
+		out.MacAddress = hardware(made.MAC)
+	}
+	out.DNSNames = made.DNSNames
+	return out
+}
+
+func hardware(text string) wirenet.HardwareAddr {
+	hw, err := net.ParseMAC(text)
+	if err != nil {
+		return nil // our own records hold only what was checked
+	}
+	return wirenet.HardwareAddr(hw)
+}
+
+// endpoints are the networks of a container, as ps and inspect show them.
+func endpoints(r container.Record, version int) map[string]*wirenet.EndpointSettings {
+	out := make(map[string]*wirenet.EndpointSettings, len(r.Networks))
+	for name, asked := range r.Networks {
+		out[name] = fromEndpoint(asked, nil)
+	}
+	if r.Sandbox != nil {
+		for i := range r.Sandbox.Endpoints {
+			made := &r.Sandbox.Endpoints[i]
+			name := made.Network
+			asked, ok := r.Networks[name]
+			if !ok { // asked for by id
+				for key, settings := range r.Networks {
+					if len(key) >= 12 && len(key) <= len(made.NetworkID) && made.NetworkID[:len(key)] == key {
+						asked = settings
+						delete(out, key)
+					}
+				}
+			}
+			out[name] = fromEndpoint(asked, made)
+		}
+	}
+	if version < 45 && len(r.ID) >= 12 {
+		for name, e := range out {
+			if name != "bridge" && name != "host" && name != "none" {
+				e.Aliases = append(slices.Clone(e.Aliases), r.ID[:12])
+			}
+		}
+	}
+	return out
+}
+
+// toNetwork converts a create request.
+func toNetwork(req wirenet.CreateRequest) (network.Network, error) {
+	var nw network.Network
+	switch {
+	case req.Ingress || req.Scope == "swarm" || req.Scope == "global":
+		return nw, errs.New(errs.Unavailable, "%s", notManager)
+	case req.ConfigOnly || req.ConfigFrom != nil && req.ConfigFrom.Network != "":
+		return nw, errs.New(errs.NotImplemented, "configuration-only networks are not part of this version")
+	case req.Scope != "" && req.Scope != "local":
+		return nw, errs.New(errs.Invalid, "invalid network scope %q", req.Scope)
+	}
+	nw = network.Network{
+		Name: req.Name, Driver: req.Driver, Internal: req.Internal, Attachable: req.Attachable,
+		EnableIPv4: req.EnableIPv4 == nil || *req.EnableIPv4, EnableIPv6: req.EnableIPv6 != nil && *req.EnableIPv6,
+		Options: req.Options, Labels: req.Labels,
+	}
+	if req.IPAM != nil {
+		nw.IPAM = network.IPAM{Driver: req.IPAM.Driver, Options: req.IPAM.Options}
+		for _, c := range req.IPAM.Config {
+			if err := checkPool(c); err != nil {
+				return nw, err
+			}
+			nw.IPAM.Pools = append(nw.IPAM.Pools, network.Pool{Subnet: c.Subnet, Range: c.IPRange, Gateway: c.Gateway, Aux: c.AuxAddress})
+		}
+	}
+	return nw, nil
+}
+
+func checkPool(c wirenet.IPAMConfig) error {
+	if !c.Subnet.IsValid() {
+		if c.IPRange.IsValid() || c.Gateway.IsValid() || len(c.AuxAddress) > 0 {
+			return errs.New(errs.Invalid, "invalid network config:\ninvalid subnet: a subnet must be given with an ip-range, gateway or auxiliary address")
+		}
+		return nil
+	}
+	if c.Subnet != c.Subnet.Masked() {
+		return errs.New(errs.Invalid, "invalid network config:\ninvalid subnet %s: it should be %s", c.Subnet, c.Subnet.Masked())
+	}
+	if c.IPRange.IsValid() && (c.IPRange.Bits() < c.Subnet.Bits() || !c.Subnet.Contains(c.IPRange.Addr())) {
+		return errs.New(errs.Invalid, "invalid network config:\ninvalid ip-range %s: parent subnet %s doesn't contain ip-range", c.IPRange, c.Subnet)
+	}
+	if c.Gateway.IsValid() && !c.Subnet.Contains(c.Gateway) {
+		return errs.New(errs.Invalid, "invalid network config:\ninvalid gateway %s: parent subnet %s doesn't contain this address", c.Gateway, c.Subnet)
+	}
+	for name, addr := range c.AuxAddress {
+		if !addr.IsValid() || !c.Subnet.Contains(addr) {
+			return errs.New(errs.Invalid, "invalid network config:\ninvalid auxiliary address %s: parent subnet %s doesn't contain this address", name, c.Subnet)
+		}
+	}
+	return nil
+}
+
+// fromNetwork converts a stored network.
+func fromNetwork(nw network.Network) wirenet.Network {
+	out := wirenet.Network{
+		Name: nw.Name, ID: nw.ID, Created: nw.Created, Scope: "local", Driver: nw.Driver,
+		EnableIPv4: nw.EnableIPv4, EnableIPv6: nw.EnableIPv6,
+		IPAM:     wirenet.IPAM{Driver: nw.IPAM.Driver, Options: nw.IPAM.Options, Config: []wirenet.IPAMConfig{}},
+		Internal: nw.Internal, Attachable: nw.Attachable, Options: orEmptyMap(nw.Options), Labels: orEmptyMap(nw.Labels),
+	}
+	if nw.Driver == "none" { // Docker's word for it
+		out.Driver = "null"
+	}
+	if out.IPAM.Driver == "" {
+		out.IPAM.Driver = "default"
+	}
+	for _, p := range nw.IPAM.Pools {
+		out.IPAM.Config = append(out.IPAM.Config, wirenet.IPAMConfig{Subnet: p.Subnet, IPRange: p.Range, Gateway: p.Gateway, AuxAddress: p.Aux})
+	}
+	return out
+}
+
+// members are the containers on a network.
+func members(view networks.View) map[string]wirenet.EndpointResource {
+	out := make(map[string]wirenet.EndpointResource, len(view.Containers))
+	for id, m := range view.Containers {
+		out[id] = wirenet.EndpointResource{Name: m.Name, EndpointID: m.ID, MacAddress: hardware(m.MAC), IPv4Address: m.IPv4, IPv6Address: m.IPv6}
+	}
+	return out
+}
+
+// subnetStatus counts the addresses of a network that are taken and free.
+func subnetStatus(view networks.View) *wirenet.Status {
+	out := &wirenet.Status{}
+	out.IPAM.Subnets = wirenet.SubnetStatuses{}
+	for _, p := range view.IPAM.Pools {
+		if !p.Subnet.IsValid() {
+			continue
+		}
+		var used uint64
+		count := func(a netip.Addr) {
+			if a.IsValid() && p.Subnet.Contains(a) {
+				used++
+			}
+		}
+		count(p.Gateway)
+		for _, a := range p.Aux {
+			count(a)
+		}
+		for _, m := range view.Containers {
+			count(m.IPv4.Addr())
+			count(m.IPv6.Addr())
+		}
+		pool := p.Subnet
+		if p.Range.IsValid() {
+			pool = p.Range
+		}
+		total := ^uint64(0)
+		if bits := pool.Addr().BitLen() - pool.Bits(); bits < 64 {
+			total = 1 << bits
+		}
+		if pool.Addr().Is4() && pool == p.Subnet && total > 2 {
+			used += 2 // the subnet's own address and its broadcast
+		}
+		out.IPAM.Subnets[p.Subnet] = wirenet.SubnetStatus{IPsInUse: used, DynamicIPsAvailable: total - min(used, total)}
+	}
+	return out
+}
+
+func orEmptyMap(m map[string]string) map[string]string {
+	if m == nil {
+		return map[string]string{}
+	}
+	return m
+}

@@ -1,0 +1,75 @@
+package server
+
+import (
+	"net/http"
+	"time"
+
+	wirec "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/registry"
+	"github.com/moby/moby/api/types/swarm"
+	wire "github.com/moby/moby/api/types/system"
+
+	"corten.dev/corten/internal/engine/system"
+)
+
+// infoView is Info with what it had in older versions only.
+type infoView struct {
+	wire.Info
+	BridgeNfIptables  *bool `json:",omitempty"` // until 1.49
+	BridgeNfIP6tables *bool `json:"BridgeNfIp6tables,omitempty"`
+	KernelMemory      *bool `json:",omitempty"` // until 1.41
+}
+
+func api(version int) string {
+	return "1." + string([]byte{byte('0' + version/10), byte('0' + version%10)})
+}
+
+func (s *Server) info(w http.ResponseWriter, r *request) error {
+	info, err := s.System.Info(r.Context())
+	if err != nil {
+		return err
+	}
+	return ok(w, s.fromInfo(info, r.version, time.Now()))
+}
+
+func (s *Server) fromInfo(i system.Info, version int, now time.Time) infoView {
+	out := infoView{Info: wire.Info{
+		ID: i.ID, Name: i.Name, Containers: i.Containers, ContainersRunning: i.Running, ContainersPaused: i.Paused, ContainersStopped: i.Stopped, Images: i.Images,
+		Driver: i.Driver, DriverStatus: i.DriverStatus,
+		Plugins: wire.PluginsInfo{
+			Volume: orEmpty(i.VolumeDrivers), Network: orEmpty(i.NetworkDrivers), Authorization: nil, Log: orEmpty(i.LogDrivers),
+		},
+		MemoryLimit: i.MemoryLimit, SwapLimit: i.SwapLimit, CPUCfsPeriod: i.CPUCfsPeriod, CPUCfsQuota: i.CPUCfsQuota, CPUShares: i.CPUShares, CPUSet: i.CPUSet,
+		PidsLimit: i.PidsLimit, OomKillDisable: i.OomKillDisable, IPv4Forwarding: i.IPv4Forwarding,
+		Debug: i.Debug, NFd: i.FDs, NGoroutines: i.Goroutines, SystemTime: now.Format(time.RFC3339Nano),
+		CgroupDriver: i.CgroupDriver, CgroupVersion: i.CgroupVersion,
+		KernelVersion: i.KernelVersion, OperatingSystem: i.OperatingSystem, OSVersion: i.OSVersion, OSType: i.OSType, Architecture: i.Architecture,
+		NCPU: i.NCPU, MemTotal: i.MemTotal, IndexServerAddress: "https://index.docker.io/v1/",
+		RegistryConfig: &registry.ServiceConfig{IndexConfigs: map[string]*registry.IndexInfo{
+			"docker.io": {Name: "docker.io", Mirrors: []string{}, Secure: true, Official: true},
+		}, Mirrors: []string{}},
+		DockerRootDir: i.DataRoot, HTTPProxy: i.HTTPProxy, HTTPSProxy: i.HTTPSProxy, NoProxy: i.NoProxy, Labels: orEmpty(i.Labels),
+		ServerVersion: s.Version.Version, Runtimes: map[string]wire.RuntimeWithStatus{}, DefaultRuntime: i.DefaultRuntime,
+		Swarm: swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive, RemoteManagers: nil},
+		// Containers always outlive the engine here.
+		LiveRestoreEnabled: true, Isolation: wirec.IsolationEmpty, InitBinary: i.InitBinary,
+		SecurityOptions: orEmpty(i.SecurityOptions), CDISpecDirs: []string{}, Warnings: i.Warnings,
+	}}
+	if len(i.LogDrivers) > 0 {
+		out.LoggingDriver = i.LogDrivers[0]
+	}
+	for name, path := range i.Runtimes {
+		out.Runtimes[name] = wire.RuntimeWithStatus{Runtime: wire.Runtime{Path: path}}
+	}
+	if version >= 49 {
+		out.FirewallBackend = &wire.FirewallInfo{Driver: "nftables"}
+	}
+	off := false
+	if version < 50 {
+		out.BridgeNfIptables, out.BridgeNfIP6tables = &off, &off
+	}
+	if version < 42 {
+		out.KernelMemory = &off
+	}
+	return out
+}

@@ -1,0 +1,189 @@
+// Package parse reads the small languages inside Docker's requests: `-v` binds, `--tmpfs` options, `--add-host` entries, host port ranges.
+//
+// It owns their syntax and the words of their refusals. It is pure: it never looks at the host. It promises that what it accepts has one meaning only.
+package parse
+
+import (
+	"net/netip"
+	"path"
+	"strconv"
+	"strings"
+
+	"corten.dev/corten/internal/errs"
+)
+
+// Volume is one parsed `-v [source:]target[:mode]`.
+type Volume struct {
+	// Source is an absolute host path, a volume's name, or empty for an anonymous volume.
+	Source string
+	Target string
+	Mode   string // as written, comma separated
+}
+
+// Named tells that the source is a volume's name.
+func (v Volume) Named() bool { return v.Source != "" && !strings.HasPrefix(v.Source, "/") }
+
+// Bind parses one entry of HostConfig.Binds.
+func Bind(spec string) (Volume, error) {
+	parts := strings.Split(spec, ":")
+	var v Volume
+	switch len(parts) {
+	case 1:
+		v.Target = parts[0]
+	case 2:
+		v.Source, v.Target = parts[0], parts[1]
+		// "target:mode" is accepted when the second part can only be a mode.
+		if !strings.HasPrefix(parts[1], "/") && strings.HasPrefix(parts[0], "/") && modeOf(parts[1]) == nil {
+			v = Volume{Target: parts[0], Mode: parts[1]}
+		}
+	case 3:
+		v.Source, v.Target, v.Mode = parts[0], parts[1], parts[2]
+		if v.Source == "" || v.Mode == "" {
+			return v, badVolume(spec)
+		}
+	default:
+		return v, badVolume(spec)
+	}
+	if err := modeOf(v.Mode); err != nil {
+		return v, errs.New(errs.Invalid, "invalid mode: %s", v.Mode)
+	}
+	return v, v.check(spec)
+}
+
+func badVolume(spec string) error {
+	return errs.New(errs.Invalid, "invalid volume specification: '%s'", spec)
+}
+
+func (v Volume) check(spec string) error {
+	switch {
+	case v.Target == "" || strings.Count(spec, ":") > 0 && v.Source == "" && v.Mode == "":
+		return badVolume(spec)
+	case !strings.HasPrefix(v.Target, "/"):
+		return errs.New(errs.Invalid, "invalid volume specification: '%s': invalid mount config for type \"bind\": invalid mount path: '%s' mount path must be absolute", spec, v.Target)
+	case path.Clean(v.Target) == "/":
+		return errs.New(errs.Invalid, "invalid volume specification: '%s': invalid mount config: destination can't be '/'", spec)
+	case strings.ContainsRune(spec, 0):
+		return badVolume(strings.ReplaceAll(spec, "\x00", "\\0"))
+	}
+	if v.Named() {
+		if err := VolumeName(v.Source); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// VolumeName checks the name of a volume.
+func VolumeName(name string) error {
+	if Name(name) {
+		return nil
+	}
+	if len(name) == 1 {
+		return errs.New(errs.Invalid, "volume name is too short, names should be at least two alphanumeric characters")
+	}
+	return errs.New(errs.Invalid, "%q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", name)
+}
+
+// Name tells whether s fits Docker's rule for names of containers and volumes: [a-zA-Z0-9][a-zA-Z0-9_.-]+.
+func Name(s string) bool {
+	if len(s) < 2 {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9':
+		case i > 0 && (c == '_' || c == '.' || c == '-'):
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// modeGroups are the modes of a bind; of each group at most one may be given.
+var modeGroups = map[string]string{
+	"ro": "access", "rw": "access", "z": "label", "Z": "label", "nocopy": "copy",
+	"private": "propagation", "rprivate": "propagation", "shared": "propagation", "rshared": "propagation", "slave": "propagation", "rslave": "propagation",
+	"consistent": "consistency", "cached": "consistency", "delegated": "consistency", "default": "consistency",
+}
+
+func modeOf(mode string) error {
+	if mode == "" {
+		return nil
+	}
+	seen := map[string]bool{}
+	for word := range strings.SplitSeq(mode, ",") {
+		group, ok := modeGroups[word]
+		if !ok || seen[group] {
+			return errs.New(errs.Invalid, "invalid mode: %s", mode)
+		}
+		seen[group] = true
+	}
+	return nil
+}
+
+// tmpfsFlags are the options of a tmpfs that take no value.
+var tmpfsFlags = map[string]bool{
+	"rw": true, "ro": true, "exec": true, "noexec": true, "suid": true, "nosuid": true, "dev": true, "nodev": true,
+	"sync": true, "async": true, "dirsync": true, "remount": false, "mand": true, "nomand": true,
+	"atime": true, "noatime": true, "diratime": true, "nodiratime": true, "relatime": true, "norelatime": true,
+	"strictatime": true, "nostrictatime": true, "bind": false, "rbind": false, "defaults": true,
+	"private": true, "rprivate": true, "shared": true, "rshared": true, "slave": true, "rslave": true, "unbindable": true, "runbindable": true,
+	"tmpcopyup": true, "notmpcopyup": true,
+}
+
+// tmpfsValues are the options of a tmpfs that take a value.
+var tmpfsValues = map[string]bool{"size": true, "mode": true, "uid": true, "gid": true, "nr_inodes": true, "nr_blocks": true, "mpol": true}
+
+// Tmpfs checks one entry of HostConfig.Tmpfs.
+func Tmpfs(target, options string) error {
+	if !strings.HasPrefix(target, "/") {
+		return errs.New(errs.Invalid, "invalid tmpfs mount: invalid mount path: '%s' mount path must be absolute", target)
+	}
+	if path.Clean(target) == "/" {
+		return errs.New(errs.Invalid, "invalid tmpfs mount: destination can't be '/'")
+	}
+	if options == "" {
+		return nil
+	}
+	for option := range strings.SplitSeq(options, ",") {
+		key, _, hasValue := strings.Cut(option, "=")
+		if hasValue && !tmpfsValues[key] || !hasValue && !tmpfsFlags[key] {
+			return errs.New(errs.Invalid, "invalid tmpfs option %q", option)
+		}
+	}
+	return nil
+}
+
+// ExtraHost checks one `name:address`; address may be host-gateway.
+func ExtraHost(entry string) error {
+	name, addr, ok := strings.Cut(entry, ":")
+	if !ok || name == "" {
+		return errs.New(errs.Invalid, "bad format for add-host: %q", entry)
+	}
+	if addr == "host-gateway" {
+		return nil
+	}
+	if _, err := netip.ParseAddr(strings.Trim(addr, "[]")); err != nil {
+		return errs.New(errs.Invalid, "invalid IP address in add-host: %q", addr)
+	}
+	return nil
+}
+
+// HostPort parses the HostPort of a port binding: empty (any), "8080", or a range "8000-8010" to choose from.
+func HostPort(text string) (start, end uint16, err error) {
+	if text == "" {
+		return 0, 0, nil
+	}
+	first, last, isRange := strings.Cut(text, "-")
+	if !isRange {
+		last = first
+	}
+	a, err1 := strconv.ParseUint(first, 10, 16)
+	b, err2 := strconv.ParseUint(last, 10, 16)
+	if err1 != nil || err2 != nil || b < a || isRange && a == 0 {
+		return 0, 0, errs.New(errs.Invalid, "invalid port specification: %q", text)
+	}
+	return uint16(a), uint16(b), nil
+}

@@ -1,0 +1,87 @@
+package server
+
+import (
+	"net/http"
+	"strings"
+)
+
+// handler answers one route. An error that it returns before it wrote anything becomes the answer.
+type handler func(w http.ResponseWriter, r *request) error
+
+// route is one pattern: segments to compare, "*" for one segment of any text, "**" for one or more (image names have slashes in them).
+type route struct {
+	method   string
+	segments []string
+	handle   handler
+}
+
+// add enters "METHOD /a/*/b" under its first segment. Within it, earlier routes win.
+func add(routes map[string][]route, pattern string, handle handler) {
+	method, path, _ := strings.Cut(pattern, " ")
+	first, rest, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	r := route{method: method, handle: handle}
+	if rest != "" {
+		r.segments = strings.Split(rest, "/")
+	}
+	routes[first] = append(routes[first], r)
+}
+
+// find returns the handler of a path (without version) and the texts that its wildcards stand for; nil when there is none.
+func (s *Server) find(method, path string) (handler, []string) {
+	path = strings.Trim(path, "/")
+	first, rest, _ := strings.Cut(path, "/")
+	var segments []string
+	if rest != "" {
+		segments = strings.Split(rest, "/")
+	}
+	for _, r := range s.routes[first] {
+		if r.method != method {
+			continue
+		}
+		if vars, ok := match(r.segments, segments); ok {
+			return r.handle, vars
+		}
+	}
+	return nil, nil
+}
+
+func match(pattern, segments []string) ([]string, bool) {
+	var vars []string
+	for i, p := range pattern {
+		switch {
+		case p == "**":
+			tail := len(pattern) - i - 1
+			n := len(segments) - i - tail
+			if n < 1 {
+				return nil, false
+			}
+			vars = append(vars, strings.Join(segments[i:i+n], "/"))
+			rest, ok := match(pattern[i+1:], segments[i+n:])
+			return append(vars, rest...), ok
+		case i >= len(segments):
+			return nil, false
+		case p == "*":
+			vars = append(vars, segments[i])
+		case p != segments[i]:
+			return nil, false
+		}
+	}
+	return vars, len(segments) == len(pattern)
+}
+
+// table lists every route of the API.
+func (s *Server) table() map[string][]route {
+	t := map[string][]route{}
+	for _, group := range [][]entry{s.systemRoutes(), s.containerRoutes(), s.imageRoutes(), s.volumeRoutes(), s.networkRoutes(), s.absentRoutes()} {
+		for _, e := range group {
+			add(t, e.pattern, e.handle)
+		}
+	}
+	return t
+}
+
+// entry is one line of the table of routes.
+type entry struct {
+	pattern string
+	handle  handler
+}

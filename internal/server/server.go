@@ -1,0 +1,180 @@
+// Package server is the Docker Engine API door: HTTP in, verbs of the engine's services out.
+//
+// It owns listening sockets, the routes, the conversions between Docker's wire types and the engine's nouns (convert_*.go), and which field
+// belongs to which API version (1.24 to 1.56). It translates and never decides: what a container may do, the services say.
+// It promises: every answer has the status, shape and words that Docker clients know; an unknown field of a newer API is never taken for an old one;
+// a body is bounded and its JSON checked; after a hijack nothing here touches the connection again.
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"corten.dev/corten/internal/engine/containers"
+	"corten.dev/corten/internal/engine/images"
+	"corten.dev/corten/internal/engine/networks"
+	"corten.dev/corten/internal/engine/system"
+	"corten.dev/corten/internal/engine/volumes"
+)
+
+// The API versions served; the first number is always 1.
+const (
+	minVersion = 24
+	maxVersion = 56
+)
+
+// VersionInfo is what `version` shows of the engine.
+type VersionInfo struct {
+	Version   string
+	Commit    string
+	BuildTime string
+	Kernel    string // as uname -r; asked of the system service when empty
+}
+
+// Options join the door to the engine. All services are needed.
+type Options struct {
+	Containers containers.API
+	Images     images.API
+	Volumes    volumes.API
+	Networks   networks.API
+	System     system.API
+	Version    VersionInfo
+	// Driver is the snapshot driver that image inspection names.
+	Driver string
+	// CgroupV2 tells which default older clients expect for the cgroup namespace.
+	CgroupV2 bool
+	Logger   *slog.Logger
+}
+
+// Server answers requests. It is an [http.Handler]; Serve and Shutdown run it on listeners.
+type Server struct {
+	Options
+	routes  map[string][]route
+	http    *http.Server
+	origins *http.CrossOriginProtection
+	name    string // of the Server header
+	kernel  atomic.Pointer[string]
+
+	// streams is cancelled by Shutdown, so that answers without an end (events, followed logs, stats) end too.
+	streams context.Context
+	cancel  context.CancelFunc
+	mu      sync.Mutex // guards closed
+	closed  bool
+}
+
+// New makes a server; it listens nowhere yet.
+func New(opts Options) *Server {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{Options: opts, origins: http.NewCrossOriginProtection(), name: "Corten/" + opts.Version.Version + " (linux)"}
+	s.streams, s.cancel = context.WithCancel(context.Background())
+	s.routes = s.table()
+	s.http = &http.Server{
+		Handler:           s,
+		ReadHeaderTimeout: time.Minute,
+		MaxHeaderBytes:    256 << 10,
+		ErrorLog:          slog.NewLogLogger(opts.Logger.Handler(), slog.LevelDebug),
+		// HTTP/2 has no hijack; Docker's clients do not ask for it.
+		TLSNextProto: nil,
+	}
+	s.http.Protocols = new(http.Protocols)
+	s.http.Protocols.SetHTTP1(true)
+	return s
+}
+
+// Serve answers the requests of one listener until Shutdown, and then returns nil. It may be called for several listeners at once.
+func (s *Server) Serve(l net.Listener) error {
+	err := s.http.Serve(l)
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// Shutdown stops listening, ends the answers that have no end of their own, and waits for the others until ctx ends; then it cuts them.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+	s.cancel()
+	err := s.http.Shutdown(ctx)
+	if err != nil {
+		return errors.Join(err, s.http.Close())
+	}
+	return nil
+}
+
+// request is one request with what the router learnt of it.
+type request struct {
+	*http.Request
+	version int      // 1.version
+	vars    []string // wildcards of the route, in order
+	query   form
+}
+
+// id is the first wildcard of the route.
+func (r *request) id() string { return r.vars[0] }
+
+// steady is the context of verbs that change something: a client that hangs up does not stop them half way.
+func (r *request) steady() context.Context { return context.WithoutCancel(r.Context()) }
+
+// ServeHTTP finds the route, runs it, and translates its error.
+func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
+	h := w.Header()
+	h["Server"] = []string{s.name}
+	h["Api-Version"] = []string{"1." + strconv.Itoa(maxVersion)}
+	h["Ostype"] = []string{"linux"}
+	h["Docker-Experimental"] = []string{"false"}
+	if err := s.origins.Check(hr); err != nil {
+		s.fail(w, http.StatusForbidden, "cross-origin request refused: "+err.Error())
+		return
+	}
+	path, version, err := splitVersion(hr.URL.Path)
+	if err != nil {
+		s.fail(w, http.StatusBadRequest, err.Error())
+		return
+	}
+	handle, vars := s.find(hr.Method, path)
+	if handle == nil {
+		s.fail(w, http.StatusNotFound, "page not found")
+		return
+	}
+	r := &request{Request: hr, version: version, vars: vars}
+	if r.query, err = readForm(hr); err == nil {
+		err = handle(w, r)
+	}
+	if err != nil {
+		s.failWith(w, r, err)
+	}
+}
+
+// splitVersion takes the optional /v1.NN prefix off a path.
+func splitVersion(path string) (string, int, error) {
+	if len(path) < 3 || path[0] != '/' || path[1] != 'v' || path[2] < '0' || path[2] > '9' {
+		return path, maxVersion, nil
+	}
+	text, rest, _ := strings.Cut(path[2:], "/")
+	major, minor, ok := strings.Cut(text, ".")
+	ma, err1 := strconv.ParseUint(major, 10, 16)
+	mi, err2 := strconv.ParseUint(minor, 10, 16)
+	if !ok || err1 != nil || err2 != nil {
+		return path, maxVersion, nil // not a version: the router says 404
+	}
+	switch {
+	case ma > 1 || ma == 1 && mi > maxVersion:
+		return "", 0, badVersion("client version " + text + " is too new. Maximum supported API version is 1." + strconv.Itoa(maxVersion))
+	case ma < 1 || mi < minVersion:
+		return "", 0, badVersion("client version " + text + " is too old. Minimum supported API version is 1." + strconv.Itoa(minVersion) +
+			", please upgrade your client to a newer version")
+	}
+	return "/" + rest, int(mi), nil
+}
