@@ -227,8 +227,9 @@ type flusher struct {
 }
 
 type batch struct {
-	once sync.Once
-	err  error
+	once    sync.Once
+	err     error
+	waiters int // guarded by flusher.mu
 }
 
 // wait returns when a flush that began after the call is done.
@@ -238,6 +239,7 @@ func (f *flusher) wait() error {
 		f.next = new(batch)
 	}
 	b := f.next
+	b.waiters++
 	f.mu.Unlock()
 	b.once.Do(func() { // the first one flushes for all, the others wait here
 		f.turn.Lock()
