@@ -1,0 +1,387 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"time"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/cgroup"
+	"corten.dev/corten/internal/linux/launch"
+	"corten.dev/corten/internal/linux/seccomp"
+	"corten.dev/corten/internal/task"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// creation is a container in the making.
+type creation struct {
+	rt     *Runtime
+	opts   *RunOptions
+	ctr    *Container
+	plan   *plan
+	filter *seccomp.Filter
+	gate   *os.File
+	undo   *task.Undo
+}
+
+// Create makes the container. Without a gate it returns once its program was executed; with one, once everything but that is done, and [Container.Start] does the rest.
+// What was made is taken down again when it fails.
+func (rt *Runtime) Create(ctx context.Context, opts RunOptions) (ctr *Container, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("create container %s: %w", opts.ID, err)
+		}
+	}()
+	if err := checkID(opts.ID); err != nil {
+		return nil, err
+	}
+	opts.SystemdCgroup = opts.SystemdCgroup || rt.opts.Systemd
+	opts.Rootless = opts.Rootless || rt.opts.Rootless
+	if err := validate(&opts); err != nil {
+		return nil, err
+	}
+	var undo task.Undo
+	defer undo.OnError(ctx, &err)
+	c := &creation{rt: rt, opts: &opts, ctr: &Container{rt: rt}, undo: &undo}
+	for _, step := range []func(context.Context) error{c.folder, c.cgroups, c.program, c.launch, c.record, c.settle} {
+		if err := step(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return c.ctr, nil
+}
+
+// folder makes the container's folder; who makes it owns the id.
+func (c *creation) folder(context.Context) error {
+	dir := c.opts.StateDir
+	if dir == "" {
+		if c.rt.opts.Root == "" {
+			if c.opts.Gate {
+				return errs.New(errs.Invalid, "a gate needs a folder for its state")
+			}
+			return nil
+		}
+		if err := os.MkdirAll(c.rt.opts.Root, 0o700); err != nil {
+			return fmt.Errorf("folder: %w", err)
+		}
+		dir = c.rt.dir(c.opts.ID)
+	}
+	err := os.Mkdir(dir, 0o700)
+	if errors.Is(err, os.ErrExist) {
+		if exists(filepath.Join(dir, recordName)) || c.opts.StateDir == "" {
+			return errs.New(errs.Conflict, "container with id exists: %s", c.opts.ID)
+		}
+		err = nil // the caller's folder, without a container in it
+	} else if err == nil {
+		c.undo.Push(func(context.Context) error { return os.RemoveAll(dir) })
+	}
+	if err != nil {
+		return fmt.Errorf("folder: %w", err)
+	}
+	c.ctr.dir = dir
+	return nil
+}
+
+func (c *creation) cgroups(context.Context) error {
+	spec := c.opts.Spec
+	host, err := c.rt.host()
+	if err != nil {
+		return err
+	}
+	c.ctr.cg, err = cgroup.New(cgroup.Options{
+		Path: spec.Linux.CgroupsPath, ID: c.opts.ID, Systemd: c.opts.SystemdCgroup, Rootless: c.opts.Rootless, Host: host,
+	})
+	if err != nil {
+		return err
+	}
+	if err := c.ctr.cg.Create(withDefaultRules(spec.Linux.Resources)); err != nil {
+		return err
+	}
+	c.undo.Push(func(context.Context) error { return c.ctr.cg.Destroy() })
+	return nil
+}
+
+// withDefaultRules lets the devices that every container has through, after what the spec says. A spec without rules keeps them all.
+func withDefaultRules(res *specs.LinuxResources) *specs.LinuxResources {
+	if res == nil || len(res.Devices) == 0 {
+		return res
+	}
+	out := *res
+	out.Devices = append([]specs.LinuxDeviceCgroup(nil), res.Devices...)
+	for _, d := range defaultDevices {
+		out.Devices = append(out.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: d.Type, Major: &d.Major, Minor: &d.Minor, Access: "rwm"})
+	}
+	for _, n := range [][2]int64{{5, 2}, {136, -1}} { // ptmx and the terminals behind it
+		rule := specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &n[0], Access: "rwm"}
+		if n[1] >= 0 {
+			rule.Minor = &n[1]
+		}
+		out.Devices = append(out.Devices, rule)
+	}
+	return &out
+}
+
+// program writes the list of what the child will do.
+func (c *creation) program(context.Context) (err error) {
+	spec := c.opts.Spec
+	p := newPlan(spec, c.opts)
+	c.plan = p
+	if c.filter, err = compileSeccomp(spec.Linux.Seccomp); err != nil {
+		return err
+	}
+	if p.cgroup.join, err = c.ctr.cg.JoinFiles(); err != nil {
+		return err
+	}
+	p.own = append(p.own, p.cgroup.join...)
+	if p.cgroup.dir, err = c.ctr.cg.V2Dir(); err != nil {
+		return err
+	}
+	if p.cgroup.dir != nil {
+		p.own = append(p.own, p.cgroup.dir)
+	}
+	p.cgroup.paths = c.ctr.cg.Paths()
+	if c.opts.Gate {
+		if c.gate, err = listenGate(c.ctr.dir); err != nil {
+			return err
+		}
+		p.own = append(p.own, c.gate)
+	}
+	return p.create(c.filter, c.gate)
+}
+
+// create is the whole life of a first process before its program, in order.
+func (p *plan) create(filter *seccomp.Filter, gate *os.File) error {
+	b, proc := p.b, p.spec.Process
+	if err := p.namespaces(); err != nil {
+		return err
+	}
+	p.syncSlot = b.NewSlot()
+	p.files = append(p.files, nil) // filled at launch
+	b.Sync(p.syncSlot)
+	p.openProc()
+	p.procWrites(proc)
+	p.handshake = p.newFlags&unix.CLONE_NEWUSER != 0 || p.opts.SystemdCgroup
+	p.enter()
+	p.personality(p.spec.Linux.Personality)
+	p.hostnames()
+	p.sysctls()
+	p.label(proc)
+	if !p.has(unix.CLONE_NEWNS) {
+		return p.createShared(filter, gate)
+	}
+	p.rootFS()
+	if proc.Terminal {
+		p.terminal(proc, true)
+	}
+	if hooksBeforePivot(p.spec.Hooks) {
+		p.note("wait for hooks")
+		b.Tell(launch.TellHooks, null)
+		b.Await(launch.Go)
+	}
+	p.readOnly()
+	p.mask()
+	p.pivot()
+	p.last(proc, filter, gate)
+	return p.err
+}
+
+// createShared is for a container that shares the host's mount namespace: it gets a root and nothing else.
+func (p *plan) createShared(filter *seccomp.Filter, gate *os.File) error {
+	if len(p.spec.Mounts)+len(p.spec.Linux.MaskedPaths)+len(p.spec.Linux.ReadonlyPaths) > 0 || p.spec.Process.Terminal || p.spec.Root.Readonly {
+		return errs.New(errs.Invalid, "mounts, masked and read-only paths and terminals need a mount namespace")
+	}
+	at := p.opts.Spec.Root.Path
+	if !path.IsAbs(at) {
+		at = path.Join(p.opts.Bundle, at)
+	}
+	p.note("enter root file system %s", at)
+	if p.opts.Root != nil {
+		p.b.Sys(unix.SYS_FCHDIR, p.file(p.opts.Root))
+	} else {
+		p.b.Sys(unix.SYS_CHDIR, p.b.Str(at))
+	}
+	p.b.Sys(unix.SYS_CHROOT, p.b.Str("."))
+	if hooksBeforePivot(p.spec.Hooks) {
+		p.b.Tell(launch.TellHooks, null)
+		p.b.Await(launch.Go)
+	}
+	p.last(p.spec.Process, filter, gate)
+	return p.err
+}
+
+// last is what comes after the root was entered.
+func (p *plan) last(proc *specs.Process, filter *seccomp.Filter, gate *os.File) {
+	b := p.b
+	p.session(proc)
+	if gate != nil {
+		slot, conn := p.file(gate), b.NewReg()
+		p.stdio(proc, p.syncSlot, slot)
+		p.note("wait for the start")
+		b.Tell(launch.TellReady, null)
+		b.Sys(unix.SYS_ACCEPT4, slot, null, null, launch.Imm(unix.SOCK_CLOEXEC)).To(conn)
+		b.Sys(unix.SYS_DUP3, conn, p.syncSlot, launch.Imm(closeExec))
+		b.Keep(3+p.opts.PreserveFDs, p.syncSlot)
+		b.Await(launch.Go)
+	} else {
+		p.stdio(proc, p.syncSlot)
+	}
+	p.limits(proc)
+	p.credentials(proc, filter)
+	p.exec(proc)
+}
+
+func (p *plan) hostnames() {
+	b := p.b
+	if h := p.spec.Hostname; h != "" {
+		p.note("set hostname %s", h)
+		b.Sys(unix.SYS_SETHOSTNAME, b.Str(h), launch.Imm(len(h)))
+	}
+	if d := p.spec.Domainname; d != "" {
+		p.note("set domain name %s", d)
+		b.Sys(unix.SYS_SETDOMAINNAME, b.Str(d), launch.Imm(len(d)))
+	}
+}
+
+// launch has the process cloned.
+func (c *creation) launch(ctx context.Context) error {
+	defer c.plan.close()
+	ours, theirs, err := syncSocket()
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	c.ctr.sync = ours
+	c.plan.files[slotIndex(c.plan)] = theirs
+	code, err := c.plan.encode()
+	if err != nil {
+		ours.Close()
+		return err
+	}
+	pid, pidfd, err := c.opts.Launcher.Launch(ctx, code, c.plan.files)
+	if err != nil {
+		ours.Close()
+		return err
+	}
+	c.ctr.pidfd = pidfd
+	c.ctr.rec = record{ID: c.opts.ID, Pid: pid}
+	c.undo.Push(func(context.Context) error {
+		ours.Close()
+		killAndWait(pidfd)
+		return pidfd.Close()
+	})
+	return nil
+}
+
+// slotIndex is where in files the sync socket goes: the one that is still nil.
+func slotIndex(p *plan) int {
+	for i, f := range p.files {
+		if f == nil {
+			return i
+		}
+	}
+	return 0
+}
+
+// record stores what later verbs need, before the process can do anything irreversible.
+func (c *creation) record(context.Context) error {
+	spec := c.opts.Spec
+	start, _, err := processStat(c.ctr.rec.Pid)
+	if err != nil {
+		start = 0 // it failed already; settle tells how
+	}
+	c.ctr.rec = record{
+		ID: c.opts.ID, Bundle: c.opts.Bundle, Pid: c.ctr.rec.Pid, StartTime: start, Created: time.Now().UTC(), Owner: os.Geteuid(),
+		Cgroup: c.ctr.cg.State(), Annotations: spec.Annotations, Hooks: spec.Hooks, Filter: packFilter(c.filter),
+		UserNS: c.plan.userns, Rootless: c.opts.Rootless, Version: spec.Version,
+	}
+	rec := &c.ctr.rec
+	if spec.Root != nil {
+		rec.Rootfs = spec.Root.Path
+		if !path.IsAbs(rec.Rootfs) {
+			rec.Rootfs = path.Join(c.opts.Bundle, rec.Rootfs)
+		}
+	}
+	if c.filter != nil {
+		rec.Flags, rec.Notify = c.filter.Flags, c.filter.Notify
+		if c.filter.Notify {
+			rec.Agent = &specs.LinuxSeccomp{ListenerPath: spec.Linux.Seccomp.ListenerPath, ListenerMetadata: spec.Linux.Seccomp.ListenerMetadata}
+		}
+	}
+	if c.opts.Gate {
+		rec.Process, rec.Notes = spec.Process, packNotes(c.plan.b.Notes())
+	}
+	if c.ctr.dir == "" {
+		return nil
+	}
+	return rec.save(c.ctr.dir)
+}
+
+// settle answers the child until it is where Create ends.
+func (c *creation) settle(ctx context.Context) error {
+	ctr, spec := c.ctr, c.opts.Spec
+	h := &handshake{conn: ctr.sync, explain: c.plan.b.Explain, on: map[byte]func(int) error{}}
+	h.on[launch.TellNamespaces] = func(int) error {
+		if c.opts.SystemdCgroup {
+			if err := ctr.cg.Add(ctr.rec.Pid); err != nil {
+				return err
+			}
+			ctr.rec.Cgroup = ctr.cg.State()
+		}
+		return c.writeMaps()
+	}
+	h.on[launch.TellHooks] = func(int) error { return ctr.hooksBeforePivot(ctx) }
+	h.on[launch.TellListener] = func(fd int) error { return ctr.handListener(fd) }
+	until := byte(0)
+	if c.opts.Gate {
+		until = launch.TellReady
+	}
+	if err := h.wait(ctx, until); err != nil {
+		return c.explain(err)
+	}
+	err := ctr.sync.Close()
+	ctr.sync = nil
+	if err == nil && !c.opts.Gate {
+		err = ctr.runHooks(ctx, hooksOf(spec.Hooks).Poststart, specs.StateRunning)
+	}
+	return err
+}
+
+func (c *creation) writeMaps() error {
+	if c.plan.newFlags&unix.CLONE_NEWUSER == 0 {
+		return nil
+	}
+	return mapsOf(c.opts.Spec.Linux).Write(c.ctr.rec.Pid)
+}
+
+func (c *creation) explain(err error) error {
+	var f *failure
+	if !errors.As(err, &f) {
+		return err
+	}
+	return explainExec(f, c.opts.Spec.Process, nil)
+}
+
+// killAndWait ends a process that failed half-way; the parent (a monitor, or this process) reaps it.
+func killAndWait(pidfd *os.File) {
+	_ = unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0) // gone is what it should be
+	waitPidfd(pidfd, 5*time.Second)
+	_ = unix.Waitid(unix.P_PIDFD, int(pidfd.Fd()), nil, unix.WEXITED|unix.WNOHANG, nil) // only if it is our own child
+}
+
+// waitPidfd waits until the process of pidfd ended.
+func waitPidfd(pidfd *os.File, limit time.Duration) bool {
+	end := time.Now().Add(limit)
+	for {
+		fds := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
+		n, err := unix.Poll(fds, int(max(0, time.Until(end).Milliseconds())))
+		if err == unix.EINTR {
+			continue
+		}
+		return n > 0
+	}
+}

@@ -1,0 +1,228 @@
+package runtime
+
+import (
+	"strings"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/launch"
+	"corten.dev/corten/internal/linux/mount"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// mask hides paths: a file behind the host's /dev/null (verified when it was opened; the container's own could be anything), a directory behind an empty read-only
+// tmpfs that all share.
+func (p *plan) mask() {
+	b := p.b
+	template := b.NewReg()
+	b.Move(template, launch.Imm(-1))
+	for _, masked := range p.spec.Linux.MaskedPaths {
+		p.note("mask %s", masked)
+		dir, fd, clone := b.NewReg(), b.NewReg(), b.NewReg()
+		isFile, attach, done, first := b.NewLabel(), b.NewLabel(), b.NewLabel(), b.NewLabel()
+		b.OpenIn(p.root, masked, dirOnly, launch.MakeNothing, 0).To(dir).On(unix.ENOENT, done).On(unix.ENOTDIR, isFile)
+		b.Move(fd, dir)
+		b.Sys(unix.SYS_OPEN_TREE, template, b.Str(""), launch.Imm(cloneTree|emptyPath)).To(clone).On(unix.EBADF, first)
+		b.Jump(attach)
+		b.Mark(first)
+		p.emptyDir(template)
+		b.Move(clone, template)
+		b.Jump(attach)
+		b.Mark(isFile)
+		b.OpenIn(p.root, masked, oPath, launch.MakeNothing, 0).To(fd).On(unix.ENOTDIR, done).On(unix.ENOENT, done)
+		b.Sys(unix.SYS_OPEN_TREE, p.null, b.Str(""), launch.Imm(cloneTree|emptyPath)).To(clone)
+		b.Mark(attach)
+		p.attach(clone, fd)
+		b.Close(fd)
+		b.Mark(done)
+		b.FreeReg(dir)
+		b.FreeReg(fd)
+		b.FreeReg(clone)
+	}
+}
+
+// emptyDir makes the tmpfs of masked directories.
+func (p *plan) emptyDir(into launch.Arg) {
+	b := p.b
+	ctx := b.NewReg()
+	b.Sys(unix.SYS_FSOPEN, b.Str("tmpfs"), launch.Imm(unix.FSOPEN_CLOEXEC)).To(ctx)
+	b.Sys(unix.SYS_FSCONFIG, ctx, launch.Imm(setString), b.Str("size"), b.Str("0"), null).Ignore(unix.EINVAL)
+	b.Sys(unix.SYS_FSCONFIG, ctx, launch.Imm(setString), b.Str("mode"), b.Str("555"), null)
+	b.Sys(unix.SYS_FSCONFIG, ctx, launch.Imm(createFS), null, null, null)
+	b.Sys(unix.SYS_FSMOUNT, ctx, launch.Imm(unix.FSMOUNT_CLOEXEC), launch.Imm(attrRdonly|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)).To(into)
+	b.Close(ctx)
+	b.FreeReg(ctx)
+}
+
+// readOnly makes paths read-only by mounting them onto themselves.
+func (p *plan) readOnly() {
+	b := p.b
+	for _, ro := range p.spec.Linux.ReadonlyPaths {
+		p.note("make %s read-only", ro)
+		fd, clone := b.NewReg(), b.NewReg()
+		done := b.NewLabel()
+		b.OpenIn(p.root, ro, oPath, launch.MakeNothing, 0).To(fd).On(unix.ENOENT, done).On(unix.ENOTDIR, done)
+		b.Sys(unix.SYS_OPEN_TREE, fd, b.Str(""), launch.Imm(cloneTree|emptyPath|unix.AT_RECURSIVE)).To(clone)
+		if !p.legacy {
+			p.setattr(clone, attrRdonly, 0, 0, false)
+			p.attach(clone, fd)
+		} else {
+			p.attach(clone, fd)
+			p.setattr(clone, attrRdonly|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC, 0, 0, false)
+		}
+		b.Close(clone)
+		b.Close(fd)
+		b.Mark(done)
+		b.FreeReg(fd)
+		b.FreeReg(clone)
+	}
+}
+
+// pivot makes the container's root the root and lets the host's tree go.
+func (p *plan) pivot() {
+	b := p.b
+	if p.opts.NoPivot {
+		p.note("move root")
+		b.Sys(unix.SYS_FCHDIR, p.root)
+		b.Sys(unix.SYS_MOUNT, b.Str("."), b.Str("/"), null, launch.Imm(unix.MS_MOVE), null)
+		b.Sys(unix.SYS_CHROOT, b.Str("."))
+		b.Sys(unix.SYS_CHDIR, b.Str("/"))
+	} else {
+		p.note("pivot root")
+		old := p.open("/", dirOnly)
+		b.Sys(unix.SYS_FCHDIR, p.root)
+		b.Sys(unix.SYS_PIVOT_ROOT, b.Str("."), b.Str("."))
+		b.Sys(unix.SYS_FCHDIR, old)
+		p.note("leave the host's tree")
+		b.Sys(unix.SYS_MOUNT, null, b.Str("."), null, launch.Imm(unix.MS_SLAVE|unix.MS_REC), null)
+		b.Sys(unix.SYS_UMOUNT2, b.Str("."), launch.Imm(unix.MNT_DETACH))
+		b.Sys(unix.SYS_CHDIR, b.Str("/"))
+		b.Close(old)
+		b.FreeReg(old)
+	}
+	for _, f := range p.late {
+		f()
+	}
+	if p.spec.Root != nil && p.spec.Root.Readonly {
+		p.note("make the root file system read-only")
+		p.setattr(p.root, attrRdonly, 0, 0, false)
+	}
+	if p.prop&unix.MS_SHARED != 0 || p.prop&unix.MS_UNBINDABLE != 0 {
+		p.note("set propagation of the root file system")
+		b.Sys(unix.SYS_MOUNT, null, b.Str("/"), null, launch.Imm(p.prop), null)
+	}
+}
+
+// sysctls are written through the host's procfs: which namespace they act on is the writer's.
+func (p *plan) sysctls() {
+	for key, value := range p.spec.Linux.Sysctl {
+		name, err := sysctlPath(key, p)
+		if err != nil {
+			p.fail(err)
+			continue
+		}
+		p.note("set sysctl %s", key)
+		p.writeProc("sys/"+name, value)
+	}
+}
+
+var ipcSysctls = map[string]bool{
+	"kernel/msgmax": true, "kernel/msgmnb": true, "kernel/msgmni": true, "kernel/sem": true,
+	"kernel/shmall": true, "kernel/shmmax": true, "kernel/shmmni": true, "kernel/shm_rmid_forced": true,
+}
+
+// has tells whether the container has a namespace of that kind for itself or joined one.
+func (p *plan) has(flag uint64) bool {
+	_, joined := p.joins[flag]
+	return joined || p.newFlags&flag != 0
+}
+
+// sysctlPath checks that a sysctl belongs to a namespace that the container has; any other would change the host.
+func sysctlPath(key string, p *plan) (string, error) {
+	name := key
+	if i := strings.IndexAny(key, "./"); i >= 0 && key[i] == '.' {
+		// net.ipv4.conf.eth0/1.forwarding: a slash stands for a dot of an interface's name.
+		name = strings.Map(func(r rune) rune {
+			switch r {
+			case '.':
+				return '/'
+			case '/':
+				return '.'
+			}
+			return r
+		}, key)
+	}
+	for _, part := range strings.Split(name, "/") {
+		if part == "" || part == "." || part == ".." {
+			return "", errs.New(errs.Invalid, "sysctl %q: is not a name", key)
+		}
+	}
+	need := uint64(0)
+	switch {
+	case ipcSysctls[name], strings.HasPrefix(name, "fs/mqueue/"):
+		need = unix.CLONE_NEWIPC
+	case strings.HasPrefix(name, "net/"):
+		need = unix.CLONE_NEWNET
+	case name == "kernel/domainname":
+		need = unix.CLONE_NEWUTS
+	case name == "kernel/hostname":
+		return "", errs.New(errs.Invalid, "sysctl %q: use the hostname field", key)
+	case strings.HasPrefix(name, "user/"):
+		need = unix.CLONE_NEWUSER
+	default:
+		return "", errs.New(errs.Invalid, "sysctl %q: is not namespaced, it would change the host", key)
+	}
+	if !p.has(need) {
+		return "", errs.New(errs.Invalid, "sysctl %q: the container shares that namespace with the host", key)
+	}
+	return name, nil
+}
+
+// cgroupMount shows the container its cgroups.
+func (p *plan) cgroupMount(m *specs.Mount, o *mount.Options) {
+	b := p.b
+	dest := strings.TrimRight(m.Destination, "/")
+	var unified string
+	named := map[string]string{}
+	for ctrl, dir := range p.cgroup.paths {
+		if ctrl == "" {
+			unified = dir
+		} else {
+			named[ctrl] = dir
+		}
+	}
+	if len(named) == 0 {
+		if unified == "" {
+			p.fail(errs.New(errs.Unavailable, "mount cgroup on %s: the container has no cgroups", dest))
+			return
+		}
+		p.cgroupBind(unified, dest, o)
+		return
+	}
+	tmp := specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: dest}
+	ro := *o
+	ro.Data, ro.Propagation, ro.Super = []string{"mode=755"}, nil, nil
+	p.fsMount(&tmp, &ro)
+	for ctrl, dir := range named {
+		name := strings.TrimPrefix(ctrl, "name=")
+		p.cgroupBind(dir, dest+"/"+name, o)
+		for _, alias := range strings.Split(name, ",") {
+			if alias != name {
+				p.note("link %s/%s", dest, alias)
+				at := p.target(dest, launch.MakeNothing, "")
+				b.Sys(unix.SYS_SYMLINKAT, b.Str(name), at, b.Str(alias))
+				b.Close(at)
+				b.FreeReg(at)
+			}
+		}
+	}
+	if unified != "" {
+		p.cgroupBind(unified, dest+"/unified", o)
+	}
+}
+
+func (p *plan) cgroupBind(dir, dest string, o *mount.Options) {
+	bind := *o
+	bind.Bind, bind.Rec, bind.Data, bind.Super = true, false, nil, nil
+	p.bindMount(&specs.Mount{Source: dir, Destination: dest}, &bind)
+}

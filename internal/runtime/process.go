@@ -1,0 +1,255 @@
+package runtime
+
+import (
+	"path"
+	"strconv"
+	"strings"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/caps"
+	"corten.dev/corten/internal/linux/launch"
+	"corten.dev/corten/internal/linux/seccomp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// procWrites are the settings made by writing to the process's own files of procfs; they come first, while the process is still the host's.
+func (p *plan) procWrites(proc *specs.Process) {
+	if proc.OOMScoreAdj != nil {
+		p.note("set oom score %d", *proc.OOMScoreAdj)
+		p.writeProc("self/oom_score_adj", strconv.Itoa(*proc.OOMScoreAdj))
+	}
+	if proc.Scheduler != nil {
+		p.scheduler(proc.Scheduler)
+	}
+	if proc.IOPriority != nil {
+		p.ioPriority(proc.IOPriority)
+	}
+}
+
+// limits come late: a low limit of open files would stop the program itself.
+func (p *plan) limits(proc *specs.Process) {
+	for _, l := range proc.Rlimits {
+		n, ok := rlimits[l.Type]
+		if !ok {
+			p.fail(errs.New(errs.Invalid, "rlimit %q is unknown", l.Type))
+			return
+		}
+		if l.Soft > l.Hard {
+			p.fail(errs.New(errs.Invalid, "rlimit %s: soft limit %d is above the hard limit %d", l.Type, l.Soft, l.Hard))
+			return
+		}
+		p.note("set rlimit %s to %d:%d", l.Type, l.Soft, l.Hard)
+		p.b.Sys(unix.SYS_PRLIMIT64, null, launch.Imm(n), p.b.Words(l.Soft, l.Hard), null)
+	}
+}
+
+var rlimits = map[string]int{
+	"RLIMIT_CPU": unix.RLIMIT_CPU, "RLIMIT_FSIZE": unix.RLIMIT_FSIZE, "RLIMIT_DATA": unix.RLIMIT_DATA, "RLIMIT_STACK": unix.RLIMIT_STACK,
+	"RLIMIT_CORE": unix.RLIMIT_CORE, "RLIMIT_RSS": unix.RLIMIT_RSS, "RLIMIT_NPROC": unix.RLIMIT_NPROC, "RLIMIT_NOFILE": unix.RLIMIT_NOFILE,
+	"RLIMIT_MEMLOCK": unix.RLIMIT_MEMLOCK, "RLIMIT_AS": unix.RLIMIT_AS, "RLIMIT_LOCKS": unix.RLIMIT_LOCKS, "RLIMIT_SIGPENDING": unix.RLIMIT_SIGPENDING,
+	"RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE, "RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO, "RLIMIT_RTTIME": unix.RLIMIT_RTTIME,
+}
+
+// session gives the process a session, a keyring and, with a terminal, its controlling terminal.
+func (p *plan) session(proc *specs.Process) {
+	b := p.b
+	p.note("make session keyring")
+	// Without one of its own the container would see the session keyring of whoever started the engine. Kernels without keyrings, or with a full quota, go on.
+	b.Sys(unix.SYS_KEYCTL, launch.Imm(unix.KEYCTL_JOIN_SESSION_KEYRING), b.Str("_ses."+p.opts.ID)).Ignore(0)
+	p.note("make session")
+	b.Sys(unix.SYS_SETSID).Ignore(unix.EPERM)
+	if proc.Terminal {
+		p.note("set controlling terminal")
+		b.Sys(unix.SYS_IOCTL, p.slave, launch.Imm(unix.TIOCSCTTY), null)
+	}
+}
+
+// stdio puts descriptors where the program expects them and closes the rest, except keep.
+func (p *plan) stdio(proc *specs.Process, keep ...launch.Arg) {
+	b := p.b
+	p.note("set standard input and output")
+	for i := range 3 {
+		from := launch.Slot(i)
+		if proc.Terminal {
+			from = p.slave
+		}
+		b.Sys(unix.SYS_DUP3, from, launch.Imm(i), null)
+	}
+	for i, slot := range p.preserve {
+		p.note("keep descriptor %d", 3+i)
+		b.Sys(unix.SYS_DUP3, slot, launch.Imm(3+i), null)
+	}
+	p.note("close descriptors")
+	b.Keep(3+p.opts.PreserveFDs, keep...)
+}
+
+// credentials drops what the process may not have, in the order the kernel demands.
+func (p *plan) credentials(proc *specs.Process, filter *seccomp.Filter) {
+	b := p.b
+	c := proc.Capabilities
+	if c == nil {
+		c = &specs.LinuxCapabilities{}
+	}
+	mask := func(list []string) uint64 {
+		m, _, err := caps.Parse(list) // names that this kernel does not know are left out, as the specification asks
+		p.fail(err)
+		return m
+	}
+	if proc.NoNewPrivileges {
+		p.note("set no_new_privs")
+		b.Sys(unix.SYS_PRCTL, launch.Imm(unix.PR_SET_NO_NEW_PRIVS), launch.Imm(1), null, null, null)
+	} else if filter != nil {
+		p.seccomp(filter) // while CAP_SYS_ADMIN is still there
+	}
+	p.note("drop capabilities from the bounding set")
+	bounding := mask(c.Bounding)
+	for i := 0; i <= caps.Last(); i++ {
+		if bounding&(1<<i) == 0 {
+			b.Sys(unix.SYS_PRCTL, launch.Imm(unix.PR_CAPBSET_DROP), launch.Imm(i), null, null, null)
+		}
+	}
+	b.Sys(unix.SYS_PRCTL, launch.Imm(unix.PR_SET_KEEPCAPS), launch.Imm(1), null, null, null)
+	p.ids(proc)
+	p.note("change to directory %s", proc.Cwd)
+	p.chdir(proc.Cwd)
+	b.Sys(unix.SYS_PRCTL, launch.Imm(unix.PR_SET_KEEPCAPS), null, null, null, null)
+	p.note("set capabilities")
+	eff, perm, inh := mask(c.Effective), mask(c.Permitted), mask(c.Inheritable)
+	const v3 = 0x20080522
+	header := b.Words(v3)
+	low := func(m uint64) uint64 { return m & 0xffffffff }
+	b.Sys(unix.SYS_CAPSET, header, b.Words(low(eff)|low(perm)<<32, low(inh)|eff>>32<<32, perm>>32|inh>>32<<32))
+	b.Sys(unix.SYS_PRCTL, launch.Imm(unix.PR_CAP_AMBIENT), launch.Imm(unix.PR_CAP_AMBIENT_CLEAR_ALL), null, null, null)
+	ambient := mask(c.Ambient)
+	for i := 0; i <= caps.Last(); i++ {
+		if ambient&(1<<i) != 0 {
+			p.note("raise ambient capability %s", caps.Name(i))
+			b.Sys(unix.SYS_PRCTL, launch.Imm(unix.PR_CAP_AMBIENT), launch.Imm(unix.PR_CAP_AMBIENT_RAISE), launch.Imm(i), null, null)
+		}
+	}
+	umask := uint32(0o022)
+	if proc.User.Umask != nil {
+		umask = *proc.User.Umask
+	}
+	b.Sys(unix.SYS_UMASK, launch.Imm(umask))
+	if proc.NoNewPrivileges && filter != nil {
+		p.seccomp(filter)
+	}
+}
+
+func (p *plan) ids(proc *specs.Process) {
+	b := p.b
+	p.note("set groups")
+	groups := make([]uint64, (len(proc.User.AdditionalGids)+1)/2)
+	for i, g := range proc.User.AdditionalGids {
+		groups[i/2] |= uint64(g) << (32 * (i % 2))
+	}
+	at := null
+	if len(groups) > 0 {
+		at = b.Words(groups...)
+	}
+	op := b.Sys(unix.SYS_SETGROUPS, launch.Imm(len(proc.User.AdditionalGids)), at)
+	if p.opts.Rootless && len(proc.User.AdditionalGids) == 0 {
+		op.Ignore(unix.EPERM)
+	}
+	p.note("set user %d and group %d", proc.User.UID, proc.User.GID)
+	gid, uid := launch.Imm(proc.User.GID), launch.Imm(proc.User.UID)
+	b.Sys(unix.SYS_SETRESGID, gid, gid, gid)
+	b.Sys(unix.SYS_SETRESUID, uid, uid, uid)
+}
+
+// chdir enters the working directory as the user, and sees to it that it is the container's: a descriptor of the host that leaked would show here.
+func (p *plan) chdir(cwd string) {
+	if cwd == "" {
+		cwd = "/"
+	}
+	p.b.Sys(unix.SYS_CHDIR, p.b.Str(cwd))
+	p.b.CheckCwd()
+}
+
+func (p *plan) seccomp(f *seccomp.Filter) {
+	b := p.b
+	p.note("install seccomp filter")
+	prog := make([]uint64, len(f.Prog))
+	for i, in := range f.Prog {
+		prog[i] = uint64(in.Code) | uint64(in.Jt)<<16 | uint64(in.Jf)<<24 | uint64(in.K)<<32
+	}
+	fprog := b.Words(uint64(len(f.Prog)), 0)
+	b.Poke(fprog.Plus(8), b.Words(prog...), 8)
+	fd := b.NewReg()
+	b.Sys(unix.SYS_SECCOMP, launch.Imm(unix.SECCOMP_SET_MODE_FILTER), launch.Imm(f.Flags), fprog).To(fd)
+	if f.Notify {
+		p.note("hand over seccomp listener")
+		b.Tell(launch.TellListener, fd)
+		b.Await(launch.Go)
+		b.Close(fd)
+	}
+	b.FreeReg(fd)
+}
+
+// exec adds the candidates for args[0], as execvp would try them.
+func (p *plan) exec(proc *specs.Process) {
+	p.note("exec %s", strconv.Quote(proc.Args[0]))
+	p.b.Exec(candidates(proc.Args[0], proc.Env), proc.Args, proc.Env)
+}
+
+func candidates(name string, env []string) []string {
+	if strings.ContainsRune(name, '/') {
+		return []string{name}
+	}
+	var list []string
+	for _, e := range env {
+		if dirs, ok := strings.CutPrefix(e, "PATH="); ok {
+			list = nil // the last one counts
+			for _, dir := range strings.Split(dirs, ":") {
+				if dir == "" {
+					dir = "."
+				}
+				list = append(list, path.Join(dir, name))
+			}
+		}
+	}
+	if len(list) == 0 || name == "" {
+		return []string{"/nonexistent/" + name}
+	}
+	return list
+}
+
+// label has the next execve change the security label.
+func (p *plan) label(proc *specs.Process) {
+	if l := proc.ApparmorProfile; l != "" && l != "unconfined" {
+		if !apparmorEnabled() {
+			p.fail(errs.New(errs.Unavailable, "apparmor profile %q: the kernel runs without AppArmor", l))
+			return
+		}
+		p.note("set apparmor profile %s", l)
+		name := "self/attr/exec"
+		if exists("/proc/self/attr/apparmor/exec") {
+			name = "self/attr/apparmor/exec"
+		}
+		p.writeProc(name, "exec "+l)
+	}
+	if l := proc.SelinuxLabel; l != "" {
+		if !selinuxEnabled() {
+			p.fail(errs.New(errs.Unavailable, "selinux label %q: the kernel runs without SELinux", l))
+			return
+		}
+		p.note("set selinux label %s", l)
+		p.writeProc("self/attr/exec", l)
+	}
+}
+
+func compileSeccomp(s *specs.LinuxSeccomp) (*seccomp.Filter, error) {
+	if s == nil {
+		return nil, nil
+	}
+	f, err := seccomp.Compile(s)
+	if err != nil {
+		return nil, err
+	}
+	if f.Notify && s.ListenerPath == "" {
+		return nil, errs.New(errs.Invalid, "seccomp: SCMP_ACT_NOTIFY needs a listenerPath")
+	}
+	return &f, nil
+}

@@ -1,0 +1,413 @@
+package runtime
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/launch"
+	"corten.dev/corten/internal/linux/mount"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	emptyPath  = unix.AT_EMPTY_PATH
+	moveEmpty  = unix.MOVE_MOUNT_F_EMPTY_PATH
+	moveBoth   = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
+	cloneTree  = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC
+	oPath      = unix.O_PATH
+	dirOnly    = unix.O_PATH | unix.O_DIRECTORY
+	noFollow   = unix.O_NOFOLLOW
+	dirMode    = 0o755
+	setString  = 1 // FSCONFIG_SET_STRING
+	setFlag    = 0 // FSCONFIG_SET_FLAG
+	createFS   = 6 // FSCONFIG_CMD_CREATE
+	magicPts   = unix.DEVPTS_SUPER_MAGIC
+	magicProc  = unix.PROC_SUPER_MAGIC
+	sIfChr     = unix.S_IFCHR
+	attrRdonly = unix.MOUNT_ATTR_RDONLY
+)
+
+// rootFS builds the container's file system and stops short of entering it.
+//
+// The root is a detached mount that is attached where the host's tree has a mount point for sure; everything else is attached below it by descriptor.
+func (p *plan) rootFS() {
+	b := p.b
+	p.note("unmask")
+	b.Sys(unix.SYS_UMASK, null)
+	p.prop = unix.MS_SLAVE | unix.MS_REC
+	if s := p.spec.Linux.RootfsPropagation; s != "" {
+		prop, err := mount.Propagation(s)
+		p.fail(err)
+		p.prop = prop
+	}
+	p.note("set propagation of /")
+	b.Sys(unix.SYS_MOUNT, null, b.Str("/"), null, launch.Imm(p.prop|unix.MS_REC), null)
+	p.note("open /dev/null")
+	p.null = p.open("/dev/null", oPath|noFollow)
+	b.CheckNode(p.null, sIfChr, 1, 3)
+	p.attachRoot()
+	for i := range p.spec.Mounts {
+		p.mount(&p.spec.Mounts[i])
+	}
+	p.makeDev()
+	if cwd := p.spec.Process.Cwd; cwd != "/" {
+		p.note("make working directory %s", cwd)
+		fd := b.NewReg()
+		b.OpenIn(p.root, cwd, oPath, launch.MakeDir, dirMode).To(fd).Ignore(0) // chdir will tell, in the words for it
+		p.b.Sys(unix.SYS_CLOSE, fd).Ignore(0)
+		b.FreeReg(fd)
+	}
+}
+
+// attachRoot attaches the detached root. A bundle's root goes to its own path, where hooks look for it; one handed over as a descriptor goes over /proc.
+func (p *plan) attachRoot() {
+	b := p.b
+	at := "/proc"
+	if p.opts.Root == nil || !p.opts.RootDetached {
+		at = p.opts.Spec.Root.Path
+		if !path.IsAbs(at) {
+			at = path.Join(p.opts.Bundle, at)
+		}
+	}
+	if p.prop&unix.MS_SHARED != 0 {
+		point, err := mountPoint(at)
+		p.fail(err)
+		p.note("make %s private", point)
+		b.Sys(unix.SYS_MOUNT, null, b.Str(point), null, launch.Imm(unix.MS_PRIVATE), null)
+	}
+	p.root = p.take(p.rootTree(at))
+	p.note("attach root file system at %s", at)
+	b.Sys(unix.SYS_MOVE_MOUNT, p.root, b.Str(""), launch.AtCwd(), b.Str(at), launch.Imm(moveEmpty))
+	p.note("set propagation of the root file system")
+	prop := p.prop
+	if prop&unix.MS_SHARED != 0 {
+		prop = unix.MS_PRIVATE | unix.MS_REC // pivot_root demands it; made shared once inside
+	}
+	p.propagate(p.root, prop|unix.MS_REC)
+}
+
+// rootTree is the root as a detached mount.
+func (p *plan) rootTree(at string) *os.File {
+	var f *os.File
+	var err error
+	switch {
+	case p.opts.Root != nil && p.opts.RootDetached:
+		fd, derr := unix.FcntlInt(p.opts.Root.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		f, err = os.NewFile(uintptr(fd), "root"), derr
+	case p.opts.Root != nil:
+		f, err = mount.TreeAt(p.opts.Root, true)
+	default:
+		f, err = mount.Tree(at, true)
+	}
+	if err != nil {
+		p.fail(fmt.Errorf("root file system %s: %w", at, err))
+		return os.NewFile(^uintptr(0), "none")
+	}
+	return f
+}
+
+// mountPoint is the mount that path stands on.
+func mountPoint(at string) (string, error) {
+	for {
+		var st unix.Statx_t
+		if err := unix.Statx(unix.AT_FDCWD, at, unix.AT_SYMLINK_NOFOLLOW, 0, &st); err != nil {
+			return "", fmt.Errorf("stat %s: %w", at, err)
+		}
+		if st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 || at == "/" {
+			return at, nil
+		}
+		at = path.Dir(at)
+	}
+}
+
+// setattr changes the attributes of the mount at fd (or of the tree), or its propagation.
+func (p *plan) setattr(fd launch.Arg, set, clear uint64, prop uint32, rec bool) {
+	b := p.b
+	if set == 0 && clear == 0 && prop == 0 {
+		return
+	}
+	if p.legacy {
+		p.legacyAttr(fd, set, prop, rec)
+		return
+	}
+	flags := emptyPath
+	if rec {
+		flags |= unix.AT_RECURSIVE
+	}
+	b.Sys(unix.SYS_MOUNT_SETATTR, fd, b.Str(""), launch.Imm(flags), b.Words(set, clear, uint64(prop), 0), launch.Imm(32))
+}
+
+func (p *plan) propagate(fd launch.Arg, prop uint32) {
+	p.setattr(fd, 0, 0, prop&^unix.MS_REC, prop&unix.MS_REC != 0)
+}
+
+// legacyAttr does the same with mount(2) on the descriptor's name in procfs; the mount must be attached by then. Kernels before 5.12 know no recursive attributes.
+func (p *plan) legacyAttr(fd launch.Arg, set uint64, prop uint32, rec bool) {
+	b := p.b
+	if rec && prop == 0 {
+		p.fail(errs.New(errs.NotImplemented, "recursive mount attributes need Linux 5.12 or newer"))
+		return
+	}
+	self := b.NewReg()
+	b.Sys(unix.SYS_OPENAT, p.proc, b.Str("self/fd"), launch.Imm(dirOnly|closeExec)).To(self)
+	b.Sys(unix.SYS_FCHDIR, self)
+	b.Close(self)
+	b.FreeReg(self)
+	name := b.Space(24)
+	b.Decimal(name, fd)
+	flags := uintptr(prop)
+	if prop == 0 {
+		flags = unix.MS_REMOUNT | unix.MS_BIND | mount.Legacy(set)
+	} else if rec {
+		flags |= unix.MS_REC
+	}
+	b.Sys(unix.SYS_MOUNT, null, name, null, launch.Imm(flags), null)
+	b.Sys(unix.SYS_CHDIR, b.Str("/"))
+}
+
+// attach moves the detached mount fd onto target and says what it is for on failure.
+func (p *plan) attach(fd, target launch.Arg) {
+	p.b.Sys(unix.SYS_MOVE_MOUNT, fd, p.b.Str(""), target, p.b.Str(""), launch.Imm(moveBoth))
+}
+
+// target opens a mount point in the container's root, and makes it if it is missing. The places of the kernel's own file systems must be real directories: a link there
+// would have the program write, and the container read, another file than the one meant.
+func (p *plan) target(dest string, make int, fstype string) launch.Arg {
+	b := p.b
+	fd := b.NewReg()
+	flags := oPath
+	if fstype == "proc" || fstype == "sysfs" || path.Clean(dest) == "/dev" {
+		flags |= noFollow
+	}
+	b.OpenIn(p.root, path.Clean("/"+dest), flags, make, dirMode).To(fd)
+	if flags&noFollow != 0 {
+		b.CheckNode(fd, unix.S_IFDIR, 0, 0)
+	}
+	return fd
+}
+
+// overProc are the files of procfs that a mount may cover: what emulates /proc per container needs them.
+var overProc = map[string]bool{
+	"/proc/cpuinfo": true, "/proc/diskstats": true, "/proc/meminfo": true, "/proc/stat": true, "/proc/swaps": true, "/proc/uptime": true,
+	"/proc/loadavg": true, "/proc/slabinfo": true, "/proc/sys/kernel/ns_last_pid": true, "/proc/sys/crypto/fips_enabled": true,
+}
+
+// notProc refuses a mount point on procfs, wherever the path led.
+func (p *plan) notProc(dest string, target launch.Arg) {
+	if overProc[path.Clean(dest)] {
+		return
+	}
+	ok := p.b.NewLabel()
+	p.b.CheckFS(target, magicProc).On(unix.EXDEV, ok)
+	p.b.Fail(unix.EPERM)
+	p.b.Mark(ok)
+}
+
+// mount adds one mount of the spec.
+func (p *plan) mount(m *specs.Mount) {
+	if p.err != nil {
+		return
+	}
+	o, err := mount.Parse(m.Options)
+	if err != nil {
+		p.fail(fmt.Errorf("mount %s: %w", m.Destination, err))
+		return
+	}
+	if !path.IsAbs(m.Destination) {
+		// runtime-spec: relative destinations are taken as relative to the root, as runtimes did before it demanded absolute ones.
+		m.Destination = "/" + m.Destination
+	}
+	switch {
+	case m.Type == "bind" || o.Bind:
+		p.bindMount(m, &o)
+	case m.Type == "cgroup":
+		p.cgroupMount(m, &o)
+	case m.Type == "tmpfs" && o.CopyUp:
+		p.copyUpMount(m, &o)
+	default:
+		p.fsMount(m, &o)
+	}
+}
+
+// fsMount makes a file system and mounts it.
+func (p *plan) fsMount(m *specs.Mount, o *mount.Options) {
+	b := p.b
+	p.note("mount %s on %s", m.Type, m.Destination)
+	if len(m.UIDMappings)+len(m.GIDMappings) > 0 && m.Type != "tmpfs" {
+		p.fail(errs.New(errs.NotImplemented, "mount %s: id mappings on a new %s", m.Destination, m.Type))
+		return
+	}
+	readOnlyLater := m.Type == "tmpfs" && o.Set&attrRdonly != 0
+	set := o.Set
+	if readOnlyLater {
+		set &^= attrRdonly
+	}
+	fd := p.makeFS(m, o, set)
+	target := p.target(m.Destination, launch.MakeDir, m.Type)
+	if m.Type != "proc" {
+		p.notProc(m.Destination, target)
+	}
+	p.attach(fd, target)
+	p.finish(fd, o)
+	b.Close(target)
+	b.FreeReg(target)
+	switch {
+	case readOnlyLater:
+		dest := m.Destination
+		p.late = append(p.late, func() {
+			p.note("make %s read-only", dest)
+			p.setattr(fd, attrRdonly|o.Set, 0, 0, false)
+		})
+	case m.Type == "devpts" && path.Clean(m.Destination) == "/dev/pts":
+		p.pts, p.hasPts = fd, true
+	default:
+		b.Close(fd)
+		b.FreeReg(fd)
+	}
+}
+
+// virtual are the file systems without a device, whose superblock need not be read-only for the mount to be.
+var virtual = map[string]bool{"tmpfs": true, "proc": true, "sysfs": true, "devpts": true, "mqueue": true, "cgroup": true, "cgroup2": true, "overlay": true, "devtmpfs": true, "securityfs": true, "debugfs": true, "tracefs": true, "bpf": true}
+
+func (p *plan) makeFS(m *specs.Mount, o *mount.Options, set uint64) launch.Arg {
+	b := p.b
+	ctx, fd := b.NewReg(), b.NewReg()
+	b.Sys(unix.SYS_FSOPEN, b.Str(m.Type), launch.Imm(unix.FSOPEN_CLOEXEC)).To(ctx)
+	config := func(cmd int, key, value string) {
+		k, v := null, null
+		if key != "" {
+			k = b.Str(key)
+		}
+		if cmd == setString {
+			v = b.Str(value)
+		}
+		b.Sys(unix.SYS_FSCONFIG, ctx, launch.Imm(cmd), k, v, null)
+	}
+	if m.Source != "" {
+		config(setString, "source", m.Source)
+	}
+	if o.ReadOnly && !virtual[m.Type] {
+		config(setFlag, "ro", "")
+	}
+	data := append(append([]string(nil), o.Super...), o.Data...)
+	if l := p.spec.Linux.MountLabel; l != "" && (m.Type == "tmpfs" || m.Type == "mqueue" || m.Type == "devpts") && selinuxEnabled() {
+		data = append(data, "context="+l)
+	}
+	for _, d := range data {
+		p.note("mount %s on %s: option %s", m.Type, m.Destination, d)
+		key, value, ok := strings.Cut(d, "=")
+		if ok {
+			config(setString, key, strings.Trim(value, `"`))
+		} else {
+			config(setFlag, key, "")
+		}
+	}
+	p.note("mount %s on %s", m.Type, m.Destination)
+	config(createFS, "", "")
+	b.Sys(unix.SYS_FSMOUNT, ctx, launch.Imm(unix.FSMOUNT_CLOEXEC), launch.Imm(set)).To(fd)
+	b.Close(ctx)
+	b.FreeReg(ctx)
+	return fd
+}
+
+// finish sets what is set after a mount was attached: propagation, recursive attributes.
+func (p *plan) finish(fd launch.Arg, o *mount.Options) {
+	p.setattr(fd, o.RecSet, o.RecClear, 0, true)
+	for _, prop := range o.Propagation {
+		p.propagate(fd, prop)
+	}
+}
+
+// bindMount attaches a clone of a host's mount. The clone is made by the runtime, which sees the source whatever user namespace the container has.
+func (p *plan) bindMount(m *specs.Mount, o *mount.Options) {
+	b := p.b
+	fd, isDir := p.source(m, o)
+	if p.err != nil {
+		return
+	}
+	p.note("mount %s on %s", m.Source, m.Destination)
+	if len(o.Data) > 0 {
+		p.fail(errs.New(errs.Invalid, "mount %s: option %q means nothing for a bind mount", m.Destination, o.Data[0]))
+		return
+	}
+	make := launch.MakeFile
+	if isDir {
+		make = launch.MakeDir
+	}
+	target := p.target(m.Destination, make, "")
+	if !p.procSource(m) {
+		p.notProc(m.Destination, target)
+	}
+	attrs := func() {
+		if o.Set|o.Clear != 0 {
+			clear := o.Clear
+			p.setattr(fd, o.Set, clear, 0, false)
+		}
+		prop := uint32(unix.MS_SLAVE | unix.MS_REC)
+		if p.prop&(unix.MS_SHARED) != 0 {
+			prop = 0
+		} else if p.prop&unix.MS_PRIVATE != 0 {
+			prop = unix.MS_PRIVATE | unix.MS_REC
+		}
+		if prop != 0 && len(o.Propagation) == 0 {
+			p.propagate(fd, prop)
+		}
+		p.finish(fd, o)
+	}
+	// Read-only before anybody can see it, where the kernel knows how.
+	if !p.legacy {
+		attrs()
+	}
+	p.attach(fd, target)
+	if p.legacy {
+		attrs()
+	}
+	b.Close(target)
+	b.FreeReg(target)
+	if path.Clean(m.Destination) == "/dev" {
+		p.bindDev = true
+	}
+}
+
+// procSource tells whether a bind mount brings a whole procfs, which may stand on /proc.
+func (p *plan) procSource(m *specs.Mount) bool {
+	var fs unix.Statfs_t
+	return path.Clean(m.Destination) == "/proc" && unix.Statfs(m.Source, &fs) == nil && int64(fs.Type) == magicProc
+}
+
+// source clones the source of a bind mount, with its ids mapped if asked for.
+func (p *plan) source(m *specs.Mount, o *mount.Options) (fd launch.Arg, isDir bool) {
+	src := m.Source
+	if !path.IsAbs(src) {
+		src = path.Join(p.opts.Bundle, src)
+	}
+	st, err := os.Stat(src)
+	if err != nil {
+		p.fail(fmt.Errorf("mount %s: %w", m.Destination, err))
+		return
+	}
+	if p.opts.Rootless && p.newFlags&unix.CLONE_NEWUSER != 0 {
+		r := p.b.NewReg()
+		p.note("mount %s on %s", src, m.Destination)
+		flags := cloneTree
+		if o.Rec {
+			flags |= unix.AT_RECURSIVE
+		}
+		p.b.Sys(unix.SYS_OPEN_TREE, launch.AtCwd(), p.b.Str(src), launch.Imm(flags)).To(r)
+		return r, st.IsDir()
+	}
+	tree, err := mount.Tree(src, o.Rec)
+	if err != nil {
+		p.fail(fmt.Errorf("mount %s: %w", m.Destination, err))
+		return
+	}
+	slot := p.take(tree)
+	if o.IDMap != 0 || len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0 {
+		p.fail(p.mapSource(m, o, tree))
+	}
+	return slot, st.IsDir()
+}
