@@ -235,7 +235,7 @@ func (l *Local) takeDown() error {
 	l.mu.Lock()
 	var del netlink.Batch
 	for _, nw := range l.nets {
-		if nw.br != "" && nw.index != 0 && len(nw.eps) == 0 {
+		if nw.br != "" && nw.index != 0 && len(nw.eps) == 0 && !nw.foreign {
 			del.DelLink(nw.br)
 		}
 	}

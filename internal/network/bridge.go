@@ -28,7 +28,7 @@ const (
 
 // live makes the live side of a record; an error names the option that makes no sense.
 func live(rec Network) (*network, error) {
-	nw := &network{rec: rec, icc: true, masq: true, eps: map[string]*Endpoint{}}
+	nw := &network{rec: rec, icc: true, masq: true, eps: map[string]*Endpoint{}, dns: map[string]map[string]bool{}}
 	if rec.Driver != nameBridge {
 		return nw, nil
 	}
@@ -104,12 +104,12 @@ func (l *Local) load() error {
 			if name == nameNone {
 				driver = "null"
 			}
-			rec = Network{ID: newID(), Name: name, Driver: driver, Created: time.Now(), EnableIPv4: true, Predefined: true, IPAM: IPAM{Driver: "default"}}
+			rec = Network{ID: newID(), Name: name, Driver: driver, Created: time.Now().UTC(), EnableIPv4: true, Predefined: true, IPAM: IPAM{Driver: "default"}}
 			if err := l.save(rec); err != nil {
 				return err
 			}
 		}
-		l.put(&network{rec: rec, eps: map[string]*Endpoint{}})
+		l.put(&network{rec: rec, eps: map[string]*Endpoint{}, dns: map[string]map[string]bool{}})
 	}
 	if l.opt.Bridge == nameNone {
 		return nil
@@ -121,7 +121,7 @@ func (l *Local) load() error {
 func (l *Local) loadDefault(old Network) error {
 	rec := Network{ID: old.ID, Name: nameBridge, Driver: nameBridge, Created: old.Created, EnableIPv4: true, EnableIPv6: l.opt.IPv6, Predefined: true, IPAM: IPAM{Driver: "default"}}
 	if rec.ID == "" {
-		rec.ID, rec.Created = newID(), time.Now()
+		rec.ID, rec.Created = newID(), time.Now().UTC()
 	}
 	mtu := l.opt.MTU
 	if mtu == 0 {
@@ -276,9 +276,9 @@ func (l *Local) ensureBridge(nw *network) error {
 		nw.mtu = 1500
 	}
 	link, err := c.LinkByName(nw.br)
-	if errors.Is(err, unix.ENODEV) {
+	if errors.Is(err, unix.ENODEV) && len(nw.rec.IPAM.Pools) > 0 {
 		var b netlink.Batch
-		b.AddBridge(nw.br, bridgeMAC(nw), nw.mtu)
+		b.AddBridge(nw.br, l.bridgeAlias(), bridgeMAC(nw), nw.mtu)
 		if err := c.Do(&b); err != nil && !errors.Is(err, unix.EEXIST) {
 			return err
 		}
@@ -290,7 +290,7 @@ func (l *Local) ensureBridge(nw *network) error {
 	if link.Kind != "bridge" {
 		return errs.New(errs.Conflict, "interface %s is there and not a bridge", nw.br)
 	}
-	nw.index = link.Index
+	nw.index, nw.foreign = link.Index, link.Alias != l.bridgeAlias()
 	var b netlink.Batch
 	if !link.Up {
 		b.SetUp(link.Index)
@@ -306,6 +306,9 @@ func (l *Local) ensureBridge(nw *network) error {
 	}
 	return l.hostSysctl("net/ipv6/conf/"+nw.br+"/accept_ra", "0")
 }
+
+// bridgeAlias marks the bridges that we made, and may therefore remove.
+func (l *Local) bridgeAlias() string { return "corten " + l.opt.Table }
 
 func bridgeMAC(nw *network) net.HardwareAddr {
 	for _, p := range nw.rec.IPAM.Pools {

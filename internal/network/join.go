@@ -115,11 +115,10 @@ func (l *Local) tryReserve(req *JoinRequest, bx *box) (p plan, ready *readyBox, 
 	} else {
 		p.eps = ready.eps
 	}
-	for i := range p.eps {
+	for i := range p.eps { // len(p.eps) is 0 or that of the requests
 		p.eps[i].Aliases = req.Endpoints[i].Aliases
 		p.eps[i].DNSNames = dnsNames(p.nets[i], req, req.Endpoints[i].Aliases)
-		ep := p.eps[i]
-		p.nets[i].eps[req.Owner] = &ep
+		p.nets[i].enter(req.Owner, p.eps[i])
 	}
 	p.gateways(req.Endpoints)
 	bx.sb.Endpoints = p.eps
@@ -201,7 +200,7 @@ func (l *Local) dropEndpoint(owner string, ep Endpoint, free bool) {
 		return
 	}
 	if at := nw.eps[owner]; at != nil && at.ID == ep.ID {
-		delete(nw.eps, owner)
+		nw.leave(owner)
 	}
 	if free {
 		nw.free(ep)

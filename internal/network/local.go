@@ -55,7 +55,9 @@ type network struct {
 	icc, masq bool
 	hostIP    netip.Addr
 	isDefault bool
-	eps       map[string]*Endpoint // by owner
+	foreign   bool                       // the bridge was there before us: it is never removed
+	eps       map[string]*Endpoint       // by owner
+	dns       map[string]map[string]bool // lower-case name -> owners
 }
 
 // box is the live side of a sandbox. The fields are set before the box is in Local.boxes as ready, and changed under Local.mu.
@@ -205,3 +207,5 @@ func newID() string {
 	_, _ = rand.Read(raw[:]) // never fails
 	return hex.EncodeToString(raw[:])
 }
+
+var _ Manager = (*Local)(nil)

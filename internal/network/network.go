@@ -103,7 +103,8 @@ type Sandbox struct {
 
 // Manager is the contract of the room.
 type Manager interface {
-	// Create, Get (by id, unique id prefix or name), List, Remove: errs.Conflict when a network has endpoints or the name is taken, errs.Forbidden for the predefined ones.
+	// Create, Get (by id, unique id prefix or name), List, Remove: errs.Conflict when the name is taken; errs.Forbidden, as Docker, when a network has
+	// endpoints, when its subnet overlaps another's, and for the predefined ones. A Network with neither EnableIPv4 nor EnableIPv6 gets IPv4.
 	Create(ctx context.Context, nw Network) (Network, error)
 	Get(ctx context.Context, ref string) (Network, error)
 	List(ctx context.Context) ([]Network, error)

@@ -32,12 +32,12 @@ import (
 const (
 	chainUser = "corten-user"
 
-	setAny4, setAny6, setHost4, setHost6              = "any4", "any6", "host4", "host6"
+	setAny4, setAny6, setHost4, setHost6                                  = "any4", "any6", "host4", "host6"
 	setBridges, setMasq, setSame, setICC, setInternal, setSelf4, setSelf6 = "bridges", "masq", "same", "icc", "internal", "self4", "self6"
-	chainGuard, chainPre, chainOut, chainPorts        = "guard", "prerouting", "output", "ports"
-	chainForward, chainPost                           = "forward", "postrouting"
-	prioRaw, prioDstNAT, prioFilter, prioSrcNAT       = -300, -100, 0, 100
-	stateEstablished, stateRelated, statusDNATbit     = 1 << 1, 1 << 2, 1 << 5
+	chainGuard, chainPre, chainOut, chainPorts                            = "guard", "prerouting", "output", "ports"
+	chainForward, chainPost                                               = "forward", "postrouting"
+	prioRaw, prioDstNAT, prioFilter, prioSrcNAT                           = -300, -100, 0, 100
+	stateEstablished, stateRelated, statusDNATbit                         = 1 << 1, 1 << 2, 1 << 5
 )
 
 var (
@@ -47,7 +47,7 @@ var (
 		{Name: setHost4, Key: []nft.Type{nft.Proto, nft.IPv4, nft.Service}, Data: []nft.Type{nft.IPv4, nft.Service}},
 		{Name: setHost6, Key: []nft.Type{nft.Proto, nft.IPv6, nft.Service}, Data: []nft.Type{nft.IPv6, nft.Service}},
 	}
-	selfSets = []nft.Set{{Name: setSelf4, Key: []nft.Type{nft.IPv4, nft.IPv4}}, {Name: setSelf6, Key: []nft.Type{nft.IPv6, nft.IPv6}}}
+	selfSets   = []nft.Set{{Name: setSelf4, Key: []nft.Type{nft.IPv4, nft.IPv4}}, {Name: setSelf6, Key: []nft.Type{nft.IPv6, nft.IPv6}}}
 	bridgeSets = []nft.Set{
 		{Name: setBridges, Key: []nft.Type{nft.IfName}}, {Name: setMasq, Key: []nft.Type{nft.IfName}},
 		{Name: setSame, Key: []nft.Type{nft.IfName, nft.IfName}}, {Name: setICC, Key: []nft.Type{nft.IfName, nft.IfName}}, {Name: setInternal, Key: []nft.Type{nft.IfName}},

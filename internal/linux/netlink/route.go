@@ -31,8 +31,8 @@ func ifinfo(family uint8, index int, flags, change uint32) []byte {
 	return p
 }
 
-// AddBridge asks for a bridge, up, with the given hardware address (so that it does not change with its ports).
-func (b *Batch) AddBridge(name string, mac net.HardwareAddr, mtu int) {
+// AddBridge asks for a bridge, up, with the given hardware address (so that it does not change with its ports), and a note by which its maker knows it.
+func (b *Batch) AddBridge(name, alias string, mac net.HardwareAddr, mtu int) {
 	b.Begin("add bridge "+name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfo(0, 0, unix.IFF_UP, unix.IFF_UP))
 	b.String(unix.IFLA_IFNAME, name)
 	b.Bytes(unix.IFLA_ADDRESS, mac)
@@ -47,6 +47,12 @@ func (b *Batch) AddBridge(name string, mac net.HardwareAddr, mtu int) {
 		})
 	})
 	b.End()
+	if alias != "" {
+		b.Begin("name bridge "+name, unix.RTM_NEWLINK, 0, ifinfo(0, 0, 0, 0))
+		b.String(unix.IFLA_IFNAME, name)
+		b.Bytes(unix.IFLA_IFALIAS, []byte(alias))
+		b.End()
+	}
 }
 
 // Veth describes a pair: the host's end and the other one, made directly in the namespace PeerNS.

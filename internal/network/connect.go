@@ -1,0 +1,252 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/netlink"
+	"corten.dev/corten/internal/task"
+	"golang.org/x/sys/unix"
+)
+
+// Connect gives a running container an interface on one more network. Its resolv.conf may change by it: see Sandbox.
+func (l *Local) Connect(ctx context.Context, owner string, pid int, req EndpointRequest) (_ Endpoint, err error) {
+	bx, nw, ep, err := l.reserveConnect(owner, req)
+	if err != nil {
+		return Endpoint{}, err
+	}
+	var undo task.Undo
+	defer undo.OnError(ctx, &err)
+	undo.Push(func(context.Context) error {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.dropEndpoint(owner, ep, false)
+		bx.forgetEndpoint(ep)
+		l.reap.add(ep, time.Time{})
+		return nil
+	})
+	ns, err := nsOf(pid)
+	if err != nil {
+		return Endpoint{}, err
+	}
+	defer ns.Close()
+	host, err := l.rt.Take()
+	if err != nil {
+		return Endpoint{}, err
+	}
+	defer l.rt.Give(host)
+	err = l.inside(ns, func(in *netlink.Conn) error {
+		if !ep.IPv6.IsValid() {
+			if err := l.quietIPv6([]Endpoint{ep}); err != nil {
+				return err
+			}
+		} else if err := sysctl("net/ipv6/conf/default/disable_ipv6", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		var b netlink.Batch
+		l.addVeth(&b, nw, ep, ns, ep.Interface)
+		if err := l.makeLinks(host, &b, []Endpoint{ep}); err != nil {
+			return err
+		}
+		return configure(in, plan{eps: []Endpoint{ep}, gw4: -1, gw6: -1})
+	})
+	if err != nil {
+		return Endpoint{}, fmt.Errorf("connect to network %s: %w", nw.rec.Name, err)
+	}
+	if err := l.reroute(ctx, bx, ns); err != nil {
+		return Endpoint{}, err
+	}
+	return ep, l.refreshNames(bx, ns)
+}
+
+func (l *Local) reserveConnect(owner string, req EndpointRequest) (*box, *network, Endpoint, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	nw, err := l.find(req.Network)
+	if err != nil {
+		return nil, nil, Endpoint{}, err
+	}
+	bx := l.boxes[owner]
+	if bx == nil || !bx.ready {
+		return nil, nil, Endpoint{}, errs.New(errs.NotFound, "sandbox of %s not found", short(owner))
+	}
+	if nw.rec.Driver != nameBridge {
+		return nil, nil, Endpoint{}, errs.New(errs.Forbidden, "container cannot be connected to %s network while it runs", nw.rec.Name)
+	}
+	if len(bx.sb.Endpoints) == 0 {
+		for _, er := range bx.req.Endpoints {
+			if at, err := l.find(er.Network); err == nil && at.rec.Driver != nameBridge {
+				return nil, nil, Endpoint{}, errs.New(errs.Forbidden, "container cannot be disconnected from %s network or connected to %s network", at.rec.Name, nw.rec.Name)
+			}
+		}
+	}
+	if nw.eps[owner] != nil {
+		return nil, nil, Endpoint{}, errs.New(errs.Forbidden, "endpoint with name %s already exists in network %s", bx.req.Name, nw.rec.Name)
+	}
+	ep, err := l.newEndpoint(nw, req)
+	if err != nil {
+		return nil, nil, Endpoint{}, err
+	}
+	for i := 0; ; i++ {
+		name := fmt.Sprintf("eth%d", i)
+		if !slices.ContainsFunc(bx.sb.Endpoints, func(ep Endpoint) bool { return ep.Interface == name }) {
+			ep.Interface = name
+			break
+		}
+	}
+	ep.Aliases = req.Aliases
+	ep.DNSNames = dnsNames(nw, &bx.req, req.Aliases)
+	nw.enter(owner, ep)
+	bx.sb.Endpoints = append(slices.Clone(bx.sb.Endpoints), ep)
+	bx.req.Endpoints = append(slices.Clone(bx.req.Endpoints), req)
+	return bx, nw, ep, nil
+}
+
+// forgetEndpoint takes an endpoint out of the sandbox. Local.mu is held.
+func (bx *box) forgetEndpoint(ep Endpoint) {
+	bx.sb.Endpoints = slices.DeleteFunc(slices.Clone(bx.sb.Endpoints), func(o Endpoint) bool { return o.ID == ep.ID })
+	bx.req.Endpoints = slices.DeleteFunc(slices.Clone(bx.req.Endpoints), func(o EndpointRequest) bool { return o.Network == ep.Network || o.Network == ep.NetworkID })
+}
+
+// Disconnect takes a running container off a network.
+func (l *Local) Disconnect(ctx context.Context, owner string, pid int, network string) error {
+	l.mu.Lock()
+	nw, err := l.find(network)
+	bx := l.boxes[owner]
+	var ep Endpoint
+	if err == nil {
+		if at := nw.eps[owner]; at == nil || bx == nil || !bx.ready {
+			err = errs.New(errs.Forbidden, "container %s is not connected to network %s", short(owner), nw.rec.Name)
+		} else {
+			ep = *at
+		}
+	}
+	if err != nil {
+		l.mu.Unlock()
+		return err
+	}
+	l.dropEndpoint(owner, ep, false)
+	bx.forgetEndpoint(ep)
+	l.mu.Unlock()
+	var del netlink.Batch
+	del.DelLink(linkName(ep))
+	if err := l.rt.Do(&del); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("disconnect from network %s: %w", nw.rec.Name, err)
+	}
+	l.mu.Lock()
+	nw.free(ep)
+	l.mu.Unlock()
+	ns, err := nsOf(pid)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return errors.Join(l.reroute(ctx, bx, ns), l.refreshNames(bx, ns))
+}
+
+// planOf rebuilds the plan of a sandbox from what it has.
+func (l *Local) planOf(bx *box) plan {
+	p := plan{}
+	var reqs []EndpointRequest
+	for _, ep := range bx.sb.Endpoints {
+		nw := l.nets[ep.NetworkID]
+		if nw == nil {
+			continue
+		}
+		p.nets, p.eps = append(p.nets, nw), append(p.eps, ep)
+		er := EndpointRequest{}
+		for _, r := range bx.req.Endpoints {
+			if r.Network != "" && (r.Network == ep.Network || strings.HasPrefix(ep.NetworkID, r.Network)) {
+				er = r
+			}
+		}
+		reqs = append(reqs, er)
+	}
+	p.gateways(reqs)
+	return p
+}
+
+// reroute sets the default routes and the targets of published ports after the interfaces changed.
+func (l *Local) reroute(ctx context.Context, bx *box, ns *os.File) error {
+	l.mu.Lock()
+	p := l.planOf(bx)
+	l.mu.Unlock()
+	err := l.inside(ns, func(in *netlink.Conn) error {
+		var b netlink.Batch
+		for i, ep := range p.eps {
+			if i != p.gw4 && i != p.gw6 {
+				continue
+			}
+			link, err := in.LinkByName(ep.Interface)
+			if err != nil {
+				return err
+			}
+			if i == p.gw4 {
+				b.AddRoute(link.Index, netip.Prefix{}, ep.Gateway4)
+			}
+			if i == p.gw6 {
+				b.AddRoute(link.Index, netip.Prefix{}, ep.Gateway6)
+			}
+		}
+		return in.Do(&b)
+	})
+	if err != nil {
+		return fmt.Errorf("set default route: %w", err)
+	}
+	return l.republish(ctx, bx, p)
+}
+
+// republish moves the published ports to the endpoint that has the default route now; without one they are taken back.
+func (l *Local) republish(ctx context.Context, bx *box, p plan) error {
+	if len(bx.req.Ports) == 0 {
+		return nil
+	}
+	ep, nw := bx.portEndpoint(p)
+	l.mu.Lock()
+	same := nw != nil && len(bx.bindings) > 0
+	for _, b := range bx.bindings {
+		same = same && (b.target.Addr() == ep.IPv4.Addr() || b.target.Addr() == ep.IPv6.Addr())
+	}
+	chosen := bx.sb.Ports
+	l.mu.Unlock()
+	if same {
+		return nil
+	}
+	if err := l.unpublish(ctx, bx); err != nil || nw == nil {
+		return err
+	}
+	if len(chosen) == 0 {
+		return l.publish(ctx, bx, p)
+	}
+	return l.rebind(ctx, bx, p, chosen)
+}
+
+// Rename changes the DNS name of a running container.
+func (l *Local) Rename(_ context.Context, owner, name string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	bx := l.boxes[owner]
+	if bx == nil {
+		return nil
+	}
+	bx.req.Name = name
+	eps := slices.Clone(bx.sb.Endpoints)
+	for i, ep := range eps {
+		nw := l.nets[ep.NetworkID]
+		if nw == nil {
+			continue
+		}
+		eps[i].DNSNames = dnsNames(nw, &bx.req, ep.Aliases)
+		nw.leave(owner)
+		nw.enter(owner, eps[i])
+	}
+	bx.sb.Endpoints = eps
+	return nil
+}
