@@ -91,8 +91,9 @@ func (p *plan) credentials(proc *specs.Process, filter *seccomp.Filter) {
 	if c == nil {
 		c = &specs.LinuxCapabilities{}
 	}
+	last := caps.Last() // reads a file
 	mask := func(list []string) uint64 {
-		m, _, err := caps.Parse(list) // names that this kernel does not know are left out, as the specification asks
+		m, err := capMask(list, last)
 		p.fail(err)
 		return m
 	}
@@ -104,7 +105,7 @@ func (p *plan) credentials(proc *specs.Process, filter *seccomp.Filter) {
 	}
 	p.note("drop capabilities from the bounding set")
 	bounding := mask(c.Bounding)
-	for i := 0; i <= caps.Last(); i++ {
+	for i := 0; i <= last; i++ {
 		if bounding&(1<<i) == 0 {
 			b.Sys(unix.SYS_PRCTL, launch.Imm(unix.PR_CAPBSET_DROP), launch.Imm(i), null, null, null)
 		}
@@ -122,7 +123,7 @@ func (p *plan) credentials(proc *specs.Process, filter *seccomp.Filter) {
 	b.Sys(unix.SYS_CAPSET, header, b.Words(low(eff)|low(perm)<<32, low(inh)|eff>>32<<32, perm>>32|inh>>32<<32))
 	b.Sys(unix.SYS_PRCTL, launch.Imm(unix.PR_CAP_AMBIENT), launch.Imm(unix.PR_CAP_AMBIENT_CLEAR_ALL), null, null, null)
 	ambient := mask(c.Ambient)
-	for i := 0; i <= caps.Last(); i++ {
+	for i := 0; i <= last; i++ {
 		if ambient&(1<<i) != 0 {
 			p.note("raise ambient capability %s", caps.Name(i))
 			b.Sys(unix.SYS_PRCTL, launch.Imm(unix.PR_CAP_AMBIENT), launch.Imm(unix.PR_CAP_AMBIENT_RAISE), launch.Imm(i), null, null)
@@ -136,6 +137,25 @@ func (p *plan) credentials(proc *specs.Process, filter *seccomp.Filter) {
 	if proc.NoNewPrivileges && filter != nil {
 		p.seccomp(filter)
 	}
+}
+
+// capMask is caps.Parse for a known last capability. Names that this kernel does not know are left out, as the specification asks.
+func capMask(list []string, last int) (mask uint64, err error) {
+next:
+	for _, name := range list {
+		for i := range last + 1 {
+			if caps.Name(i) == name {
+				mask |= 1 << i
+				continue next
+			}
+		}
+		m, _, err := caps.Parse([]string{name})
+		if err != nil {
+			return 0, err
+		}
+		mask |= m
+	}
+	return mask, nil
 }
 
 func (p *plan) ids(proc *specs.Process) {

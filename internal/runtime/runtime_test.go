@@ -192,8 +192,8 @@ func TestRun(t *testing.T) {
 }
 
 // overlay is a detached overlay mount over a busybox tree, as the engine makes it.
-func overlay(t testing.TB, lower string) func() *os.File {
-	dir := t.TempDir()
+func overlay(t testing.TB, lower string) (next func() *os.File, dir string) {
+	dir = t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}
@@ -209,13 +209,13 @@ func overlay(t testing.TB, lower string) func() *os.File {
 			t.Fatal(err)
 		}
 		return f
-	}
+	}, dir
 }
 
 func BenchmarkRunTrue(b *testing.B) {
 	lower := rootfs(b)
-	next := overlay(b, lower)
-	rt := New(Options{Root: b.TempDir()})
+	next, tmpfs := overlay(b, lower)
+	rt := New(Options{Root: tmpfs + "/run"})
 	null, _ := os.OpenFile("/dev/null", os.O_RDWR, 0)
 	defer null.Close()
 	launcher := WithStdio([3]*os.File{null, null, null}, nil)
