@@ -28,6 +28,8 @@ type Layer struct {
 	Parent ChainID
 	DiffID digest.Digest // of the uncompressed tar
 	Size   int64         // bytes of the unpacked diff
+	// TarSize is the length of the uncompressed tar, which LayerTar writes.
+	TarSize int64
 }
 
 // ChangeKind is how a path differs from the layer below; the numbers are those of Docker's API.

@@ -122,7 +122,7 @@ type attrRef struct {
 	follow bool
 }
 
-func byFd(fd int) attrRef                { return attrRef{fdPath(fd), true} }
+func byFd(fd int) attrRef                 { return attrRef{fdPath(fd), true} }
 func byName(dir int, name string) attrRef { return attrRef{fdPath(dir) + "/" + name, false} }
 
 func (r attrRef) list(buf []byte) (int, error) {

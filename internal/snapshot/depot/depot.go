@@ -151,10 +151,11 @@ func (d *Depot) takeID(id string) {
 }
 
 type layerFile struct {
-	Chain  digest.Digest
-	Parent digest.Digest `json:",omitempty"`
-	DiffID digest.Digest
-	Size   int64
+	Chain   digest.Digest
+	Parent  digest.Digest `json:",omitempty"`
+	DiffID  digest.Digest
+	Size    int64
+	TarSize int64
 }
 
 type treeFile struct {

@@ -204,14 +204,22 @@ func (d *Depot) write(ctx context.Context, dir string, parent snapshot.ChainID, 
 		return rec, err
 	}
 	h := sha256.New()
-	stats, err := unpack(ctx, parent, tree, io.TeeReader(r, h), tarfs.Options{Meta: enc, Kept: kept, Skipped: func(path, what string, err error) {
+	var size byteCount
+	stats, err := unpack(ctx, parent, tree, io.TeeReader(r, io.MultiWriter(h, &size)), tarfs.Options{Meta: enc, Kept: kept, Skipped: func(path, what string, err error) {
 		d.log.Debug("left out of a layer", "path", path, "what", what, "error", err)
 	}})
 	if err := errors.Join(err, enc.Close()); err != nil {
 		return rec, err
 	}
 	diff := digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(h.Sum(nil)))
-	return layerFile{Chain: ChainOf(parent, diff), Parent: parent, DiffID: diff, Size: stats.Bytes}, nil
+	return layerFile{Chain: ChainOf(parent, diff), Parent: parent, DiffID: diff, Size: stats.Bytes, TarSize: int64(size)}, nil
+}
+
+type byteCount int64
+
+func (n *byteCount) Write(p []byte) (int, error) {
+	*n += byteCount(len(p))
+	return len(p), nil
 }
 
 // newLayerDir makes the folders of a layer. The root of its files looks like the parent's: overlayfs shows the topmost one.

@@ -1,0 +1,241 @@
+// Package content is the room of blobs: bytes named by their digest.
+//
+// It owns the folder it is opened on:
+//
+//	blobs/sha256/<hex>   whole and verified; never changed
+//	ingest/<name>        bytes of a blob that is still coming, kept for resuming
+//
+// It does not know what an image is. It promises: a blob is verified and flushed before it has its name; what a killed process
+// was writing is never taken for a blob; reading gives the bytes that were put.
+package content
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"corten.dev/corten/internal/errs"
+)
+
+// Info describes a blob.
+type Info struct {
+	Digest digest.Digest
+	Size   int64
+	Stored time.Time
+}
+
+// Options describe a store.
+type Options struct {
+	Root   string
+	Logger *slog.Logger
+}
+
+// Store keeps blobs. Its methods may be called concurrently.
+type Store struct {
+	root string
+	log  *slog.Logger
+
+	mu     sync.Mutex
+	active map[string]bool // ingests that somebody has open
+}
+
+const ingestAge = 7 * 24 * time.Hour
+
+// New opens or makes the folder. Ingests that nobody resumed for a week are deleted.
+func New(opts Options) (*Store, error) {
+	s := &Store{root: opts.Root, log: opts.Logger, active: map[string]bool{}}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	for _, dir := range []string{s.blobs(), s.ingests()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("open content: %w", err)
+		}
+	}
+	old, err := os.ReadDir(s.ingests())
+	if err != nil {
+		return nil, fmt.Errorf("open content: %w", err)
+	}
+	for _, e := range old {
+		info, err := e.Info()
+		if err != nil || time.Since(info.ModTime()) < ingestAge {
+			continue
+		}
+		if err := os.Remove(filepath.Join(s.ingests(), e.Name())); err != nil {
+			s.log.Warn("old download stays", "name", e.Name(), "error", err)
+		}
+	}
+	return s, nil
+}
+
+func (s *Store) blobs() string   { return filepath.Join(s.root, "blobs", "sha256") }
+func (s *Store) ingests() string { return filepath.Join(s.root, "ingest") }
+
+// path is where a blob is. Only sha256 is kept; the digest is checked, because it becomes a file name.
+func (s *Store) path(dgst digest.Digest) (string, error) {
+	if err := dgst.Validate(); err != nil || dgst.Algorithm() != digest.SHA256 {
+		return "", errs.New(errs.Invalid, "%q is not a sha256 digest", string(dgst))
+	}
+	return filepath.Join(s.blobs(), dgst.Encoded()), nil
+}
+
+// Put stores all of r. An empty want accepts any digest, a negative size any size; else a difference is errs.Invalid and nothing is kept.
+// A blob that is there already is still read and verified.
+func (s *Store) Put(ctx context.Context, want digest.Digest, size int64, r io.Reader) (Info, error) {
+	if want != "" {
+		if _, err := s.path(want); err != nil {
+			return Info{}, err
+		}
+	}
+	f, err := os.CreateTemp(s.ingests(), "put-")
+	if err != nil {
+		return Info{}, fmt.Errorf("store blob: %w", err)
+	}
+	in := &Ingest{s: s, f: f, name: filepath.Base(f.Name()), h: sha256.New()}
+	s.mu.Lock()
+	s.active[in.name] = true
+	s.mu.Unlock()
+	_, err = io.CopyBuffer(struct{ io.Writer }{in}, &ctxReader{ctx, r}, make([]byte, 256<<10))
+	if err != nil {
+		return Info{}, fmt.Errorf("store blob: %w", errors.Join(err, in.Abort()))
+	}
+	info, err := in.Commit(want, size)
+	if err != nil {
+		return Info{}, errors.Join(err, in.Abort())
+	}
+	return info, nil
+}
+
+type ctxReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r *ctxReader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.r.Read(p)
+}
+
+// Open opens a blob for reading.
+func (s *Store) Open(_ context.Context, dgst digest.Digest) (*os.File, Info, error) {
+	path, err := s.path(dgst)
+	if err != nil {
+		return nil, Info{}, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, Info{}, blobError(dgst, err)
+	}
+	st, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, Info{}, blobError(dgst, err)
+	}
+	return f, Info{Digest: dgst, Size: st.Size(), Stored: st.ModTime()}, nil
+}
+
+func blobError(dgst digest.Digest, err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return errs.New(errs.NotFound, "blob %s: not found", dgst)
+	}
+	return fmt.Errorf("blob %s: %w", dgst, err)
+}
+
+// Read returns a small blob, verified again.
+func (s *Store) Read(ctx context.Context, dgst digest.Digest, limit int64) ([]byte, error) {
+	f, info, err := s.Open(ctx, dgst)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info.Size > limit {
+		return nil, errs.New(errs.Invalid, "blob %s has %d bytes, more than %d", dgst, info.Size, limit)
+	}
+	data, err := io.ReadAll(f)
+	if err != nil {
+		return nil, blobError(dgst, err)
+	}
+	if digest.FromBytes(data) != dgst {
+		return nil, fmt.Errorf("blob %s is damaged on disk", dgst)
+	}
+	return data, nil
+}
+
+// Stat describes a blob.
+func (s *Store) Stat(_ context.Context, dgst digest.Digest) (Info, error) {
+	path, err := s.path(dgst)
+	if err != nil {
+		return Info{}, err
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return Info{}, blobError(dgst, err)
+	}
+	return Info{Digest: dgst, Size: st.Size(), Stored: st.ModTime()}, nil
+}
+
+// Delete removes a blob; one that is not there is no error. Readers that have it open go on.
+func (s *Store) Delete(_ context.Context, dgst digest.Digest) error {
+	path, err := s.path(dgst)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("delete blob %s: %w", dgst, err)
+	}
+	return nil
+}
+
+// List calls fn for every blob, in the order of the digests.
+func (s *Store) List(ctx context.Context, fn func(Info) error) error {
+	all, err := os.ReadDir(s.blobs())
+	if err != nil {
+		return fmt.Errorf("list blobs: %w", err)
+	}
+	for _, e := range all {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		dgst := digest.NewDigestFromEncoded(digest.SHA256, e.Name())
+		info, err := e.Info()
+		if err != nil || dgst.Validate() != nil {
+			continue // deleted meanwhile, or not ours
+		}
+		if err := fn(Info{Digest: dgst, Size: info.Size(), Stored: info.ModTime()}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Collect deletes the blobs that are not live and were stored before the given time, so that blobs of a running pull survive. It
+// returns what it deleted.
+func (s *Store) Collect(ctx context.Context, before time.Time, live func(digest.Digest) bool) (gone []Info, err error) {
+	err = s.List(ctx, func(info Info) error {
+		if live(info.Digest) || !info.Stored.Before(before) {
+			return nil
+		}
+		if err := s.Delete(ctx, info.Digest); err != nil {
+			return err
+		}
+		gone = append(gone, info)
+		return nil
+	})
+	return gone, err
+}
+
+func encode(sum []byte) digest.Digest {
+	return digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(sum))
+}

@@ -1,0 +1,146 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/snapshot"
+)
+
+// gate keeps two things apart: calls that bring layers in and do not yet have an image that names them (begin … end), and the
+// removal of layers that no image names. Removal waits for a moment without such calls; it is short, so they wait for it.
+type gate struct {
+	mu       sync.Mutex
+	inside   int
+	sweeping chan struct{} // closed when the removal under way is done
+	loose    map[loose]bool
+	sweep    func(all []loose) (again []loose)
+}
+
+// loose is something that may have to go: a chain of layers, or the config blob of an image.
+type loose struct {
+	config bool
+	name   digest.Digest
+}
+
+func (g *gate) begin() {
+	for {
+		g.mu.Lock()
+		wait := g.sweeping
+		if wait == nil {
+			g.inside++
+			g.mu.Unlock()
+			return
+		}
+		g.mu.Unlock()
+		<-wait
+	}
+}
+
+// candidate names what may have to go; the sweep checks.
+func (g *gate) candidate(it loose) {
+	if it.name == "" {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.loose == nil {
+		g.loose = map[loose]bool{}
+	}
+	g.loose[it] = true
+}
+
+func (g *gate) end() {
+	g.mu.Lock()
+	g.inside--
+	if g.inside > 0 || len(g.loose) == 0 {
+		g.mu.Unlock()
+		return
+	}
+	done := make(chan struct{})
+	g.sweeping = done
+	var all []loose
+	for it := range g.loose {
+		all = append(all, it)
+	}
+	g.loose = nil
+	g.mu.Unlock()
+	for _, it := range g.sweep(all) {
+		g.candidate(it)
+	}
+	g.mu.Lock()
+	g.sweeping = nil
+	g.mu.Unlock()
+	close(done)
+}
+
+// Sweep removes layers of deleted images that could not go before because a container's tree stood on them. The engine
+// calls it after it removed trees. It does nothing when there are none.
+func (s *Images) Sweep() {
+	s.gate.mu.Lock()
+	any := len(s.gate.loose) > 0
+	s.gate.mu.Unlock()
+	if any {
+		s.gate.begin()
+		s.gate.end()
+	}
+}
+
+// sweepLoose removes what no image has, chains with what is below them, and returns what is still in use otherwise.
+func (s *Images) sweepLoose(all []loose) (again []loose) {
+	ctx := context.Background()
+	live := s.Live()
+	for _, it := range all {
+		switch {
+		case live(it.name):
+		case it.config:
+			if err := s.blobs.Delete(ctx, it.name); err != nil {
+				s.log.Warn("config of a deleted image stays", "image", it.name, "error", err)
+			}
+		default:
+			if chain := s.sweepChain(ctx, it.name, live); chain != "" {
+				again = append(again, loose{name: chain})
+			}
+		}
+	}
+	return again
+}
+
+// sweepChain returns the chain at which it had to stop.
+func (s *Images) sweepChain(ctx context.Context, chain snapshot.ChainID, live func(digest.Digest) bool) snapshot.ChainID {
+	for chain != "" && !live(chain) {
+		l, err := s.snaps.Stat(ctx, chain)
+		if errors.Is(err, errs.NotFound) {
+			return ""
+		}
+		if err == nil {
+			err = s.snaps.RemoveLayer(ctx, chain)
+		}
+		if err != nil {
+			if !errors.Is(err, errs.Conflict) {
+				s.log.Warn("layer without an image stays", "chain", chain, "error", err)
+			}
+			return chain
+		}
+		chain = l.Parent
+	}
+	return ""
+}
+
+// Live answers for chains and config blobs whether an image has them now.
+func (s *Images) Live() func(digest.Digest) bool {
+	live := map[digest.Digest]bool{}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for id, e := range s.byID {
+		live[id] = true
+		for _, chain := range e.chains {
+			live[chain] = true
+		}
+	}
+	return func(d digest.Digest) bool { return live[d] }
+}

@@ -1,0 +1,297 @@
+package image
+
+import (
+	"archive/tar"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/reference"
+	"corten.dev/corten/internal/snapshot"
+)
+
+// maxMembers bounds what an image archive may list: it is an archive of blobs, not of files.
+const maxMembers = 100_000
+
+// spool is an archive on disk whose members can be read in any order. The file has no name: it is gone with the process.
+type spool struct {
+	f       *os.File
+	members map[string]member
+}
+
+type member struct {
+	off, size int64
+	link      string
+	sum       digest.Digest // of members below blobs/sha256, which is also their name
+}
+
+func newSpool(dir string) (*spool, error) {
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err == nil {
+		return &spool{f: os.NewFile(uintptr(fd), dir+"/load"), members: map[string]member{}}, nil
+	}
+	// Not every file system has O_TMPFILE.
+	f, err := os.CreateTemp(dir, "load-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &spool{f: f, members: map[string]member{}}, nil
+}
+
+// fill copies the members of the archive.
+func (sp *spool) fill(ctx context.Context, r io.Reader) error {
+	tr := tar.NewReader(r)
+	buf := make([]byte, 256<<10)
+	var off int64
+	for n := 0; ; n++ {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		hdr, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return archiveError(err)
+		}
+		if n == maxMembers {
+			return errs.New(errs.Invalid, "archive has more than %d entries: it is not an image archive", maxMembers)
+		}
+		name := strings.TrimPrefix(path.Clean("/"+hdr.Name), "/")
+		switch hdr.Typeflag {
+		case tar.TypeSymlink:
+			sp.members[name] = member{link: strings.TrimPrefix(path.Join("/", path.Dir(name), hdr.Linkname), "/")}
+			continue
+		case tar.TypeLink:
+			sp.members[name] = member{link: strings.TrimPrefix(path.Clean("/"+hdr.Linkname), "/")}
+			continue
+		case tar.TypeReg:
+		default:
+			continue
+		}
+		m := member{off: off}
+		if m.size, m.sum, err = sp.add(ctx, name, tr, buf); err != nil {
+			return archiveError(err)
+		}
+		off += m.size
+		sp.members[name] = m
+	}
+	_, err := io.CopyBuffer(io.Discard, r, buf) // so that the sender is not cut off
+	return err
+}
+
+// add copies one member. One that is named by a digest must have it.
+func (sp *spool) add(ctx context.Context, name string, r io.Reader, buf []byte) (int64, digest.Digest, error) {
+	in := struct{ io.Reader }{&ctxReader{ctx, r}}
+	hex, ok := strings.CutPrefix(name, "blobs/sha256/")
+	if !ok {
+		n, err := io.CopyBuffer(struct{ io.Writer }{sp.f}, in, buf)
+		return n, "", err
+	}
+	h := digest.SHA256.Digester()
+	n, err := io.CopyBuffer(io.MultiWriter(sp.f, h.Hash()), in, buf)
+	if err == nil && h.Digest().Encoded() != hex {
+		err = errs.New(errs.Invalid, "archive: %s has digest %s", name, h.Digest())
+	}
+	return n, h.Digest(), err
+}
+
+type ctxReader struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (r *ctxReader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.r.Read(p)
+}
+
+func archiveError(err error) error {
+	if errors.Is(err, tar.ErrHeader) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return errs.New(errs.Invalid, "archive is damaged or cut off: %w", err)
+	}
+	return err
+}
+
+// open reads a member; links lead to other members and nowhere else.
+func (sp *spool) open(name string) (*io.SectionReader, member, error) {
+	asked := name
+	for range 8 {
+		name = strings.TrimPrefix(path.Clean("/"+name), "/")
+		m, ok := sp.members[name]
+		if !ok {
+			return nil, m, errs.New(errs.Invalid, "archive has no %s", asked)
+		}
+		if m.link == "" {
+			return io.NewSectionReader(sp.f, m.off, m.size), m, nil
+		}
+		name = m.link
+	}
+	return nil, member{}, errs.New(errs.Invalid, "archive: %s is a link that leads nowhere", asked)
+}
+
+func (sp *spool) has(name string) bool { _, ok := sp.members[name]; return ok }
+
+func (sp *spool) read(name string) ([]byte, error) {
+	r, m, err := sp.open(name)
+	if err != nil {
+		return nil, err
+	}
+	if m.size > maxConfig {
+		return nil, errs.New(errs.Invalid, "archive: %s has %d bytes, more than %d", name, m.size, maxConfig)
+	}
+	return io.ReadAll(r)
+}
+
+func (sp *spool) json(name string, v any) error {
+	data, err := sp.read(name)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return errs.New(errs.Invalid, "archive: %s: %w", name, err)
+	}
+	return nil
+}
+
+// packed is an image of an archive, before it is unpacked: its config and, for each of its layers, a member.
+type packed struct {
+	raw    []byte
+	layers []string
+	refs   []reference.Ref
+	// digests of the layer members as their manifest states them; nil when it states none.
+	blobs []blob
+}
+
+// Load reads an archive and adds its images, all of them or none.
+func (s *Images) Load(ctx context.Context, r io.Reader, progress Progress) ([]string, error) {
+	if progress == nil {
+		progress = func(string, string, int64, int64) {}
+	}
+	plain, err := decompress(r)
+	if err != nil {
+		return nil, fmt.Errorf("load: %w", err)
+	}
+	defer plain.Close()
+	sp, err := newSpool(s.root)
+	if err != nil {
+		return nil, fmt.Errorf("load: %w", err)
+	}
+	defer sp.f.Close()
+	if err := sp.fill(ctx, plain); err != nil {
+		return nil, fmt.Errorf("load: %w", err)
+	}
+	images, err := sp.images(s.platform)
+	if err != nil {
+		return nil, fmt.Errorf("load: %w", err)
+	}
+	s.gate.begin()
+	defer s.gate.end()
+	var names []string
+	for _, img := range images {
+		if err := s.unpack(ctx, sp, img, progress); err != nil {
+			return nil, fmt.Errorf("load: %w", err)
+		}
+	}
+	for _, img := range images {
+		e, err := s.add(ctx, img.raw, img.refs)
+		if err != nil {
+			return nil, fmt.Errorf("load: %w", err)
+		}
+		for _, ref := range img.refs {
+			names = append(names, ref.Familiar())
+		}
+		if len(img.refs) == 0 {
+			names = append(names, e.id.String())
+		}
+	}
+	return names, nil
+}
+
+// images finds out which of the formats it is.
+func (sp *spool) images(p Platform) ([]packed, error) {
+	switch {
+	case sp.has("manifest.json"):
+		return sp.dockerImages()
+	case sp.has("index.json"):
+		return sp.ociImages(p)
+	case sp.has("repositories"):
+		return sp.oldImages()
+	}
+	return nil, errs.New(errs.Invalid, "archive holds no image: it has none of manifest.json, index.json and repositories (for a plain file tree, use import)")
+}
+
+// unpack applies the layers. Whatever it applied is a candidate for removal until an image names it.
+func (s *Images) unpack(ctx context.Context, sp *spool, img packed, progress Progress) error {
+	cfg, err := ParseConfig(img.raw)
+	if err != nil {
+		return err
+	}
+	if len(img.layers) != len(cfg.RootFS.DiffIDs) {
+		return errs.New(errs.Invalid, "archive lists %d layers, the image config %d", len(img.layers), len(cfg.RootFS.DiffIDs))
+	}
+	var chain snapshot.ChainID
+	for i, name := range img.layers {
+		diff := cfg.RootFS.DiffIDs[i]
+		next := nextChain(chain, diff)
+		s.gate.candidate(loose{name: next})
+		r, m, err := sp.open(name)
+		if err != nil {
+			return err
+		}
+		if img.blobs != nil {
+			if err := img.blobs[i].check(m); err != nil {
+				return err
+			}
+		}
+		short := diff.Encoded()[:12]
+		progress(short, "Loading layer", 0, m.size)
+		counted := &counter{r: r, tell: func(n int64) { progress(short, "Loading layer", n, m.size) }}
+		if err := s.apply(ctx, chain, diff, counted); err != nil {
+			return fmt.Errorf("layer %d (%s): %w", i+1, name, err)
+		}
+		chain = next
+	}
+	return nil
+}
+
+func (s *Images) apply(ctx context.Context, parent snapshot.ChainID, diff digest.Digest, r io.Reader) error {
+	plain, err := decompress(r)
+	if err != nil {
+		return err
+	}
+	_, err = s.snaps.Apply(ctx, parent, diff, plain)
+	return errors.Join(err, plain.Close())
+}
+
+// counter tells how far a reader is, not more often than every half megabyte.
+type counter struct {
+	r       io.Reader
+	n, told int64
+	tell    func(int64)
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	if c.n-c.told >= 512<<10 || err == io.EOF && c.n != c.told {
+		c.told = c.n
+		c.tell(c.n)
+	}
+	return n, err
+}

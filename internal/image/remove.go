@@ -1,0 +1,185 @@
+package image
+
+import (
+	"context"
+	"sort"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/reference"
+)
+
+var errDigestName = errs.New(errs.Invalid, "refusing to create a tag with a digest reference")
+
+// Remove untags, and deletes the image when that was its last name. The rules and texts are those of `docker rmi`:
+//
+//	by name, other names left       only the name goes, whoever uses the image
+//	by name, the last one           needs force when a stopped container uses it; a running one forbids it
+//	by id, one repository at most   all its names go, then as above
+//	by id, several repositories     needs force
+func (s *Images) Remove(ctx context.Context, ref string, force, prune bool, inUse func(id digest.Digest) (stopped, running []string)) (done []Removed, err error) {
+	s.gate.begin()
+	defer s.gate.end()
+	s.mu.RLock()
+	e, err := s.find(ref)
+	s.mu.RUnlock()
+	if err != nil {
+		return nil, err
+	}
+	var stopped, running []string
+	if inUse != nil {
+		stopped, running = inUse(e.id)
+	}
+	err = s.change(func(byID map[digest.Digest]*entry, names map[string]digest.Digest) error {
+		done = nil
+		if byID[e.id] == nil {
+			return noImage(ref)
+		}
+		mine := namesOf(names, e.id)
+		going, err := rmiRule{ref: ref, id: e.id, mine: mine, force: force, stopped: stopped, running: running}.names()
+		if err != nil {
+			return err
+		}
+		for _, r := range going {
+			delete(names, r.String())
+			done = append(done, Removed{Untagged: r.Familiar()})
+		}
+		if len(going) < len(mine) || len(running) > 0 && len(mine) > 0 {
+			return nil
+		}
+		delete(byID, e.id)
+		done = append(done, Removed{Deleted: e.id.String()})
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(done) > 0 && done[len(done)-1].Deleted != "" {
+		s.gate.candidate(loose{config: true, name: e.id})
+		s.gate.candidate(loose{name: e.chain()})
+		done = append(done, s.layersGone(e)...)
+	}
+	return done, nil
+}
+
+// layersGone names the chains that no other image has, topmost first, as `docker rmi` prints them.
+func (s *Images) layersGone(e *entry) (gone []Removed) {
+	live := s.Live()
+	for i := len(e.chains) - 1; i >= 0; i-- {
+		if live(e.chains[i]) {
+			break
+		}
+		gone = append(gone, Removed{Deleted: e.chains[i].String()})
+	}
+	return gone
+}
+
+func namesOf(names map[string]digest.Digest, id digest.Digest) (mine []reference.Ref) {
+	for name, other := range names {
+		if other != id {
+			continue
+		}
+		if r, err := reference.Parse(name); err == nil {
+			mine = append(mine, r)
+		}
+	}
+	sort.Slice(mine, func(i, j int) bool { return mine[i].String() < mine[j].String() })
+	return mine
+}
+
+// rmiRule decides which names go.
+type rmiRule struct {
+	ref              string
+	id               digest.Digest
+	mine             []reference.Ref
+	force            bool
+	stopped, running []string
+}
+
+func (r rmiRule) names() ([]reference.Ref, error) {
+	named, byName := r.byName()
+	if !byName {
+		return r.byID()
+	}
+	// Names with a digest go together with the last tag of their repository.
+	rest := 0
+	var going []reference.Ref
+	for _, m := range r.mine {
+		if m == named {
+			going = append(going, m)
+		} else if m.Digest == "" || m.Name() != named.Name() {
+			rest++
+		}
+	}
+	if rest > 0 {
+		return going, nil
+	}
+	going = r.mine
+	if users := append(append([]string(nil), r.running...), r.stopped...); len(users) > 0 && !r.force {
+		return nil, errs.New(errs.Conflict, "conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s",
+			r.ref, short(users[0]), r.id.Encoded()[:12])
+	}
+	return going, nil
+}
+
+// byName tells which of the names was meant, if it was one.
+func (r rmiRule) byName() (reference.Ref, bool) {
+	if strings.HasPrefix(r.id.Encoded(), strings.TrimPrefix(r.ref, "sha256:")) {
+		// An id, unless there is an image of that very name.
+		ref, err := reference.Parse(r.ref)
+		if err != nil || !contains(r.mine, ref.WithDefaultTag()) {
+			return reference.Ref{}, false
+		}
+	}
+	ref, err := reference.Parse(r.ref)
+	if err != nil {
+		return ref, false
+	}
+	if ref = ref.WithDefaultTag(); contains(r.mine, ref) {
+		return ref, true
+	}
+	if ref.Digest != "" { // name:tag@digest
+		both := ref
+		both.Tag = ""
+		if contains(r.mine, both) {
+			return both, true
+		}
+	}
+	return ref, false
+}
+
+func contains(all []reference.Ref, one reference.Ref) bool {
+	for _, r := range all {
+		if r == one {
+			return true
+		}
+	}
+	return false
+}
+
+func (r rmiRule) byID() ([]reference.Ref, error) {
+	repos := map[string]bool{}
+	for _, m := range r.mine {
+		repos[m.Name()] = true
+	}
+	id := r.id.Encoded()[:12]
+	switch {
+	case len(r.running) > 0:
+		return nil, errs.New(errs.Conflict, "conflict: unable to delete %s (cannot be forced) - image is being used by running container %s", id, short(r.running[0]))
+	case r.force:
+	case len(repos) > 1:
+		return nil, errs.New(errs.Conflict, "conflict: unable to delete %s (must be forced) - image is referenced in multiple repositories", id)
+	case len(r.stopped) > 0:
+		return nil, errs.New(errs.Conflict, "conflict: unable to delete %s (must be forced) - image is being used by stopped container %s", id, short(r.stopped[0]))
+	}
+	return r.mine, nil
+}
+
+func short(id string) string {
+	if len(id) > 12 {
+		return id[:12]
+	}
+	return id
+}

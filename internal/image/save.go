@@ -1,0 +1,223 @@
+package image
+
+import (
+	"archive/tar"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"sort"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/reference"
+)
+
+// Save writes an archive that is a docker archive and an OCI layout at once:
+//
+//	blobs/sha256/<hex>   configs, manifests, layers (plain tars)
+//	index.json           OCI: a manifest for each image and name
+//	manifest.json        docker: config, names and layers of each image
+//	oci-layout
+//	repositories         docker before 1.10, for programs that look for names there
+//
+// Each blob is written once, and equal images give equal bytes: entries carry the image's own time.
+func (s *Images) Save(ctx context.Context, refs []string, w io.Writer) error {
+	list, err := s.saveList(refs)
+	if err != nil {
+		return err
+	}
+	a := &archive{tw: tar.NewWriter(w), have: map[digest.Digest]bool{}, when: time.Unix(0, 0)}
+	if err := s.save(ctx, a, list); err != nil {
+		return fmt.Errorf("save: %w", err)
+	}
+	return nil
+}
+
+// saved is one image to save with the names it was asked by.
+type saved struct {
+	e    *entry
+	refs []reference.Ref
+}
+
+func (s *Images) saveList(refs []string) ([]saved, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var list []saved
+	at := map[digest.Digest]int{}
+	for _, ref := range refs {
+		e, err := s.find(ref)
+		if err != nil {
+			return nil, err
+		}
+		n, again := at[e.id]
+		if !again {
+			n = len(list)
+			at[e.id] = n
+			list = append(list, saved{e: e})
+		}
+		for _, r := range s.savedNames(ref, e) {
+			if !contains(list[n].refs, r) {
+				list[n].refs = append(list[n].refs, r)
+			}
+		}
+	}
+	if len(list) == 0 {
+		return nil, errs.New(errs.Invalid, "save: no image named")
+	}
+	return list, nil
+}
+
+// savedNames are the names that go with an image asked for as ref: the tag it was asked by; none for an id. It needs mu.
+func (s *Images) savedNames(ref string, e *entry) []reference.Ref {
+	r, err := reference.Parse(ref)
+	if err != nil || r.Digest != "" {
+		return nil
+	}
+	if s.names[r.WithDefaultTag().String()] == e.id {
+		return []reference.Ref{r.WithDefaultTag()}
+	}
+	return nil
+}
+
+type archive struct {
+	tw   *tar.Writer
+	have map[digest.Digest]bool
+	when time.Time
+}
+
+func (a *archive) dir(name string) error {
+	return a.tw.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: 0o755, ModTime: a.when})
+}
+
+func (a *archive) header(name string, size int64) error {
+	return a.tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: size, ModTime: a.when})
+}
+
+func (a *archive) file(name string, data []byte) error {
+	if err := a.header(name, int64(len(data))); err != nil {
+		return err
+	}
+	_, err := a.tw.Write(data)
+	return err
+}
+
+func (a *archive) json(name string, v any) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return a.file(name, data)
+}
+
+func (a *archive) blob(data []byte, mediaType string) (blob, error) {
+	b := blob{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
+	if a.have[b.Digest] {
+		return b, nil
+	}
+	a.have[b.Digest] = true
+	return b, a.file("blobs/sha256/"+b.Digest.Encoded(), data)
+}
+
+func (s *Images) save(ctx context.Context, a *archive, list []saved) error {
+	for _, it := range list {
+		if c := it.e.cfg.Created; c != nil && c.After(a.when) {
+			a.when = c.Truncate(time.Second)
+		}
+	}
+	for _, dir := range []string{"blobs/", "blobs/sha256/"} {
+		if err := a.dir(dir); err != nil {
+			return err
+		}
+	}
+	idx := ociIndex{SchemaVersion: 2, MediaType: typeOCIIndex}
+	var manifests []dockerManifest
+	repos := map[string]map[string]string{}
+	for _, it := range list {
+		m, docker, err := s.saveImage(ctx, a, it)
+		if err != nil {
+			return fmt.Errorf("image %s: %w", it.e.id, err)
+		}
+		manifests = append(manifests, docker)
+		if len(it.refs) == 0 {
+			idx.Manifests = append(idx.Manifests, m)
+		}
+		for _, r := range it.refs {
+			named := m
+			named.Annotations = map[string]string{annotationName: r.String(), annotationRefName: r.Tag}
+			idx.Manifests = append(idx.Manifests, named)
+			if n := len(it.e.cfg.RootFS.DiffIDs); n > 0 {
+				name := r.FamiliarName()
+				if repos[name] == nil {
+					repos[name] = map[string]string{}
+				}
+				repos[name][r.Tag] = it.e.cfg.RootFS.DiffIDs[n-1].Encoded()
+			}
+		}
+	}
+	if err := a.json("index.json", idx); err != nil {
+		return err
+	}
+	if err := a.json("manifest.json", manifests); err != nil {
+		return err
+	}
+	if err := a.file("oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`)); err != nil {
+		return err
+	}
+	if len(repos) > 0 {
+		if err := a.json("repositories", repos); err != nil {
+			return err
+		}
+	}
+	return a.tw.Close()
+}
+
+func (s *Images) saveImage(ctx context.Context, a *archive, it saved) (blob, dockerManifest, error) {
+	e := it.e
+	docker := dockerManifest{Config: "blobs/sha256/" + e.id.Encoded(), LayerSources: map[digest.Digest]json.RawMessage{}, Layers: []string{}}
+	for _, r := range it.refs {
+		docker.RepoTags = append(docker.RepoTags, r.Familiar())
+	}
+	sort.Strings(docker.RepoTags)
+	m := ociManifest{SchemaVersion: 2, MediaType: typeOCIManifest, Layers: []blob{}}
+	for i, chain := range e.chains {
+		diff := e.cfg.RootFS.DiffIDs[i]
+		size, err := s.saveLayer(ctx, a, chain, diff)
+		if err != nil {
+			return blob{}, docker, err
+		}
+		b := blob{MediaType: typeOCILayer, Digest: diff, Size: size}
+		m.Layers = append(m.Layers, b)
+		docker.Layers = append(docker.Layers, "blobs/sha256/"+diff.Encoded())
+		source, err := json.Marshal(b)
+		if err != nil {
+			return blob{}, docker, err
+		}
+		docker.LayerSources[diff] = source
+	}
+	var err error
+	if m.Config, err = a.blob(e.raw, typeOCIConfig); err != nil {
+		return blob{}, docker, err
+	}
+	data, err := json.Marshal(m)
+	if err != nil {
+		return blob{}, docker, err
+	}
+	desc, err := a.blob(data, typeOCIManifest)
+	desc.Platform = &ociPlatform{OS: e.cfg.OS, Architecture: e.cfg.Architecture, Variant: e.cfg.Variant}
+	return desc, docker, err
+}
+
+func (s *Images) saveLayer(ctx context.Context, a *archive, chain, diff digest.Digest) (int64, error) {
+	l, err := s.snaps.Stat(ctx, chain)
+	if err != nil || a.have[diff] {
+		return l.TarSize, err
+	}
+	a.have[diff] = true
+	if err := a.header("blobs/sha256/"+diff.Encoded(), l.TarSize); err != nil {
+		return 0, err
+	}
+	return l.TarSize, s.snaps.LayerTar(ctx, chain, a.tw)
+}

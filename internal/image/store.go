@@ -1,0 +1,392 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"corten.dev/corten/internal/content"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/reference"
+	"corten.dev/corten/internal/snapshot"
+)
+
+// Blobs is what the room needs of the content room.
+type Blobs interface {
+	Put(ctx context.Context, want digest.Digest, size int64, r io.Reader) (content.Info, error)
+	Read(ctx context.Context, dgst digest.Digest, limit int64) ([]byte, error)
+	Delete(ctx context.Context, dgst digest.Digest) error
+}
+
+// Options describe a store.
+type Options struct {
+	Root      string // folder that the store owns
+	Snapshots snapshot.Store
+	Content   Blobs
+	Logger    *slog.Logger
+	// Platform is "os/arch[/variant]", for choosing from an index; empty is the one of this process.
+	Platform string
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+}
+
+// Images is the store: all parsed configs in memory, one index file on disk.
+//
+//	images.json   ids and names; rewritten aside, flushed and renamed with each change
+//	load-…        unnamed while in use: an archive that is being loaded
+//
+// The config blobs are in the content room, the layers in the snapshot room. An image is added in the order layers, config, index, and removed
+// in the other order, so that the index never names what is not there; what is there without being named goes away at start.
+type Images struct {
+	root     string
+	snaps    snapshot.Store
+	blobs    Blobs
+	log      *slog.Logger
+	platform Platform
+	now      func() time.Time
+
+	mu     sync.RWMutex // guards byID and names
+	byID   map[digest.Digest]*entry
+	names  map[string]digest.Digest // full name with tag, or with digest, to id
+	commit sync.Mutex               // one change of the index file at a time; taken before mu
+	gate   gate
+}
+
+var _ Store = (*Images)(nil)
+
+// entry is an image in memory. It is never changed; a change puts a new one in its place.
+type entry struct {
+	id     digest.Digest
+	cfg    Config
+	raw    []byte
+	chains []snapshot.ChainID // lowest first
+	sizes  []int64            // of the layers
+	tagged time.Time
+}
+
+func (e *entry) chain() snapshot.ChainID {
+	if len(e.chains) == 0 {
+		return ""
+	}
+	return e.chains[len(e.chains)-1]
+}
+
+func (e *entry) size() (sum int64) {
+	for _, n := range e.sizes {
+		sum += n
+	}
+	return sum
+}
+
+// maxConfig bounds a config or manifest blob.
+const maxConfig = 8 << 20
+
+const indexFile = "images.json"
+
+type indexRecord struct {
+	Images []imageRecord
+	Names  map[string]digest.Digest
+}
+
+type imageRecord struct {
+	ID     digest.Digest
+	Tagged time.Time
+}
+
+// New opens the store and checks what it finds. An image whose config or layers are missing is taken out, with a line in the log.
+func New(opts Options) (*Images, error) {
+	s := &Images{root: opts.Root, snaps: opts.Snapshots, blobs: opts.Content, log: opts.Logger, now: opts.Now,
+		byID: map[digest.Digest]*entry{}, names: map[string]digest.Digest{}}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if opts.Platform == "" {
+		opts.Platform = runtime.GOOS + "/" + runtime.GOARCH
+	}
+	var err error
+	if s.platform, err = ParsePlatform(opts.Platform); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(s.root, 0o700); err != nil {
+		return nil, fmt.Errorf("open images: %w", err)
+	}
+	s.gate.sweep = s.sweepLoose
+	if err := s.load(context.Background()); err != nil {
+		return nil, fmt.Errorf("open images: %w", err)
+	}
+	return s, nil
+}
+
+func (s *Images) load(ctx context.Context) error {
+	data, err := os.ReadFile(filepath.Join(s.root, indexFile))
+	var rec indexRecord
+	if err == nil {
+		err = json.Unmarshal(data, &rec)
+		if err != nil {
+			lost := filepath.Join(s.root, indexFile+".lost")
+			s.log.Error("image index cannot be read, set aside", "to", lost, "error", err)
+			return os.Rename(filepath.Join(s.root, indexFile), lost)
+		}
+	} else if !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	for _, r := range rec.Images {
+		raw, err := s.blobs.Read(ctx, r.ID, maxConfig)
+		var e *entry
+		if err == nil {
+			e, err = s.newEntry(ctx, r.ID, raw, r.Tagged)
+		}
+		if err != nil {
+			s.log.Error("image is not complete, left out", "image", r.ID, "error", err)
+			continue
+		}
+		s.byID[r.ID] = e
+	}
+	for name, id := range rec.Names {
+		if s.byID[id] != nil {
+			s.names[name] = id
+		}
+	}
+	for _, pattern := range []string{indexFile + ".*.tmp"} {
+		left, _ := filepath.Glob(filepath.Join(s.root, pattern))
+		for _, path := range left {
+			_ = os.Remove(path) // of a killed process; harmless when it stays
+		}
+	}
+	layers, err := s.snaps.Layers(ctx)
+	if err != nil {
+		return err
+	}
+	s.gate.begin()
+	for _, l := range layers {
+		s.gate.candidate(loose{name: l.Chain})
+	}
+	s.gate.end()
+	return nil
+}
+
+// newEntry parses a config and looks its layers up.
+func (s *Images) newEntry(ctx context.Context, id digest.Digest, raw []byte, tagged time.Time) (*entry, error) {
+	cfg, err := ParseConfig(raw)
+	if err != nil {
+		return nil, err
+	}
+	e := &entry{id: id, cfg: cfg, raw: raw, tagged: tagged}
+	var chain snapshot.ChainID
+	for _, diff := range cfg.RootFS.DiffIDs {
+		chain = nextChain(chain, diff)
+		l, err := s.snaps.Stat(ctx, chain)
+		if err != nil {
+			return nil, err
+		}
+		e.chains = append(e.chains, chain)
+		e.sizes = append(e.sizes, l.Size)
+	}
+	return e, nil
+}
+
+func nextChain(parent snapshot.ChainID, diff digest.Digest) snapshot.ChainID {
+	if parent == "" {
+		return diff
+	}
+	return digest.FromString(string(parent) + " " + string(diff))
+}
+
+// change edits the names and images and makes the result durable. edit works on copies; when it fails or the disk does, nothing changed.
+func (s *Images) change(edit func(byID map[digest.Digest]*entry, names map[string]digest.Digest) error) error {
+	s.commit.Lock()
+	defer s.commit.Unlock()
+	s.mu.RLock()
+	byID := make(map[digest.Digest]*entry, len(s.byID)+1)
+	for id, e := range s.byID {
+		byID[id] = e
+	}
+	names := make(map[string]digest.Digest, len(s.names)+1)
+	for n, id := range s.names {
+		names[n] = id
+	}
+	s.mu.RUnlock()
+	if err := edit(byID, names); err != nil {
+		return err
+	}
+	rec := indexRecord{Names: names}
+	for id, e := range byID {
+		rec.Images = append(rec.Images, imageRecord{id, e.tagged})
+	}
+	sort.Slice(rec.Images, func(i, j int) bool { return rec.Images[i].ID < rec.Images[j].ID })
+	if err := s.writeIndex(rec); err != nil {
+		return fmt.Errorf("write image index: %w", err)
+	}
+	s.mu.Lock()
+	s.byID, s.names = byID, names
+	s.mu.Unlock()
+	return nil
+}
+
+func (s *Images) writeIndex(rec indexRecord) (err error) {
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(s.root, indexFile+".*.tmp")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	err = errors.Join(err, f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), filepath.Join(s.root, indexFile))
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	dir, err := os.Open(s.root)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// add stores the config and gives the image its names. The layers must be there and held by the gate.
+func (s *Images) add(ctx context.Context, raw []byte, refs []reference.Ref) (*entry, error) {
+	info, err := s.blobs.Put(ctx, "", int64(len(raw)), readerOf(raw))
+	if err != nil {
+		return nil, err
+	}
+	e, err := s.newEntry(ctx, info.Digest, raw, s.now())
+	if err != nil {
+		return nil, err
+	}
+	err = s.change(func(byID map[digest.Digest]*entry, names map[string]digest.Digest) error {
+		if old := byID[e.id]; old != nil && len(refs) == 0 {
+			e.tagged = old.tagged
+		}
+		byID[e.id] = e
+		for _, r := range refs {
+			names[r.String()] = e.id
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// Get finds an image.
+func (s *Images) Get(_ context.Context, ref string) (Image, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	e, err := s.find(ref)
+	if err != nil {
+		return Image{}, err
+	}
+	return s.describe(e), nil
+}
+
+// List lists all images, newest first.
+func (s *Images) List(_ context.Context) ([]Image, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	tags, digests := s.namesByID()
+	all := make([]Image, 0, len(s.byID))
+	for _, e := range s.byID {
+		all = append(all, e.image(tags[e.id], digests[e.id]))
+	}
+	sort.Slice(all, func(i, j int) bool {
+		a, b := created(all[i]), created(all[j])
+		if !a.Equal(b) {
+			return a.After(b)
+		}
+		return all[i].ID < all[j].ID
+	})
+	return all, nil
+}
+
+func created(img Image) time.Time {
+	if img.Config.Created == nil {
+		return time.Time{}
+	}
+	return *img.Config.Created
+}
+
+// describe needs mu.
+func (s *Images) describe(e *entry) Image {
+	var tags, digests []string
+	for name, id := range s.names {
+		if id == e.id {
+			tags, digests = appendName(name, tags, digests)
+		}
+	}
+	return e.image(tags, digests)
+}
+
+// namesByID needs mu.
+func (s *Images) namesByID() (tags, digests map[digest.Digest][]string) {
+	tags, digests = map[digest.Digest][]string{}, map[digest.Digest][]string{}
+	for name, id := range s.names {
+		tags[id], digests[id] = appendName(name, tags[id], digests[id])
+	}
+	return tags, digests
+}
+
+func appendName(name string, tags, digests []string) ([]string, []string) {
+	r, err := reference.Parse(name)
+	if err != nil {
+		return tags, digests
+	}
+	if r.Digest != "" {
+		return tags, append(digests, r.Familiar())
+	}
+	return append(tags, r.Familiar()), digests
+}
+
+// image builds the value for callers, who must not change what is inside.
+func (e *entry) image(tags, digests []string) Image {
+	sort.Strings(tags)
+	sort.Strings(digests)
+	return Image{ID: e.id, Config: e.cfg, Raw: e.raw, Chain: e.chain(), Tags: tags, Digests: digests, Size: e.size(), Tagged: e.tagged}
+}
+
+// Tag gives an image another name; a name that is taken moves.
+func (s *Images) Tag(_ context.Context, ref, name string) error {
+	to, err := reference.Parse(name)
+	if err != nil {
+		return err
+	}
+	if to.Digest != "" {
+		return errs.New(errs.Invalid, "refusing to create a tag with a digest reference")
+	}
+	to = to.WithDefaultTag()
+	s.mu.RLock()
+	e, err := s.find(ref)
+	s.mu.RUnlock()
+	if err != nil {
+		return err
+	}
+	return s.change(func(byID map[digest.Digest]*entry, names map[string]digest.Digest) error {
+		old := byID[e.id]
+		if old == nil {
+			return noImage(ref)
+		}
+		again := *old
+		again.tagged = s.now()
+		byID[e.id] = &again
+		names[to.String()] = e.id
+		return nil
+	})
+}
