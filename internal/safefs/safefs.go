@@ -1,0 +1,207 @@
+// Package safefs opens paths that cannot leave a root directory, whatever links, dots and races they contain, and files of procfs that are really procfs.
+//
+// It owns nothing. It promises that every lookup is made by the kernel below a directory held open (openat2, RESOLVE_IN_ROOT), that what is missing is made one single name at a
+// time in a directory that was reached that way, and that results are descriptors, so that nobody can swap a path between the check and the use. Linux 5.6 is the floor.
+package safefs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"strings"
+
+	"corten.dev/corten/internal/errs"
+	"golang.org/x/sys/unix"
+)
+
+// tries bounds how often a lookup is repeated when somebody renames directories meanwhile.
+const tries = 1000
+
+func openat2(dir int, name string, how *unix.OpenHow) (int, error) {
+	how.Flags |= unix.O_CLOEXEC
+	for range tries {
+		fd, err := unix.Openat2(dir, name, how)
+		if err != unix.EAGAIN && err != unix.EINTR {
+			return fd, err
+		}
+	}
+	return -1, unix.EAGAIN
+}
+
+// Root opens a directory as a root for the other functions.
+func Root(dir string) (*os.File, error) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open root %s: %w", dir, err)
+	}
+	return os.NewFile(uintptr(fd), dir), nil
+}
+
+// Open opens name below root as if root were "/": absolute links start there and ".." stops there. Magic links of procfs are refused.
+func Open(root *os.File, name string, flags int, mode os.FileMode) (*os.File, error) {
+	how := &unix.OpenHow{Flags: uint64(flags), Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	if flags&(unix.O_CREAT|unix.O_TMPFILE) != 0 {
+		how.Mode = uint64(mode.Perm())
+	}
+	fd, err := openat2(int(root.Fd()), inRoot(name), how)
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", name, err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// inRoot is name as openat2 takes it.
+func inRoot(name string) string {
+	if name == "" {
+		return "/"
+	}
+	return name
+}
+
+// Stat describes what name is below root, following links.
+func Stat(root *os.File, name string) (os.FileInfo, error) {
+	f, err := Open(root, name, unix.O_PATH, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Stat()
+}
+
+// ReadFile reads a whole regular file of at most limit bytes below root. It does not block on a fifo that stands there instead.
+func ReadFile(root *os.File, name string, limit int64) ([]byte, error) {
+	f, err := Open(root, name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !st.Mode().IsRegular() {
+		return nil, errs.New(errs.Invalid, "read %s: not a regular file", name)
+	}
+	if st.Size() > limit {
+		return nil, errs.New(errs.Invalid, "read %s: %d bytes are more than %d", name, st.Size(), limit)
+	}
+	body := make([]byte, st.Size())
+	n, err := f.ReadAt(body, 0)
+	if n < len(body) {
+		body = body[:n]
+	}
+	if err != nil && n < len(body) {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	return body, nil
+}
+
+// maxLinks bounds the links that MkdirAll follows, as the kernel does.
+const maxLinks = 40
+
+// MkdirAll makes the directory name below root with all that is missing, and returns it open (O_PATH). A link that leads nowhere is followed: what it names is made, below root.
+func MkdirAll(root *os.File, name string, mode os.FileMode) (*os.File, error) {
+	if f, err := Open(root, name, unix.O_PATH|unix.O_DIRECTORY, 0); err == nil || !errors.Is(err, unix.ENOENT) {
+		return f, err
+	}
+	done := "/"
+	todo := split(name)
+	for links := 0; len(todo) > 0; {
+		part := todo[0]
+		todo = todo[1:]
+		if part == ".." {
+			done = path.Dir(done)
+			continue
+		}
+		target, err := step(root, done, part, mode)
+		if err != nil {
+			return nil, fmt.Errorf("make directory %s: %w", name, err)
+		}
+		if target == "" {
+			done = path.Join(done, part)
+			continue
+		}
+		if links++; links > maxLinks {
+			return nil, fmt.Errorf("make directory %s: %w", name, unix.ELOOP)
+		}
+		if path.IsAbs(target) {
+			done = "/"
+		}
+		todo = append(split(target), todo...)
+	}
+	return Open(root, done, unix.O_PATH|unix.O_DIRECTORY, 0)
+}
+
+func split(name string) (parts []string) {
+	for _, p := range strings.Split(name, "/") {
+		if p != "" && p != "." {
+			parts = append(parts, p)
+		}
+	}
+	return parts
+}
+
+// step makes one directory, or returns the target of the link that stands in its place.
+func step(root *os.File, parent, part string, mode os.FileMode) (target string, err error) {
+	dir, err := Open(root, parent, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return "", err
+	}
+	defer dir.Close()
+	err = unix.Mkdirat(int(dir.Fd()), part, uint32(mode.Perm()))
+	if err == nil {
+		return "", nil
+	}
+	if err != unix.EEXIST {
+		return "", err
+	}
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(int(dir.Fd()), part, buf)
+	if err == unix.EINVAL { // not a link
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return string(buf[:n]), nil
+}
+
+// Parent opens the directory that name is in, below root, for calls that take a directory and a single name. What is missing is an error.
+func Parent(root *os.File, name string) (dir *os.File, base string, err error) {
+	clean := path.Join("/", name)
+	if clean == "/" {
+		return nil, "", errs.New(errs.Invalid, "%q names the root itself", name)
+	}
+	// ".." behind a link must be looked up, not computed: only the last component is taken off, and it must be a real name.
+	trimmed := strings.TrimRight(name, "/")
+	base = path.Base(trimmed)
+	if base == "." || base == ".." {
+		return nil, "", errs.New(errs.Invalid, "%q ends in a dot", name)
+	}
+	dir, err = Open(root, trimmed[:len(trimmed)-len(base)], unix.O_PATH|unix.O_DIRECTORY, 0)
+	return dir, base, err
+}
+
+// Proc opens a file of the host's procfs after checking that /proc is one; nothing mounted over a part of it is followed.
+func Proc(name string, flags int) (*os.File, error) {
+	proc, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open /proc: %w", err)
+	}
+	defer unix.Close(proc)
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(proc, &fs); err != nil {
+		return nil, fmt.Errorf("open /proc: %w", err)
+	}
+	if int64(fs.Type) != unix.PROC_SUPER_MAGIC {
+		return nil, errs.New(errs.Unavailable, "/proc is not procfs")
+	}
+	fd, err := openat2(proc, name, &unix.OpenHow{
+		Flags: uint64(flags), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open /proc/%s: %w", name, err)
+	}
+	return os.NewFile(uintptr(fd), "/proc/"+name), nil
+}

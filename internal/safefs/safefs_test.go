@@ -1,0 +1,156 @@
+package safefs
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func tree(t testing.TB) (*os.File, string, string) {
+	t.Helper()
+	base := t.TempDir()
+	dir, outside := filepath.Join(base, "root"), filepath.Join(base, "outside")
+	for _, d := range []string{dir, outside} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	root, err := Root(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { root.Close() })
+	return root, dir, outside
+}
+
+func TestMkdirAllStaysInside(t *testing.T) {
+	root, dir, outside := tree(t)
+	os.Symlink(outside, dir+"/abs")
+	os.Symlink("../../outside", dir+"/rel")
+	os.Symlink("/run", dir+"/var")
+	for _, name := range []string{"/abs/x", "rel/x", "../../y", "/var/lock/z", "a/b/../c"} {
+		f, err := MkdirAll(root, name, 0o755)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		f.Close()
+	}
+	if left, _ := os.ReadDir(outside); len(left) > 0 {
+		t.Fatal("something was made outside")
+	}
+	for _, want := range []string{outside + "/x", "/outside/x", "/y", "/run/lock/z", "/a/c"} {
+		if st, err := os.Stat(dir + want); err != nil || !st.IsDir() {
+			t.Errorf("%s was not made inside: %v", want, err)
+		}
+	}
+}
+
+func TestLoopEnds(t *testing.T) {
+	root, dir, _ := tree(t)
+	os.Symlink("b", dir+"/a")
+	os.Symlink("a", dir+"/b")
+	if _, err := MkdirAll(root, "a/x", 0o755); err == nil {
+		t.Fatal("a loop of links was accepted")
+	}
+}
+
+// While one side swaps a directory for a link to the outside, the other makes directories through it: none may appear outside.
+func TestRace(t *testing.T) {
+	root, dir, outside := tree(t)
+	os.Mkdir(dir+"/d", 0o755)
+	os.Symlink(outside, dir+"/l")
+	var stop atomic.Bool
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for !stop.Load() {
+			unix.Renameat2(unix.AT_FDCWD, dir+"/d", unix.AT_FDCWD, dir+"/l", unix.RENAME_EXCHANGE)
+		}
+	}()
+	for range 3000 {
+		if f, err := MkdirAll(root, "/d/one/two", 0o755); err == nil {
+			f.Close()
+		}
+		if left, _ := os.ReadDir(outside); len(left) > 0 {
+			t.Errorf("%s was made outside", left[0].Name())
+			break
+		}
+		if d, err := Open(root, "/d", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0); err == nil {
+			unix.Unlinkat(int(d.Fd()), "one/two", unix.AT_REMOVEDIR)
+			unix.Unlinkat(int(d.Fd()), "one", unix.AT_REMOVEDIR)
+			d.Close()
+		}
+	}
+	stop.Store(true)
+	<-done
+}
+
+func TestReadFile(t *testing.T) {
+	root, dir, _ := tree(t)
+	os.WriteFile(dir+"/f", []byte("hello"), 0o644)
+	os.Symlink("/f", dir+"/l")
+	unix.Mkfifo(dir+"/p", 0o644)
+	if b, err := ReadFile(root, "l", 10); err != nil || string(b) != "hello" {
+		t.Fatal(string(b), err)
+	}
+	for _, name := range []string{"p", "missing", "/"} {
+		if _, err := ReadFile(root, name, 10); err == nil {
+			t.Errorf("%s was read", name)
+		}
+	}
+	if _, err := ReadFile(root, "f", 4); err == nil || !strings.Contains(err.Error(), "more than 4") {
+		t.Error(err)
+	}
+}
+
+func TestProc(t *testing.T) {
+	f, err := Proc("self/status", os.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	for _, name := range []string{"self/root/etc/passwd", "self/cwd", "../etc/passwd", "self/fd/0"} {
+		if f, err := Proc(name, unix.O_PATH); err == nil {
+			f.Close()
+			t.Errorf("%s was opened", name)
+		}
+	}
+}
+
+func TestParent(t *testing.T) {
+	root, dir, _ := tree(t)
+	os.MkdirAll(dir+"/a/b", 0o755)
+	d, base, err := Parent(root, "/a/b/c")
+	if err != nil || base != "c" {
+		t.Fatal(base, err)
+	}
+	d.Close()
+	for _, bad := range []string{"/", "", "..", "/a/..", "/a/.", "/missing/x"} {
+		if d, _, err := Parent(root, bad); err == nil {
+			d.Close()
+			t.Errorf("%q has a parent", bad)
+		}
+	}
+}
+
+func FuzzMkdirAll(f *testing.F) {
+	f.Add("a/b", "../x")
+	f.Add("/l/l/../..", "/")
+	f.Fuzz(func(t *testing.T, name, link string) {
+		root, dir, outside := tree(t)
+		if len(name) > 200 || os.Symlink(link, dir+"/l") != nil {
+			return
+		}
+		if d, err := MkdirAll(root, name, 0o755); err == nil {
+			d.Close()
+		}
+		up, _ := os.ReadDir(filepath.Dir(dir))
+		if left, _ := os.ReadDir(outside); len(left) > 0 || len(up) != 2 {
+			t.Fatalf("%q over %q left the root", name, link)
+		}
+	})
+}
