@@ -129,9 +129,6 @@ func (s *Server) toCreate(body createBody, version int) (containers.CreateReques
 	if req.Host, warnings, err = s.toHost(*body.HostConfig, version); err != nil {
 		return req, nil, err
 	}
-	if req.Host.NetworkMode == "host" && req.Config.Hostname == "" && req.Host.UTSMode == "" && len(req.Host.Ports) > 0 {
-		warnings = append(warnings, "Published ports are discarded when using host network mode")
-	}
 	req.Networks, err = toNetworks(body.NetworkingConfig, req.Host.NetworkMode, body.MacAddress, version)
 	return req, warnings, err
 }

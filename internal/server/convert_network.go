@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 
 	wirenet "github.com/moby/moby/api/types/network"
 
@@ -65,7 +66,10 @@ func toNetworks(cfg *wirenet.NetworkingConfig, mode, mac string, version int) (m
 			}
 		}
 	}
-	if container := len(mode) > 10 && mode[:10] == "container:"; container {
+	if version >= 52 { // since then addresses belong to endpoints alone
+		mac = ""
+	}
+	if strings.HasPrefix(mode, "container:") {
 		if len(out) > 0 {
 			return nil, errs.New(errs.Invalid, "conflicting options: cannot attach both user-defined and non-user-defined network-modes")
 		}
@@ -75,7 +79,7 @@ func toNetworks(cfg *wirenet.NetworkingConfig, mode, mac string, version int) (m
 		return nil, nil
 	}
 	ep := out[mode]
-	if mac != "" && version < 52 {
+	if mac != "" {
 		hw, err := net.ParseMAC(mac)
 		if err == nil {
 			err = checkMAC(hw)

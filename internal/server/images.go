@@ -2,6 +2,7 @@ package server
 
 import (
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
@@ -208,7 +209,7 @@ func (s *Server) imagesGet(w http.ResponseWriter, r *request) error {
 
 func (s *Server) imagesLoad(w http.ResponseWriter, r *request) error {
 	// Progress is sent while the archive still comes in.
-	if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+	if err := duplex(w); err != nil {
 		return err
 	}
 	out := newProgress(w, r.query.flagOr("quiet", true))
@@ -232,7 +233,7 @@ func (s *Server) imagesCreate(w http.ResponseWriter, r *request) error {
 	if src == "" {
 		return errs.New(errs.Invalid, "no source: give fromSrc or fromImage")
 	}
-	if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+	if err := duplex(w); err != nil {
 		return err
 	}
 	out := newProgress(w, false)
@@ -251,6 +252,15 @@ func (s *Server) imagesCreate(w http.ResponseWriter, r *request) error {
 		out.status("", img.ID.String())
 	}
 	return out.finish(err)
+}
+
+// duplex lets the answer begin before the body has ended.
+func duplex(w http.ResponseWriter) error {
+	err := http.NewResponseController(w).EnableFullDuplex()
+	if errors.Is(err, http.ErrNotSupported) { // not a connection of ours, and not in need of it
+		return nil
+	}
+	return err
 }
 
 // fetch opens an archive by its address.
