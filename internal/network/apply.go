@@ -134,6 +134,10 @@ func (l *Local) watchRules(ctx context.Context) error {
 				return
 			case <-time.After(100 * time.Millisecond):
 			}
+			select { // what was told meanwhile is covered
+			case <-l.rules.kick:
+			default:
+			}
 			l.mu.Lock()
 			settled := l.settled
 			l.mu.Unlock()

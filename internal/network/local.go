@@ -13,6 +13,7 @@ import (
 
 	"corten.dev/corten/internal/linux/netlink"
 	"corten.dev/corten/internal/linux/nft"
+	"corten.dev/corten/internal/network/dns"
 	"golang.org/x/sys/unix"
 )
 
@@ -39,6 +40,7 @@ type Local struct {
 	reap    *reaper
 	rules   rulesState
 	resolv  hostResolv
+	dns     *dns.Server
 	created sync.Mutex // one network is created or removed at a time, because they choose subnets and names that must not collide; held over kernel work that no start waits for
 	stop    context.CancelFunc
 	work    sync.WaitGroup
@@ -86,6 +88,9 @@ func New(opt Options) (_ *Local, err error) {
 		return nil, fmt.Errorf("open the host's network namespace: %w", err)
 	}
 	l.ports.init()
+	if l.dns, err = dns.New(directory{l}, l.log); err != nil {
+		return nil, err
+	}
 	l.pool, l.reap = newReadyPool(l), newReaper(l)
 	if err := os.MkdirAll(l.storeDir(), 0o700); err != nil {
 		return nil, fmt.Errorf("network records: %w", err)
@@ -134,7 +139,7 @@ func (l *Local) Close() error {
 		return nil
 	}
 	l.closed = true
-	busy := len(l.boxes) > 0 || !l.settled && l.reap.pending() > 0
+	busy := len(l.boxes) > 0 || !l.settled && l.reap.unclaimed()
 	l.mu.Unlock()
 	l.stop()
 	l.rules.closeWatch()
@@ -155,6 +160,9 @@ func (l *Local) shut() error {
 		for _, x := range b.bindings {
 			all = append(all, x.closeFiles())
 		}
+	}
+	if l.dns != nil {
+		all = append(all, l.dns.Close())
 	}
 	all = append(all, l.rt.Close(), l.nf.Close())
 	if l.hostNS != nil {

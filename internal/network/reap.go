@@ -65,7 +65,15 @@ func (r *reaper) holdsAddr(a netip.Addr) bool {
 	return false
 }
 
-func (r *reaper) pending() int { return len(r.dying) }
+// unclaimed says whether links were found at start that may be those of running containers. mu is held.
+func (r *reaper) unclaimed() bool {
+	for _, d := range r.dying {
+		if d.orphan {
+			return true
+		}
+	}
+	return false
+}
 
 // orphans makes what was found at start and claimed by nobody go.
 func (r *reaper) orphans() {
