@@ -2,6 +2,7 @@ package serve
 
 import (
 	"syscall"
+	"unsafe"
 
 	"corten.dev/corten/internal/monitor/wire"
 )
@@ -11,6 +12,7 @@ const (
 	queueMax  = 1 << 20   // what a client of a non-blocking container may have waiting
 	stdinMax  = 64 << 10
 	drainMax  = 16 << 20 // read from one pipe after the process ended, should others keep writing into it
+	quick     = 200_000  // ns between two reads that count as close
 	readsEach = 4        // reads of one output before the others have their turn
 	keepEnded = 64       // ended sessions whose exit nobody fetched
 )
@@ -60,9 +62,27 @@ type output struct {
 	fd     int
 	stream int
 	grown  bool
+	last   int64 // when it was read last, and how many small reads followed each other closely
+	streak int
+}
+
+// moderate waits a moment when a process writes line by line faster than it makes sense to wake up for: what comes meanwhile is taken in one go.
+func (o *output) moderate() {
+	now := monotonic()
+	if now-o.last > quick {
+		o.streak = 0
+	} else if o.streak < 16 {
+		o.streak++
+	} else {
+		ts := syscall.Timespec{Nsec: quick / 2}
+		syscall.Syscall(syscall.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), 0, 0)
+		now = monotonic()
+	}
+	o.last = now
 }
 
 func (o *output) ready(uint32) {
+	o.moderate()
 	for i := 0; i < readsEach && o.fd >= 0 && !o.p.paused; i++ {
 		if !o.pump() {
 			return
@@ -83,6 +103,7 @@ func (o *output) pump() bool {
 	}
 	if n >= 16<<10 {
 		s.busy = monotonic()
+		o.streak = 0
 		if n >= 60<<10 && !o.grown && !o.p.terminal { // the pipe was full: a larger one saves switches. Most containers never need it.
 			o.grown = true
 			fcntl(o.fd, setPipeSize, pipeSize)

@@ -1,0 +1,133 @@
+package monitor_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"corten.dev/corten/internal/monitor"
+	"corten.dev/corten/internal/monitor/monitortest"
+)
+
+// TestMain doubles as programs that the tests run in containers.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && strings.HasPrefix(os.Args[1], "play-") {
+		play(os.Args[1], os.Args[2:])
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func play(part string, args []string) {
+	switch part {
+	case "play-lines": // n lines of 80 bytes, written in pieces of the given size (0: each line by itself; 1: a prepared block)
+		n, _ := strconv.Atoi(args[0])
+		size, _ := strconv.Atoi(args[1])
+		var w io.Writer = os.Stdout
+		if size > 0 {
+			b := bufio.NewWriterSize(os.Stdout, size)
+			defer b.Flush()
+			w = b
+		}
+		line := make([]byte, 0, 96)
+		if size == 1 { // as fast as a writer can be
+			block := []byte(strings.Repeat(strings.Repeat("x", 79)+"\n", 800))
+			for range n / 800 {
+				os.Stdout.Write(block)
+			}
+			return
+		}
+		for i := range n {
+			line = fmt.Appendf(line[:0], "%079d\n", i)
+			w.Write(line)
+		}
+	}
+}
+
+// pss is the proportional set size of a process in kB.
+func pss(t testing.TB, pid int) (total int) {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range strings.Split(string(b), "\n") {
+		if strings.HasPrefix(l, "Pss:") {
+			total, _ = strconv.Atoi(strings.Fields(l)[1])
+		}
+	}
+	return total
+}
+
+// TestIdleMonitorsAreSmall holds the budget of DESIGN.md: 1.5 MB beside the container's own process.
+func TestIdleMonitorsAreSmall(t *testing.T) {
+	b := newBench(t, monitor.Options{})
+	const n = 20
+	var all []monitor.Monitor
+	for i := range n {
+		all = append(all, b.launch(monitor.Launch{ID: fmt.Sprint("c", i), Program: monitortest.Program(t, 0, false, "sleep", "100"),
+			Log: monitor.LogOptions{Path: filepath.Join(b.dir, fmt.Sprint(i))}}))
+	}
+	time.Sleep(200 * time.Millisecond)
+	sum := 0
+	for _, m := range all {
+		sum += pss(t, m.MonitorPID())
+	}
+	tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", all[0].MonitorPID()))
+	t.Logf("%d kB PSS and %d threads each", sum/n, len(tasks))
+	if sum/n > 1500 {
+		t.Errorf("an idle monitor has %d kB", sum/n)
+	}
+}
+
+// cpu reports what the monitor has used.
+func cpu(b *testing.B, pid int) {
+	st, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if f := strings.Fields(string(st)); err == nil {
+		u, _ := strconv.Atoi(f[13])
+		s, _ := strconv.Atoi(f[14])
+		b.ReportMetric(float64(u)*10, "user-ms")
+		b.ReportMetric(float64(s)*10, "system-ms")
+	}
+}
+
+// BenchmarkOutput is a container that says 80 MB in 10^6 lines to its log and to one attached client.
+func BenchmarkOutput(b *testing.B) {
+	for _, size := range []int{0, 1, 4096, 65536} {
+		b.Run(fmt.Sprint("writes-of-", size), func(b *testing.B) {
+			bn := newBench(b, monitor.Options{})
+			prog := monitortest.Program(b, 0, false, os.Args[0], "play-lines", "1000000", strconv.Itoa(size))
+			b.SetBytes(80e6)
+			for b.Loop() {
+				client, engine := pair(b)
+				m, err := bn.pool.Launch(context.Background(), monitor.Launch{ID: "c1", Program: prog, Log: monitor.LogOptions{Path: filepath.Join(bn.dir, "log")},
+					Attached: []monitor.AttachRequest{{Conn: engine, Options: monitor.AttachOptions{Stdout: true, Stderr: true, Framed: true}, End: make(chan monitor.AttachEnd, 1)}}})
+				if err != nil {
+					b.Fatal(err)
+				}
+				n := 0
+				buf := make([]byte, 256<<10)
+				for {
+					k, err := client.Read(buf)
+					n += k
+					if err != nil {
+						break
+					}
+				}
+				client.Close()
+				cpu(b, m.MonitorPID())
+				if <-m.Exited(); n < 80e6 {
+					b.Fatal("only", n)
+				}
+				m.Close()
+			}
+		})
+	}
+}
