@@ -1,0 +1,166 @@
+package containers
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/logs"
+	"corten.dev/corten/internal/monitor"
+)
+
+// Attach connects a client with the first process's streams and returns when that ended. To a container that does not run, it attaches what the next start brings.
+func (s *Service) Attach(ctx context.Context, ref string, opts AttachOptions) error {
+	ctr, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	rec := ctr.record()
+	switch rec.State.Status {
+	case container.Paused:
+		return errs.New(errs.Conflict, "container %s is paused. Unpause the container before attach", ref)
+	case container.Restarting:
+		return errs.New(errs.Conflict, "container %s is restarting, wait until the container is running", ref)
+	case container.Removing, container.Dead:
+		return errs.New(errs.Conflict, "container %s is marked for removal", ref)
+	}
+	keys, err := parseDetachKeys(opts.DetachKeys)
+	if err != nil {
+		return err
+	}
+	conn, preread, err := opts.Hijack(rec.Config.Tty)
+	if err != nil {
+		return err
+	}
+	if opts.Logs {
+		if err := s.history(ctx, ctr, opts, conn); err != nil {
+			conn.Close()
+			return err
+		}
+	}
+	if !opts.Stream {
+		return conn.Close()
+	}
+	s.emit(ctr, "attach", nil)
+	mopts := monitor.AttachOptions{
+		Stdin: opts.Stdin && rec.Config.OpenStdin, Stdout: opts.Stdout, Stderr: opts.Stderr, Framed: !rec.Config.Tty, Preread: preread, DetachKeys: keys,
+	}
+	ended, err := s.attach(ctx, ctr, conn, mopts)
+	if err != nil {
+		conn.Close()
+		return err
+	}
+	if end := <-ended; end.Detached {
+		s.emit(ctr, "detach", nil)
+	}
+	return nil
+}
+
+func (s *Service) attach(ctx context.Context, ctr *live, conn net.Conn, opts monitor.AttachOptions) (<-chan monitor.AttachEnd, error) {
+	ctr.mu.Lock()
+	if mon := ctr.mon; mon != nil {
+		ctr.mu.Unlock()
+		return mon.Attach(context.WithoutCancel(ctx), conn, opts)
+	}
+	defer ctr.mu.Unlock()
+	a := &attachment{conn: conn, opts: opts, end: make(chan monitor.AttachEnd, 1)}
+	ctr.pending = append(ctr.pending, a)
+	return a.end, nil
+}
+
+// attachLate attaches those who came between the launch and the moment the container was known to run.
+func (s *Service) attachLate(ctx context.Context, ctr *live, mon monitor.Monitor) {
+	for _, a := range ctr.takePending() {
+		ended, err := mon.Attach(ctx, a.Conn, a.Options)
+		if err != nil {
+			s.Log.Warn("attach", "container", ctr.id, "error", err)
+			a.Conn.Close()
+			a.End <- monitor.AttachEnd{}
+			continue
+		}
+		go func() { a.End <- <-ended }()
+	}
+}
+
+// history writes what was logged so far.
+func (s *Service) history(ctx context.Context, ctr *live, opts AttachOptions, w io.Writer) error {
+	if ctr.record().Host.Log.Type == "none" {
+		return nil
+	}
+	r, err := s.OpenLog(s.logDir(ctr.id), logs.ReadOptions{Tail: -1, Stdout: opts.Stdout, Stderr: opts.Stderr}, nil)
+	if err != nil {
+		return ignore(err, errs.NotFound)
+	}
+	defer r.Close()
+	return copyLines(ctx, r, &lineWriter{w: w, framed: !ctr.record().Config.Tty})
+}
+
+// parseDetachKeys reads "ctrl-p,ctrl-q"; empty is that default.
+func parseDetachKeys(keys string) ([]byte, error) {
+	if keys == "" {
+		return []byte{16, 17}, nil
+	}
+	var seq []byte
+	for _, key := range strings.Split(keys, ",") {
+		if len(key) == 1 {
+			seq = append(seq, key[0])
+			continue
+		}
+		c, ok := strings.CutPrefix(strings.ToLower(key), "ctrl-")
+		switch {
+		case ok && len(c) == 1 && c[0] >= 'a' && c[0] <= 'z':
+			seq = append(seq, c[0]-'a'+1)
+		case ok && len(c) == 1 && strings.IndexByte("@[\\]^_", c[0]) >= 0:
+			seq = append(seq, c[0]&0x1f)
+		default:
+			return nil, errs.New(errs.Invalid, "Invalid detach keys (%s) provided", keys)
+		}
+	}
+	return seq, nil
+}
+
+// Resize changes the size of a container's terminal.
+func (s *Service) Resize(ctx context.Context, ref string, height, width uint) error {
+	ctr, mon, _, err := s.running(ref)
+	if err != nil {
+		return err
+	}
+	if err := mon.Resize(ctx, uint16(height), uint16(width)); err != nil {
+		return fmt.Errorf("resize the terminal of %s: %w", ref, err)
+	}
+	s.emit(ctr, "resize", map[string]string{"height": fmt.Sprint(height), "width": fmt.Sprint(width)})
+	return nil
+}
+
+// attachment is a client that attached before the start.
+type attachment struct {
+	conn net.Conn
+	opts monitor.AttachOptions
+	end  chan monitor.AttachEnd
+}
+
+func (ctr *live) takePending() []monitor.AttachRequest {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	list := make([]monitor.AttachRequest, 0, len(ctr.pending))
+	for _, a := range ctr.pending {
+		list = append(list, monitor.AttachRequest{Conn: a.conn, Options: a.opts, End: a.end})
+	}
+	ctr.pending = nil
+	return list
+}
+
+// putBack keeps clients whose container could not be launched; startFailed will tell them.
+func (ctr *live) putBack(list []monitor.AttachRequest) {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	for _, a := range list {
+		end := make(chan monitor.AttachEnd, 1)
+		ctr.pending = append(ctr.pending, &attachment{conn: a.Conn, opts: a.Options, end: end})
+		go func(from <-chan monitor.AttachEnd, to chan<- monitor.AttachEnd) { to <- <-from }(end, a.End)
+	}
+}

@@ -1,0 +1,233 @@
+package containers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/task"
+)
+
+// Pause freezes all processes of a container.
+func (s *Service) Pause(ctx context.Context, ref string) error {
+	ctr, _, proc, err := s.running(ref)
+	if err != nil {
+		return err
+	}
+	return s.pause(context.WithoutCancel(ctx), ctr, proc)
+}
+
+func (s *Service) pause(ctx context.Context, ctr *live, proc Process) error {
+	if ctr.record().State.Status == container.Paused {
+		return errs.New(errs.Conflict, "container %s is already paused", ctr.id)
+	}
+	if err := ctr.claim(container.Paused); err != nil {
+		return errs.New(errs.Conflict, "container %s is not running", ctr.id)
+	}
+	if err := proc.Pause(ctx); err != nil {
+		ctr.pausedTo(container.Running)
+		return fmt.Errorf("cannot pause container %s: %w", ctr.id, err)
+	}
+	s.emit(ctr, "pause", nil)
+	return s.save(ctr, false)
+}
+
+// pausedTo sets the status of a container that is still live; one that ended meanwhile stays ended.
+func (ctr *live) pausedTo(status container.Status) {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	if ctr.record().State.Status.Live() {
+		ctr.changeLocked(func(rec *container.Record) { rec.State.Status = status })
+	}
+}
+
+// Unpause lets a container go on.
+func (s *Service) Unpause(ctx context.Context, ref string) error {
+	ctr, _, proc, err := s.running(ref)
+	if err != nil {
+		return err
+	}
+	return s.unpause(context.WithoutCancel(ctx), ctr, proc)
+}
+
+func (s *Service) unpause(ctx context.Context, ctr *live, proc Process) error {
+	if ctr.record().State.Status != container.Paused {
+		return errs.New(errs.Conflict, "container %s is not paused", ctr.id)
+	}
+	if err := proc.Resume(ctx); err != nil {
+		return fmt.Errorf("cannot unpause container %s: %w", ctr.id, err)
+	}
+	ctr.pausedTo(container.Running)
+	s.emit(ctr, "unpause", nil)
+	return s.save(ctr, false)
+}
+
+// Rename gives a container another name, also in the networks that it is on.
+func (s *Service) Rename(ctx context.Context, ref, name string) (err error) {
+	ctr, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	if name == "" {
+		return errs.New(errs.Invalid, "Neither old nor new names may be empty")
+	}
+	if !nameRule.MatchString(name) {
+		return errs.New(errs.Invalid, "Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
+	}
+	name = strings.TrimPrefix(name, "/")
+	old := ctr.record().Name
+	if old == name {
+		return errs.New(errs.Invalid, "Renaming a container with the same name as its current name")
+	}
+	if st := ctr.record().State.Status; st == container.Removing || st == container.Dead {
+		return errs.New(errs.Conflict, "container %s is marked for removal and cannot be renamed", old)
+	}
+	var undo task.Undo
+	defer undo.OnError(ctx, &err)
+	if err := s.table.reserve(name, ctr); err != nil {
+		return err
+	}
+	undo.Push(func(context.Context) error { s.table.free(name, ctr); return nil })
+	ctr.change(func(rec *container.Record) { rec.Name = name })
+	undo.Push(func(context.Context) error {
+		ctr.change(func(rec *container.Record) { rec.Name = old })
+		return s.save(ctr, true)
+	})
+	if err := s.save(ctr, true); err != nil {
+		return err
+	}
+
+	if ctr.record().State.Status.Live() && !strings.HasPrefix(ctr.record().Host.NetworkMode, "container:") {
+		if err := s.Networks.Rename(ctx, ctr.id, name); err != nil && !errors.Is(err, errs.NotFound) {
+			return err
+		}
+	}
+	s.table.free(old, ctr)
+	s.emit(ctr, "rename", map[string]string{"oldName": "/" + old})
+	return nil
+}
+
+// Update changes limits, live and kept, and the restart policy.
+func (s *Service) Update(ctx context.Context, ref string, req UpdateRequest) (warnings []string, err error) {
+	ctr, err := s.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	ctx = context.WithoutCancel(ctx)
+	before := ctr.record()
+	if st := before.State.Status; st == container.Removing || st == container.Dead {
+		return nil, errs.New(errs.Conflict, "cannot update container %s: container is marked for removal and cannot be \"update\"", ctr.id)
+	}
+	bad := func(err error) ([]string, error) {
+		return nil, fmt.Errorf("cannot update container %s: %w", ctr.id, err)
+	}
+	if req.Restart != nil {
+		if before.Host.AutoRemove && req.Restart.Name != "" && req.Restart.Name != "no" {
+			return bad(errs.New(errs.Invalid, "Restart policy cannot be updated because AutoRemove is enabled for the container"))
+		}
+		if err := validateRestart(*req.Restart, false); err != nil {
+			return bad(err)
+		}
+	}
+	merged := before.Host.Resources
+	if req.Resources != nil {
+		if merged, err = mergeResources(before.Host.Resources, *req.Resources); err != nil {
+			return bad(err)
+		}
+		if warnings, err = validateResources(&merged); err != nil {
+			return bad(err)
+		}
+		if _, proc, herr := ctr.handles(); herr == nil {
+			res, err := resources(&merged)
+			if err != nil {
+				return bad(err)
+			}
+			if err := proc.Update(ctx, res); err != nil {
+				return bad(err)
+			}
+		}
+	}
+	ctr.change(func(rec *container.Record) {
+		rec.Host.Resources = merged
+		if req.Restart != nil && req.Restart.Name != "" {
+			rec.Host.Restart = *req.Restart
+		}
+	})
+	if err := s.save(ctr, true); err != nil {
+		return bad(err)
+	}
+	s.emit(ctr, "update", nil)
+	return warnings, nil
+}
+
+// mergeResources lays the values that were given over those that are.
+func mergeResources(old, upd container.Resources) (container.Resources, error) {
+	switch {
+	case upd.NanoCPUs > 0 && (old.CPUPeriod > 0 || old.CPUQuota > 0):
+		return old, errs.New(errs.Invalid, "Conflicting options: Nano CPUs cannot be updated as CPU Period or Quota has already been set")
+	case (upd.CPUPeriod > 0 || upd.CPUQuota > 0) && old.NanoCPUs > 0:
+		return old, errs.New(errs.Invalid, "Conflicting options: CPU Period or Quota cannot be updated as NanoCPUs has already been set")
+	case upd.Memory > 0 && upd.MemorySwap == 0 && old.MemorySwap > 0 && upd.Memory > old.MemorySwap:
+		return old, errs.New(errs.Invalid, "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time")
+	case upd.CPURealtimePeriod != 0 || upd.CPURealtimeRuntime != 0 || upd.KernelMemory != 0:
+		return old, errs.New(errs.NotImplemented, "real-time CPU time and kernel memory limits are not supported")
+	}
+	num(&old.CPUShares, upd.CPUShares)
+	num(&old.NanoCPUs, upd.NanoCPUs)
+	num(&old.BlkioWeight, upd.BlkioWeight)
+	num(&old.CPUPeriod, upd.CPUPeriod)
+	num(&old.CPUQuota, upd.CPUQuota)
+	num(&old.CpusetCpus, upd.CpusetCpus)
+	num(&old.CpusetMems, upd.CpusetMems)
+	num(&old.Memory, upd.Memory)
+	num(&old.MemorySwap, upd.MemorySwap)
+	num(&old.MemoryReservation, upd.MemoryReservation)
+	num(&old.PidsLimit, upd.PidsLimit)
+	num(&old.MemorySwappiness, upd.MemorySwappiness)
+	num(&old.OomKillDisable, upd.OomKillDisable)
+	for _, l := range []struct {
+		old, upd *[]container.ThrottleDevice
+	}{
+		{&old.BlkioDeviceReadBps, &upd.BlkioDeviceReadBps}, {&old.BlkioDeviceWriteBps, &upd.BlkioDeviceWriteBps},
+		{&old.BlkioDeviceReadIOps, &upd.BlkioDeviceReadIOps}, {&old.BlkioDeviceWriteIOps, &upd.BlkioDeviceWriteIOps},
+	} {
+		if len(*l.upd) > 0 {
+			*l.old = *l.upd
+		}
+	}
+	return old, nil
+}
+
+func num[T comparable](old *T, upd T) {
+	var zero T
+	if upd != zero {
+		*old = upd
+	}
+}
+
+// SetNetwork keeps that a container is (or is no longer, with a nil ep) on a network, and what it has there now (sandbox may be nil).
+func (s *Service) SetNetwork(ref, name string, ep *container.EndpointSettings, change func(rec *container.Record)) error {
+	ctr, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	ctr.change(func(rec *container.Record) {
+		rec.Networks = maps.Clone(rec.Networks)
+		if rec.Networks == nil {
+			rec.Networks = map[string]container.EndpointSettings{}
+		}
+		if ep == nil {
+			delete(rec.Networks, name)
+		} else {
+			rec.Networks[name] = *ep
+		}
+		if change != nil {
+			change(rec)
+		}
+	})
+	return s.save(ctr, true)
+}

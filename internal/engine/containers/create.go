@@ -1,0 +1,277 @@
+package containers
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/events"
+	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/task"
+)
+
+const labelOwner = "dev.corten.container" // on a tree: the container it belongs to
+
+var (
+	nameRule = regexp.MustCompile(`^/?[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+)
+
+// Create makes a container: name, mounts, tree, folder, record; each step is taken back when a later one fails.
+func (s *Service) Create(ctx context.Context, req CreateRequest) (created Created, err error) {
+	if req.Name != "" && !nameRule.MatchString(req.Name) {
+		return created, errs.New(errs.Invalid, "Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", req.Name)
+	}
+	if req.Config.Image == "" {
+		return created, errs.New(errs.Invalid, "no image given: a container is made from an image")
+	}
+	img, err := s.Images.Get(ctx, req.Config.Image)
+	if err != nil {
+		return created, err
+	}
+	if err := samePlatform(req.Platform, img); err != nil {
+		return created, err
+	}
+	warnings, err := s.validate(&req)
+	if err != nil {
+		return created, err
+	}
+	rec := container.Record{
+		ID: newID(), Created: time.Now().UTC(), Image: img.ID, ImageRef: req.Config.Image, Platform: platform(img),
+		Config: merge(req.Config, img.Config.Config), Host: req.Host, Networks: maps.Clone(req.Networks),
+		State: container.State{Status: container.Created},
+	}
+	if err := s.complete(&rec); err != nil {
+		return created, err
+	}
+
+	var undo task.Undo
+	defer undo.OnError(ctx, &err)
+	ctr := newLive(rec)
+	if err := s.takeName(ctr, strings.TrimPrefix(req.Name, "/")); err != nil {
+		return created, err
+	}
+	undo.Push(func(context.Context) error { s.table.free(ctr.record().Name, ctr); return nil })
+	if err := s.claimVolumes(ctx, ctr, &undo); err != nil {
+		return created, err
+	}
+	opts := snapshot.Options{Labels: map[string]string{labelOwner: rec.ID}, Durable: !rec.Host.AutoRemove}
+	if err := s.Trees.Prepare(ctx, rec.ID, img.Chain, opts); err != nil {
+		return created, fmt.Errorf("make the file tree of container %s: %w", ctr.record().Name, err)
+	}
+	undo.Push(func(ctx context.Context) error { return s.Trees.Remove(ctx, rec.ID) })
+	if err := os.Mkdir(s.dir(rec.ID), 0o700); err != nil {
+		return created, err
+	}
+	undo.Push(func(context.Context) error { return os.RemoveAll(s.dir(rec.ID)) })
+	if err := s.save(ctr, true); err != nil {
+		return created, err
+	}
+	if !rec.Host.AutoRemove {
+		if err := syncDir(s.Root); err != nil {
+			return created, err
+		}
+	}
+	s.table.add(ctr)
+	s.emit(ctr, "create", nil)
+	return Created{ID: rec.ID, Warnings: warnings}, nil
+}
+
+func newID() string {
+	var b [32]byte
+	for {
+		rand.Read(b[:]) // never fails
+		id := hex.EncodeToString(b[:])
+		// The short form must not look like a number: tools and shells would read it as one.
+		if strings.ContainsAny(id[:12], "abcdef") {
+			return id
+		}
+	}
+}
+
+// takeName reserves the wished name, or makes one up.
+func (s *Service) takeName(ctr *live, wish string) error {
+	if wish != "" {
+		ctr.change(func(rec *container.Record) { rec.Name = wish })
+		return s.table.reserve(wish, ctr)
+	}
+	for try := range 20 {
+		name := madeUpName(try)
+		ctr.change(func(rec *container.Record) { rec.Name = name })
+		if s.table.reserve(name, ctr) == nil {
+			return nil
+		}
+	}
+	name := "ctr_" + ctr.id[:12]
+	ctr.change(func(rec *container.Record) { rec.Name = name })
+	return s.table.reserve(name, ctr)
+}
+
+func platform(img image.Image) string {
+	p := img.Config.OS + "/" + img.Config.Architecture
+	if img.Config.Variant != "" {
+		p += "/" + img.Config.Variant
+	}
+	return p
+}
+
+// samePlatform refuses an image that is not for the platform asked for.
+func samePlatform(want string, img image.Image) error {
+	if want == "" {
+		return nil
+	}
+	have := platform(img)
+	os, arch, _ := strings.Cut(want, "/")
+	if arch == "" { // "linux" or "arm64" alone
+		if os == img.Config.OS || os == img.Config.Architecture {
+			return nil
+		}
+	} else if want == have || want == img.Config.OS+"/"+img.Config.Architecture {
+		return nil
+	}
+	return errs.New(errs.NotFound, "image with reference %s was found but its platform (%s) does not match the specified platform (%s)", img.ID, have, want)
+}
+
+// merge completes what the user asked for by what the image says.
+func merge(cfg container.Config, img image.RunConfig) container.Config {
+	if cfg.User == "" {
+		cfg.User = img.User
+	}
+	cfg.ExposedPorts = union(cfg.ExposedPorts, img.ExposedPorts)
+	cfg.Volumes = union(cfg.Volumes, img.Volumes)
+	cfg.Env = slices.Clone(cfg.Env)
+	for _, kv := range img.Env {
+		key, _, _ := strings.Cut(kv, "=")
+		if !slices.ContainsFunc(cfg.Env, func(have string) bool { k, _, _ := strings.Cut(have, "="); return k == key }) {
+			cfg.Env = append(cfg.Env, kv)
+		}
+	}
+	labels := maps.Clone(img.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	maps.Copy(labels, cfg.Labels)
+	cfg.Labels = labels
+	if len(cfg.Entrypoint) == 0 {
+		if len(cfg.Cmd) == 0 {
+			cfg.Cmd, cfg.ArgsEscaped = img.Cmd, img.ArgsEscaped
+		}
+		if cfg.Entrypoint == nil {
+			cfg.Entrypoint = img.Entrypoint
+		}
+	}
+	if len(cfg.Entrypoint) == 1 && cfg.Entrypoint[0] == "" { // --entrypoint "" clears the image's
+		cfg.Entrypoint = nil
+	}
+	if cfg.WorkingDir == "" {
+		cfg.WorkingDir = img.WorkingDir
+	}
+	if cfg.StopSignal == "" {
+		cfg.StopSignal = img.StopSignal
+	}
+	if cfg.StopTimeout == nil {
+		cfg.StopTimeout = img.StopTimeout
+	}
+	if cfg.Healthcheck == nil {
+		cfg.Healthcheck = img.Healthcheck
+	}
+	if cfg.Shell == nil {
+		cfg.Shell = img.Shell
+	}
+	return cfg
+}
+
+func union(a, b map[string]struct{}) map[string]struct{} {
+	if len(b) == 0 {
+		return a
+	}
+	all := maps.Clone(b)
+	maps.Copy(all, a)
+	return all
+}
+
+// complete fills in defaults and resolves command and network mode.
+func (s *Service) complete(rec *container.Record) error {
+	cfg, host := &rec.Config, &rec.Host
+	command := append(slices.Clone(cfg.Entrypoint), cfg.Cmd...)
+	if len(command) == 0 {
+		return errs.New(errs.Invalid, "no command specified")
+	}
+	rec.Path, rec.Args = command[0], command[1:]
+	if cfg.Hostname == "" && host.UTSMode != "host" && host.NetworkMode != "host" {
+		cfg.Hostname = rec.ID[:12]
+	}
+	if cfg.Hostname == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return err
+		}
+		cfg.Hostname = name
+	}
+	if host.NetworkMode == "" || host.NetworkMode == "default" {
+		host.NetworkMode = "bridge"
+		if ep, ok := rec.Networks["default"]; ok {
+			delete(rec.Networks, "default")
+			rec.Networks["bridge"] = ep
+		}
+	}
+	if cfg.NetworkDisabled {
+		host.NetworkMode = "none"
+	}
+	if rec.Networks == nil {
+		rec.Networks = map[string]container.EndpointSettings{}
+	}
+	if _, ok := rec.Networks[host.NetworkMode]; !ok && !strings.HasPrefix(host.NetworkMode, "container:") {
+		rec.Networks[host.NetworkMode] = container.EndpointSettings{}
+	}
+	if host.Log.Type == "" {
+		host.Log.Type = s.LogConfig.Type
+		if host.Log.Config == nil {
+			host.Log.Config = maps.Clone(s.LogConfig.Config)
+		}
+	}
+	if host.Restart.Name == "" {
+		host.Restart.Name = "no"
+	}
+	if host.ShmSize == 0 {
+		host.ShmSize = s.ShmSize
+	}
+	if host.IpcMode == "" {
+		host.IpcMode = "private"
+	}
+	if host.CgroupnsMode == "" {
+		host.CgroupnsMode = "private"
+		if host.Privileged && !cgroup2() {
+			host.CgroupnsMode = "host"
+		}
+		if !cgroup2() {
+			host.CgroupnsMode = "host"
+		}
+	}
+	if host.Runtime == "" {
+		host.Runtime = "corten"
+	}
+	if host.Resources.Memory > 0 && host.Resources.MemorySwap == 0 {
+		host.Resources.MemorySwap = 2 * host.Resources.Memory
+	}
+	return s.resolveMounts(rec)
+}
+
+// emit publishes an event about a container, with its labels, image and name as attributes.
+func (s *Service) emit(ctr *live, action string, extra map[string]string) {
+	rec := ctr.record()
+	attrs := make(map[string]string, len(rec.Config.Labels)+len(extra)+2)
+	maps.Copy(attrs, rec.Config.Labels)
+	attrs["image"], attrs["name"] = rec.ImageRef, rec.Name
+	maps.Copy(attrs, extra)
+	s.Events.Publish(events.Event{Type: "container", Action: action, ID: ctr.id, Attributes: attrs})
+}

@@ -1,0 +1,291 @@
+package containers
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strconv"
+	"syscall"
+	"time"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/monitor"
+)
+
+const (
+	backoffFirst = 100 * time.Millisecond
+	backoffMax   = time.Minute
+	steadyAfter  = 10 * time.Second // a run that lasted this long starts the back-off anew
+)
+
+// backoff is the wait before the next run after so many failures in a row.
+func backoff(failures int) time.Duration {
+	if failures > 10 {
+		return backoffMax
+	}
+	return min(backoffFirst<<failures, backoffMax)
+}
+
+// watch waits for the end of a run, beside everything else, until the service closes.
+func (s *Service) watch(ctr *live, mon monitor.Monitor) {
+	s.background(func(ctx context.Context) {
+		select {
+		case <-ctx.Done():
+		case <-mon.Exited():
+			s.ended(ctx, ctr, mon)
+		}
+	})
+}
+
+// ended is the exit path:
+//
+//	state exited (or restarting) ─▶ event die ─▶ those who wait for an exit ─▶ network, volumes given back ─▶ [--rm: record and name gone ─▶ those who wait for that]
+//	                                                                             └─▶ in the background: cgroups, monitor, tree
+func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
+	ctx = context.WithoutCancel(ctx)
+	exit := mon.Exit()
+	ctr.mu.Lock()
+	if ctr.mon != mon { // already dealt with
+		ctr.mu.Unlock()
+		return
+	}
+	proc := ctr.proc
+	rec := ctr.record()
+	again := s.restarts(ctr, rec, exit)
+	text := ""
+	if exit.Lost {
+		text = "the container's monitor process was killed: its exit code is not known"
+	}
+	if exit.At.IsZero() {
+		exit.At = time.Now()
+	}
+	ctr.mon, ctr.proc, ctr.sandbox = nil, nil, nil
+	cleaned := make(chan struct{})
+	ctr.cleaned = cleaned
+	remove := rec.Host.AutoRemove && !ctr.keep
+	rec = ctr.changeLocked(func(rec *container.Record) {
+		st := &rec.State
+		st.Status, st.PID, st.ExitCode, st.OOMKilled, st.FinishedAt, st.Error = container.Exited, 0, exit.Code, exit.OOMKilled, exit.At.UTC(), text
+		switch {
+		case again:
+			st.Status = container.Restarting
+		case remove:
+			st.Status = container.Removing // nobody else may begin to remove it
+		}
+		rec.Sandbox = nil
+	})
+	ctr.mu.Unlock()
+
+	if exit.OOMKilled {
+		s.emit(ctr, "oom", nil)
+	}
+	s.emit(ctr, "die", map[string]string{"exitCode": strconv.Itoa(exit.Code), "execDuration": strconv.Itoa(int(exit.At.Sub(rec.State.StartedAt).Seconds()))})
+	end := Ended{Code: exit.Code, Err: text}
+	if exit.Lost && proc != nil {
+		if err := proc.Signal(ctx, syscall.SIGKILL, true); err != nil {
+			s.Log.Warn("kill what a lost monitor left behind", "container", rec.Name, "error", err)
+		}
+	}
+	if !remove {
+		if err := s.save(ctr, false); err != nil {
+			s.Log.Error("keep the end of a container", "container", rec.Name, "error", err)
+		}
+	}
+	ctr.tell(end, NotRunning, NextExit)
+	s.giveBack(ctx, ctr)
+	s.dropSessions(ctr)
+	if remove {
+		if err := s.vanish(ctx, ctr); err != nil {
+			s.Log.Error("remove a container after its end", "container", rec.Name, "error", err)
+		}
+	}
+	s.background(func(context.Context) {
+		defer close(cleaned)
+		s.clear(ctx, rec, mon, proc)
+		if remove {
+			s.clearFolder(ctr)
+		}
+	})
+	if again {
+		s.restartLater(ctr)
+	}
+}
+
+// giveBack returns what others may want at once: addresses, ports, volumes.
+func (s *Service) giveBack(ctx context.Context, ctr *live) {
+	rec := ctr.record()
+	if err := s.Networks.Leave(ctx, ctr.id); err != nil {
+		s.Log.Warn("leave the network", "container", rec.Name, "error", err)
+	}
+	for _, mnt := range rec.Mounts {
+		if mnt.Type != "volume" {
+			continue
+		}
+		if err := s.Volumes.Unmount(ctx, mnt.Name, ctr.id); err != nil {
+			s.Log.Warn("unmount a volume", "container", rec.Name, "volume", mnt.Name, "error", err)
+		}
+	}
+}
+
+// clear removes what nobody waits for, except the next start.
+func (s *Service) clear(ctx context.Context, rec *container.Record, mon monitor.Monitor, proc Process) {
+	if proc != nil {
+		if err := proc.Delete(ctx); err != nil {
+			s.Log.Warn("delete what the runtime has of a container", "container", rec.Name, "error", err)
+		}
+	}
+	if err := mon.Close(); err != nil {
+		s.Log.Warn("end a monitor", "container", rec.Name, "error", err)
+	}
+	if rec.Host.IpcMode == "shareable" {
+		if err := s.unmountShm(rec.ID); err != nil {
+			s.Log.Warn("shared memory", "container", rec.Name, "error", err)
+		}
+	}
+}
+
+// waitCleaned waits until what the last run left was cleared away.
+func (ctr *live) waitCleaned() {
+	ctr.mu.Lock()
+	cleaned := ctr.cleaned
+	ctr.mu.Unlock()
+	if cleaned != nil {
+		<-cleaned
+	}
+}
+
+// restarts applies the restart policy to an exit. ctr.mu is held.
+func (s *Service) restarts(ctr *live, rec *container.Record, exit monitor.Exit) bool {
+	if ctr.keep || rec.StoppedByUser || s.ctx.Err() != nil {
+		return false
+	}
+	if exit.At.Sub(rec.State.StartedAt) >= steadyAfter {
+		ctr.failures = 0
+	}
+	policy := rec.Host.Restart
+	switch policy.Name {
+	case "always", "unless-stopped":
+		return true
+	case "on-failure":
+		return exit.Code != 0 && (policy.MaxRetries == 0 || rec.RestartCount < policy.MaxRetries)
+	}
+	return false
+}
+
+// restartLater starts a container again after its back-off, unless someone stops, starts or removes it meanwhile.
+func (s *Service) restartLater(ctr *live) {
+	ctx, cancel := context.WithCancel(s.ctx)
+	ctr.mu.Lock()
+	wait := s.Backoff(ctr.failures)
+	ctr.failures++
+	ctr.stopBack = cancel
+	if ctr.record().State.Status != container.Restarting { // it was stopped before we came here
+		ctr.mu.Unlock()
+		cancel()
+		return
+	}
+	ctr.mu.Unlock()
+	s.background(func(context.Context) {
+		defer cancel()
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		ctr.mu.Lock()
+		if ctx.Err() != nil || ctr.record().State.Status != container.Restarting {
+			ctr.mu.Unlock()
+			return
+		}
+		ctr.from = container.Restarting
+		ctr.stopBack = nil
+		ctr.changeLocked(func(rec *container.Record) {
+			rec.State.Status = container.Starting
+			rec.RestartCount++
+		})
+		ctr.mu.Unlock()
+		if err := s.start(s.ctx, ctr); err != nil {
+			s.Log.Warn("restart after an exit", "container", ctr.record().Name, "error", err)
+		}
+	})
+}
+
+// vanish makes a container not exist any more: its anonymous volumes, its record, its name. Bulky things are left to the background.
+func (s *Service) vanish(ctx context.Context, ctr *live) error {
+	rec := ctr.record()
+	var all []error
+	for _, mnt := range rec.Mounts {
+		if mnt.Type == "volume" {
+			all = append(all, s.Volumes.Release(ctx, mnt.Name, ctr.id))
+			if mnt.Anonymous {
+				all = append(all, ignore(s.Volumes.Remove(ctx, mnt.Name, false), errs.NotFound, errs.Conflict))
+			}
+		}
+	}
+	all = append(all, s.forget(ctr))
+	s.table.drop(ctr)
+	for _, a := range ctr.takePending() {
+		a.Conn.Close()
+		a.End <- monitor.AttachEnd{}
+	}
+	s.emit(ctr, "destroy", nil)
+	ctr.tell(Ended{Code: rec.State.ExitCode, Err: rec.State.Error}, NotRunning, NextExit, Removed)
+	return errors.Join(all...)
+}
+
+func ignore(err error, kinds ...error) error {
+	for _, kind := range kinds {
+		if errors.Is(err, kind) {
+			return nil
+		}
+	}
+	return err
+}
+
+// clearFolder removes the tree and the folder of a container that does not exist any more. What a crash leaves of them, New finds.
+func (s *Service) clearFolder(ctr *live) {
+	if err := s.Trees.Remove(context.WithoutCancel(s.ctx), ctr.id); err != nil {
+		s.Log.Warn("remove a file tree", "container", ctr.id, "error", err)
+	}
+	if err := os.RemoveAll(s.dir(ctr.id)); err != nil {
+		s.Log.Warn("remove a container's folder", "container", ctr.id, "error", err)
+	}
+}
+
+// Wait answers when a condition holds. The channel gets one answer, or none when ctx ends first.
+func (s *Service) Wait(ctx context.Context, ref string, cond WaitCondition) (<-chan Ended, error) {
+	if cond == "" {
+		cond = NotRunning
+	}
+	if cond != NotRunning && cond != NextExit && cond != Removed {
+		return nil, errs.New(errs.Invalid, "invalid condition: %q", string(cond))
+	}
+	ctr, err := s.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	w := &waiter{cond: cond, c: make(chan Ended, 1)}
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	st := ctr.record().State
+	idle := st.Status == container.Created || st.Status == container.Exited || st.Status == container.Dead
+	if cond == NotRunning && idle || cond == Removed && s.table.lost(ctr) {
+		w.c <- Ended{Code: st.ExitCode, Err: st.Error}
+		return w.c, nil
+	}
+	ctr.waiters[w] = struct{}{}
+	context.AfterFunc(ctx, func() {
+		ctr.mu.Lock()
+		delete(ctr.waiters, w)
+		ctr.mu.Unlock()
+	})
+	return w.c, nil
+}
+
+// lost tells whether the container is not in the table any more.
+func (t *table) lost(ctr *live) bool {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.byID[ctr.id] != ctr
+}

@@ -1,0 +1,119 @@
+package containers
+
+import (
+	"bytes"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/network"
+)
+
+// generated are the paths of the three files that every container gets, in its own folder or in that of the container whose network it shares.
+type generated struct{ resolvConf, hosts, hostname string }
+
+func (s *Service) generatedFiles(rec *container.Record) generated {
+	dir := s.dir(rec.ID)
+	if ref, ok := strings.CutPrefix(rec.Host.NetworkMode, "container:"); ok {
+		if other, err := s.find(ref); err == nil {
+			dir = s.dir(other.id)
+		}
+	}
+	return generated{filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "hosts"), filepath.Join(dir, "hostname")}
+}
+
+// writeGenerated writes the three files anew for a run. Their inodes stay, because bind mounts of them may be open elsewhere.
+func (s *Service) writeGenerated(rec *container.Record, sb *network.Sandbox) error {
+	files := s.generatedFiles(rec)
+	if strings.HasPrefix(rec.Host.NetworkMode, "container:") {
+		return nil // they belong to the other container
+	}
+	hosts, err := s.hostsFile(rec, sb)
+	if err != nil {
+		return err
+	}
+	hostname := rec.Config.Hostname
+	if err := os.WriteFile(files.hostname, []byte(hostname+"\n"), 0o644); err != nil {
+		return err
+	}
+	if err := os.WriteFile(files.hosts, hosts, 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(files.resolvConf, sb.ResolvConf, 0o644)
+}
+
+func (s *Service) hostsFile(rec *container.Record, sb *network.Sandbox) ([]byte, error) {
+	var b bytes.Buffer
+	if rec.Host.NetworkMode == "host" {
+		host, err := os.ReadFile("/etc/hosts")
+		if err != nil && !os.IsNotExist(err) {
+			return nil, err
+		}
+		b.Write(host)
+		if n := len(host); n > 0 && host[n-1] != '\n' {
+			b.WriteByte('\n')
+		}
+	} else {
+		b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
+	}
+	for _, extra := range rec.Host.ExtraHosts {
+		name, addr, _ := cutHost(extra)
+		if addr == "host-gateway" {
+			gw := s.Networks.HostGateway()
+			if !gw.IsValid() {
+				return nil, errs.New(errs.Unavailable, "unable to derive the IP value for host-gateway")
+			}
+			addr = gw.String()
+		}
+		if _, err := netip.ParseAddr(addr); err != nil {
+			return nil, errs.New(errs.Invalid, "invalid IP address in add-host: %q", addr)
+		}
+		fmt.Fprintf(&b, "%s\t%s\n", addr, name)
+	}
+	if err := s.linkHosts(rec, &b); err != nil {
+		return nil, err
+	}
+	names := rec.Config.Hostname
+	if short, _, dotted := strings.Cut(names, "."); dotted {
+		names += " " + short
+	} else if rec.Config.Domainname != "" {
+		names = names + "." + rec.Config.Domainname + " " + names
+	}
+	for _, ep := range sb.Endpoints {
+		for _, addr := range []netip.Prefix{ep.IPv4, ep.IPv6} {
+			if addr.IsValid() {
+				fmt.Fprintf(&b, "%s\t%s\n", addr.Addr(), names)
+			}
+		}
+	}
+	return b.Bytes(), nil
+}
+
+// linkHosts writes the names of --link: other:alias.
+func (s *Service) linkHosts(rec *container.Record, b *bytes.Buffer) error {
+	for _, link := range rec.Host.Links {
+		ref, alias, ok := strings.Cut(link, ":")
+		if !ok {
+			alias = ref
+		}
+		alias = alias[strings.LastIndex(alias, "/")+1:]
+		other, err := s.find(ref)
+		if err != nil {
+			return errs.New(errs.Invalid, "could not get container for %s: %w", ref, err)
+		}
+		to := other.record()
+		if to.Sandbox == nil || !to.State.Status.Live() {
+			return errs.New(errs.Conflict, "Cannot link to a non running container: /%s AS /%s/%s", to.Name, rec.Name, alias)
+		}
+		for _, ep := range to.Sandbox.Endpoints {
+			if ep.IPv4.IsValid() {
+				fmt.Fprintf(b, "%s\t%s %s %s\n", ep.IPv4.Addr(), alias, to.Config.Hostname, to.Name)
+			}
+		}
+	}
+	return nil
+}

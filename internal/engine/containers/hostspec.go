@@ -1,0 +1,264 @@
+package containers
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/opencontainers/selinux/go-selinux"
+	"github.com/opencontainers/selinux/go-selinux/label"
+	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/errs"
+)
+
+// recursiveReadonly: mount_setattr(2) came with 5.12.
+var recursiveReadonly = sync.OnceValue(func() bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	major, minor := 0, 0
+	if n, _ := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); n != 2 {
+		return false
+	}
+	return major > 5 || major == 5 && minor >= 12
+})
+
+func errNoRecursiveReadonly(target string) error {
+	return errs.New(errs.NotImplemented, "mount %s: recursive read-only mounts need a kernel of 5.12 or later", target)
+}
+
+func ptr[T any](v T) *T { return &v }
+
+// defaultRules let every container use the harmless devices, and make nodes without opening them.
+func defaultRules() []specs.LinuxDeviceCgroup {
+	rules := []specs.LinuxDeviceCgroup{
+		{Allow: false, Access: "rwm"},
+		{Allow: true, Type: "c", Access: "m"},
+		{Allow: true, Type: "b", Access: "m"},
+	}
+	// null, zero, full, tty, urandom, random, console, ptmx, pts
+	for _, dev := range [...][2]int64{{1, 3}, {1, 5}, {1, 7}, {5, 0}, {1, 9}, {1, 8}, {5, 1}, {5, 2}, {136, -1}} {
+		rules = append(rules, specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: ptr(dev[0]), Minor: ptr(dev[1]), Access: "rwm"})
+	}
+	return rules
+}
+
+// devicesOf lists the nodes to make beside the usual ones, and the rules of the devices controller.
+func devicesOf(host *container.Host) ([]specs.LinuxDevice, []specs.LinuxDeviceCgroup, error) {
+	if host.Privileged {
+		devices, err := hostDevices("/dev", "/dev", true)
+		return devices, []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}, err
+	}
+	rules := defaultRules()
+	var devices []specs.LinuxDevice
+	for _, dev := range host.Resources.Devices {
+		found, err := askedDevice(dev)
+		if err != nil {
+			return nil, nil, err
+		}
+		perm := dev.Permissions
+		if perm == "" {
+			perm = "rwm"
+		}
+		for _, d := range found {
+			rules = append(rules, specs.LinuxDeviceCgroup{Allow: true, Type: d.Type, Major: ptr(d.Major), Minor: ptr(d.Minor), Access: perm})
+		}
+		devices = append(devices, found...)
+	}
+	for _, rule := range host.Resources.DeviceCgroupRules {
+		r, err := parseDeviceRule(rule)
+		if err != nil {
+			return nil, nil, err
+		}
+		rules = append(rules, r)
+	}
+	return devices, rules, nil
+}
+
+func askedDevice(dev container.Device) ([]specs.LinuxDevice, error) {
+	target := dev.ContainerPath
+	if target == "" {
+		target = dev.HostPath
+	}
+	source, err := filepath.EvalSymlinks(dev.HostPath)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "error gathering device information while adding custom device %q: no such file or directory", dev.HostPath)
+	}
+	fi, err := os.Stat(source)
+	if err != nil {
+		return nil, err
+	}
+	if fi.IsDir() {
+		found, err := hostDevices(source, target, false)
+		if err == nil && len(found) == 0 {
+			err = errs.New(errs.Invalid, "error gathering device information while adding custom device %q: no devices found", dev.HostPath)
+		}
+		return found, err
+	}
+	d, ok := deviceNode(fi, target)
+	if !ok {
+		return nil, errs.New(errs.Invalid, "error gathering device information while adding custom device %q: not a device node", dev.HostPath)
+	}
+	return []specs.LinuxDevice{d}, nil
+}
+
+// hostDevices lists the nodes below a directory of the host, as they shall appear below target. With all it is for privileged containers, which have their own pts, shm and console.
+func hostDevices(dir, target string, all bool) ([]specs.LinuxDevice, error) {
+	var list []specs.LinuxDevice
+	err := filepath.WalkDir(dir, func(name string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			if os.IsNotExist(err) {
+				return nil // it went away while we looked
+			}
+			return err
+		}
+		if entry.IsDir() {
+			switch entry.Name() {
+			case "pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev":
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if all && entry.Name() == "console" || entry.Type()&fs.ModeDevice == 0 {
+			return nil
+		}
+		fi, err := entry.Info()
+		if err != nil {
+			return nil //nolint:nilerr // it went away while we looked
+		}
+		if d, ok := deviceNode(fi, path.Join(target, strings.TrimPrefix(name, dir))); ok {
+			list = append(list, d)
+		}
+		return nil
+	})
+	return list, err
+}
+
+func deviceNode(fi fs.FileInfo, target string) (specs.LinuxDevice, bool) {
+	d := specs.LinuxDevice{Path: target, FileMode: ptr(fi.Mode().Perm())}
+	switch {
+	case fi.Mode()&fs.ModeCharDevice != 0:
+		d.Type = "c"
+	case fi.Mode()&fs.ModeDevice != 0:
+		d.Type = "b"
+	default:
+		return d, false
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return d, false
+	}
+	d.Major, d.Minor = int64(unix.Major(uint64(st.Rdev))), int64(unix.Minor(uint64(st.Rdev)))
+	d.UID, d.GID = ptr(st.Uid), ptr(st.Gid)
+	return d, true
+}
+
+// resources converts limits to the runtime's form.
+func resources(res *container.Resources) (*specs.LinuxResources, error) {
+	out := &specs.LinuxResources{Memory: &specs.LinuxMemory{}, CPU: &specs.LinuxCPU{}}
+	mem, cpu := out.Memory, out.CPU
+	if res.Memory > 0 {
+		mem.Limit = ptr(res.Memory)
+	}
+	if res.MemoryReservation > 0 {
+		mem.Reservation = ptr(res.MemoryReservation)
+	}
+	if res.MemorySwap != 0 {
+		mem.Swap = ptr(res.MemorySwap)
+	}
+	if sw := res.MemorySwappiness; sw != nil && *sw >= 0 {
+		mem.Swappiness = ptr(uint64(*sw))
+	}
+	if res.OomKillDisable != nil && *res.OomKillDisable {
+		mem.DisableOOMKiller = ptr(true)
+	}
+	if res.CPUShares > 0 {
+		cpu.Shares = ptr(uint64(res.CPUShares))
+	}
+	if res.NanoCPUs > 0 {
+		cpu.Period, cpu.Quota = ptr(uint64(100000)), ptr(res.NanoCPUs*100000/1e9)
+	}
+	if res.CPUPeriod > 0 {
+		cpu.Period = ptr(uint64(res.CPUPeriod))
+	}
+	if res.CPUQuota != 0 {
+		cpu.Quota = ptr(res.CPUQuota)
+	}
+	cpu.Cpus, cpu.Mems = res.CpusetCpus, res.CpusetMems
+	if p := res.PidsLimit; p != nil && *p != 0 {
+		out.Pids = &specs.LinuxPids{Limit: ptr(*p)}
+	}
+	var err error
+	out.BlockIO, err = blockIO(res)
+	return out, err
+}
+
+func blockIO(res *container.Resources) (*specs.LinuxBlockIO, error) {
+	if res.BlkioWeight == 0 && len(res.BlkioWeightDevice)+len(res.BlkioDeviceReadBps)+len(res.BlkioDeviceWriteBps)+len(res.BlkioDeviceReadIOps)+len(res.BlkioDeviceWriteIOps) == 0 {
+		return nil, nil
+	}
+	out := &specs.LinuxBlockIO{}
+	if res.BlkioWeight > 0 {
+		out.Weight = ptr(res.BlkioWeight)
+	}
+	for _, w := range res.BlkioWeightDevice {
+		dev, err := blockDevice(w.Path)
+		if err != nil {
+			return nil, err
+		}
+		out.WeightDevice = append(out.WeightDevice, specs.LinuxWeightDevice{LinuxBlockIODevice: dev, Weight: ptr(w.Weight)})
+	}
+	for _, group := range []struct {
+		from []container.ThrottleDevice
+		to   *[]specs.LinuxThrottleDevice
+	}{
+		{res.BlkioDeviceReadBps, &out.ThrottleReadBpsDevice}, {res.BlkioDeviceWriteBps, &out.ThrottleWriteBpsDevice},
+		{res.BlkioDeviceReadIOps, &out.ThrottleReadIOPSDevice}, {res.BlkioDeviceWriteIOps, &out.ThrottleWriteIOPSDevice},
+	} {
+		for _, t := range group.from {
+			dev, err := blockDevice(t.Path)
+			if err != nil {
+				return nil, err
+			}
+			*group.to = append(*group.to, specs.LinuxThrottleDevice{LinuxBlockIODevice: dev, Rate: t.Rate})
+		}
+	}
+	return out, nil
+}
+
+func blockDevice(name string) (specs.LinuxBlockIODevice, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(name, &st); err != nil {
+		return specs.LinuxBlockIODevice{}, errs.New(errs.Invalid, "block device %s: %w", name, err)
+	}
+	return specs.LinuxBlockIODevice{Major: int64(unix.Major(uint64(st.Rdev))), Minor: int64(unix.Minor(uint64(st.Rdev)))}, nil
+}
+
+// labels sets SELinux labels where the host has SELinux.
+func labels(spec *specs.Spec, sec securityOpt, privileged bool) error {
+	if !selinux.GetEnabled() {
+		if len(sec.Label) > 0 {
+			return errs.New(errs.Invalid, "security option label=%s asked for, but SELinux is not enabled on this host", sec.Label[0])
+		}
+		return nil
+	}
+	opts := sec.Label
+	if sec.LabelDisable || privileged && len(opts) == 0 {
+		opts = []string{"disable"}
+	}
+	process, mount, err := label.InitLabels(opts)
+	if err != nil {
+		return errs.New(errs.Invalid, "security option label: %w", err)
+	}
+	spec.Process.SelinuxLabel, spec.Linux.MountLabel = process, mount
+	return nil
+}

@@ -1,0 +1,221 @@
+package containers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/network"
+	"corten.dev/corten/internal/task"
+)
+
+// joinNetwork makes or finds the network namespace of a run, and writes the files that depend on it.
+func (s *Service) joinNetwork(ctx context.Context, r *run) error {
+	if ref, ok := strings.CutPrefix(r.rec.Host.NetworkMode, "container:"); ok {
+		ns, err := s.namespaceOf(ref, "net")
+		if err != nil {
+			return fmt.Errorf("join the network of %s: %w", ref, err)
+		}
+		r.sandbox = &network.Sandbox{Owner: r.ctr.id, NS: ns}
+		return nil
+	}
+	req, err := JoinRequest(r.rec)
+	if err != nil {
+		return err
+	}
+	sb, err := s.Networks.Join(ctx, req)
+	if err != nil {
+		return err
+	}
+	r.sandbox = sb
+	return s.writeGenerated(r.rec, sb)
+}
+
+// JoinRequest is what a container asks of the network room.
+func JoinRequest(rec *container.Record) (network.JoinRequest, error) {
+	cfg, host := &rec.Config, &rec.Host
+	req := network.JoinRequest{Owner: rec.ID, Name: rec.Name, Hostname: cfg.Hostname, DNSSearch: host.DNSSearch, DNSOptions: host.DNSOptions}
+	for _, addr := range host.DNS {
+		req.DNS = append(req.DNS, addr.String())
+	}
+	names := slices.SortedFunc(maps.Keys(rec.Networks), func(a, b string) int { // the mode's network first
+		if (a == host.NetworkMode) != (b == host.NetworkMode) {
+			if a == host.NetworkMode {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(a, b)
+	})
+	best := 0
+	for i, name := range names {
+		req.Endpoints = append(req.Endpoints, Endpoint(rec, name, rec.Networks[name]))
+		if rec.Networks[name].GwPriority > rec.Networks[names[best]].GwPriority {
+			best = i
+		}
+	}
+	if len(req.Endpoints) > 0 {
+		req.Endpoints[best].Gateway = true
+	}
+	if host.NetworkMode == "host" || host.NetworkMode == "none" {
+		return req, nil
+	}
+	req.Ports = slices.Clone(host.Ports)
+	if host.PublishAll {
+		more, err := exposed(cfg.ExposedPorts, host.Ports)
+		if err != nil {
+			return req, err
+		}
+		req.Ports = append(req.Ports, more...)
+	}
+	return req, nil
+}
+
+// Endpoint is what a container asks of one network.
+func Endpoint(rec *container.Record, name string, ep container.EndpointSettings) network.EndpointRequest {
+	return network.EndpointRequest{
+		Network: name, IPv4: ep.IPv4, IPv6: ep.IPv6, MAC: ep.MAC, Aliases: append(slices.Clone(ep.Aliases), rec.ID[:12]), Priority: ep.GwPriority, Options: ep.DriverOpts,
+	}
+}
+
+// exposed lists the ports that -P publishes: all that are exposed and not published by hand.
+func exposed(ports map[string]struct{}, have []network.Port) ([]network.Port, error) {
+	var list []network.Port
+	for _, spec := range slices.Sorted(maps.Keys(ports)) {
+		numbers, proto, _ := strings.Cut(spec, "/")
+		if proto == "" {
+			proto = "tcp"
+		}
+		lo, hi, isRange := strings.Cut(numbers, "-")
+		if !isRange {
+			hi = lo
+		}
+		first, err := strconv.ParseUint(lo, 10, 16)
+		if err != nil {
+			return nil, errs.New(errs.Invalid, "invalid exposed port %q", spec)
+		}
+		last, err := strconv.ParseUint(hi, 10, 16)
+		if err != nil || last < first {
+			return nil, errs.New(errs.Invalid, "invalid exposed port %q", spec)
+		}
+		for p := first; p <= last; p++ {
+			taken := func(h network.Port) bool { return h.Proto == proto && h.ContainerPort == uint16(p) }
+			if !slices.ContainsFunc(have, taken) {
+				list = append(list, network.Port{Proto: proto, ContainerPort: uint16(p), HostIP: netip.Addr{}})
+			}
+		}
+	}
+	return list, nil
+}
+
+// joinOthers opens the pid and ipc namespaces of other containers, and the shared memory that goes with ipc.
+func (s *Service) joinOthers(r *run, undo *task.Undo) error {
+	host := &r.rec.Host
+	join := func(mode, name string, kind specs.LinuxNamespaceType) error {
+		ref, ok := strings.CutPrefix(mode, "container:")
+		if !ok {
+			return nil
+		}
+		ns, err := s.namespaceOf(ref, name)
+		if err != nil {
+			return fmt.Errorf("join the %s namespace of %s: %w", name, ref, err)
+		}
+		r.held = append(r.held, ns)
+		r.joins[kind] = procPath(ns)
+		return nil
+	}
+	if err := join(host.PidMode, "pid", specs.PIDNamespace); err != nil {
+		return err
+	}
+	if ref, ok := strings.CutPrefix(host.IpcMode, "container:"); ok {
+		other, err := s.find(ref)
+		if err != nil {
+			return err
+		}
+		if mode := other.record().Host.IpcMode; mode != "shareable" {
+			return errs.New(errs.Conflict, "can't join IPC of container %s: non-shareable IPC (hint: use IpcMode:shareable for the donor container)", other.id)
+		}
+		r.shm = s.shmDir(other.id)
+	}
+	if err := join(host.IpcMode, "ipc", specs.IPCNamespace); err != nil {
+		return err
+	}
+	switch host.IpcMode {
+	case "host":
+		r.shm = "/dev/shm"
+	case "shareable":
+		return s.mountShm(r, undo)
+	}
+	return nil
+}
+
+// namespaceOf opens a namespace of a running container. The pidfd tells afterwards that the process was still the same.
+func (s *Service) namespaceOf(ref, kind string) (*os.File, error) {
+	ctr, err := s.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	mon, _, err := ctr.handles()
+	if err != nil {
+		return nil, errs.New(errs.Conflict, "cannot join namespace of a non running container: %s", ctr.id)
+	}
+	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", mon.PID(), kind))
+	if err != nil {
+		return nil, errs.New(errs.Conflict, "cannot join namespace of a non running container: %s: %w", ctr.id, err)
+	}
+	if err := stillThere(mon.PIDFD()); err != nil {
+		ns.Close()
+		return nil, err
+	}
+	return ns, nil
+}
+
+// stillThere fails when the process of a pidfd has ended.
+func stillThere(pidfd *os.File) error {
+	if pidfd == nil {
+		return errs.New(errs.Conflict, "the process has ended")
+	}
+	if err := unix.PidfdSendSignal(int(pidfd.Fd()), 0, nil, 0); err != nil {
+		return errs.New(errs.Conflict, "the process has ended: %w", err)
+	}
+	return nil
+}
+
+func (s *Service) shmDir(id string) string { return filepath.Join(s.ExecRoot, "shm", id) }
+
+// mountShm makes the /dev/shm that other containers may join: the one mount of this service that the host's table shows.
+func (s *Service) mountShm(r *run, undo *task.Undo) error {
+	dir := s.shmDir(r.ctr.id)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=1777,size=%d", r.rec.Host.ShmSize)); err != nil {
+		return fmt.Errorf("mount shared memory: %w", err)
+	}
+	undo.Push(func(context.Context) error { return s.unmountShm(r.ctr.id) })
+	r.shm = dir
+	return nil
+}
+
+func (s *Service) unmountShm(id string) error {
+	dir := s.shmDir(id)
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unmount shared memory of %s: %w", id, err)
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}

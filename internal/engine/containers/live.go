@@ -1,0 +1,226 @@
+package containers
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/monitor"
+	"corten.dev/corten/internal/network"
+)
+
+// live is a container in memory: its record and the handles that only a running engine has.
+type live struct {
+	id string
+	// rec is the record as it is now. It is never changed in place: change replaces it, so that readers need no lock and never wait.
+	rec atomic.Pointer[container.Record]
+	// disk orders the writes of this one record. It is held over a write of a small file, by design: a later state must not be overwritten by an earlier one.
+	disk sync.Mutex
+	gone bool // the record file was removed and must not come back; guarded by disk
+
+	mu       sync.Mutex       // guards what follows
+	from     container.Status // what Starting or Removing came from
+	mon      monitor.Monitor
+	proc     Process
+	waiters  map[*waiter]struct{}
+	pending  []*attachment      // clients that attached before the start
+	cleaned  chan struct{}      // closes when what the last run left was cleared away; nil when there is nothing
+	stopBack context.CancelFunc // ends the wait of Restarting
+	keep     bool               // restart by the user: the exit is not to be acted upon
+	failures int                // runs in a row that ended too soon
+	execs    []string           // ids of its exec sessions
+	sandbox  *network.Sandbox
+	unmount  []func(context.Context) error // volumes and shm of the run
+}
+
+type waiter struct {
+	cond WaitCondition
+	c    chan Ended
+}
+
+func newLive(rec container.Record) *live {
+	ctr := &live{id: rec.ID, waiters: map[*waiter]struct{}{}}
+	ctr.rec.Store(&rec)
+	return ctr
+}
+
+// record is the container's record now; it must not be changed.
+func (ctr *live) record() *container.Record { return ctr.rec.Load() }
+
+// change replaces the record by a changed copy. fn must replace, not edit, maps and slices.
+func (ctr *live) change(fn func(rec *container.Record)) *container.Record {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	return ctr.changeLocked(fn)
+}
+
+func (ctr *live) changeLocked(fn func(rec *container.Record)) *container.Record {
+	rec := *ctr.rec.Load()
+	fn(&rec)
+	ctr.rec.Store(&rec)
+	return &rec
+}
+
+// claim moves the container to a status that the table of states allows, and remembers where it came from.
+func (ctr *live) claim(to container.Status) error {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	from := ctr.record().State.Status
+	if err := container.Move(from, to); err != nil {
+		return err
+	}
+	ctr.from = from
+	ctr.changeLocked(func(rec *container.Record) { rec.State.Status = to })
+	return nil
+}
+
+// unclaim goes back to where claim came from.
+func (ctr *live) unclaim() {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	ctr.changeLocked(func(rec *container.Record) { rec.State.Status = ctr.from })
+}
+
+// shown is the record as doors see it: the two in-between states appear as what they came from.
+func (ctr *live) shown() container.Record {
+	rec := *ctr.record()
+	if rec.State.Status == container.Starting {
+		ctr.mu.Lock()
+		rec = *ctr.record()
+		if rec.State.Status == container.Starting {
+			rec.State.Status = ctr.from
+		}
+		ctr.mu.Unlock()
+	}
+	return rec
+}
+
+// handles returns what a live container is reached by; errs.Conflict when it does not run.
+func (ctr *live) handles() (monitor.Monitor, Process, error) {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	if !ctr.record().State.Status.Live() || ctr.mon == nil || ctr.proc == nil {
+		return nil, nil, errs.New(errs.Conflict, "container %s is not running", ctr.id)
+	}
+	return ctr.mon, ctr.proc, nil
+}
+
+// tell answers the waiters of some conditions.
+func (ctr *live) tell(end Ended, conds ...WaitCondition) {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	for w := range ctr.waiters {
+		if slices.Contains(conds, w.cond) {
+			w.c <- end // buffered, one answer each
+			delete(ctr.waiters, w)
+		}
+	}
+}
+
+// table finds containers.
+type table struct {
+	mu     sync.RWMutex // guards both maps
+	byID   map[string]*live
+	byName map[string]*live
+}
+
+// reserve takes a name and adds the container; taking both at once keeps names unique.
+func (t *table) reserve(name string, ctr *live) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if have := t.byName[name]; have != nil {
+		return nameTaken(name, have.id)
+	}
+	t.byName[name] = ctr
+	return nil
+}
+
+func nameTaken(name, id string) error {
+	return errs.New(errs.Conflict, "Conflict. The container name %q is already in use by container %q. You have to remove (or rename) that container to be able to reuse that name.", "/"+name, id)
+}
+
+// add makes a reserved container visible.
+func (t *table) add(ctr *live) {
+	t.mu.Lock()
+	t.byID[ctr.id] = ctr
+	t.mu.Unlock()
+}
+
+// drop forgets a container and frees its name.
+func (t *table) drop(ctr *live) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.byID, ctr.id)
+	if name := ctr.record().Name; t.byName[name] == ctr {
+		delete(t.byName, name)
+	}
+}
+
+// free gives a name back that belongs to ctr.
+func (t *table) free(name string, ctr *live) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byName[name] == ctr {
+		delete(t.byName, name)
+	}
+}
+
+func (t *table) all() []*live {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	all := make([]*live, 0, len(t.byID))
+	for _, ctr := range t.byID {
+		all = append(all, ctr)
+	}
+	return all
+}
+
+// find looks a container up by id, name, or unique prefix of an id.
+func (t *table) find(ref string) (*live, error) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	name := strings.TrimPrefix(ref, "/")
+	if ref == "" || name == "" {
+		return nil, errs.New(errs.Invalid, "invalid container name or ID: value is empty")
+	}
+	if ctr := t.byID[ref]; ctr != nil {
+		return ctr, nil
+	}
+	if ctr := t.byName[name]; ctr != nil && t.byID[ctr.id] != nil {
+		return ctr, nil
+	}
+	var found *live
+	for id, ctr := range t.byID {
+		if strings.HasPrefix(id, ref) {
+			if found != nil {
+				return nil, errs.New(errs.Invalid, "multiple IDs found with provided prefix: %s", ref)
+			}
+			found = ctr
+		}
+	}
+	if found == nil {
+		return nil, errs.New(errs.NotFound, "No such container: %s", ref)
+	}
+	return found, nil
+}
+
+// find is table.find with a better word for the user's reference.
+func (s *Service) find(ref string) (*live, error) { return s.table.find(ref) }
+
+// running finds a container that must have a process.
+func (s *Service) running(ref string) (*live, monitor.Monitor, Process, error) {
+	ctr, err := s.find(ref)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	mon, proc, err := ctr.handles()
+	if err != nil {
+		return nil, nil, nil, fmt.Errorf("%w", err)
+	}
+	return ctr, mon, proc, nil
+}

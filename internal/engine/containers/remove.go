@@ -1,0 +1,171 @@
+package containers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/filter"
+)
+
+// Remove removes a container that does not run, or any with Force.
+func (s *Service) Remove(ctx context.Context, ref string, opts RemoveOptions) error {
+	ctr, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	if opts.Link {
+		return errs.New(errs.NotImplemented, "removing a link of %s is not supported: links are written when the container starts", ref)
+	}
+	return s.removeFound(context.WithoutCancel(ctx), ctr, opts)
+}
+
+func (s *Service) removeFound(ctx context.Context, ctr *live, opts RemoveOptions) error {
+	if err := s.mayRemove(ctx, ctr, opts.Force); err != nil {
+		return err
+	}
+	if err := ctr.claim(container.Removing); err != nil {
+		if ctr.record().State.Status == container.Removing {
+			return errs.New(errs.Conflict, "removal of container %s is already in progress", ctr.record().Name)
+		}
+		return fmt.Errorf("cannot remove container %q: %w", "/"+ctr.record().Name, err)
+	}
+	ctr.waitCleaned()
+	rec := ctr.record()
+	if err := s.releaseVolumes(ctx, rec, opts.Volumes); err != nil {
+		return s.failRemoval(ctr, err)
+	}
+	if err := s.forget(ctr); err != nil {
+		return s.failRemoval(ctr, err)
+	}
+	s.table.drop(ctr)
+	for _, a := range ctr.takePending() {
+		a.Conn.Close()
+		close(a.End)
+	}
+	s.emit(ctr, "destroy", nil)
+	ctr.tell(Ended{Code: rec.State.ExitCode, Err: rec.State.Error}, NotRunning, NextExit, Removed)
+	err := s.Trees.Remove(ctx, ctr.id)
+	if rerr := os.RemoveAll(s.dir(ctr.id)); err == nil {
+		err = rerr
+	}
+	if err != nil {
+		// It does not exist any more; the rest is tried again when the engine starts.
+		s.Log.Warn("remove what a container left", "container", rec.Name, "error", err)
+	}
+	return nil
+}
+
+// failRemoval leaves a container that cannot be removed now, visibly, so that rm can be tried again.
+func (s *Service) failRemoval(ctr *live, cause error) error {
+	ctr.change(func(rec *container.Record) {
+		rec.State.Status, rec.State.Error = container.Dead, cause.Error()
+	})
+	return fmt.Errorf("remove container %s: %w", ctr.record().Name, cause)
+}
+
+func (s *Service) releaseVolumes(ctx context.Context, rec *container.Record, remove bool) error {
+	for _, mnt := range rec.Mounts {
+		if mnt.Type != "volume" {
+			continue
+		}
+		if err := s.Volumes.Release(ctx, mnt.Name, rec.ID); err != nil {
+			return err
+		}
+		if !remove || !mnt.Anonymous {
+			continue
+		}
+		// Another container may have it by --volumes-from: then it stays.
+		if err := ignore(s.Volumes.Remove(ctx, mnt.Name, false), errs.NotFound, errs.Conflict); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mayRemove brings a container into a state that can be removed, or says why it is not.
+func (s *Service) mayRemove(ctx context.Context, ctr *live, force bool) error {
+	for {
+		rec := ctr.record()
+		status := rec.State.Status
+		busy := status.Live() || status == container.Restarting || status == container.Starting
+		switch {
+		case !busy:
+			return nil
+		case !force && status == container.Paused:
+			return errs.New(errs.Conflict, "cannot remove container %q: container is paused and must be unpaused first", "/"+rec.Name)
+		case !force:
+			shown := string(status)
+			if status == container.Starting {
+				shown = "running"
+			}
+			return errs.New(errs.Conflict, "cannot remove container %q: container is %s: stop the container before removing or force remove", "/"+rec.Name, shown)
+		case status == container.Starting:
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(5 * time.Millisecond):
+			}
+			continue
+		}
+		if rec.Host.AutoRemove { // its end would remove it; then there is nothing left to do here
+			ctr.mu.Lock()
+			ctr.keep = true
+			ctr.mu.Unlock()
+		}
+		zero := 0
+		err := s.stop(ctx, ctr, StopOptions{Signal: "KILL", Timeout: &zero}, true)
+		if err != nil && !errors.Is(err, errs.NotModified) {
+			return fmt.Errorf("could not kill container %s: %w", rec.Name, err)
+		}
+	}
+}
+
+// Prune removes all containers that do not run and match.
+func (s *Service) Prune(ctx context.Context, filters filter.Args) (Pruned, error) {
+	var pruned Pruned
+	if err := filters.Accept("label", "label!", "until"); err != nil {
+		return pruned, err
+	}
+	until, err := Until(filters)
+	if err != nil {
+		return pruned, err
+	}
+	for _, ctr := range s.table.all() {
+		rec := ctr.record()
+		st := rec.State.Status
+		if st != container.Exited && st != container.Created && st != container.Dead || !filters.Labels("label", rec.Config.Labels) || anyLabel(filters, rec.Config.Labels) {
+			continue
+		}
+		if !until.IsZero() && rec.Created.After(until) {
+			continue
+		}
+		size, err := s.Trees.Usage(ctx, ctr.id)
+		if err != nil {
+			s.Log.Warn("size of a container's tree", "container", rec.Name, "error", err)
+		}
+		if err := s.removeFound(ctx, ctr, RemoveOptions{}); err != nil {
+			if ctx.Err() != nil {
+				return pruned, ctx.Err()
+			}
+			s.Log.Warn("prune", "container", rec.Name, "error", err)
+			continue
+		}
+		pruned.Deleted, pruned.Space = append(pruned.Deleted, ctr.id), pruned.Space+size
+	}
+	return pruned, nil
+}
+
+// anyLabel tells whether one of the labels of label!=… is there.
+func anyLabel(filters filter.Args, labels map[string]string) bool {
+	for _, want := range filters["label!"] {
+		if (filter.Args{"label": {want}}).Labels("label", labels) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,341 @@
+package containers
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/monitor"
+)
+
+// restore finds every container again as it really is. A record says what was; the monitor, or what it wrote before it ended, says what is:
+//
+//	record says    monitor lives              exit on disk            neither
+//	running        running: taken over        exited, with that code  exited 137, its processes are killed (255 after a reboot)
+//	anything else  half started: ended        –                       as the record says
+//
+// After that: containers with --rm that ended are removed, trees, folders, monitors and runtime states that belong to nobody are removed, and containers whose policy
+// says so are started in the background.
+func (s *Service) restore(ctx context.Context) error {
+	kept := map[string]bool{} // broken ones: set aside, not thrown away
+	recs, err := readRecords(s.Root, func(id string, err error) {
+		kept[id] = true
+		s.Log.Error("the record of a container is broken; its folder was set aside", "container", id, "error", err)
+	}, func(id string) {
+		s.Log.Info("a container was half made or half removed; the rest is removed", "container", id)
+	})
+	if err != nil {
+		return err
+	}
+	entries, err := filepath.Glob(filepath.Join(s.Root, "*.broken"))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		kept[strings.TrimSuffix(filepath.Base(e), ".broken")] = true
+	}
+	var group sync.WaitGroup
+	slots := make(chan struct{}, 8)
+	for _, rec := range recs {
+		ctr := newLive(rec)
+		if err := s.table.reserve(rec.Name, ctr); err != nil {
+			// A crash in the middle of two renames; nothing is lost but the name.
+			name := rec.Name + "_" + rec.ID[:12]
+			s.Log.Warn("two containers had one name", "name", rec.Name, "renamed", name)
+			ctr.change(func(rec *container.Record) { rec.Name = name })
+			if err := s.table.reserve(name, ctr); err != nil {
+				return err
+			}
+		}
+		s.table.add(ctr)
+		group.Add(1)
+		slots <- struct{}{}
+		go func() {
+			defer group.Done()
+			defer func() { <-slots }()
+			s.restoreOne(ctx, ctr)
+		}()
+	}
+	group.Wait()
+	s.sweep(ctx, kept)
+	s.boot()
+	return nil
+}
+
+func (s *Service) restoreOne(ctx context.Context, ctr *live) {
+	rec := ctr.record()
+	for _, mnt := range rec.Mounts {
+		if mnt.Type != "volume" {
+			continue
+		}
+		if err := s.Volumes.Acquire(ctx, mnt.Name, ctr.id); err != nil {
+			s.Log.Error("a container's volume is missing", "container", rec.Name, "volume", mnt.Name, "error", err)
+		}
+	}
+	mon, err := s.Monitors.Open(ctx, ctr.id)
+	if err != nil && !errors.Is(err, errs.NotFound) {
+		s.Log.Error("reach a container's monitor", "container", rec.Name, "error", err)
+	}
+	proc, perr := s.Runtime.Load(ctx, ctr.id)
+	if perr != nil {
+		proc = nil
+		if !errors.Is(perr, errs.NotFound) {
+			s.Log.Error("find what the runtime has of a container", "container", rec.Name, "error", perr)
+		}
+	}
+	was := rec.State.Status
+	wasLive := was.Live() || was == container.Starting
+	switch {
+	case mon != nil && wasLive && proc != nil:
+		s.takeOver(ctx, ctr, mon, proc)
+	case wasLive || mon != nil || proc != nil:
+		s.endRun(ctx, ctr, mon, proc)
+	default:
+		s.settle(ctr)
+	}
+}
+
+// takeOver goes on with a running container. One that ended meanwhile is dealt with by the watch.
+func (s *Service) takeOver(ctx context.Context, ctr *live, mon monitor.Monitor, proc Process) {
+	rec := ctr.record()
+	ctr.mu.Lock()
+	ctr.mon, ctr.proc, ctr.sandbox = mon, proc, rec.Sandbox
+	ctr.changeLocked(func(rec *container.Record) {
+		rec.State.PID = mon.PID()
+		if rec.State.Status == container.Starting {
+			rec.State.Status = container.Running
+		}
+	})
+	ctr.mu.Unlock()
+	ended := false
+	select {
+	case <-mon.Exited():
+		ended = true
+	default:
+	}
+	if !ended && rec.Sandbox != nil && !strings.HasPrefix(rec.Host.NetworkMode, "container:") {
+		req, err := JoinRequest(rec)
+		if err == nil {
+			err = s.Networks.Restore(ctx, req, *rec.Sandbox, mon.PID())
+		}
+		if err != nil {
+			s.Log.Error("take over the network of a running container", "container", rec.Name, "error", err)
+		}
+	}
+	for _, mnt := range rec.Mounts {
+		if mnt.Type != "volume" || ended {
+			continue
+		}
+		if _, err := s.Volumes.Mount(ctx, mnt.Name, ctr.id); err != nil {
+			s.Log.Error("take over a volume of a running container", "container", rec.Name, "volume", mnt.Name, "error", err)
+		}
+	}
+	for id, p := range mon.Sessions() {
+		s.takeOverSession(ctr, id, p)
+	}
+	if ended { // now, not in the background: the caller wants to see it as it is
+		s.ended(ctx, ctr, mon)
+		return
+	}
+	s.watch(ctr, mon)
+}
+
+func (s *Service) takeOverSession(ctr *live, id string, p monitor.Process) {
+	ses := &session{id: id, ctr: ctr, started: true, running: true, pid: p.PID(), proc: p}
+	s.execs.add(ses)
+	ctr.mu.Lock()
+	ctr.execs = append(ctr.execs, id)
+	ctr.mu.Unlock()
+	s.background(func(ctx context.Context) {
+		select {
+		case <-ctx.Done():
+		case <-p.Exited():
+			s.sessionEnded(ses, p.Exit().Code)
+		}
+	})
+}
+
+// endRun clears away a run that is over or was never finished, and finds out how it ended.
+func (s *Service) endRun(ctx context.Context, ctr *live, mon monitor.Monitor, proc Process) {
+	rec := ctr.record()
+	half := !rec.State.Status.Live() // the engine died between the clone and the record
+	if mon != nil {
+		if err := endMonitor(mon); err != nil {
+			s.Log.Error("end a monitor", "container", rec.Name, "error", err)
+		}
+	}
+	if proc != nil {
+		if err := proc.Signal(ctx, syscall.SIGKILL, true); err != nil && !errors.Is(err, errs.NotFound) {
+			s.Log.Warn("kill what a lost monitor left behind", "container", rec.Name, "error", err)
+		}
+		if err := proc.Delete(ctx); err != nil {
+			s.Log.Error("delete what the runtime has of a container", "container", rec.Name, "error", err)
+		}
+	}
+	if rec.Host.IpcMode == "shareable" {
+		if err := s.unmountShm(ctr.id); err != nil {
+			s.Log.Warn("shared memory", "container", rec.Name, "error", err)
+		}
+	}
+	s.giveBack(ctx, ctr)
+	again := false
+	if !half {
+		exit, text := s.howItEnded(rec)
+		ctr.mu.Lock()
+		again = s.restarts(ctr, rec, exit)
+		ctr.changeLocked(func(rec *container.Record) {
+			st := &rec.State
+			st.Status, st.PID, st.ExitCode, st.OOMKilled, st.FinishedAt, st.Error = container.Exited, 0, exit.Code, exit.OOMKilled, exit.At.UTC(), text
+			rec.Sandbox = nil
+		})
+		ctr.mu.Unlock()
+		s.emit(ctr, "die", map[string]string{"exitCode": strconv.Itoa(exit.Code)})
+	}
+	if again {
+		ctr.mu.Lock()
+		ctr.changeLocked(func(rec *container.Record) { rec.State.Status = container.Restarting })
+		ctr.mu.Unlock()
+	}
+	s.settle(ctr)
+}
+
+// howItEnded reads what the monitor wrote of this run.
+func (s *Service) howItEnded(rec *container.Record) (monitor.Exit, string) {
+	exit, err := s.ReadExit(s.exitFile(rec.ID))
+	if err == nil && exit.At.After(rec.State.StartedAt.Add(-time.Second)) {
+		return exit, ""
+	}
+	if err != nil && !errors.Is(err, errs.NotFound) && !errors.Is(err, fs.ErrNotExist) {
+		s.Log.Warn("read how a container ended", "container", rec.Name, "error", err)
+	}
+	if rec.State.Boot != s.BootID {
+		return monitor.Exit{Code: 255, At: time.Now()}, "the host went down while the container ran"
+	}
+	return monitor.Exit{Code: 137, At: time.Now(), Lost: true}, "the container's monitor process was killed: its exit code is not known"
+}
+
+// settle ends in-between states, and removes what should be gone.
+func (s *Service) settle(ctr *live) {
+	rec := ctr.record()
+	switch rec.State.Status {
+	case container.Starting:
+		ctr.change(func(rec *container.Record) {
+			rec.State.Status = container.Created
+			if !rec.State.StartedAt.IsZero() {
+				rec.State.Status = container.Exited
+			}
+		})
+	case container.Removing:
+		ctr.change(func(rec *container.Record) { rec.State.Status = container.Dead })
+	}
+	rec = ctr.record()
+	if rec.Host.AutoRemove && (rec.State.Status == container.Exited || rec.State.Status == container.Dead) {
+		if err := s.removeFound(s.ctx, ctr, RemoveOptions{Volumes: true}); err != nil {
+			s.Log.Error("remove a container that ended while the engine was away", "container", rec.Name, "error", err)
+		}
+		return
+	}
+	if err := s.save(ctr, false); err != nil {
+		s.Log.Error("keep the state of a container", "container", rec.Name, "error", err)
+	}
+}
+
+// sweep removes what belongs to no container: half made or half removed ones leave it, and the engine may die at any moment.
+func (s *Service) sweep(ctx context.Context, kept map[string]bool) {
+	known := func(id string) bool {
+		s.table.mu.RLock()
+		defer s.table.mu.RUnlock()
+		return s.table.byID[id] != nil || kept[id]
+	}
+	warn := func(what, id string, err error) {
+		if err != nil {
+			s.Log.Error("remove "+what+" that belongs to no container", "id", id, "error", err)
+		}
+	}
+	ids, err := s.Monitors.List()
+	warn("monitors", "", err)
+	for _, id := range ids {
+		if known(id) {
+			continue
+		}
+		mon, err := s.Monitors.Open(ctx, id)
+		if err == nil {
+			err = endMonitor(mon)
+		}
+		warn("a monitor", id, ignore(err, errs.NotFound))
+		warn("a network", id, s.Networks.Leave(ctx, id))
+	}
+	ids, err = s.Runtime.List(ctx)
+	warn("processes", "", err)
+	for _, id := range ids {
+		if known(id) {
+			continue
+		}
+		proc, err := s.Runtime.Load(ctx, id)
+		if err == nil {
+			err = proc.Delete(ctx)
+		}
+		warn("a process", id, ignore(err, errs.NotFound))
+		warn("a network", id, s.Networks.Leave(ctx, id))
+	}
+	var trees []string
+	warn("file trees", "", s.Trees.Walk(ctx, func(key string, labels map[string]string) error {
+		if owner := labels[labelOwner]; owner != "" && !known(owner) {
+			trees = append(trees, key)
+		}
+		return nil
+	}))
+	for _, key := range trees {
+		warn("a file tree", key, s.Trees.Remove(ctx, key))
+	}
+	entries, err := os.ReadDir(s.Root)
+	warn("folders", "", err)
+	for _, e := range entries {
+		if id := e.Name(); e.IsDir() && !known(id) && filepath.Ext(id) != ".broken" {
+			warn("a folder", id, os.RemoveAll(s.dir(id)))
+		}
+	}
+}
+
+// boot starts the containers that should run, a few at a time, without keeping anybody waiting.
+func (s *Service) boot() {
+	slots := make(chan struct{}, s.MaxStarts)
+	for _, ctr := range s.table.all() {
+		rec := ctr.record()
+		due := rec.State.Status == container.Restarting
+		if rec.State.Status == container.Exited {
+			switch rec.Host.Restart.Name {
+			case "always":
+				due = true // also after a stop by hand: that is the difference to unless-stopped
+			case "unless-stopped":
+				due = !rec.StoppedByUser
+			}
+		}
+		if !due {
+			continue
+		}
+		s.background(func(ctx context.Context) {
+			select {
+			case slots <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+			defer func() { <-slots }()
+			if err := ctr.claim(container.Starting); err != nil {
+				return // someone was faster
+			}
+			if err := s.start(ctx, ctr); err != nil {
+				s.Log.Warn("start at boot", "container", rec.Name, "error", err)
+			}
+		})
+	}
+}

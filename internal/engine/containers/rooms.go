@@ -1,0 +1,88 @@
+package containers
+
+import (
+	"context"
+	"errors"
+	"os"
+	"syscall"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/runtime"
+)
+
+// OverRuntime makes the runtime room fit what this service asks for.
+func OverRuntime(rt *runtime.Runtime) Runtime { return theRuntime{rt} }
+
+type theRuntime struct{ rt *runtime.Runtime }
+
+func (r theRuntime) Create(ctx context.Context, opts runtime.RunOptions) (Process, error) {
+	opts.Launcher = ownDescriptor{opts.Launcher}
+	ctr, err := r.rt.Create(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	return theProcess{ctr}, nil
+}
+
+func (r theRuntime) Load(_ context.Context, id string) (Process, error) {
+	ctr, err := r.rt.Load(id)
+	if err != nil {
+		return nil, err
+	}
+	return theProcess{ctr}, nil
+}
+
+func (r theRuntime) List(context.Context) ([]string, error) { return r.rt.List() }
+
+// ownDescriptor gives the runtime a pidfd of its own: it closes the one it gets, and so does the monitor.
+type ownDescriptor struct{ runtime.Launcher }
+
+func (l ownDescriptor) Launch(ctx context.Context, program []byte, files []*os.File) (int, *os.File, error) {
+	pid, pidfd, err := l.Launcher.Launch(ctx, program, files)
+	if err != nil {
+		return 0, nil, err
+	}
+	fd, err := unix.FcntlInt(pidfd.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return 0, nil, err
+	}
+	return pid, os.NewFile(uintptr(fd), "pidfd"), nil
+}
+
+type theProcess struct{ *runtime.Container }
+
+func (p theProcess) PID() int { return p.Pid() }
+
+func (p theProcess) Exec(ctx context.Context, exec runtime.Exec) (int, error) {
+	exec.Launcher = ownDescriptor{exec.Launcher}
+	pid, pidfd, err := p.Container.Exec(ctx, exec)
+	if err != nil {
+		return 0, err
+	}
+	return pid, pidfd.Close()
+}
+
+func (p theProcess) Signal(ctx context.Context, sig syscall.Signal, all bool) error {
+	err := p.Kill(ctx, sig, all)
+	if errors.Is(err, errs.Conflict) { // not running
+		return errs.As(errs.NotFound, err)
+	}
+	return err
+}
+
+func (p theProcess) Resume(ctx context.Context) error {
+	return ignore(p.Container.Resume(ctx), errs.Conflict) // not paused is what was wanted
+}
+
+func (p theProcess) Update(ctx context.Context, res *specs.LinuxResources) error {
+	return p.Container.Update(ctx, res)
+}
+
+func (p theProcess) PIDs(context.Context) ([]int, error) { return p.Pids() }
+
+func (p theProcess) Delete(ctx context.Context) error { return p.Container.Delete(ctx, true) }
+
+func (p theProcess) Stats(context.Context) (runtime.Stats, error) { return p.Container.Stats() }

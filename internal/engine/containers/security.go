@@ -1,0 +1,92 @@
+package containers
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	"github.com/moby/profiles/seccomp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"corten.dev/corten/internal/errs"
+)
+
+// security makes seccomp profiles. What depends only on the capabilities is made once.
+type security struct {
+	def      string // default profile: "" built in, "unconfined", or JSON
+	apparmor bool
+
+	mu    sync.Mutex
+	cache map[string]*specs.LinuxSeccomp // by profile and capabilities; never changed once made
+}
+
+const cachedProfiles = 64
+
+func newSecurity(def string) *security {
+	enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+	return &security{def: def, apparmor: err == nil && strings.HasPrefix(string(enabled), "Y"), cache: map[string]*specs.LinuxSeccomp{}}
+}
+
+// seccomp gives the profile for a set of capabilities; nil for none.
+func (s *security) seccomp(profile string, privileged bool, caps []string) (*specs.LinuxSeccomp, error) {
+	if profile == "" {
+		if privileged {
+			return nil, nil
+		}
+		profile = s.def
+	}
+	if profile == "unconfined" {
+		return nil, nil
+	}
+	key := profile + "\x00" + strings.Join(caps, ",")
+	s.mu.Lock()
+	made := s.cache[key]
+	s.mu.Unlock()
+	if made != nil {
+		return made, nil
+	}
+	spec := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: caps, Effective: caps, Permitted: caps}}}
+	var err error
+	if profile == "" {
+		made, err = seccomp.GetDefaultProfile(spec)
+	} else {
+		made, err = seccomp.LoadProfile(profile, spec)
+	}
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "seccomp profile: %w", err)
+	}
+	s.mu.Lock()
+	if len(s.cache) < cachedProfiles {
+		s.cache[key] = made
+	}
+	s.mu.Unlock()
+	return made, nil
+}
+
+// appArmor gives the profile's name, "" for none.
+func (s *security) appArmor(asked string, privileged bool) (string, error) {
+	if !s.apparmor {
+		if asked != "" && asked != "unconfined" {
+			return "", errs.New(errs.Invalid, "apparmor profile %q asked for, but the kernel of this host has no AppArmor", asked)
+		}
+		return "", nil
+	}
+	switch {
+	case asked == "unconfined" || asked == "" && privileged:
+		return "unconfined", nil
+	case asked != "":
+		return asked, nil
+	}
+	// A profile of ours is used where the administrator loaded one; none is loaded behind their back.
+	loaded, err := os.ReadFile("/sys/kernel/security/apparmor/profiles")
+	if err != nil {
+		return "", nil //nolint:nilerr // unreadable in a container of the engine itself: then there is none to use
+	}
+	for _, name := range []string{"corten-default", "docker-default"} {
+		if strings.Contains("\n"+string(loaded), fmt.Sprintf("\n%s (", name)) {
+			return name, nil
+		}
+	}
+	return "", nil
+}

@@ -1,0 +1,228 @@
+package containers
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/events"
+	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/logs"
+	"corten.dev/corten/internal/monitor"
+	"corten.dev/corten/internal/network"
+	"corten.dev/corten/internal/runtime"
+	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/volume"
+)
+
+// The needs of this service. Each is the part of a room that containers use, so that a test can stand in for it.
+
+// Runtime makes processes of OCI specs and finds them again.
+type Runtime interface {
+	// Create runs the container and returns after its execve succeeded.
+	Create(ctx context.Context, opts runtime.RunOptions) (Process, error)
+	// Load finds a container of an earlier engine; errs.NotFound when nothing of it is there.
+	Load(ctx context.Context, id string) (Process, error)
+	// List names all containers that the runtime has something of.
+	List(ctx context.Context) ([]string, error)
+}
+
+// Process is a container as the runtime sees it: all its processes and its cgroups. It is as wide as what can be done to them.
+type Process interface {
+	PID() int
+	Exec(ctx context.Context, exec runtime.Exec) (pid int, err error)
+	// Signal goes to the first process; with all, to every process of the container.
+	Signal(ctx context.Context, sig syscall.Signal, all bool) error
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+	Update(ctx context.Context, res *specs.LinuxResources) error
+	Stats(ctx context.Context) (runtime.Stats, error)
+	PIDs(ctx context.Context) ([]int, error)
+	// Delete kills what is left and removes state and cgroups.
+	Delete(ctx context.Context) error
+}
+
+// Trees are the writable file trees (snapshot.Store).
+type Trees interface {
+	Name() string
+	Prepare(ctx context.Context, key string, chain snapshot.ChainID, opts snapshot.Options) error
+	Mount(ctx context.Context, key string) (*snapshot.Mounted, error)
+	Changes(ctx context.Context, key string) ([]snapshot.Change, error)
+	Usage(ctx context.Context, key string) (int64, error)
+	Remove(ctx context.Context, key string) error
+	Walk(ctx context.Context, fn func(key string, labels map[string]string) error) error
+}
+
+// Images finds what containers are made of, and keeps what is made of them.
+type Images interface {
+	Get(ctx context.Context, ref string) (image.Image, error)
+	Commit(ctx context.Context, opts image.CommitOptions) (image.Image, error)
+}
+
+// Networks gives containers their network (network.Manager without the verbs of networks themselves).
+type Networks interface {
+	Get(ctx context.Context, ref string) (network.Network, error)
+	Join(ctx context.Context, req network.JoinRequest) (*network.Sandbox, error)
+	Restore(ctx context.Context, req network.JoinRequest, sb network.Sandbox, pid int) error
+	Leave(ctx context.Context, owner string) error
+	Rename(ctx context.Context, owner, name string) error
+	HostGateway() netip.Addr
+}
+
+// Volumes gives containers named directories (volume.Store without listing).
+type Volumes interface {
+	Create(ctx context.Context, opts volume.CreateOptions) (volume.Volume, error)
+	Get(ctx context.Context, name string) (volume.Volume, error)
+	Remove(ctx context.Context, name string, force bool) error
+	Acquire(ctx context.Context, name, user string) error
+	Release(ctx context.Context, name, user string) error
+	Mount(ctx context.Context, name, user string) (string, error)
+	Unmount(ctx context.Context, name, user string) error
+	Fill(ctx context.Context, name string, src *os.File) error
+}
+
+// Options join the service with its rooms. All rooms are needed; the rest has useful zeros.
+type Options struct {
+	Root     string // <data-root>/containers
+	ExecRoot string // <exec-root>: generated things that a boot may lose
+
+	Runtime  Runtime
+	Monitors monitor.Starter
+	Trees    Trees
+	Images   Images
+	Networks Networks
+	Volumes  Volumes
+	Events   *events.Bus
+	Log      *slog.Logger
+	// OpenLog reads a log folder; done closes when the writer is gone for good.
+	OpenLog func(path string, opts logs.ReadOptions, done <-chan struct{}) (logs.Reader, error)
+	// ReadExit reads what a monitor left on disk; errs.NotFound when it left nothing.
+	ReadExit func(path string) (monitor.Exit, error)
+
+	CgroupParent  string // default "/corten", or "system.slice" with systemd
+	SystemdCgroup bool
+	Init          bool                             // --init for all containers
+	Ulimits       map[string]container.Ulimit      // defaults of all containers
+	ShmSize       int64                            // default 64 MB
+	LogConfig     container.LogConfig              // default "local"
+	Seccomp       string                           // default profile: "" built in, "unconfined", or JSON
+	NoNewPrivs    bool                             // default of all containers
+	StopTimeout   int                              // seconds, default 10
+	BootID        string                           // default: the kernel's
+	Backoff       func(failures int) time.Duration // default 100 ms doubling to a minute
+	MaxStarts     int                              // how many are started at once at boot, default 4
+}
+
+// Service is the live table of containers and all their verbs. It implements [API].
+type Service struct {
+	Options
+	init *initProgram
+	sec  *security
+
+	// ctx ends with Close; background work belongs to it.
+	ctx    context.Context
+	cancel context.CancelFunc
+	work   sync.WaitGroup
+
+	table table
+	execs execTable
+}
+
+var _ API = (*Service)(nil)
+
+// New finds every container again as it really is and returns the service. Containers whose policy says so are started in the background.
+func New(opts Options) (*Service, error) {
+	if err := opts.fill(); err != nil {
+		return nil, err
+	}
+	s := &Service{Options: opts, sec: newSecurity(opts.Seccomp), init: &initProgram{dir: opts.ExecRoot}}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.table.byID, s.table.byName = map[string]*live{}, map[string]*live{}
+	s.execs.byID = map[string]*session{}
+	if err := os.MkdirAll(opts.Root, 0o700); err != nil {
+		return nil, err
+	}
+	if err := s.restore(s.ctx); err != nil {
+		s.cancel()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (o *Options) fill() error {
+	switch {
+	case o.Runtime == nil, o.Monitors == nil, o.Trees == nil, o.Images == nil, o.Networks == nil, o.Volumes == nil, o.OpenLog == nil, o.ReadExit == nil:
+		return errs.New(errs.Invalid, "containers: a room is missing in the options")
+	case o.Root == "" || o.ExecRoot == "":
+		return errs.New(errs.Invalid, "containers: no folder given")
+	}
+	if o.Events == nil {
+		o.Events = &events.Bus{}
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.CgroupParent == "" {
+		o.CgroupParent = "/corten"
+		if o.SystemdCgroup {
+			o.CgroupParent = "system.slice"
+		}
+	}
+	if o.ShmSize == 0 {
+		o.ShmSize = 64 << 20
+	}
+	if o.LogConfig.Type == "" {
+		o.LogConfig.Type = "local"
+	}
+	if o.StopTimeout == 0 {
+		o.StopTimeout = 10
+	}
+	if o.MaxStarts == 0 {
+		o.MaxStarts = 4
+	}
+	if o.Backoff == nil {
+		o.Backoff = backoff
+	}
+	if o.BootID == "" {
+		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		if err != nil {
+			return err
+		}
+		o.BootID = string(b[:len(b)-1])
+	}
+	return nil
+}
+
+// Close stops what the service does by itself (back-offs, watching) and waits for it. Containers go on running under their monitors.
+func (s *Service) Close() error {
+	s.cancel()
+	s.work.Wait()
+	for _, ctr := range s.table.all() {
+		ctr.mu.Lock()
+		mon := ctr.mon
+		ctr.mu.Unlock()
+		if mon != nil && ctr.record().State.Status.Live() {
+			if err := mon.Close(); err != nil {
+				s.Log.Warn("closing the connection to a monitor", "container", ctr.id, "error", err)
+			}
+		}
+	}
+	return nil
+}
+
+// background runs fn beside everything else; Close waits for it.
+func (s *Service) background(fn func(ctx context.Context)) {
+	s.work.Add(1)
+	go func() {
+		defer s.work.Done()
+		fn(s.ctx)
+	}()
+}

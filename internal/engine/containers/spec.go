@@ -1,0 +1,357 @@
+package containers
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/linux/caps"
+	"corten.dev/corten/internal/network"
+	"corten.dev/corten/internal/snapshot"
+)
+
+// run is one run of a container while it is being put together.
+type run struct {
+	ctr     *live
+	rec     *container.Record // as it was when the start was claimed
+	mounted *snapshot.Mounted
+	user    identity
+	sandbox *network.Sandbox
+	files   generated
+	sources map[string]string // target of a mount → directory or file on the host
+	shm     string            // host path of a shared /dev/shm; empty for one of its own
+	init    string            // host path of the init program; empty without --init
+	joins   map[specs.LinuxNamespaceType]string
+	held    []*os.File // open while the start lasts
+}
+
+var (
+	defaultMasked = []string{
+		"/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi",
+		"/sys/firmware", "/sys/devices/virtual/powercap",
+	}
+	defaultReadonly = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+)
+
+const initTarget = "/sbin/corten-init"
+
+// spec writes the OCI configuration of a run: Docker's defaults and what was asked for.
+func (s *Service) spec(r *run) (*specs.Spec, error) {
+	rec, cfg, host := r.rec, &r.rec.Config, &r.rec.Host
+	sec, err := parseSecurityOpt(host.SecurityOpt)
+	if err != nil {
+		return nil, err
+	}
+	process, err := s.process(r, sec)
+	if err != nil {
+		return nil, err
+	}
+	profile, err := s.sec.seccomp(sec.Seccomp, host.Privileged, process.Capabilities.Bounding)
+	if err != nil {
+		return nil, err
+	}
+	mounts, err := s.mounts(r)
+	if err != nil {
+		return nil, err
+	}
+	devices, rules, err := devicesOf(host)
+	if err != nil {
+		return nil, err
+	}
+	res, err := resources(&host.Resources)
+	if err != nil {
+		return nil, err
+	}
+	res.Devices = rules
+	spec := &specs.Spec{
+		Version: specs.Version, Process: process, Root: &specs.Root{Path: "rootfs", Readonly: host.ReadonlyRootfs}, Mounts: mounts,
+		Annotations: host.Annotations,
+		Linux: &specs.Linux{
+			Resources: res, CgroupsPath: s.cgroupsPath(rec), Namespaces: namespaces(host, r.joins), Devices: devices, Seccomp: profile,
+			Sysctl: sysctls(host), RootfsPropagation: rootPropagation(rec.Mounts),
+		},
+	}
+	if host.UTSMode != "host" {
+		spec.Hostname, spec.Domainname = cfg.Hostname, cfg.Domainname
+	}
+	if !host.Privileged && !sec.SystemUnconfined {
+		spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = defaultMasked, defaultReadonly
+		if host.MaskedPaths != nil {
+			spec.Linux.MaskedPaths = host.MaskedPaths
+		}
+		if host.ReadonlyPaths != nil {
+			spec.Linux.ReadonlyPaths = host.ReadonlyPaths
+		}
+	}
+	if err := labels(spec, sec, host.Privileged); err != nil {
+		return nil, err
+	}
+	return spec, nil
+}
+
+func (s *Service) process(r *run, sec securityOpt) (*specs.Process, error) {
+	cfg, host := &r.rec.Config, &r.rec.Host
+	names, err := caps.Resolve(host.CapAdd, host.CapDrop, host.Privileged)
+	if err != nil {
+		return nil, err
+	}
+	profile, err := s.sec.appArmor(sec.AppArmor, host.Privileged)
+	if err != nil {
+		return nil, err
+	}
+	args := append([]string{r.rec.Path}, r.rec.Args...)
+	if r.init != "" {
+		args = append([]string{initTarget, "--"}, args...)
+	}
+	cwd := cfg.WorkingDir
+	if cwd == "" {
+		cwd = "/"
+	}
+	noNewPrivs := s.NoNewPrivs
+	if sec.NoNewPrivs != nil {
+		noNewPrivs = *sec.NoNewPrivs
+	}
+	p := &specs.Process{
+		Terminal: cfg.Tty, User: r.user.User, Args: args, Env: environment(cfg.Hostname, cfg.Tty, cfg.Env, r.user.Home), Cwd: path.Clean(cwd),
+		Capabilities: capabilities(names, r.user.UID), Rlimits: s.rlimits(host.Resources.Ulimits), NoNewPrivileges: noNewPrivs && !host.Privileged,
+		ApparmorProfile: profile, OOMScoreAdj: &host.OomScoreAdj,
+	}
+	if sec.NoNewPrivs != nil {
+		p.NoNewPrivileges = *sec.NoNewPrivs
+	}
+	if cfg.Tty && host.ConsoleSize != [2]uint{} {
+		p.ConsoleSize = &specs.Box{Height: host.ConsoleSize[0], Width: host.ConsoleSize[1]}
+	}
+	return p, nil
+}
+
+// capabilities gives a process its sets: an ordinary user has them within reach (bounding), but not in hand.
+func capabilities(names []string, uid uint32) *specs.LinuxCapabilities {
+	c := &specs.LinuxCapabilities{Bounding: names}
+	if uid == 0 {
+		c.Effective, c.Permitted = names, names
+	}
+	return c
+}
+
+func (s *Service) rlimits(asked []container.Ulimit) []specs.POSIXRlimit {
+	all := maps.Clone(s.Ulimits)
+	if all == nil {
+		all = make(map[string]container.Ulimit, len(asked))
+	}
+	for _, u := range asked {
+		all[u.Name] = u
+	}
+	limits := make([]specs.POSIXRlimit, 0, len(all))
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		u := all[name]
+		limits = append(limits, specs.POSIXRlimit{Type: rlimits[name], Soft: uint64(u.Soft), Hard: uint64(u.Hard)}) // -1 is the kernel's infinity
+	}
+	return limits
+}
+
+func (s *Service) cgroupsPath(rec *container.Record) string {
+	parent := rec.Host.Resources.CgroupParent
+	if parent == "" {
+		parent = s.CgroupParent
+	}
+	if s.SystemdCgroup {
+		return parent + ":corten:" + rec.ID
+	}
+	return path.Join("/", parent, rec.ID)
+}
+
+func namespaces(host *container.Host, joins map[specs.LinuxNamespaceType]string) []specs.LinuxNamespace {
+	list := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	add := func(kind specs.LinuxNamespaceType, own bool) {
+		if own || joins[kind] != "" {
+			list = append(list, specs.LinuxNamespace{Type: kind, Path: joins[kind]})
+		}
+	}
+	add(specs.NetworkNamespace, host.NetworkMode != "host")
+	add(specs.UTSNamespace, host.UTSMode != "host")
+	add(specs.IPCNamespace, host.IpcMode != "host")
+	add(specs.PIDNamespace, host.PidMode != "host")
+	add(specs.CgroupNamespace, host.CgroupnsMode == "private")
+	return list
+}
+
+// sysctls adds what Docker allows every container with a network of its own: low ports and ping for everybody inside.
+func sysctls(host *container.Host) map[string]string {
+	all := maps.Clone(host.Sysctls)
+	if host.NetworkMode == "host" || strings.HasPrefix(host.NetworkMode, "container:") {
+		return all
+	}
+	if all == nil {
+		all = map[string]string{}
+	}
+	for key, value := range map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"} {
+		if _, ok := all[key]; !ok {
+			all[key] = value
+		}
+	}
+	return all
+}
+
+// rootPropagation is what the root must have so that mounts can travel as the binds ask.
+func rootPropagation(mounts []container.Mount) string {
+	mode := ""
+	for _, mnt := range mounts {
+		switch mnt.Propagation {
+		case "shared", "rshared":
+			return "shared"
+		case "slave", "rslave":
+			mode = "rslave"
+		}
+	}
+	return mode
+}
+
+// mounts lists everything that is mounted over the root: the usual file systems, the generated files, and what was asked for, shallow ones first.
+func (s *Service) mounts(r *run) ([]specs.Mount, error) {
+	host := &r.rec.Host
+	asked, err := s.askedMounts(r)
+	if err != nil {
+		return nil, err
+	}
+	taken := make(map[string]bool, len(asked))
+	for _, mnt := range asked {
+		taken[mnt.Destination] = true
+	}
+	var all []specs.Mount
+	for _, mnt := range usualMounts(host, r.shm) {
+		if !taken[mnt.Destination] && !(taken["/dev"] && strings.HasPrefix(mnt.Destination, "/dev/")) {
+			all = append(all, mnt)
+		}
+	}
+	mode := "rw"
+	if host.ReadonlyRootfs {
+		mode = "ro"
+	}
+	for _, file := range [][2]string{{r.files.resolvConf, "/etc/resolv.conf"}, {r.files.hostname, "/etc/hostname"}, {r.files.hosts, "/etc/hosts"}} {
+		if !taken[file[1]] {
+			all = append(all, specs.Mount{Type: "bind", Source: file[0], Destination: file[1], Options: []string{"rbind", "rprivate", mode}})
+		}
+	}
+	if r.init != "" {
+		all = append(all, specs.Mount{Type: "bind", Source: r.init, Destination: initTarget, Options: []string{"bind", "ro", "rprivate"}})
+	}
+	usual := len(all)
+	all = append(all, asked...)
+	slices.SortStableFunc(all[usual:], func(a, b specs.Mount) int {
+		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
+	})
+	return all, nil
+}
+
+func usualMounts(host *container.Host, shm string) []specs.Mount {
+	sys, cgroup := "ro", "ro"
+	if host.Privileged {
+		sys, cgroup = "rw", "rw"
+	}
+	list := []specs.Mount{
+		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", sys}},
+		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{cgroup, "nosuid", "noexec", "nodev"}},
+	}
+	if host.IpcMode == "host" {
+		list = append(list, specs.Mount{Destination: "/dev/mqueue", Type: "bind", Source: "/dev/mqueue", Options: []string{"rbind", "nosuid", "noexec", "nodev"}})
+	} else {
+		list = append(list, specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}})
+	}
+	switch {
+	case shm != "":
+		list = append(list, specs.Mount{Destination: "/dev/shm", Type: "bind", Source: shm, Options: []string{"rbind", "rprivate"}})
+	case host.IpcMode != "none":
+		size := fmt.Sprintf("size=%d", host.ShmSize)
+		list = append(list, specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", size}})
+	}
+	return list
+}
+
+// askedMounts are the binds, volumes and tmpfs of the container.
+func (s *Service) askedMounts(r *run) ([]specs.Mount, error) {
+	var list []specs.Mount
+	for _, mnt := range r.rec.Mounts {
+		switch mnt.Type {
+		case "tmpfs":
+			list = append(list, specs.Mount{Destination: mnt.Target, Type: "tmpfs", Source: "tmpfs", Options: tmpfsRequest(mnt.Request)})
+		default:
+			opts, err := bindOptions(mnt)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, specs.Mount{Destination: mnt.Target, Type: "bind", Source: r.sources[mnt.Target], Options: opts})
+		}
+	}
+	for _, target := range slices.Sorted(maps.Keys(r.rec.Host.Tmpfs)) {
+		var asked []string
+		if v := r.rec.Host.Tmpfs[target]; v != "" {
+			asked = strings.Split(v, ",")
+		}
+		list = append(list, specs.Mount{Destination: path.Clean(target), Type: "tmpfs", Source: "tmpfs", Options: tmpfsOptions(asked)})
+	}
+	return list, nil
+}
+
+func bindOptions(mnt container.Mount) ([]string, error) {
+	bind := "rbind"
+	if mnt.Request.NonRecursive {
+		bind = "bind"
+	}
+	prop := mnt.Propagation
+	if prop == "" {
+		prop = "rprivate"
+	}
+	opts := []string{bind, prop}
+	if mnt.RW {
+		return opts, nil
+	}
+	opts = append(opts, "ro")
+	if mnt.Type == "bind" && !mnt.Request.NonRecursive && !mnt.Request.ReadOnlyNonRecursive {
+		switch {
+		case recursiveReadonly():
+			opts = append(opts, "rro")
+		case mnt.Request.ReadOnlyForceRecursive:
+			return nil, errNoRecursiveReadonly(mnt.Target)
+		}
+	}
+	return opts, nil
+}
+
+func tmpfsRequest(req container.MountRequest) []string {
+	var asked []string
+	if req.TmpfsSize > 0 {
+		asked = append(asked, fmt.Sprintf("size=%d", req.TmpfsSize))
+	}
+	if req.TmpfsMode != 0 {
+		asked = append(asked, fmt.Sprintf("mode=%o", req.TmpfsMode))
+	}
+	for _, kv := range req.TmpfsOptions {
+		asked = append(asked, strings.Join(kv, "="))
+	}
+	if req.ReadOnly {
+		asked = append(asked, "ro")
+	}
+	return tmpfsOptions(asked)
+}
+
+// tmpfsOptions puts what was asked for over the careful defaults.
+func tmpfsOptions(asked []string) []string {
+	opts := []string{"noexec", "nosuid", "nodev"}
+	for _, opt := range asked {
+		opts = slices.DeleteFunc(opts, func(have string) bool { return have == "no"+opt })
+		if !slices.Contains(opts, opt) {
+			opts = append(opts, opt)
+		}
+	}
+	return append(opts, "rprivate")
+}

@@ -1,0 +1,338 @@
+package containers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/monitor"
+	"corten.dev/corten/internal/runtime"
+	"corten.dev/corten/internal/task"
+)
+
+// Start runs a container's program and returns once it was executed.
+func (s *Service) Start(ctx context.Context, ref string, detachKeys string) error {
+	if detachKeys != "" {
+		return errs.New(errs.Invalid, "detach keys belong to attach: start itself attaches nobody")
+	}
+	ctr, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	return s.startFound(ctx, ctr)
+}
+
+func (s *Service) startFound(ctx context.Context, ctr *live) error {
+	switch status := ctr.record().State.Status; status {
+	case container.Running:
+		return errs.New(errs.NotModified, "container %s is already running", ctr.record().Name)
+	case container.Paused:
+		return errs.New(errs.Conflict, "cannot start a paused container, try unpause instead")
+	case container.Removing, container.Dead:
+		return errs.New(errs.Conflict, "container is marked for removal and cannot be started")
+	}
+	if err := ctr.claim(container.Starting); err != nil {
+		return fmt.Errorf("start %s: %w", ctr.record().Name, err)
+	}
+	ctr.mu.Lock()
+	ctr.failures = 0
+	stop := ctr.stopBack
+	ctr.stopBack = nil
+	ctr.mu.Unlock()
+	if stop != nil {
+		stop()
+	}
+	return s.start(ctx, ctr)
+}
+
+// start puts a claimed container into motion:
+//
+//	what the last run left is gone ─┬─▶ mount the tree ─▶ mark, workdir, user ─▶ volumes ─┬─▶ spec ─▶ create (the monitor clones) ─▶ running
+//	                                └─▶ join the networks ─▶ generated files ─────────────┘
+//
+// A client that goes away does not stop it half way. When a step fails, all before it are taken back and the container is what it was.
+func (s *Service) start(ctx context.Context, ctr *live) (err error) {
+	ctx = context.WithoutCancel(ctx)
+	var undo task.Undo
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("start container %s: %w", ctr.record().Name, err)
+			undo.OnError(ctx, &err)
+			s.startFailed(ctx, ctr, err)
+		}
+	}()
+	ctr.waitCleaned()
+	r := &run{ctr: ctr, rec: ctr.record(), sources: map[string]string{}, joins: map[specs.LinuxNamespaceType]string{}}
+	r.files = s.generatedFiles(r.rec)
+	defer r.release()
+
+	joined := make(chan error, 1)
+	go func() { joined <- s.joinNetwork(ctx, r) }()
+	undo.Push(func(ctx context.Context) error { return s.Networks.Leave(ctx, ctr.id) })
+	terr := s.prepareTree(ctx, r, &undo)
+	jerr := <-joined
+	undo.Push(func(context.Context) error { return closeNS(r) })
+	if err := errors.Join(terr, jerr); err != nil {
+		return err
+	}
+	if err := s.joinOthers(r, &undo); err != nil {
+		return err
+	}
+	if err := s.prepareInit(r); err != nil {
+		return err
+	}
+	spec, err := s.spec(r)
+	if err != nil {
+		return err
+	}
+	return s.execute(ctx, r, spec, &undo)
+}
+
+// release closes what was open for the time of the start only.
+func (r *run) release() {
+	for _, f := range r.held {
+		f.Close()
+	}
+}
+
+func closeNS(r *run) error {
+	if r.sandbox == nil || r.sandbox.NS == nil {
+		return nil
+	}
+	err := r.sandbox.NS.Close()
+	r.sandbox.NS = nil
+	return err
+}
+
+// prepareTree mounts the tree, finds the user in it, makes the working directory, and mounts and fills the volumes.
+func (s *Service) prepareTree(ctx context.Context, r *run, undo *task.Undo) error {
+	mounted, err := s.Trees.Mount(ctx, r.ctr.id)
+	if err != nil {
+		return fmt.Errorf("mount the file tree: %w", err)
+	}
+	r.mounted = mounted
+	undo.Push(func(context.Context) error { return mounted.Close() })
+	// Programs look for this file to learn that they are in a container.
+	mark, err := openIn(mounted.Root, "/.dockerenv", unix.O_WRONLY|unix.O_CREAT|unix.O_NOFOLLOW, 0o755)
+	if err != nil {
+		return err
+	}
+	mark.Close()
+	if r.user, err = resolveUser(mounted.Root, r.rec.Config.User, r.rec.Host.GroupAdd); err != nil {
+		return err
+	}
+	if dir := r.rec.Config.WorkingDir; dir != "" && dir != "/" {
+		f, err := mkdirIn(mounted.Root, dir, 0o755, 0, 0)
+		if err != nil {
+			return err
+		}
+		f.Close()
+	}
+	for _, mnt := range r.rec.Mounts {
+		if err := s.prepareMount(ctx, r, mnt, undo); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Service) prepareMount(ctx context.Context, r *run, mnt container.Mount, undo *task.Undo) error {
+	switch mnt.Type {
+	case "bind":
+		r.sources[mnt.Target] = mnt.Source
+		_, err := os.Stat(mnt.Source)
+		if err != nil && errors.Is(err, fs.ErrNotExist) && mnt.Request.CreateMountpoint {
+			err = os.MkdirAll(mnt.Source, 0o755)
+		}
+		if err != nil && errors.Is(err, fs.ErrNotExist) {
+			return errs.New(errs.Invalid, `invalid mount config for type "bind": bind source path does not exist: %s`, mnt.Source)
+		}
+		return err
+	case "volume":
+		dir, err := s.Volumes.Mount(ctx, mnt.Name, r.ctr.id)
+		if err != nil {
+			return fmt.Errorf("mount volume %s: %w", mnt.Name, err)
+		}
+		undo.Push(func(ctx context.Context) error { return s.Volumes.Unmount(ctx, mnt.Name, r.ctr.id) })
+		if !mnt.Request.NoCopy && mnt.Request.Subpath == "" {
+			if err := s.fill(ctx, r, mnt); err != nil {
+				return err
+			}
+		}
+		if mnt.Request.Subpath != "" {
+			sub, err := subpath(dir, mnt.Request.Subpath)
+			if err != nil {
+				return fmt.Errorf("mount volume %s: %w", mnt.Name, err)
+			}
+			r.held = append(r.held, sub)
+			dir = procPath(sub)
+		}
+		r.sources[mnt.Target] = dir
+	}
+	return nil
+}
+
+// fill copies what the image has at the target into a volume that is new; the room knows whether it is.
+func (s *Service) fill(ctx context.Context, r *run, mnt container.Mount) error {
+	src, err := openIn(r.mounted.Root, mnt.Target, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil {
+		if missing(err) || errors.Is(err, unix.ENOTDIR) {
+			return nil // the image has nothing there
+		}
+		return err
+	}
+	defer src.Close()
+	if err := s.Volumes.Fill(ctx, mnt.Name, src); err != nil {
+		return fmt.Errorf("fill volume %s from %s: %w", mnt.Name, mnt.Target, err)
+	}
+	return nil
+}
+
+// subpath opens a directory or file inside a volume, without leaving it by links.
+func subpath(dir, sub string) (*os.File, error) {
+	root, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	f, err := openIn(root, sub, unix.O_PATH, 0)
+	if err != nil {
+		return nil, errs.New(errs.Invalid, "cannot access path %s: no such file or directory", sub)
+	}
+	return f, nil
+}
+
+// procPath names an open file for those who take a path; it is good while the file is open.
+func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+
+// execute is the last step: the runtime makes a program of the spec, the monitor clones the process that walks it.
+func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *task.Undo) error {
+	ctr, rec := r.ctr, r.rec
+	if err := os.Remove(s.exitFile(ctr.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var mon monitor.Monitor
+	launcher := runtime.LauncherFunc(func(ctx context.Context, program []byte, files []*os.File) (int, *os.File, error) {
+		launch, err := s.launch(r, program, files)
+		if err != nil {
+			return 0, nil, err
+		}
+		if mon, err = s.Monitors.Launch(ctx, launch); err != nil {
+			ctr.putBack(launch.Attached)
+			return 0, nil, err
+		}
+		return mon.PID(), mon.PIDFD(), nil
+	})
+	undo.Push(func(context.Context) error {
+		if mon == nil {
+			return nil
+		}
+		return endMonitor(mon)
+	})
+	opts := runtime.RunOptions{ID: ctr.id, Bundle: s.dir(ctr.id), Spec: spec, Root: r.mounted.Root, RootDetached: r.mounted.Detached, Launcher: launcher, SystemdCgroup: s.SystemdCgroup}
+	if r.sandbox != nil {
+		opts.NetNS = r.sandbox.NS
+	}
+	proc, err := s.Runtime.Create(ctx, opts)
+	if err != nil {
+		return err
+	}
+	now := time.Now().UTC()
+	ctr.mu.Lock()
+	ctr.mon, ctr.proc, ctr.sandbox = mon, proc, r.sandbox
+	ctr.changeLocked(func(rec *container.Record) {
+		rec.State = container.State{Status: container.Running, PID: mon.PID(), StartedAt: now, FinishedAt: rec.State.FinishedAt, Boot: s.BootID}
+		rec.Sandbox, rec.StoppedByUser = r.sandbox, false
+	})
+	ctr.mu.Unlock()
+	if err := closeNS(r); err != nil {
+		s.Log.Warn("close a network namespace", "container", rec.Name, "error", err)
+	}
+	// The container's own mount namespace holds the tree now.
+	if err := r.mounted.Close(); err != nil {
+		s.Log.Warn("release the file tree", "container", rec.Name, "error", err)
+	}
+	if err := s.save(ctr, false); err != nil {
+		s.Log.Error("the container runs, but its record could not be written", "container", rec.Name, "error", err)
+	}
+	s.emit(ctr, "start", nil)
+	s.attachLate(ctx, ctr, mon)
+	s.watch(ctr, mon)
+	return nil
+}
+
+// endMonitor kills what a monitor holds, waits for its end, and lets it go.
+func endMonitor(mon monitor.Monitor) error {
+	if fd := mon.PIDFD(); fd != nil {
+		if err := unix.PidfdSendSignal(int(fd.Fd()), unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return err
+		}
+	}
+	select {
+	case <-mon.Exited():
+	case <-time.After(task.UndoTimeout / 2):
+	}
+	return mon.Close()
+}
+
+func (s *Service) launch(r *run, program []byte, files []*os.File) (monitor.Launch, error) {
+	cfg, host := &r.rec.Config, &r.rec.Host
+	log, err := parseLogConfig(host.Log)
+	if err != nil {
+		return monitor.Launch{}, err
+	}
+	if host.Log.Type != "none" {
+		log.Path = s.logDir(r.ctr.id)
+		if err := os.Mkdir(log.Path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return monitor.Launch{}, err
+		}
+	}
+	return monitor.Launch{
+		ID: r.ctr.id, Program: program, Files: files, Log: log, ExitPath: s.exitFile(r.ctr.id), Durable: !host.AutoRemove, Attached: r.ctr.takePending(),
+		Stdio: monitor.Stdio{Terminal: cfg.Tty, Rows: uint16(host.ConsoleSize[0]), Cols: uint16(host.ConsoleSize[1]), Stdin: cfg.OpenStdin, StdinOnce: cfg.StdinOnce},
+	}, nil
+}
+
+// startFailed keeps why a start failed, in the state that the container had before.
+func (s *Service) startFailed(ctx context.Context, ctr *live, cause error) {
+	code := 128
+	switch {
+	case errors.Is(cause, errs.NoCommand):
+		code = 127
+	case errors.Is(cause, errs.NotExecutable):
+		code = 126
+	}
+	ctr.mu.Lock()
+	back := ctr.from
+	if back == container.Restarting { // no more tries: the policy is about programs that end, not about ones that cannot begin
+		back = container.Exited
+	}
+	ctr.mon, ctr.proc, ctr.sandbox = nil, nil, nil
+	ctr.changeLocked(func(rec *container.Record) {
+		rec.State.Status, rec.State.PID, rec.State.ExitCode, rec.State.Error, rec.Sandbox = back, 0, code, cause.Error(), nil
+	})
+	ctr.mu.Unlock()
+	for _, a := range ctr.takePending() {
+		a.Conn.Close()
+		a.End <- monitor.AttachEnd{}
+	}
+	if err := s.save(ctr, false); err != nil {
+		s.Log.Error("keep the state of a container that did not start", "container", ctr.id, "error", err)
+	}
+	if back == container.Exited {
+		ctr.tell(Ended{Code: code, Err: cause.Error()}, NotRunning, NextExit)
+	}
+	if ctr.record().Host.AutoRemove {
+		if err := s.removeFound(ctx, ctr, RemoveOptions{Volumes: true}); err != nil {
+			s.Log.Warn("remove a container that did not start", "container", ctr.id, "error", err)
+		}
+	}
+}

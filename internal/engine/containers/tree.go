@@ -1,0 +1,428 @@
+package containers
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/tarfs"
+)
+
+// The engine's own marks and mount points in a tree; `diff` does not show them unless the program changed them into something else.
+var ours = []string{
+	"/.dockerenv", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname", "/etc/mtab", "/dev/console", "/dev/pts", "/dev/shm", "/dev/mqueue", "/proc", "/sys", "/dev", "/etc", "/sbin/corten-init", "/sbin",
+}
+
+// Changes lists what the container changed in its tree.
+func (s *Service) Changes(ctx context.Context, ref string) ([]snapshot.Change, error) {
+	ctr, err := s.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	all, err := s.Trees.Changes(ctx, ctr.id)
+	if err != nil {
+		return nil, fmt.Errorf("changes of container %s: %w", ref, err)
+	}
+	var kept []snapshot.Change
+	for i := len(all) - 1; i >= 0; i-- { // children come before their parents
+		ch := all[i]
+		if slices.Contains(ours, ch.Path) && ch.Kind != snapshot.Deleted {
+			below := slices.ContainsFunc(kept, func(k snapshot.Change) bool { return strings.HasPrefix(k.Path, ch.Path+"/") })
+			if !below {
+				continue
+			}
+		}
+		kept = append(kept, ch)
+	}
+	slices.Reverse(kept)
+	return kept, nil
+}
+
+// Export writes the container's tree, without what is mounted over it.
+func (s *Service) Export(ctx context.Context, ref string, begin func() io.Writer) error {
+	ctr, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	mounted, err := s.Trees.Mount(ctx, ctr.id)
+	if err != nil {
+		return fmt.Errorf("export container %s: %w", ref, err)
+	}
+	defer mounted.Close()
+	root, err := reopen(mounted.Root, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if err := tarfs.Write(ctx, root, begin(), tarfs.WriteOptions{}); err != nil {
+		return fmt.Errorf("export container %s: %w", ref, err)
+	}
+	s.emit(ctr, "export", nil)
+	return nil
+}
+
+// Commit makes an image of the container's tree and config.
+func (s *Service) Commit(ctx context.Context, req CommitRequest) (imageID string, err error) {
+	ctr, err := s.find(req.Container)
+	if err != nil {
+		return "", err
+	}
+	if req.Pause && ctr.record().State.Status == container.Running {
+		_, proc, err := ctr.handles()
+		if err != nil {
+			return "", err
+		}
+		ctx := context.WithoutCancel(ctx)
+		if err := s.pause(ctx, ctr, proc); err != nil {
+			return "", err
+		}
+		defer func() {
+			if uerr := s.unpause(ctx, ctr, proc); uerr != nil && ctr.record().State.Status.Live() {
+				err = errors.Join(err, uerr)
+			}
+		}()
+	}
+	rec := ctr.record()
+	run := rec.Config.RunConfig
+	if req.Config != nil {
+		run = merge(*req.Config, rec.Config.RunConfig).RunConfig
+	}
+	img, err := s.Images.Commit(ctx, image.CommitOptions{
+		Key: ctr.id, Parent: rec.Image, Ref: req.Ref, Author: req.Author, Comment: req.Comment, Run: run, Changes: req.Changes,
+		CreatedBy: strings.Join(append([]string{rec.Path}, rec.Args...), " "),
+	})
+	if err != nil {
+		return "", fmt.Errorf("commit container %s: %w", rec.Name, err)
+	}
+	s.emit(ctr, "commit", map[string]string{"comment": req.Comment, "imageID": img.ID.String(), "imageRef": req.Ref})
+	return img.ID.String(), nil
+}
+
+// place is a path found in a container, open.
+type place struct {
+	file     *os.File // O_PATH; the link itself when it is one and was not to be followed
+	readonly string   // why nothing can be written there; empty when it can
+	close    func()
+}
+
+// locate opens a path in a container as its processes see it: of a running one through its own mounts, of another one in its tree and its volumes.
+func (s *Service) locate(ctx context.Context, ctr *live, name string, flags int) (*place, error) {
+	rec := ctr.record()
+	pl := &place{}
+	var err error
+	ctr.mu.Lock()
+	mon := ctr.mon
+	ctr.mu.Unlock()
+	var root *os.File
+	sub := name
+	switch {
+	case mon != nil:
+		if root, err = rootOf(mon); err != nil {
+			return nil, err
+		}
+		pl.close = func() { root.Close() }
+	default:
+		if root, sub, pl, err = s.locateStopped(ctx, rec, name); err != nil {
+			return nil, err
+		}
+	}
+	if pl.readonly == "" {
+		pl.readonly = readonlyAt(rec, name)
+	}
+	if pl.file, err = openIn(root, sub, unix.O_PATH|flags, 0); err != nil {
+		pl.close()
+		if missing(err) || errors.Is(err, unix.ENOTDIR) {
+			return nil, errs.New(errs.NotFound, "Could not find the file %s in container %s", name, ctr.id)
+		}
+		return nil, err
+	}
+	inner := pl.close
+	pl.close = func() { pl.file.Close(); inner() }
+	return pl, nil
+}
+
+// mountAt finds the mount of a container that a path lies in.
+func mountAt(rec *container.Record, name string) (*container.Mount, string) {
+	clean := path.Clean("/" + name)
+	var best *container.Mount
+	for i := range rec.Mounts {
+		mnt := &rec.Mounts[i]
+		if clean == mnt.Target || strings.HasPrefix(clean, mnt.Target+"/") {
+			if best == nil || len(mnt.Target) > len(best.Target) {
+				best = mnt
+			}
+		}
+	}
+	if best == nil {
+		return nil, name
+	}
+	return best, "/" + strings.TrimPrefix(clean, best.Target)
+}
+
+func readonlyAt(rec *container.Record, name string) string {
+	mnt, _ := mountAt(rec, name)
+	switch {
+	case mnt != nil && !mnt.RW:
+		return "mounted volume is marked read-only"
+	case mnt == nil && rec.Host.ReadonlyRootfs:
+		return "container rootfs is marked read-only"
+	}
+	return ""
+}
+
+func (s *Service) locateStopped(ctx context.Context, rec *container.Record, name string) (*os.File, string, *place, error) {
+	mnt, sub := mountAt(rec, name)
+	if mnt == nil || mnt.Type == "tmpfs" {
+		mounted, err := s.Trees.Mount(ctx, rec.ID)
+		if err != nil {
+			return nil, "", nil, fmt.Errorf("mount the file tree of container %s: %w", rec.Name, err)
+		}
+		return mounted.Root, name, &place{close: func() {
+			if err := mounted.Close(); err != nil {
+				s.Log.Warn("release a file tree", "container", rec.Name, "error", err)
+			}
+		}}, nil
+	}
+	dir, release := mnt.Source, func() {}
+	if mnt.Type == "volume" {
+		user := rec.ID + "-cp"
+		var err error
+		if dir, err = s.Volumes.Mount(ctx, mnt.Name, user); err != nil {
+			return nil, "", nil, err
+		}
+		release = func() {
+			if err := s.Volumes.Unmount(context.WithoutCancel(ctx), mnt.Name, user); err != nil {
+				s.Log.Warn("unmount a volume", "volume", mnt.Name, "error", err)
+			}
+		}
+	}
+	root, err := os.Open(dir)
+	if err != nil {
+		release()
+		return nil, "", nil, err
+	}
+	if fi, err := root.Stat(); err == nil && !fi.IsDir() { // a file bound into the container: its folder, and its name
+		root.Close()
+		if root, err = os.Open(path.Dir(dir)); err != nil {
+			release()
+			return nil, "", nil, err
+		}
+		sub = path.Base(dir)
+	}
+	return root, sub, &place{close: func() { root.Close(); release() }}, nil
+}
+
+// asLink tells whether a last part that is a link is meant itself: "/a/link" yes, "/a/link/" and "/a/link/." no.
+func asLink(name string) int {
+	if strings.HasSuffix(name, "/") || strings.HasSuffix(name, "/.") {
+		return 0
+	}
+	return unix.O_NOFOLLOW
+}
+
+// StatPath tells about a path in a container; a link is not followed but named.
+func (s *Service) StatPath(ctx context.Context, ref, name string) (PathStat, error) {
+	ctr, err := s.find(ref)
+	if err != nil {
+		return PathStat{}, err
+	}
+	pl, err := s.locate(ctx, ctr, name, asLink(name))
+	if err != nil {
+		return PathStat{}, err
+	}
+	defer pl.close()
+	return pl.stat(name)
+}
+
+func (pl *place) stat(name string) (PathStat, error) {
+	fi, err := pl.file.Stat()
+	if err != nil {
+		return PathStat{}, err
+	}
+	st := PathStat{Name: path.Base(path.Clean("/" + name)), Size: fi.Size(), Mode: uint32(fi.Mode()), Mtime: fi.ModTime()}
+	if fi.Mode()&os.ModeSymlink != 0 {
+		target, err := pl.readlink()
+		if err != nil {
+			return st, err
+		}
+		if !path.IsAbs(target) {
+			target = path.Join(path.Dir(path.Clean("/"+name)), target)
+		}
+		st.LinkTarget = path.Clean(target)
+	}
+	return st, nil
+}
+
+func (pl *place) readlink() (string, error) {
+	buf := make([]byte, 4096)
+	n, err := unix.Readlinkat(int(pl.file.Fd()), "", buf)
+	if err != nil {
+		return "", err
+	}
+	return string(buf[:n]), nil
+}
+
+// ArchivePath writes what lies at a path as tar; its names begin with the path's last part.
+func (s *Service) ArchivePath(ctx context.Context, ref, name string, begin func(PathStat) io.Writer) error {
+	ctr, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	pl, err := s.locate(ctx, ctr, name, asLink(name))
+	if err != nil {
+		return err
+	}
+	defer pl.close()
+	st, err := pl.stat(name)
+	if err != nil {
+		return err
+	}
+	base := st.Name
+	if base == "/" || strings.HasSuffix(name, "/.") {
+		base = "."
+	}
+	fi, err := pl.file.Stat()
+	if err != nil {
+		return err
+	}
+	s.emit(ctr, "archive-path", nil)
+	if !fi.IsDir() {
+		return pl.archiveFile(begin(st), base)
+	}
+	dir, err := reopen(pl.file, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	w := begin(st)
+	if base == "." {
+		return tarfs.Write(ctx, dir, w, tarfs.WriteOptions{Root: true})
+	}
+	return rebase(ctx, dir, w, base)
+}
+
+// rebase writes a tree with a directory in front of every name.
+func rebase(ctx context.Context, dir *os.File, w io.Writer, base string) error {
+	pr, pw := io.Pipe()
+	go func() { pw.CloseWithError(tarfs.Write(ctx, dir, pw, tarfs.WriteOptions{Root: true})) }()
+	defer pr.Close()
+	in, out := tar.NewReader(pr), tar.NewWriter(w)
+	for {
+		hdr, err := in.Next()
+		if err == io.EOF {
+			return out.Close()
+		}
+		if err != nil {
+			return err
+		}
+		slash := strings.HasSuffix(hdr.Name, "/")
+		hdr.Name = path.Join(base, hdr.Name)
+		if slash {
+			hdr.Name += "/"
+		}
+		if hdr.Typeflag == tar.TypeLink {
+			hdr.Linkname = path.Join(base, hdr.Linkname)
+		}
+		hdr.Format = tar.FormatPAX
+		if err := out.WriteHeader(hdr); err != nil {
+			return err
+		}
+		if _, err := io.Copy(out, in); err != nil {
+			return err
+		}
+	}
+}
+
+func (pl *place) archiveFile(w io.Writer, base string) error {
+	fi, err := pl.file.Stat()
+	if err != nil {
+		return err
+	}
+	link := ""
+	if fi.Mode()&os.ModeSymlink != 0 {
+		if link, err = pl.readlink(); err != nil {
+			return err
+		}
+	}
+	hdr, err := tar.FileInfoHeader(fi, link)
+	if err != nil {
+		return errs.New(errs.Invalid, "%s: %w", base, err)
+	}
+	hdr.Name, hdr.Uname, hdr.Gname = base, "", ""
+	out := tar.NewWriter(w)
+	if err := out.WriteHeader(hdr); err != nil {
+		return err
+	}
+	if fi.Mode().IsRegular() {
+		f, err := reopen(pl.file, unix.O_RDONLY)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if _, err := io.CopyN(out, f, hdr.Size); err != nil {
+			return fmt.Errorf("read %s: %w", base, err)
+		}
+	}
+	return out.Close()
+}
+
+// ExtractTo unpacks a tar stream into a directory of a container.
+func (s *Service) ExtractTo(ctx context.Context, ref, name string, r io.Reader, noOverwriteDirNonDir, copyUIDGID bool) error {
+	ctr, err := s.find(ref)
+	if err != nil {
+		return err
+	}
+	pl, err := s.locate(ctx, ctr, name, 0)
+	if err != nil {
+		return err
+	}
+	defer pl.close()
+	if fi, err := pl.file.Stat(); err != nil || !fi.IsDir() {
+		return errs.New(errs.Invalid, "extraction point is not a directory")
+	}
+	if pl.readonly != "" {
+		return errs.New(errs.Forbidden, "%s", pl.readonly)
+	}
+	dir, err := reopen(pl.file, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	opts := tarfs.Options{NoOverwriteDirNonDir: noOverwriteDirNonDir}
+	if copyUIDGID && ctr.record().Config.User != "" {
+		if opts.Owner, err = s.ownerOf(ctx, ctr); err != nil {
+			return err
+		}
+	}
+	if _, err := tarfs.Extract(ctx, dir, r, opts); err != nil {
+		return fmt.Errorf("copy to %s in container %s: %w", name, ctr.record().Name, err)
+	}
+	s.emit(ctr, "extract-to-dir", nil)
+	return nil
+}
+
+// ownerOf finds the container's user in its tree.
+func (s *Service) ownerOf(ctx context.Context, ctr *live) (*tarfs.Owner, error) {
+	mounted, err := s.Trees.Mount(ctx, ctr.id)
+	if err != nil {
+		return nil, err
+	}
+	defer mounted.Close()
+	id, err := resolveUser(mounted.Root, ctr.record().Config.User, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &tarfs.Owner{UID: int(id.UID), GID: int(id.GID)}, nil
+}

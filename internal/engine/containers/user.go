@@ -1,0 +1,92 @@
+package containers
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/moby/sys/user"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"corten.dev/corten/internal/errs"
+)
+
+// identity is a user resolved in an image.
+type identity struct {
+	specs.User
+	Home string
+}
+
+// resolveUser finds a user ("", name, uid, each with :group) in the files below root. Nothing is read for the plain root user.
+func resolveUser(root *os.File, spec string, groupAdd []string) (identity, error) {
+	passwd, err := readIn(root, "/etc/passwd")
+	if err != nil && !missing(err) {
+		return identity{}, err
+	}
+	group, err := readIn(root, "/etc/group")
+	if err != nil && !missing(err) {
+		return identity{}, err
+	}
+	def := user.ExecUser{Uid: 0, Gid: 0, Home: "/"}
+	found, err := user.GetExecUser(spec, &def, bytes.NewReader(passwd), bytes.NewReader(group))
+	if err != nil {
+		return identity{}, errs.New(errs.Invalid, "%w", err)
+	}
+	id := identity{Home: found.Home}
+	id.UID, id.GID = uint32(found.Uid), uint32(found.Gid)
+	gids := []uint32{id.GID}
+	for _, g := range found.Sgids {
+		gids = append(gids, uint32(g))
+	}
+	if len(groupAdd) > 0 {
+		added, err := user.GetAdditionalGroups(groupAdd, bytes.NewReader(group))
+		if err != nil {
+			return identity{}, errs.New(errs.Invalid, "%w", err)
+		}
+		for _, g := range added {
+			gids = append(gids, uint32(g))
+		}
+	}
+	slices.Sort(gids[1:])
+	id.AdditionalGids = slices.Compact(gids)
+	return id, nil
+}
+
+func missing(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "not a directory")
+}
+
+// environment is what a process of the container gets: the engine's own words first, the user's above them.
+func environment(hostname string, tty bool, env []string, home string) []string {
+	all := make([]string, 0, len(env)+4)
+	all = append(all, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOSTNAME="+hostname)
+	if tty {
+		all = append(all, "TERM=xterm")
+	}
+	all = override(all, env)
+	if home != "" && !slices.ContainsFunc(all, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") }) {
+		all = append(all, "HOME="+home)
+	}
+	return all
+}
+
+// override replaces variables in place, appends new ones, and removes those that are named without a value.
+func override(base, env []string) []string {
+	for _, kv := range env {
+		key, _, hasValue := strings.Cut(kv, "=")
+		i := slices.IndexFunc(base, func(have string) bool { k, _, _ := strings.Cut(have, "="); return k == key })
+		switch {
+		case !hasValue && i >= 0:
+			base = slices.Delete(base, i, i+1)
+		case !hasValue:
+		case i >= 0:
+			base[i] = kv
+		default:
+			base = append(base, kv)
+		}
+	}
+	return base
+}
