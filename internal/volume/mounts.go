@@ -1,0 +1,162 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Mount returns the directory of a volume. One without options is a directory and nothing else; one with options is mounted for its first user.
+func (s *LocalStore) Mount(ctx context.Context, name, user string) (string, error) {
+	s.mu.Lock()
+	e := s.vols[name]
+	if e != nil && e.rec != nil && len(e.rec.Options) == 0 {
+		s.mu.Unlock()
+		return s.data(name), nil
+	}
+	s.mu.Unlock()
+	e, err := s.enter(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	defer e.leave()
+	s.mu.Lock()
+	rec := *e.rec
+	s.mu.Unlock()
+	mounted, err := isMountpoint(s.data(name))
+	if err != nil {
+		return "", fmt.Errorf("mount volume %s: %w", name, err)
+	}
+	if !mounted {
+		if err := s.mount(ctx, &rec); err != nil {
+			return "", err
+		}
+	}
+	if slices.Contains(rec.Mounters, user) {
+		return s.data(name), nil
+	}
+	rec.Mounters = append(slices.Clone(rec.Mounters), user)
+	rec.Boot = s.boot
+	if err := s.save(e, &rec, false); err != nil { // a crash of the machine takes the mount along, so that no flush is needed
+		if !mounted {
+			err = errors.Join(err, s.unmount(&rec))
+		}
+		return "", fmt.Errorf("mount volume %s: %w", name, err)
+	}
+	return s.data(name), nil
+}
+
+// Unmount forgets a user's mount and unmounts after the last one. A user that never mounted is no error.
+func (s *LocalStore) Unmount(ctx context.Context, name, user string) error {
+	s.mu.Lock()
+	e := s.vols[name]
+	if e == nil || e.rec == nil || len(e.rec.Options) == 0 {
+		s.mu.Unlock()
+		return nil
+	}
+	s.mu.Unlock()
+	e, err := s.enter(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer e.leave()
+	s.mu.Lock()
+	rec := *e.rec
+	s.mu.Unlock()
+	i := slices.Index(rec.Mounters, user)
+	if i < 0 {
+		return nil
+	}
+	rec.Mounters = slices.Delete(slices.Clone(rec.Mounters), i, i+1)
+	if len(rec.Mounters) == 0 {
+		if err := s.unmount(&rec); err != nil {
+			return err
+		}
+	}
+	if err := s.save(e, &rec, false); err != nil {
+		return fmt.Errorf("unmount volume %s: %w", name, err)
+	}
+	return nil
+}
+
+// isMountpoint asks the kernel whether something is mounted on a directory (Linux 5.8).
+func isMountpoint(path string) (bool, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st)
+	if err != nil {
+		return false, fmt.Errorf("look at %s: %w", path, err)
+	}
+	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
+}
+
+// mount mounts the file system of a volume with options on its directory.
+func (s *LocalStore) mount(ctx context.Context, rec *stored) error {
+	mo, err := parseOptions(rec.Options)
+	if err == nil {
+		err = mo.resolve(ctx, lookupHost)
+	}
+	if err == nil {
+		err = mo.mountOn(s.data(rec.Name))
+	}
+	if err != nil {
+		return fmt.Errorf("mount volume %s: %w", rec.Name, err)
+	}
+	return nil
+}
+
+// bindKeeps are the flags that a bind mount takes only afterwards, by a remount of itself.
+const bindKeeps = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME | unix.MS_NODIRATIME | unix.MS_RELATIME | unix.MS_STRICTATIME
+
+func (mo *mountOptions) mountOn(target string) (err error) {
+	data := strings.Join(mo.data, ",")
+	if err := unix.Mount(mo.device, target, mo.fstype, mo.flags, data); err != nil {
+		return fmt.Errorf("mount %s on %s (type %s, data %q): %w", mo.device, target, mo.fstype, data, err)
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		if uerr := unix.Unmount(target, unix.MNT_DETACH); uerr != nil {
+			err = errors.Join(err, fmt.Errorf("unmount %s: %w", target, uerr))
+		}
+	}()
+	if keep := mo.flags & bindKeeps; mo.flags&unix.MS_BIND != 0 && keep != 0 {
+		if err := unix.Mount("", target, "", unix.MS_BIND|unix.MS_REMOUNT|keep, ""); err != nil {
+			return fmt.Errorf("remount %s: %w", target, err)
+		}
+	}
+	for _, p := range mo.propagation {
+		if err := unix.Mount("", target, "", p, ""); err != nil {
+			return fmt.Errorf("change propagation of %s: %w", target, err)
+		}
+	}
+	return nil
+}
+
+// unmount takes away what is mounted on a volume's directory, however often; nothing mounted is no error. A file system that is still in use by a process is let go of
+// when that ends.
+func (s *LocalStore) unmount(rec *stored) error {
+	if len(rec.Options) == 0 {
+		return nil
+	}
+	for {
+		mounted, err := isMountpoint(s.data(rec.Name))
+		if errors.Is(err, unix.ENOENT) || err == nil && !mounted {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		err = unix.Unmount(s.data(rec.Name), unix.UMOUNT_NOFOLLOW)
+		if err == unix.EBUSY {
+			err = unix.Unmount(s.data(rec.Name), unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+		}
+		if err != nil {
+			return fmt.Errorf("unmount volume %s: %w", rec.Name, err)
+		}
+	}
+}
