@@ -152,7 +152,7 @@ func inspection(view containers.View, version int) inspectView {
 			ResolvConfPath: view.ResolvConfPath, HostnamePath: view.HostnamePath, HostsPath: view.HostsPath, LogPath: view.LogPath,
 			Name: "/" + view.Name, RestartCount: view.RestartCount, Driver: view.Driver, Platform: osOf(view.Platform),
 			ExecIDs:     view.Execs,
-			GraphDriver: &storage.DriverData{Name: view.Driver},
+			GraphDriver: &storage.DriverData{Name: view.Driver, Data: map[string]string{}},
 			SizeRw:      view.SizeRw, SizeRootFs: view.SizeRootFs,
 			Mounts: mountPoints(view.Mounts),
 		},

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 
-	wirec "github.com/moby/moby/api/types/container"
 	wire "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/storage"
 
@@ -105,13 +104,13 @@ func (s *Server) layerSizes(ctx context.Context, img image.Image) ([]int64, erro
 
 // oldImageFields are what image inspection said in older versions only.
 type oldImageFields struct {
-	Parent          *string       `json:",omitempty"` // until 1.51
-	DockerVersion   *string       `json:",omitempty"`
-	Comment         *string       `json:",omitempty"`
-	Author          *string       `json:",omitempty"`
-	VirtualSize     *int64        `json:",omitempty"` // until 1.43
-	Container       *string       `json:",omitempty"` // until 1.44
-	ContainerConfig *wirec.Config `json:",omitempty"`
+	Parent          *string     `json:",omitempty"` // until 1.51
+	DockerVersion   *string     `json:",omitempty"`
+	Comment         *string     `json:",omitempty"`
+	Author          *string     `json:",omitempty"`
+	VirtualSize     *int64      `json:",omitempty"` // until 1.43
+	Container       *string     `json:",omitempty"` // until 1.44
+	ContainerConfig *configView `json:",omitempty"`
 }
 
 // imageInspection converts an image for inspect.
@@ -120,7 +119,7 @@ func imageInspection(img image.Image, driver string, version int) (map[string]an
 	base := wire.InspectResponse{
 		ID: img.ID.String(), RepoTags: orEmpty(img.Tags), RepoDigests: orEmpty(img.Digests), Comment: cfg.Comment, Author: cfg.Author,
 		Architecture: cfg.Architecture, Variant: cfg.Variant, Os: cfg.OS, OsVersion: cfg.OSVersion, Size: img.Size,
-		GraphDriver: &storage.DriverData{Name: driver},
+		GraphDriver: &storage.DriverData{Name: driver, Data: map[string]string{}},
 		RootFS:      wire.RootFS{Type: cfg.RootFS.Type},
 		Metadata:    wire.Metadata{LastTagTime: img.Tagged},
 	}
@@ -139,7 +138,7 @@ func imageInspection(img image.Image, driver string, version int) (map[string]an
 		old.Parent, old.DockerVersion, old.Comment, old.Author = &empty, &empty, &cfg.Comment, &cfg.Author
 	}
 	if version < 45 {
-		old.Container, old.ContainerConfig = &empty, fromConfig(container.Config{})
+		old.Container, old.ContainerConfig = &empty, &configView{Config: fromConfig(container.Config{}), OnBuild: []string(nil)}
 	}
 	if version < 44 {
 		old.VirtualSize = &img.Size

@@ -2,6 +2,7 @@ package server
 
 import (
 	"net/http"
+	"net/netip"
 	"time"
 
 	wirec "github.com/moby/moby/api/types/container"
@@ -18,7 +19,14 @@ type infoView struct {
 	BridgeNfIptables  *bool `json:",omitempty"` // until 1.49
 	BridgeNfIP6tables *bool `json:"BridgeNfIp6tables,omitempty"`
 	KernelMemory      *bool `json:",omitempty"` // until 1.41
+	KernelMemoryTCP   *bool `json:",omitempty"` // until 1.51
+	ContainerdCommit  any   // with Expected until 1.48
+	RuncCommit        any
+	InitCommit        any
 }
+
+// oldCommit is the version of a helper program; there are none here.
+type oldCommit struct{ ID, Expected string }
 
 func api(version int) string {
 	return "1." + string([]byte{byte('0' + version/10), byte('0' + version%10)})
@@ -35,7 +43,7 @@ func (s *Server) info(w http.ResponseWriter, r *request) error {
 func (s *Server) fromInfo(i system.Info, version int, now time.Time) infoView {
 	out := infoView{Info: wire.Info{
 		ID: i.ID, Name: i.Name, Containers: i.Containers, ContainersRunning: i.Running, ContainersPaused: i.Paused, ContainersStopped: i.Stopped, Images: i.Images,
-		Driver: i.Driver, DriverStatus: i.DriverStatus,
+		Driver: i.Driver, DriverStatus: orEmpty(i.DriverStatus),
 		Plugins: wire.PluginsInfo{
 			Volume: orEmpty(i.VolumeDrivers), Network: orEmpty(i.NetworkDrivers), Authorization: nil, Log: orEmpty(i.LogDrivers),
 		},
@@ -45,7 +53,7 @@ func (s *Server) fromInfo(i system.Info, version int, now time.Time) infoView {
 		CgroupDriver: i.CgroupDriver, CgroupVersion: i.CgroupVersion,
 		KernelVersion: i.KernelVersion, OperatingSystem: i.OperatingSystem, OSVersion: i.OSVersion, OSType: i.OSType, Architecture: i.Architecture,
 		NCPU: i.NCPU, MemTotal: i.MemTotal, IndexServerAddress: "https://index.docker.io/v1/",
-		RegistryConfig: &registry.ServiceConfig{IndexConfigs: map[string]*registry.IndexInfo{
+		RegistryConfig: &registry.ServiceConfig{InsecureRegistryCIDRs: []netip.Prefix{}, IndexConfigs: map[string]*registry.IndexInfo{
 			"docker.io": {Name: "docker.io", Mirrors: []string{}, Secure: true, Official: true},
 		}, Mirrors: []string{}},
 		DockerRootDir: i.DataRoot, HTTPProxy: i.HTTPProxy, HTTPSProxy: i.HTTPSProxy, NoProxy: i.NoProxy, Labels: orEmpty(i.Labels),
@@ -61,7 +69,10 @@ func (s *Server) fromInfo(i system.Info, version int, now time.Time) infoView {
 	for name, path := range i.Runtimes {
 		out.Runtimes[name] = wire.RuntimeWithStatus{Runtime: wire.Runtime{Path: path}}
 	}
-	if version >= 49 {
+	out.ContainerdCommit, out.RuncCommit, out.InitCommit = wire.Commit{}, wire.Commit{}, wire.Commit{}
+	if version < 49 {
+		out.ContainerdCommit, out.RuncCommit, out.InitCommit = oldCommit{}, oldCommit{}, oldCommit{}
+	} else {
 		out.FirewallBackend = &wire.FirewallInfo{Driver: "nftables"}
 	}
 	off := false
@@ -70,6 +81,9 @@ func (s *Server) fromInfo(i system.Info, version int, now time.Time) infoView {
 	}
 	if version < 42 {
 		out.KernelMemory = &off
+	}
+	if version < 52 {
+		out.KernelMemoryTCP = &off
 	}
 	return out
 }

@@ -45,28 +45,46 @@ func (s *Server) find(method, path string) (handler, []string) {
 	return nil, nil
 }
 
+// match compares without allocating until it is sure, because most routes that are tried do not match.
 func match(pattern, segments []string) ([]string, bool) {
-	var vars []string
-	for i, p := range pattern {
-		switch {
-		case p == "**":
-			tail := len(pattern) - i - 1
-			n := len(segments) - i - tail
-			if n < 1 {
-				return nil, false
-			}
-			vars = append(vars, strings.Join(segments[i:i+n], "/"))
-			rest, ok := match(pattern[i+1:], segments[i+n:])
-			return append(vars, rest...), ok
-		case i >= len(segments):
-			return nil, false
-		case p == "*":
-			vars = append(vars, segments[i])
-		case p != segments[i]:
+	extra := len(segments) - len(pattern)
+	if extra < 0 {
+		return nil, false
+	}
+	n, at := 0, 0 // wildcards; the segment that the pattern's word stands against
+	for _, p := range pattern {
+		switch p {
+		case "**":
+			n++
+			at += extra
+			extra = 0
+		case "*":
+			n++
+		case segments[at]:
+		default:
 			return nil, false
 		}
+		at++
 	}
-	return vars, len(segments) == len(pattern)
+	if at != len(segments) {
+		return nil, false
+	}
+	if n == 0 {
+		return nil, true
+	}
+	vars := make([]string, 0, n)
+	extra, at = len(segments)-len(pattern), 0
+	for _, p := range pattern {
+		switch p {
+		case "**":
+			vars = append(vars, strings.Join(segments[at:at+extra+1], "/"))
+			at += extra
+		case "*":
+			vars = append(vars, segments[at])
+		}
+		at++
+	}
+	return vars, true
 }
 
 // table lists every route of the API.
