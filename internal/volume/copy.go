@@ -209,6 +209,11 @@ func copyAttributes(from, to *os.File) error {
 	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
 		return &os.PathError{Op: "stat", Path: from.Name(), Err: err}
 	}
+	return setAttributes(from, to, &st)
+}
+
+// setAttributes is copyAttributes with what was known of from earlier.
+func setAttributes(from, to *os.File, st *unix.Stat_t) error {
 	fd := int(to.Fd())
 	if err := unix.Fchown(fd, int(st.Uid), int(st.Gid)); err != nil {
 		return &os.PathError{Op: "chown", Path: to.Name(), Err: err}

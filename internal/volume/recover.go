@@ -150,10 +150,14 @@ func (s *LocalStore) moveIn(rec *stored, from *os.File, path string) error {
 		return err
 	}
 	defer data.Close() //nolint:errcheck // a directory
+	var st unix.Stat_t // as it was before moving changes its times
+	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
+		return err
+	}
 	if err := moveEntries(from, data); err != nil {
 		return err
 	}
-	if err := copyAttributes(from, data); err != nil {
+	if err := setAttributes(from, data, &st); err != nil {
 		return err
 	}
 	rec.Filled = true
