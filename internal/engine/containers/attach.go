@@ -2,8 +2,10 @@ package containers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"strings"
 
@@ -91,12 +93,15 @@ func (s *Service) history(ctx context.Context, ctr *live, opts AttachOptions, w 
 	if ctr.record().Host.Log.Type == "none" {
 		return nil
 	}
-	r, err := s.OpenLog(s.logDir(ctr.id), logs.ReadOptions{Tail: -1, Stdout: opts.Stdout, Stderr: opts.Stderr}, nil)
-	if err != nil {
-		return ignore(err, errs.NotFound)
+	log, err := logs.Open(ctx, s.logDir(ctr.id), logs.ReadOptions{Tail: -1, Stdout: opts.Stdout, Stderr: opts.Stderr}, nil)
+	if errors.Is(err, errs.NotFound) || errors.Is(err, fs.ErrNotExist) {
+		return nil // it never ran
 	}
-	defer r.Close()
-	return copyLines(ctx, r, &lineWriter{w: w, framed: !ctr.record().Config.Tty})
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	return log.Copy(ctx, w, logs.CopyOptions{Framed: !ctr.record().Config.Tty})
 }
 
 // parseDetachKeys reads "ctrl-p,ctrl-q"; empty is that default.

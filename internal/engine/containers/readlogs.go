@@ -2,13 +2,13 @@ package containers
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
@@ -36,78 +36,26 @@ func (s *Service) Logs(ctx context.Context, ref string, opts LogOptions, begin f
 	if mon != nil {
 		done = mon.Exited()
 	}
-	r, err := s.OpenLog(s.logDir(ctr.id), ropts, done)
-	if err != nil && !errors.Is(err, errs.NotFound) {
+	log, err := logs.Open(ctx, s.logDir(ctr.id), ropts, done)
+	if err != nil && !errors.Is(err, errs.NotFound) && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	w, berr := begin(rec.Config.Tty)
-	if err != nil || berr != nil { // NotFound: it never ran
-		if r != nil {
-			r.Close()
-		}
+	if err != nil { // it never ran
 		return berr
 	}
-	defer r.Close()
-	out := &lineWriter{w: w, framed: !rec.Config.Tty, times: opts.Timestamps}
+	if berr != nil {
+		return errors.Join(berr, log.Close())
+	}
+	defer log.Close()
+	copts := logs.CopyOptions{Framed: !rec.Config.Tty, Timestamps: opts.Timestamps}
 	if opts.Details {
-		out.details = details(rec) + " "
+		copts.Details = details(rec)
 	}
-	return copyLines(ctx, r, out)
-}
-
-func copyLines(ctx context.Context, r logs.Reader, w *lineWriter) error {
-	for {
-		line, err := r.Next(ctx)
-		switch {
-		case err == io.EOF:
-			return w.flush()
-		case err != nil && ctx.Err() != nil: // the client has gone, or has seen enough
-			return nil
-		case err != nil:
-			return err
-		}
-		if err := w.write(line); err != nil {
-			return err
-		}
+	if err := log.Copy(ctx, w, copts); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("logs of container %s: %w", rec.Name, err)
 	}
-}
-
-// lineWriter writes lines as the API does. It gathers small ones, and flushes when it would otherwise wait too long for more.
-type lineWriter struct {
-	w       io.Writer
-	framed  bool
-	times   bool
-	details string
-	buf     []byte
-	last    time.Time
-}
-
-const lineBuffer = 64 << 10
-
-func (l *lineWriter) write(line logs.Line) error {
-	start := len(l.buf)
-	if l.framed {
-		l.buf = append(l.buf, byte(line.Stream), 0, 0, 0, 0, 0, 0, 0)
-	}
-	if l.times {
-		l.buf = line.Time.UTC().AppendFormat(l.buf, "2006-01-02T15:04:05.000000000Z07:00")
-		l.buf = append(l.buf, ' ')
-	}
-	l.buf = append(l.buf, l.details...)
-	l.buf = append(l.buf, line.Data...)
-	if l.framed {
-		binary.BigEndian.PutUint32(l.buf[start+4:], uint32(len(l.buf)-start-8))
-	}
-	return l.flush()
-}
-
-func (l *lineWriter) flush() error {
-	if len(l.buf) == 0 {
-		return nil
-	}
-	_, err := l.w.Write(l.buf)
-	l.buf = l.buf[:0]
-	return err
+	return nil
 }
 
 // details are the labels and variables that the log options name, "k=v,k=v".

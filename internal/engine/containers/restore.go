@@ -67,6 +67,12 @@ func (s *Service) restore(ctx context.Context) error {
 	}
 	group.Wait()
 	s.sweep(ctx, kept)
+	// Everybody who still runs has claimed what is theirs.
+	if rest, ok := s.Networks.(interface{ Settle(context.Context) error }); ok {
+		if err := rest.Settle(ctx); err != nil {
+			s.Log.Error("settle the networks", "error", err)
+		}
+	}
 	s.boot()
 	return nil
 }

@@ -15,7 +15,6 @@ import (
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/image"
-	"corten.dev/corten/internal/logs"
 	"corten.dev/corten/internal/monitor"
 	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/runtime"
@@ -102,9 +101,7 @@ type Options struct {
 	Volumes  Volumes
 	Events   *events.Bus
 	Log      *slog.Logger
-	// OpenLog reads a log folder; done closes when the writer is gone for good.
-	OpenLog func(path string, opts logs.ReadOptions, done <-chan struct{}) (logs.Reader, error)
-	// ReadExit reads what a monitor left on disk; errs.NotFound when it left nothing.
+	// ReadExit reads what a monitor left on disk (default: monitor.ReadExit); errs.NotFound when it left nothing.
 	ReadExit func(path string) (monitor.Exit, error)
 
 	CgroupParent  string // default "/corten", or "system.slice" with systemd
@@ -159,7 +156,7 @@ func New(opts Options) (*Service, error) {
 
 func (o *Options) fill() error {
 	switch {
-	case o.Runtime == nil, o.Monitors == nil, o.Trees == nil, o.Images == nil, o.Networks == nil, o.Volumes == nil, o.OpenLog == nil, o.ReadExit == nil:
+	case o.Runtime == nil, o.Monitors == nil, o.Trees == nil, o.Images == nil, o.Networks == nil, o.Volumes == nil:
 		return errs.New(errs.Invalid, "containers: a room is missing in the options")
 	case o.Root == "" || o.ExecRoot == "":
 		return errs.New(errs.Invalid, "containers: no folder given")
@@ -187,6 +184,9 @@ func (o *Options) fill() error {
 	}
 	if o.MaxStarts == 0 {
 		o.MaxStarts = 4
+	}
+	if o.ReadExit == nil {
+		o.ReadExit = monitor.ReadExit
 	}
 	if o.Backoff == nil {
 		o.Backoff = backoff
