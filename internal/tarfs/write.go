@@ -31,6 +31,8 @@ type writer struct {
 	tw    *tar.Writer
 	links map[inode]string
 	buf   []byte
+	layer bool  // the archive is a layer: names of deletions are refused
+	err   error // of a callback
 }
 
 // Write writes the tree as an archive, entries sorted by name, so that equal trees give equal bytes. Sockets are left out. A file that
@@ -53,7 +55,7 @@ func newWriter(ctx context.Context, w io.Writer, opts WriteOptions) *writer {
 	if opts.OpaqueXattr == "" {
 		opts.OpaqueXattr = TrustedOpaque
 	}
-	return &writer{ctx: ctx, opts: opts, tw: tar.NewWriter(w), links: map[inode]string{}, buf: make([]byte, 256<<10)}
+	return &writer{ctx: ctx, opts: opts, tw: tar.NewWriter(w), links: map[inode]string{}, buf: make([]byte, 256<<10), layer: opts.Whiteouts == Convert}
 }
 
 func (w *writer) children(fd int, path string) error {
@@ -78,36 +80,72 @@ func (w *writer) children(fd int, path string) error {
 
 // entry writes one name and, if it is a directory, what is in it.
 func (w *writer) entry(dir int, name, path string) error {
+	st, err := w.look(dir, name, path)
+	if err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return w.plain(dir, name, path, st)
+	}
+	fd, err := w.openDir(dir, name, path)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := w.dirEntry(fd, path); err != nil {
+		return err
+	}
+	return w.children(fd, path)
+}
+
+// single writes one name without what is in it.
+func (w *writer) single(dir int, name, path string) error {
+	st, err := w.look(dir, name, path)
+	if err != nil {
+		return err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return w.plain(dir, name, path, st)
+	}
+	fd, err := w.openDir(dir, name, path)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return w.dirEntry(fd, path)
+}
+
+func (w *writer) look(dir int, name, path string) (*unix.Stat_t, error) {
 	var st unix.Stat_t
 	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return &os.PathError{Op: "stat", Path: "/" + path, Err: err}
+		return nil, &os.PathError{Op: "stat", Path: "/" + path, Err: err}
 	}
-	if w.opts.Whiteouts == Convert {
-		if isWhiteout(&st) {
-			at, base := split(path)
-			return w.marker(join(at, whPrefix+base))
-		}
-		if strings.HasPrefix(name, whPrefix) {
-			return errs.New(errs.Invalid, "/%s: a name beginning with %s cannot be kept in a layer", path, whPrefix)
-		}
+	if w.layer && strings.HasPrefix(name, whPrefix) {
+		return nil, errs.New(errs.Invalid, "/%s: a name beginning with %s cannot be kept in a layer", path, whPrefix)
 	}
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFDIR:
-		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return &os.PathError{Op: "open", Path: "/" + path, Err: err}
-		}
-		defer unix.Close(fd)
-		if err := w.dirEntry(fd, path); err != nil {
-			return err
-		}
-		return w.children(fd, path)
-	case unix.S_IFREG:
+	return &st, nil
+}
+
+func (w *writer) openDir(dir int, name, path string) (int, error) {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: "/" + path, Err: err}
+	}
+	return fd, nil
+}
+
+// plain writes anything but a directory.
+func (w *writer) plain(dir int, name, path string, st *unix.Stat_t) error {
+	switch {
+	case w.opts.Whiteouts == Convert && isWhiteout(st):
+		at, base := split(path)
+		return w.marker(join(at, whPrefix+base))
+	case st.Mode&unix.S_IFMT == unix.S_IFREG:
 		return w.file(dir, name, path)
-	case unix.S_IFSOCK:
+	case st.Mode&unix.S_IFMT == unix.S_IFSOCK:
 		return nil
 	}
-	return w.special(dir, name, path, &st)
+	return w.special(dir, name, path, st)
 }
 
 // marker writes the empty file that stands for a deletion. It has no time, so that equal changes give equal bytes.

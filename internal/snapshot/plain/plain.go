@@ -1,0 +1,234 @@
+// Package plain is the snapshot driver for file systems that overlayfs cannot stand on: every layer and every writable tree is a full copy,
+// which shares its blocks with the original where the file system can (btrfs, xfs).
+//
+// It owns trees/<id>/tree; the rest of the folder is the depot's (see that package for the drawing). It promises the same contract as the
+// overlay driver with nothing but files and directories; it pays with time and, without block sharing, with space.
+package plain
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/snapshot/depot"
+	"corten.dev/corten/internal/tarfs"
+)
+
+// Options describe a store.
+type Options struct {
+	Root   string // folder that the store owns; made when missing
+	Logger *slog.Logger
+}
+
+// Store is the driver.
+type Store struct {
+	*depot.Depot
+	log *slog.Logger
+}
+
+var _ snapshot.Store = (*Store)(nil)
+
+// New opens the store.
+func New(opts Options) (*Store, error) {
+	log := opts.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	d, err := depot.Open(opts.Root, log)
+	if err != nil {
+		return nil, fmt.Errorf("open snapshots: %w", err)
+	}
+	return &Store{Depot: d, log: log}, nil
+}
+
+// Name is "plain".
+func (s *Store) Name() string { return "plain" }
+
+// Apply copies the parent and unpacks the layer over it.
+func (s *Store) Apply(ctx context.Context, parent snapshot.ChainID, want digest.Digest, layer io.Reader) (snapshot.Layer, error) {
+	return s.Depot.Apply(ctx, parent, want, layer, s.unpack)
+}
+
+func (s *Store) unpack(ctx context.Context, parent snapshot.ChainID, tree *os.File, r io.Reader, opts tarfs.Options) (tarfs.Stats, error) {
+	if err := s.copyChain(ctx, parent, tree.Name()); err != nil {
+		return tarfs.Stats{}, err
+	}
+	opts.Whiteouts = tarfs.ApplyTo
+	return tarfs.Extract(ctx, tree, r, opts)
+}
+
+// copyChain copies the whole tree of a chain into the directory dst. The topmost layer's folder holds all of it.
+func (s *Store) copyChain(ctx context.Context, chain snapshot.ChainID, dst string) error {
+	if chain == "" {
+		return nil
+	}
+	dirs, err := s.Chain(chain)
+	if err != nil {
+		return err
+	}
+	from, err := os.Open(dirs[0])
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, err := os.Open(dst)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	if err := tarfs.CopyTree(ctx, from, to); err != nil {
+		return fmt.Errorf("copy %s: %w", chain, err)
+	}
+	return nil
+}
+
+// Prepare copies the chain.
+func (s *Store) Prepare(ctx context.Context, key string, chain snapshot.ChainID, opts snapshot.Options) error {
+	if len(opts.IDMap) > 0 {
+		return errs.New(errs.NotImplemented, "prepare tree %s: trees with shifted owners need the overlay driver", key)
+	}
+	return s.NewTree(key, chain, opts, func(dir string) error {
+		if err := s.MakeRoot(dir+"/"+depot.TreeDir, chain); err != nil {
+			return err
+		}
+		return s.copyChain(ctx, chain, dir+"/"+depot.TreeDir)
+	})
+}
+
+// Mount opens the tree's directory.
+func (s *Store) Mount(_ context.Context, key string) (*snapshot.Mounted, error) {
+	t, err := s.Get(key)
+	if err != nil {
+		return nil, err
+	}
+	return s.mounted(t.Dir+"/"+depot.TreeDir, false)
+}
+
+// View opens the chain's directory, read-only where the process may make mounts.
+func (s *Store) View(_ context.Context, chain snapshot.ChainID) (*snapshot.Mounted, error) {
+	dir, _ := s.Empty()
+	if chain != "" {
+		dirs, err := s.Chain(chain)
+		if err != nil {
+			return nil, err
+		}
+		dir = dirs[0]
+	}
+	return s.mounted(dir, true)
+}
+
+// mounted gives a directory out as a detached bind mount, so that it can be attached like an overlay; a process that may not
+// mount gets the directory itself.
+func (s *Store) mounted(dir string, readOnly bool) (*snapshot.Mounted, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	detached := err == nil
+	if detached && readOnly {
+		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &attr); err != nil && err != unix.ENOSYS {
+			unix.Close(fd)
+			return nil, fmt.Errorf("make %s read-only: %w", dir, err)
+		}
+	}
+	if err == unix.EPERM || err == unix.ENOSYS {
+		fd, err = unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	}
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	root := os.NewFile(uintptr(fd), dir)
+	var once sync.Once
+	m := &snapshot.Mounted{Root: root, Detached: detached, Close: func() (err error) {
+		once.Do(func() { err = root.Close() })
+		return err
+	}}
+	if !readOnly {
+		m.Path = dir
+	}
+	return m, nil
+}
+
+// compare calls tell with every difference of the tree from its chain.
+func (s *Store) compare(ctx context.Context, key string, fn func(before, after *os.File, t depot.Tree) error) error {
+	t, err := s.Get(key)
+	if err != nil {
+		return err
+	}
+	dir, _ := s.Empty()
+	if t.Chain != "" {
+		dirs, err := s.Chain(t.Chain)
+		if err != nil {
+			return err
+		}
+		dir = dirs[0]
+	}
+	before, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer before.Close()
+	after, err := os.Open(t.Dir + "/" + depot.TreeDir)
+	if err != nil {
+		return err
+	}
+	defer after.Close()
+	return fn(before, after, t)
+}
+
+// Changes compares both trees.
+func (s *Store) Changes(ctx context.Context, key string) (all []snapshot.Change, err error) {
+	err = s.compare(ctx, key, func(before, after *os.File, _ depot.Tree) error {
+		return tarfs.Compare(ctx, before, after, func(path string, how tarfs.Change) {
+			all = append(all, snapshot.Change{Path: path, Kind: snapshot.ChangeKind(how)})
+		})
+	})
+	return all, err
+}
+
+// Diff writes what differs as a layer.
+func (s *Store) Diff(ctx context.Context, key string, w io.Writer) error {
+	return s.compare(ctx, key, func(before, after *os.File, t depot.Tree) error {
+		root, err := s.RootChanged(after, t.Chain)
+		if err != nil {
+			return err
+		}
+		return tarfs.WriteChanges(ctx, before, after, w, tarfs.WriteOptions{Root: root})
+	})
+}
+
+// Commit makes a layer of what differs.
+func (s *Store) Commit(ctx context.Context, key string) (snapshot.Layer, error) {
+	t, err := s.Get(key)
+	if err != nil {
+		return snapshot.Layer{}, err
+	}
+	pr, pw := io.Pipe()
+	go func() { pw.CloseWithError(s.Diff(ctx, key, pw)) }()
+	l, err := s.Apply(ctx, t.Chain, "", pr)
+	pr.CloseWithError(errors.New("commit has ended"))
+	return l, err
+}
+
+// Usage counts what was added or changed, which is what a container's own size means to its user.
+func (s *Store) Usage(ctx context.Context, key string) (sum int64, err error) {
+	err = s.compare(ctx, key, func(before, after *os.File, _ depot.Tree) error {
+		return tarfs.Compare(ctx, before, after, func(path string, how tarfs.Change) {
+			var st unix.Stat_t
+			if how == tarfs.Deleted || unix.Fstatat(int(after.Fd()), path[1:], &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+				return
+			}
+			if st.Mode&unix.S_IFMT == unix.S_IFREG {
+				sum += st.Size
+			}
+		})
+	})
+	return sum, err
+}
