@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"time"
 
@@ -195,10 +194,7 @@ func (p *plan) createShared(filter *seccomp.Filter, gate *os.File) error {
 	if len(p.spec.Mounts)+len(p.spec.Linux.MaskedPaths)+len(p.spec.Linux.ReadonlyPaths) > 0 || p.spec.Process.Terminal || p.spec.Root.Readonly {
 		return errs.New(errs.Invalid, "mounts, masked and read-only paths and terminals need a mount namespace")
 	}
-	at := p.opts.Spec.Root.Path
-	if !path.IsAbs(at) {
-		at = path.Join(p.opts.Bundle, at)
-	}
+	at := p.opts.rootPath()
 	p.note("enter root file system %s", at)
 	if p.opts.Root != nil {
 		p.b.Sys(unix.SYS_FCHDIR, p.file(p.opts.Root))
@@ -300,11 +296,8 @@ func (c *creation) record(context.Context) error {
 		UserNS: c.plan.userns, Rootless: c.opts.Rootless, Version: spec.Version,
 	}
 	rec := &c.ctr.rec
-	if spec.Root != nil {
-		rec.Rootfs = spec.Root.Path
-		if !path.IsAbs(rec.Rootfs) {
-			rec.Rootfs = path.Join(c.opts.Bundle, rec.Rootfs)
-		}
+	if spec.Root.Path != "" {
+		rec.Rootfs = c.opts.rootPath()
 	}
 	if c.filter != nil {
 		rec.Flags, rec.Notify = c.filter.Flags, c.filter.Notify

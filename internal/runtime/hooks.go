@@ -215,6 +215,13 @@ func launchWith(program []byte, stdio []*os.File, files []*os.File) (int, *os.Fi
 	for i, f := range stdio {
 		if f != nil {
 			fds[i] = int(f.Fd())
+		} else if i < 3 {
+			null, err := os.OpenFile("/dev/null", os.O_RDWR, 0)
+			if err != nil {
+				return 0, nil, fmt.Errorf("start process: %w", err)
+			}
+			defer null.Close()
+			fds[i] = int(null.Fd())
 		}
 	}
 	for _, f := range files {

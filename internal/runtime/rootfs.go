@@ -68,10 +68,7 @@ func (p *plan) attachRoot() {
 	b := p.b
 	at := "/proc"
 	if p.opts.Root == nil || !p.opts.RootDetached {
-		at = p.opts.Spec.Root.Path
-		if !path.IsAbs(at) {
-			at = path.Join(p.opts.Bundle, at)
-		}
+		at = p.opts.rootPath()
 	}
 	if p.prop&unix.MS_SHARED != 0 {
 		point, err := mountPoint(at)

@@ -6,16 +6,22 @@
 //
 // Who makes the process is the caller's [Launcher]: the engine hands a monitor, the command line starts it itself.
 //
-// The hand-shake (sync socket, drawn in full in sync.go):
+// # What is stored
 //
-//	runtime                                   first process (no Go runtime; walks a launch.Program)
-//	prepare spec → program, cgroups, files
-//	Launcher.Launch ───────────clone3───────▶ begins
-//	                 ◀── "namespaces ready" ─ (only when id maps, hooks or a seccomp notifier need the runtime)
-//	id maps, hooks   ─── "go on" ───────────▶ mounts, pivot_root, masks, caps, seccomp
-//	                 ◀── "ready" ──────────── (only with a gate: OCI create)
-//	start            ─── "go" ──────────────▶ execve
-//	                 ◀── EOF (close on exec): started;  or {operation, errno}: failed
+//	<root>/<id>/state.json   written once, when the process exists
+//	<root>/<id>/start.sock   only between create and start: the child listens there
+//
+// # How the first process is made
+//
+// Its life before its program is a list of system calls ([launch.Program]), prepared here and walked by a raw clone3 child of a small process. The other candidate was to
+// execute a tiny program (1.2 MB, Go, static) that sets itself up. Measured on 2 cores, kernel 6.18, until a static /bin/true was executed and reaped: 0.88 ms against 1.90 ms; and
+// the list leaves no binary in the container that could be overwritten. A docker-like container (overlay root, new net, pid, mount, ipc, uts and cgroup namespace, ten v1
+// hierarchies, 23 mounts, 12 masks) then takes 3.0 ms from Create to a program executed, 0.9 ms until /bin/true's end is seen and 0.25 ms to delete; 1.0 ms of it is clone3
+// (0.4 ms the network namespace), 0.55 ms the 500 operations, 0.2 ms the cgroups, 0.35 ms writing the program.
+//
+// # The hand-shake
+//
+// A plain container says nothing between clone3 and execve: the end of file on the close-on-exec sync socket is the success. What needs an answer is drawn in sync.go.
 package runtime
 
 import (
@@ -48,7 +54,8 @@ type RunOptions struct {
 	RootDetached bool
 	// NetNS, if set, is the network namespace to join instead of one made or joined by the spec.
 	NetNS *os.File
-	// Gate keeps the process before execve until Start is called (OCI create). Without it Create returns after execve succeeded.
+	// Gate keeps the process before its credentials and execve until Start is called (OCI create). Without it Create returns after execve succeeded. A gate needs a
+	// folder for its socket (StateDir, or Options.Root).
 	Gate bool
 	// Terminal programs open their console and send its master over launch.SlotConsole.
 	Launcher Launcher
@@ -58,7 +65,7 @@ type RunOptions struct {
 	// Rootless relaxes what an ordinary user cannot do.
 	Rootless bool
 	NoPivot  bool
-	// Persist writes state.json under Root, so that Load finds the container again.
+	// StateDir is the folder of this container's record; empty: Options.Root/ID. Such a container is found again by LoadDir.
 	StateDir string
 }
 

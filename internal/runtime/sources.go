@@ -59,7 +59,3 @@ func (p *plan) copyUpMount(m *specs.Mount, o *mount.Options) {
 		})
 	}
 }
-
-func (p *plan) copyUp(dest string, fs *os.File) error {
-	return errs.New(errs.NotImplemented, "tmpcopyup")
-}

@@ -9,6 +9,14 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
+// rootPath is the root file system's path on the host.
+func (o *RunOptions) rootPath() string {
+	if path.IsAbs(o.Spec.Root.Path) {
+		return path.Clean(o.Spec.Root.Path)
+	}
+	return path.Join(o.Bundle, o.Spec.Root.Path)
+}
+
 // validate refuses what cannot work before anything is made, and fills in what may be left out.
 func validate(opts *RunOptions) error {
 	spec := opts.Spec

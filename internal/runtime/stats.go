@@ -1,0 +1,84 @@
+package runtime
+
+import (
+	"context"
+	"time"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/cgroup"
+)
+
+// Stats are the kernel's figures at this moment.
+func (ctr *Container) Stats() (Stats, error) {
+	s, err := ctr.cg.Stats()
+	if err != nil {
+		return Stats{}, ctr.wrap("stats of", err)
+	}
+	memory, err := ctr.cg.MemoryStat()
+	if err != nil {
+		return Stats{}, ctr.wrap("stats of", err)
+	}
+	return Stats{
+		CPUTotal: s.CPU.Total, CPUUser: s.CPU.User, CPUSystem: s.CPU.System, PerCPU: s.CPU.PerCPU,
+		Periods: s.CPU.Periods, ThrottledPeriods: s.CPU.ThrottledPeriods, ThrottledNS: s.CPU.ThrottledNS,
+		MemoryUsage: s.Memory.Usage, MemoryLimit: s.Memory.Limit, MemoryMax: s.Memory.MaxUsage, MemoryStat: memory, Failcnt: s.Memory.Failcnt,
+		Pids: s.Pids.Current, PidsLimit: s.Pids.Limit,
+		BlkioServiceBytes: entries(s.Blkio.ServiceBytes), BlkioServiced: entries(s.Blkio.Serviced),
+	}, nil
+}
+
+func entries(list []cgroup.BlkioEntry) []BlkioEntry {
+	out := make([]BlkioEntry, len(list))
+	for i, e := range list {
+		out[i] = BlkioEntry{e.Major, e.Minor, e.Op, e.Value}
+	}
+	return out
+}
+
+// Event is something that happened to a container.
+type Event struct {
+	Kind string // "oom" or "exit"
+	Err  error  // why no more events can be told
+}
+
+// Events tells of out-of-memory kills until the container ends or ctx does; the channel is closed then.
+func (ctr *Container) Events(ctx context.Context) (<-chan Event, error) {
+	if !ctr.alive() {
+		return nil, ctr.wrap("events of", errs.New(errs.Conflict, "container not running"))
+	}
+	out := make(chan Event, 8)
+	kills := func() (uint64, error) {
+		s, err := ctr.cg.Stats()
+		return s.Memory.OOMKills, err
+	}
+	seen, err := kills()
+	if err != nil {
+		return nil, ctr.wrap("events of", err)
+	}
+	go func() {
+		defer close(out)
+		for {
+			ended := ctr.wait(ctx, 200*time.Millisecond)
+			if n, err := kills(); err == nil && n > seen {
+				seen = n
+				out <- Event{Kind: "oom"}
+			}
+			if ctx.Err() != nil {
+				return
+			}
+			if ended {
+				out <- Event{Kind: "exit"}
+				return
+			}
+		}
+	}()
+	return out, nil
+}
+
+// wait waits a while for the end.
+func (ctr *Container) wait(ctx context.Context, d time.Duration) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	return ctr.pidfd == nil || waitPidfd(ctr.pidfd, d)
+}
