@@ -159,7 +159,7 @@ func fetch(ctx context.Context, url string) (string, error) {
 }
 
 func (d *Demo) look(ctx context.Context) error {
-	for _, args := range [][]string{{"ps"}, {"logs", "web"}, {"stats", "--no-stream", "web"}, {"exec", "web", "/hello"}, {"images"}} {
+	for _, args := range [][]string{{"ps"}, {"logs", "web"}, {"stats", "--no-stream", "web"}, {"exec", "web", "/corten-hello"}, {"images"}} {
 		if err := d.show(ctx, args...); err != nil {
 			return err
 		}

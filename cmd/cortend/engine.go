@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/content"
+	"corten.dev/corten/internal/engine/containers"
+	"corten.dev/corten/internal/engine/images"
+	"corten.dev/corten/internal/engine/networks"
+	"corten.dev/corten/internal/engine/system"
+	"corten.dev/corten/internal/engine/volumes"
+	"corten.dev/corten/internal/events"
+	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/monitor"
+	"corten.dev/corten/internal/network"
+	"corten.dev/corten/internal/runtime"
+	"corten.dev/corten/internal/server"
+	"corten.dev/corten/internal/settings"
+	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/snapshot/overlay"
+	"corten.dev/corten/internal/snapshot/plain"
+	"corten.dev/corten/internal/version"
+	"corten.dev/corten/internal/volume"
+)
+
+// engine is everything joined. closers run backwards.
+type engine struct {
+	log     *slog.Logger
+	server  *server.Server
+	closers []func() error
+}
+
+// join makes the rooms' drivers, and the services and doors on top of them.
+func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
+	e := &engine{log: log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.close())
+		}
+	}()
+	systemd, err := set.SystemdCgroup()
+	if err != nil {
+		return nil, err
+	}
+	trees, err := openSnapshots(set, log)
+	if err != nil {
+		return nil, err
+	}
+	blobs, err := content.New(content.Options{Root: filepath.Join(set.DataRoot, "content"), Logger: log})
+	if err != nil {
+		return nil, err
+	}
+	store, err := image.New(image.Options{Root: filepath.Join(set.DataRoot, "images"), Snapshots: trees, Content: blobs, Logger: log})
+	if err != nil {
+		return nil, err
+	}
+	imgs := &withHello{Images: store}
+	vols, err := volume.New(volume.Options{Root: filepath.Join(set.DataRoot, "volumes"), Logger: log})
+	if err != nil {
+		return nil, err
+	}
+	nets, err := openNetwork(set, log)
+	if err != nil {
+		return nil, err
+	}
+	e.closers = append(e.closers, nets.Close)
+	monitors, err := monitor.New(monitor.Options{Root: filepath.Join(set.ExecRoot, "monitors"), Logger: log})
+	if err != nil {
+		return nil, err
+	}
+	e.closers = append(e.closers, monitors.Close)
+
+	bus := &events.Bus{}
+	ctrs, err := containers.New(containers.Options{
+		Root: filepath.Join(set.DataRoot, "containers"), ExecRoot: set.ExecRoot,
+		Runtime:  containers.OverRuntime(runtime.New(runtime.Options{Root: filepath.Join(set.ExecRoot, "runtime"), Systemd: systemd, Logger: log})),
+		Monitors: monitors, Trees: trees, Images: imgs, Networks: nets, Volumes: vols, Events: bus, Log: log,
+		ReadExit: monitor.ReadExit, CgroupParent: set.CgroupParent, SystemdCgroup: systemd, Init: set.Init,
+		Ulimits: ulimits(set), ShmSize: int64(set.ShmSize), LogConfig: container.LogConfig{Type: set.LogDriver, Config: set.LogOpts},
+	})
+	if err != nil {
+		return nil, err
+	}
+	e.closers = append(e.closers, ctrs.Close)
+	if err := nets.Settle(background()); err != nil {
+		return nil, err
+	}
+	e.server = server.New(server.Options{
+		Containers: ctrs,
+		Images:     images.New(images.Options{Store: imgs, Containers: ctrs, Events: bus}),
+		Volumes:    volumes.New(volumes.Options{Store: vols, Events: bus}),
+		Networks:   networks.New(networks.Options{Networks: nets, Containers: ctrs, Events: bus}),
+		System: system.New(system.Options{
+			Containers: ctrs, Images: imgs, Volumes: vols, Trees: trees, Events: bus,
+			DataRoot: set.DataRoot, Labels: set.Labels, SystemdCgroup: systemd, Debug: log.Enabled(background(), slog.LevelDebug), Version: version.Version,
+		}),
+		Version: server.VersionInfo{Version: version.Version, Commit: version.Commit},
+		Driver:  trees.Name(), Logger: log,
+	})
+	return e, nil
+}
+
+// openSnapshots chooses the driver: what was asked, or overlay where the file system carries it, or plain copies.
+func openSnapshots(set settings.Settings, log *slog.Logger) (snapshot.Store, error) {
+	root := filepath.Join(set.DataRoot, "snapshots")
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return nil, err
+	}
+	switch set.Storage {
+	case "plain", "vfs":
+		return plain.New(plain.Options{Root: filepath.Join(root, "plain"), Logger: log})
+	case "":
+		if err := overlay.Supported(root); err != nil {
+			log.Warn("overlay mounts do not work here; every container gets a full copy of its image instead", "why", err)
+			return plain.New(plain.Options{Root: filepath.Join(root, "plain"), Logger: log})
+		}
+	default:
+		if err := overlay.Supported(root); err != nil {
+			return nil, fmt.Errorf("storage driver overlay: %w", err)
+		}
+	}
+	return overlay.New(overlay.Options{Root: filepath.Join(root, "overlay"), Logger: log})
+}
+
+func openNetwork(set settings.Settings, log *slog.Logger) (*network.Local, error) {
+	opts := network.Options{
+		Root: filepath.Join(set.DataRoot, "networks"), ExecRoot: set.ExecRoot, Table: set.NftTable, Bridge: set.Bridge, MTU: set.MTU,
+		NoForward: !set.IPForward, DNS: set.DNS, DNSSearch: set.DNSSearch, DNSOptions: set.DNSOptions, Logger: log,
+	}
+	// The settings were checked when they were read.
+	opts.BIP, _ = netip.ParsePrefix(set.BIP)
+	opts.FixedCIDR, _ = netip.ParsePrefix(set.FixedCIDR)
+	opts.HostIP, _ = netip.ParseAddr(set.PublishIP)
+	for _, p := range set.AddressPools {
+		base, _ := netip.ParsePrefix(p.Base)
+		opts.Pools = append(opts.Pools, network.PoolRange{Base: base, Size: p.Size})
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	opts.PortProxy = []string{self, "portproxy"}
+	return network.New(opts)
+}
+
+func ulimits(set settings.Settings) map[string]container.Ulimit {
+	m := map[string]container.Ulimit{}
+	for name, u := range set.Ulimits {
+		m[name] = container.Ulimit{Name: name, Soft: u.Soft, Hard: u.Hard}
+	}
+	return m
+}
+
+// listen opens all sockets and serves them; the channel tells when one of them fails.
+func (e *engine) listen(set settings.Settings) (<-chan error, error) {
+	conf, err := tlsConfig(set)
+	if err != nil {
+		return nil, err
+	}
+	failed := make(chan error, len(set.Hosts))
+	for _, host := range set.Hosts {
+		group := set.Group
+		if group == settings.Default().Group && !groupExists(group) {
+			group = "" // the default group is a courtesy
+		}
+		l, err := server.ListenGroup(host, group, conf)
+		if err != nil {
+			return nil, err
+		}
+		go func() {
+			if err := e.server.Serve(l); err != nil {
+				failed <- fmt.Errorf("serve %s: %w", host, err)
+			}
+		}()
+	}
+	e.closers = append(e.closers, func() error {
+		ctx, cancel := context.WithTimeout(background(), 5*time.Second)
+		defer cancel()
+		if err := e.server.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+		return nil
+	})
+	return failed, nil
+}
+
+func tlsConfig(set settings.Settings) (*tls.Config, error) {
+	if !set.TLS && !set.TLSVerify {
+		return nil, nil
+	}
+	cert, err := tls.LoadX509KeyPair(set.TLSCert, set.TLSKey)
+	if err != nil {
+		return nil, fmt.Errorf("TLS certificate: %w", err)
+	}
+	conf := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	if set.TLSVerify {
+		pem, err := os.ReadFile(set.TLSCACert)
+		if err != nil {
+			return nil, err
+		}
+		conf.ClientCAs = x509.NewCertPool()
+		if !conf.ClientCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s holds no certificate", set.TLSCACert)
+		}
+		conf.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	return conf, nil
+}
+
+func (e *engine) close() error {
+	var all []error
+	for i := len(e.closers) - 1; i >= 0; i-- {
+		all = append(all, e.closers[i]())
+	}
+	e.closers = nil
+	return errors.Join(all...)
+}

@@ -1,0 +1,151 @@
+// Command cortend is the engine: it reads the settings, joins the rooms' drivers to the engine's services, and serves them.
+//
+//	cortend [flags]            the engine
+//	cortend runtime COMMAND    the OCI runtime's command line
+//	cortend portproxy …        the small process for ports that the kernel cannot forward ([::1]); started by the engine itself
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/network/portproxy"
+	"corten.dev/corten/internal/runtimecli"
+	"corten.dev/corten/internal/settings"
+	"corten.dev/corten/internal/version"
+)
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	if len(args) > 0 {
+		switch args[0] {
+		case "runtime":
+			return runtimecli.Main(args[1:], os.Stdin, os.Stdout, os.Stderr)
+		case "portproxy":
+			return portproxy.Main(args[1:], os.Stderr)
+		}
+	}
+	set, err := settings.Parse(args, os.Stdout)
+	switch {
+	case errors.Is(err, pflag.ErrHelp):
+		return 0
+	case err != nil:
+		fmt.Fprintln(os.Stderr, "cortend:", err)
+		return 1
+	case set.Version:
+		fmt.Printf("Corten version %s, build %s\n", version.Version, version.Commit)
+		return 0
+	case set.Validate:
+		fmt.Println("configuration OK")
+		return 0
+	}
+	level := logLevel(set)
+	log := newLog(os.Stderr, set.LogFormat, level)
+	if err := serve(set, level, log); err != nil {
+		log.Error("cortend ends", "err", err)
+		return 1
+	}
+	return 0
+}
+
+func logLevel(set settings.Settings) *slog.LevelVar {
+	level := new(slog.LevelVar)
+	if err := level.UnmarshalText([]byte(set.LogLevel)); err != nil || set.Debug {
+		level.Set(slog.LevelDebug)
+	}
+	return level
+}
+
+func newLog(w io.Writer, format string, level slog.Leveler) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: level}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// serve runs the engine until it is told to end.
+func serve(set settings.Settings, level *slog.LevelVar, log *slog.Logger) (err error) {
+	if os.Geteuid() != 0 {
+		return errors.New("cortend needs root in this version: namespaces, overlay mounts and bridges belong to it (rootless engines come later)")
+	}
+	for _, dir := range []string{set.DataRoot, set.ExecRoot} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+		unlock, err := lock(dir)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+	}
+	if err := os.WriteFile(set.Pidfile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
+		return err
+	}
+	defer os.Remove(set.Pidfile)
+
+	ends := make(chan os.Signal, 2)
+	signal.Notify(ends, unix.SIGINT, unix.SIGTERM)
+	reloads := make(chan os.Signal, 1)
+	signal.Notify(reloads, unix.SIGHUP)
+
+	eng, err := join(set, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, eng.close()) }()
+	failed, err := eng.listen(set)
+	if err != nil {
+		return err
+	}
+	log.Info("cortend serves", "version", version.Version, "api", version.API, "hosts", set.Hosts)
+	for {
+		select {
+		case sig := <-ends:
+			log.Info("cortend ends; containers go on", "signal", sig.String())
+			return nil
+		case err := <-failed:
+			return err
+		case <-reloads:
+			reload(set, level, log)
+		}
+	}
+}
+
+// reload takes over what can change while the engine runs: how much it says.
+func reload(old settings.Settings, level *slog.LevelVar, log *slog.Logger) {
+	set, err := settings.Parse(os.Args[1:], io.Discard)
+	if err != nil {
+		log.Error("reload: the settings stay as they were", "err", err)
+		return
+	}
+	level.Set(logLevel(set).Level())
+	log.Info("settings read again", "log-level", level.Level().String(), "other settings", "apply at the next start")
+}
+
+// lock keeps a second engine off a folder.
+func lock(dir string) (func(), error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("another engine uses %s: %w", dir, err), f.Close())
+	}
+	return func() { _ = f.Close() }, nil // the lock ends with the descriptor
+}
+
+// background is for work that no request asked for.
+func background() context.Context { return context.Background() }
