@@ -1,0 +1,191 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/url"
+	"os"
+	"syscall"
+	"time"
+
+	"corten.dev/corten/internal/cli/autostart"
+	"corten.dev/corten/internal/cli/endpoint"
+	"corten.dev/corten/internal/cli/engineapi"
+	"corten.dev/corten/internal/version"
+)
+
+// config reads docker's config file, once.
+func (a *app) config() (*endpoint.Config, error) {
+	if a.cfg != nil {
+		return a.cfg, nil
+	}
+	cfg, err := endpoint.LoadConfig(a.global.configDir)
+	if err != nil {
+		return nil, err
+	}
+	a.cfg = cfg
+	return cfg, nil
+}
+
+// engine gives the API client. Nothing is dialled yet.
+func (a *app) engine() (*engineapi.Client, error) {
+	if a.api != nil {
+		return a.api, nil
+	}
+	cfg, err := a.config()
+	if err != nil {
+		return nil, err
+	}
+	if a.ep, err = endpoint.Resolve(a.global.Flags, cfg); err != nil {
+		return nil, err
+	}
+	a.api = engineapi.New(engineapi.Config{
+		Dial: a.dial, Authority: a.ep.Authority(), BasePath: a.ep.BasePath(),
+		Version: os.Getenv("DOCKER_API_VERSION"), Header: cfg.HTTPHeaders,
+		UserAgent: "Corten-Client/" + version.Version,
+	})
+	return a.api, nil
+}
+
+// dial connects, and starts an engine when nobody named one and none is there.
+func (a *app) dial(ctx context.Context) (net.Conn, error) {
+	began := time.Now()
+	nc, err := a.connect(ctx)
+	a.debugf("connect %s: %v (%s)", a.ep.Host, errText(err), time.Since(began).Round(time.Microsecond))
+	return nc, err
+}
+
+func errText(err error) string {
+	if err == nil {
+		return "ok"
+	}
+	return err.Error()
+}
+
+func (a *app) connect(ctx context.Context) (net.Conn, error) {
+	nc, err := a.ep.Dial(ctx)
+	if err == nil {
+		return nc, nil
+	}
+	if !a.ep.Default || !autostart.Supported {
+		return nil, a.unreachable(err)
+	}
+	uid := os.Getuid()
+	roots := autostart.HostRoots(endpoint.DefaultSocket)
+	if uid != 0 {
+		// An ordinary user gets an engine of their own, unless the host's answered above.
+		if roots, err = autostart.UserRoots(uid); err != nil {
+			return nil, err
+		}
+		a.ep.Host = "unix://" + roots.Socket
+		if nc, err = a.ep.Dial(ctx); err == nil {
+			return nc, nil
+		}
+	}
+	if !absent(err) {
+		return nil, a.unreachable(err)
+	}
+	return autostart.Start(ctx, roots, func(s string) { fmt.Fprintln(a.Err, "corten: "+s) })
+}
+
+// absent tells whether nobody listens, as against an engine that does not let us in.
+func absent(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
+}
+
+// reachError is a connection that could not be made.
+type reachError struct {
+	host string
+	err  error
+}
+
+func (e *reachError) Error() string {
+	if errors.Is(e.err, fs.ErrPermission) {
+		return fmt.Sprintf("permission denied while trying to connect to the Corten engine at %s: %v", e.host, e.err)
+	}
+	if absent(e.err) {
+		return fmt.Sprintf("Cannot connect to the Corten engine at %s. Is cortend running?", e.host)
+	}
+	return fmt.Sprintf("Cannot connect to the Corten engine at %s: %v", e.host, e.err)
+}
+
+func (e *reachError) Unwrap() error { return e.err }
+
+func (a *app) unreachable(err error) error {
+	a.cause = &reachError{host: a.ep.Host, err: err}
+	return a.cause
+}
+
+// explain shortens an error to what the user can act on.
+func (a *app) explain(err error) error {
+	var apiErr *engineapi.Error
+	var reach *reachError
+	switch {
+	case errors.As(err, new(*exitError)), errors.As(err, new(*usageError)):
+		return err
+	case errors.As(err, &reach):
+		return reach
+	case errors.As(err, &apiErr) && apiErr.Error() != err.Error():
+		return err
+	}
+	return err
+}
+
+func (a *app) debugf(format string, args ...any) {
+	if a.global.debug {
+		fmt.Fprintf(a.Err, "DEBUG: "+format+"\n", args...)
+	}
+}
+
+// query builds URL values from pairs; empty values are left out.
+func query(pairs ...string) url.Values {
+	q := url.Values{}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			q.Set(pairs[i], pairs[i+1])
+		}
+	}
+	return q
+}
+
+// into puts the filters into a query.
+func (f filters) into(q url.Values) url.Values {
+	if len(f) > 0 {
+		data, err := json.Marshal(f)
+		if err == nil { // a map of maps of bool always marshals
+			q.Set("filters", string(data))
+		}
+	}
+	return q
+}
+
+func esc(name string) string { return url.PathEscape(name) }
+
+func flag1(on bool) string {
+	if on {
+		return "1"
+	}
+	return ""
+}
+
+// each runs do for every name, goes on after errors, prints them, and ends with code 1 if there was one.
+func (a *app) each(names []string, do func(string) error) error {
+	var failed bool
+	for _, name := range names {
+		if err := do(name); err != nil {
+			failed = true
+			fmt.Fprintln(a.Err, a.explain(err))
+			if errors.As(err, new(*reachError)) {
+				break
+			}
+		}
+	}
+	if failed {
+		return &exitError{code: 1}
+	}
+	return nil
+}

@@ -1,0 +1,296 @@
+// Package copied turns local files into a tar stream and back, for copying to and from containers.
+//
+// It owns the rules of where a copy lands (docker's, which are cp's) and the care that an archive from a container,
+// which may be hostile, never writes outside the destination: all writing goes through [os.Root]. It promises links,
+// modes and times as they are; owners only when asked for.
+package copied
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"corten.dev/corten/internal/errs"
+)
+
+// Source is a local file or folder to copy.
+type Source struct {
+	path    string
+	Base    string // its own name
+	IsDir   bool
+	Content bool // written as dir/.: its content is meant
+}
+
+// Open looks at a local path. follow resolves the path itself if it is a link.
+func Open(name string, follow bool) (*Source, error) {
+	content := strings.HasSuffix(name, string(filepath.Separator)+".") || name == "."
+	slash := os.IsPathSeparator(name[len(name)-1])
+	abs, err := filepath.Abs(name)
+	if err != nil {
+		return nil, err
+	}
+	st, err := os.Lstat(abs)
+	if err == nil && st.Mode()&fs.ModeSymlink != 0 && (follow || slash || content) {
+		if abs, err = filepath.EvalSymlinks(abs); err == nil {
+			st, err = os.Lstat(abs)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if (slash || content) && !st.IsDir() {
+		return nil, errs.New(errs.Invalid, "%s: not a directory", name)
+	}
+	base := filepath.Base(abs)
+	if follow {
+		base = filepath.Base(strings.TrimRight(name, string(filepath.Separator)))
+	}
+	return &Source{path: abs, Base: base, IsDir: st.IsDir(), Content: content}, nil
+}
+
+// Write writes the tar stream; the source itself is called rename in it.
+func (s *Source) Write(w io.Writer, rename string) error {
+	tw := tar.NewWriter(w)
+	err := filepath.WalkDir(s.path, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(s.path, p)
+		if err != nil {
+			return err
+		}
+		return writeEntry(tw, p, path.Join(rename, filepath.ToSlash(rel)))
+	})
+	if err != nil {
+		return err
+	}
+	return tw.Close()
+}
+
+func writeEntry(tw *tar.Writer, name, as string) error {
+	st, err := os.Lstat(name)
+	if err != nil {
+		return err
+	}
+	if st.Mode()&fs.ModeSocket != 0 {
+		return nil // a socket has no content, and tar no word for it
+	}
+	link := ""
+	if st.Mode()&fs.ModeSymlink != 0 {
+		if link, err = os.Readlink(name); err != nil {
+			return err
+		}
+	}
+	h, err := tar.FileInfoHeader(st, link)
+	if err != nil {
+		return err
+	}
+	h.Name, h.Uname, h.Gname = as, "", ""
+	if st.IsDir() {
+		h.Name += "/"
+	}
+	if !st.Mode().IsRegular() {
+		return tw.WriteHeader(h)
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := tw.WriteHeader(h); err != nil {
+		return err
+	}
+	// A file may grow meanwhile: its announced length counts.
+	if _, err := io.CopyN(tw, f, h.Size); err != nil {
+		return fmt.Errorf("read %s: %w", name, err)
+	}
+	return nil
+}
+
+// Target is where an archive lands: its first name From becomes To inside Dir.
+type Target struct {
+	Dir      string
+	From, To string
+}
+
+// Destination applies cp's rules to a copy of src (a path in a container, a folder or not) to a local path.
+func Destination(src string, srcIsDir bool, dst string) (Target, error) {
+	base := path.Base(src)
+	if strings.HasSuffix(src, "/.") || src == "." {
+		base = "."
+	}
+	slash := os.IsPathSeparator(dst[len(dst)-1]) || strings.HasSuffix(dst, string(filepath.Separator)+".")
+	abs, err := filepath.Abs(dst)
+	if err != nil {
+		return Target{}, err
+	}
+	st, err := os.Stat(abs)
+	switch {
+	case err == nil && st.IsDir():
+		return Target{Dir: abs, From: base, To: base}, nil
+	case err == nil && srcIsDir:
+		return Target{}, errs.New(errs.Invalid, "cannot copy directory")
+	case err == nil && slash:
+		return Target{}, errs.New(errs.Invalid, "not a directory")
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return Target{}, err
+	case err != nil && !srcIsDir && slash:
+		return Target{}, errs.New(errs.Invalid, "no such directory")
+	}
+	if up, err := os.Stat(filepath.Dir(abs)); err != nil || !up.IsDir() {
+		return Target{}, errs.New(errs.NotFound, "invalid output path: directory %q does not exist", filepath.Dir(abs))
+	}
+	return Target{Dir: filepath.Dir(abs), From: base, To: filepath.Base(abs)}, nil
+}
+
+// Extract unpacks the stream at the target.
+func Extract(r io.Reader, t Target, owners bool) error {
+	root, err := os.OpenRoot(t.Dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	x := extractor{root: root, owners: owners}
+	tr := tar.NewReader(r)
+	for {
+		h, err := tr.Next()
+		if err == io.EOF {
+			return x.finish()
+		}
+		if err != nil {
+			return fmt.Errorf("read archive: %w", err)
+		}
+		name, ok := t.rename(h.Name)
+		if !ok {
+			return errs.New(errs.Invalid, "archive has %q outside of what was asked for", h.Name)
+		}
+		if h.Typeflag == tar.TypeLink {
+			if h.Linkname, ok = t.rename(h.Linkname); !ok {
+				return errs.New(errs.Invalid, "archive links %q to %q outside of what was asked for", h.Name, h.Linkname)
+			}
+		}
+		if err := x.entry(name, h, tr); err != nil {
+			return fmt.Errorf("write %s: %w", filepath.Join(t.Dir, name), err)
+		}
+	}
+}
+
+// rename maps a name in the archive to one in the destination folder.
+func (t Target) rename(name string) (string, bool) {
+	clean := path.Clean(name)
+	if path.IsAbs(clean) || clean == ".." || strings.HasPrefix(clean, "../") {
+		return "", false
+	}
+	if t.From == "." || t.From == "/" {
+		return filepath.FromSlash(path.Join(filepath.ToSlash(t.To), clean)), true
+	}
+	rest, ok := strings.CutPrefix(clean, t.From)
+	if !ok || rest != "" && rest[0] != '/' {
+		return "", false
+	}
+	return filepath.FromSlash(path.Join(filepath.ToSlash(t.To), rest)), true
+}
+
+type extractor struct {
+	root   *os.Root
+	owners bool
+	dirs   []dirState // modes and times of folders are set last: read-only ones have to be filled first
+}
+
+type dirState struct {
+	name string
+	mode fs.FileMode
+	time time.Time
+}
+
+func (x *extractor) entry(name string, h *tar.Header, r io.Reader) error {
+	mode := h.FileInfo().Mode()
+	perm := mode & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky)
+	if h.Typeflag != tar.TypeDir && name != "." {
+		if err := x.clear(name); err != nil {
+			return err
+		}
+	}
+	switch h.Typeflag {
+	case tar.TypeDir:
+		if st, err := x.root.Lstat(name); err == nil && !st.IsDir() {
+			return errs.New(errs.Conflict, "cannot overwrite non-directory with a directory")
+		} else if err != nil {
+			if err := x.root.Mkdir(name, 0o700); err != nil {
+				return err
+			}
+		}
+		x.dirs = append(x.dirs, dirState{name, perm, h.ModTime})
+		return x.own(name, h)
+	case tar.TypeReg:
+		return x.file(name, h, perm, r)
+	case tar.TypeSymlink:
+		if err := x.root.Symlink(h.Linkname, name); err != nil {
+			return err
+		}
+		return x.own(name, h)
+	case tar.TypeLink:
+		return x.root.Link(h.Linkname, name)
+	case tar.TypeFifo, tar.TypeChar, tar.TypeBlock:
+		return x.node(name, h, perm)
+	case tar.TypeXGlobalHeader:
+		return nil
+	}
+	return errs.New(errs.Invalid, "archive has an entry of unknown type %q", h.Typeflag)
+}
+
+// clear makes room: what is there goes, unless it is a folder.
+func (x *extractor) clear(name string) error {
+	st, err := x.root.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if st.IsDir() {
+		return errs.New(errs.Conflict, "cannot overwrite directory with a non-directory")
+	}
+	return x.root.Remove(name)
+}
+
+func (x *extractor) file(name string, h *tar.Header, perm fs.FileMode, r io.Reader) error {
+	f, err := x.root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r)
+	if err = errors.Join(err, x.own(name, h), f.Chmod(perm), f.Close()); err != nil {
+		return err
+	}
+	return x.root.Chtimes(name, h.ModTime, h.ModTime)
+}
+
+func (x *extractor) own(name string, h *tar.Header) error {
+	if !x.owners {
+		return nil
+	}
+	return x.root.Lchown(name, h.Uid, h.Gid)
+}
+
+// finish sets what folders shall look like, the deepest first.
+func (x *extractor) finish() error {
+	for i := len(x.dirs) - 1; i >= 0; i-- {
+		d := x.dirs[i]
+		st, err := x.root.Lstat(d.name)
+		if err != nil || !st.IsDir() { // a later entry replaced it
+			continue
+		}
+		if err := errors.Join(x.root.Chmod(d.name, d.mode), x.root.Chtimes(d.name, d.time, d.time)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

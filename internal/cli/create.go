@@ -1,0 +1,225 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/moby/moby/api/types/container"
+
+	"corten.dev/corten/internal/cli/engineapi"
+	"corten.dev/corten/internal/errs"
+)
+
+func newCreate() *verb {
+	var o ctrFlags
+	v := &verb{
+		use: "[OPTIONS] IMAGE [COMMAND] [ARG...]", min: 1, max: -1, stopAtArg: true, names: images,
+		short:   "Make a container without starting it",
+		long:    "Makes a container from an image and prints its ID. Nothing runs until it is started with `corten start`.\nAll options of `corten run` that describe the container are available.",
+		example: "corten create --name web -p 8080:80 nginx\ncorten start web",
+		flags:   o.register,
+	}
+	v.run = func(ctx context.Context, a *app, args []string) error {
+		req, err := o.toRequest(v.set, args)
+		if err != nil {
+			return withHelp("create", err, 125)
+		}
+		api, err := a.engine()
+		if err != nil {
+			return err
+		}
+		id, err := a.create(ctx, api, &o, req)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(a.Out, id)
+		return nil
+	}
+	return v
+}
+
+// withHelp is docker's shape for what went wrong before or while a container started.
+func withHelp(verb string, err error, code int) error {
+	text := strings.TrimSpace(err.Error())
+	return &exitError{code: code, text: fmt.Sprintf("corten: %s\n\nRun 'corten %s --help' for more information", text, verb)}
+}
+
+// create makes the container; a missing image is pulled when --pull allows.
+func (a *app) create(ctx context.Context, api *engineapi.Client, o *ctrFlags, req *container.CreateRequest) (string, error) {
+	cid, err := newCIDFile(o.cidfile)
+	if err != nil {
+		return "", err
+	}
+	defer cid.close()
+	req.Config.Env = proxyEnv(req.Config.Env, a.cfg, a.ep.Host)
+	if o.pull == "always" {
+		if err := a.pull(ctx, api, req.Image, o); err != nil {
+			return "", err
+		}
+	}
+	q := query("name", o.name, "platform", o.platform)
+	var made container.CreateResponse
+	err = api.Post(ctx, "/containers/create", q, req, &made)
+	var apiErr *engineapi.Error
+	if errors.As(err, &apiErr) && apiErr.Status == 404 && strings.Contains(apiErr.Message, "No such image") && o.pull == "missing" {
+		if !o.quiet {
+			fmt.Fprintf(a.Err, "Unable to find image '%s' locally\n", withTag(req.Image))
+		}
+		if err := a.pull(ctx, api, req.Image, o); err != nil {
+			return "", err
+		}
+		err = api.Post(ctx, "/containers/create", q, req, &made)
+	}
+	if err != nil {
+		return "", err
+	}
+	for _, w := range made.Warnings {
+		fmt.Fprintln(a.Err, "WARNING: "+w)
+	}
+	return made.ID, cid.write(made.ID)
+}
+
+// withTag names the tag that a reference without one stands for.
+func withTag(ref string) string {
+	if strings.Contains(ref, "@") || strings.LastIndex(ref, ":") > strings.LastIndex(ref, "/") {
+		return ref
+	}
+	return ref + ":latest"
+}
+
+// splitRef cuts a reference into name and tag or digest, for the API's fromImage and tag.
+func splitRef(ref string) (name, tag string) {
+	if name, digest, ok := strings.Cut(ref, "@"); ok {
+		return name, digest
+	}
+	if i := strings.LastIndex(ref, ":"); i > strings.LastIndex(ref, "/") {
+		return ref[:i], ref[i+1:]
+	}
+	return ref, ""
+}
+
+// pull asks the engine for an image that `run` or `create` need.
+func (a *app) pull(ctx context.Context, api *engineapi.Client, ref string, o *ctrFlags) error {
+	name, tag := splitRef(withTag(ref))
+	resp, err := api.Do(ctx, engineapi.Request{Method: "POST", Path: "/images/create", Query: query("fromImage", name, "tag", tag, "platform", o.platform)})
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	out := a.Err
+	if o.quiet {
+		out = io.Discard
+	}
+	return a.progress(resp.Body, out)
+}
+
+// progressMessage is one line of the engine's report about long work.
+type progressMessage struct {
+	Stream      string          `json:"stream"`
+	Status      string          `json:"status"`
+	ID          string          `json:"id"`
+	Progress    string          `json:"progress"`
+	Detail      *progressDetail `json:"progressDetail"`
+	Error       string          `json:"error"`
+	ErrorDetail *struct {
+		Message string `json:"message"`
+	} `json:"errorDetail"`
+}
+
+type progressDetail struct {
+	Current int64 `json:"current"`
+	Total   int64 `json:"total"`
+}
+
+// progress shows the engine's report: moving lines on a terminal, each state once in a pipe.
+func (a *app) progress(r io.Reader, out io.Writer) error {
+	_, live := terminalFd(out)
+	dec := json.NewDecoder(r)
+	open := false // a moving line waits for its end
+	for {
+		var m progressMessage
+		if err := dec.Decode(&m); err == io.EOF {
+			break
+		} else if err != nil {
+			return fmt.Errorf("read progress: %w", err)
+		}
+		if m.ErrorDetail != nil && m.ErrorDetail.Message != "" {
+			m.Error = m.ErrorDetail.Message
+		}
+		moving := m.Detail != nil && m.Detail.Total > 0
+		if open && (!moving || m.Error != "") {
+			fmt.Fprint(out, "\r\x1b[K")
+			open = false
+		}
+		switch {
+		case m.Error != "":
+			return errs.New(errs.Unavailable, "%s", m.Error)
+		case m.Stream != "":
+			fmt.Fprint(out, m.Stream)
+		case moving && live:
+			fmt.Fprintf(out, "\r\x1b[K%s%s %d %%", prefix(m.ID), m.Status, m.Detail.Current*100/m.Detail.Total)
+			open = true
+		case moving:
+		case m.Status != "":
+			fmt.Fprintf(out, "%s%s\n", prefix(m.ID), m.Status)
+		}
+	}
+	if open {
+		fmt.Fprint(out, "\r\x1b[K")
+	}
+	return nil
+}
+
+func prefix(id string) string {
+	if id == "" {
+		return ""
+	}
+	return id + ": "
+}
+
+// cidFile is --cidfile: made before the container, so that it cannot be taken, and gone if no ID was written.
+type cidFile struct {
+	name    string
+	f       *os.File
+	written bool
+}
+
+func newCIDFile(name string) (*cidFile, error) {
+	if name == "" {
+		return &cidFile{}, nil
+	}
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
+	if errors.Is(err, os.ErrExist) {
+		return nil, invalid("container ID file found, make sure the other container isn't running or delete %s", name)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create container ID file: %w", err)
+	}
+	return &cidFile{name: name, f: f}, nil
+}
+
+func (c *cidFile) write(id string) error {
+	if c.f == nil {
+		return nil
+	}
+	if _, err := c.f.WriteString(id); err != nil {
+		return fmt.Errorf("write the container ID to the file: %w", err)
+	}
+	c.written = true
+	return nil
+}
+
+func (c *cidFile) close() {
+	if c.f == nil {
+		return
+	}
+	c.f.Close()
+	if !c.written {
+		os.Remove(c.name)
+	}
+}

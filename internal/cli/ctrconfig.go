@@ -1,0 +1,531 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/moby/moby/api/types/blkiodev"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+	"github.com/spf13/pflag"
+
+	"corten.dev/corten/internal/cli/endpoint"
+	"corten.dev/corten/internal/cli/parse"
+	"corten.dev/corten/internal/errs"
+)
+
+func invalid(format string, args ...any) error { return errs.New(errs.Invalid, format, args...) }
+
+// toRequest turns flags into the API's create request. args are the image and its command.
+func (o *ctrFlags) toRequest(fs *pflag.FlagSet, args []string) (*container.CreateRequest, error) {
+	cfg := &container.Config{
+		Image: args[0], Hostname: o.hostname, Domainname: o.domainname, User: o.user, Tty: o.tty,
+		OpenStdin: o.interactive, WorkingDir: o.workdir, StopSignal: o.stopSignal, Volumes: map[string]struct{}{},
+	}
+	if len(args) > 1 {
+		cfg.Cmd = args[1:]
+	}
+	if fs.Changed("entrypoint") {
+		cfg.Entrypoint = []string{o.entrypoint} // "" resets the image's
+	}
+	if fs.Changed("stop-timeout") {
+		cfg.StopTimeout = &o.stopTimeout
+	}
+	host := &container.HostConfig{
+		AutoRemove: o.rm, Privileged: o.privileged, ReadonlyRootfs: o.readOnly, PublishAllPorts: o.publishAll,
+		CapAdd: o.capAdd, CapDrop: o.capDrop, GroupAdd: o.groupAdd, VolumesFrom: o.volumesFrom, VolumeDriver: o.volDrv,
+		DNSOptions: o.dnsOption, DNSSearch: o.dnsSearch, OomScoreAdj: o.oomScore, Runtime: o.runtime,
+		ContainerIDFile: o.cidfile, Isolation: container.Isolation(o.isolation),
+	}
+	if fs.Changed("init") {
+		host.Init = &o.initProc
+	}
+	req := &container.CreateRequest{Config: cfg, HostConfig: host}
+	steps := []func() error{
+		func() error { return o.unsupported() },
+		func() error { return o.streams(cfg) },
+		func() error { return o.words(cfg, host) },
+		func() error { return o.health(fs, cfg) },
+		func() error { return o.storage(cfg, host) },
+		func() error { return o.limits(fs, &host.Resources) },
+		func() error { return o.devices(&host.Resources) },
+		func() error { return o.isolate(host) },
+		func() error { return o.ports(cfg, host) },
+		func() error { return o.networks(req) },
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return nil, err
+		}
+	}
+	if o.rm && !host.RestartPolicy.IsNone() {
+		return nil, invalid("conflicting options: cannot specify both --restart and --rm")
+	}
+	return req, nil
+}
+
+// unsupported names the flags that mean something Linux or the API no longer have.
+func (o *ctrFlags) unsupported() error {
+	switch {
+	case o.kernelMemory != "":
+		return invalid("--kernel-memory: kernel memory limits are gone from Linux and from the API; use --memory")
+	case !o.contentTrust:
+		return invalid("--disable-content-trust=false: content trust is not part of this version")
+	case o.useAPISocket:
+		return invalid("--use-api-socket is not part of this version; mount the socket with -v")
+	}
+	return o.checkPull()
+}
+
+func (o *ctrFlags) streams(cfg *container.Config) error {
+	for _, s := range o.attach {
+		switch strings.ToLower(s) {
+		case "stdin":
+			cfg.AttachStdin = true
+		case "stdout":
+			cfg.AttachStdout = true
+		case "stderr":
+			cfg.AttachStderr = true
+		default:
+			return invalid("invalid argument %q for \"-a, --attach\" flag: valid streams are STDIN, STDOUT and STDERR", s)
+		}
+	}
+	if len(o.attach) == 0 {
+		cfg.AttachStdout, cfg.AttachStderr, cfg.AttachStdin = true, true, o.interactive
+	}
+	if o.interactive && cfg.AttachStdin {
+		cfg.StdinOnce = true
+	}
+	return nil
+}
+
+// words are environment, labels and other name=value flags.
+func (o *ctrFlags) words(cfg *container.Config, host *container.HostConfig) (err error) {
+	for _, name := range o.envFile {
+		env, err := parse.EnvFile(name, os.LookupEnv)
+		if err != nil {
+			return err
+		}
+		cfg.Env = append(cfg.Env, env...)
+	}
+	env, err := parse.Env(o.env, os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	cfg.Env = append(cfg.Env, env...)
+	var labels []string
+	for _, name := range o.labelFile {
+		lines, err := parse.EnvFile(name, nil)
+		if err != nil {
+			return err
+		}
+		labels = append(labels, lines...)
+	}
+	for _, l := range o.label {
+		if strings.HasPrefix(l, "=") || l == "" {
+			return invalid("invalid label '%s': empty name", l)
+		}
+	}
+	cfg.Labels = parse.Map(append(labels, o.label...))
+	if host.Annotations, err = parse.Pairs("annotation", o.annotation); err != nil {
+		return err
+	}
+	if host.Sysctls, err = parse.Pairs("sysctl", o.sysctl); err != nil {
+		return err
+	}
+	if host.StorageOpt, err = parse.Pairs("storage-opt", o.storageOpt); err != nil {
+		return err
+	}
+	if o.logDriver == "none" && len(o.logOpt) > 0 {
+		return invalid("invalid logging opts for driver none")
+	}
+	host.LogConfig = container.LogConfig{Type: o.logDriver, Config: parse.Map(o.logOpt)}
+	host.RestartPolicy, err = parse.Restart(o.restart)
+	return err
+}
+
+func (o *ctrFlags) health(fs *pflag.FlagSet, cfg *container.Config) error {
+	given := o.healthCmd != "" || o.healthInterval != 0 || o.healthTimeout != 0 || o.healthStart != 0 ||
+		o.healthRetries != 0 || o.healthStartIvl != 0
+	if o.noHealth {
+		if given {
+			return invalid("--no-healthcheck conflicts with --health-* options")
+		}
+		cfg.Healthcheck = &container.HealthConfig{Test: []string{"NONE"}}
+		return nil
+	}
+	if !given {
+		return nil
+	}
+	for name, d := range map[string]time.Duration{"--health-interval": o.healthInterval, "--health-timeout": o.healthTimeout,
+		"--health-start-period": o.healthStart, "--health-start-interval": o.healthStartIvl} {
+		if d < 0 {
+			return invalid("%s cannot be negative", name)
+		}
+	}
+	if o.healthRetries < 0 {
+		return invalid("--health-retries cannot be negative")
+	}
+	h := &container.HealthConfig{Interval: o.healthInterval, Timeout: o.healthTimeout, StartPeriod: o.healthStart,
+		StartInterval: o.healthStartIvl, Retries: o.healthRetries}
+	if o.healthCmd != "" {
+		h.Test = []string{"CMD-SHELL", o.healthCmd}
+	}
+	cfg.Healthcheck = h
+	return nil
+}
+
+func (o *ctrFlags) storage(cfg *container.Config, host *container.HostConfig) error {
+	for _, v := range o.volume {
+		bind, anonymous, err := parse.Volume(v)
+		if err != nil {
+			return err
+		}
+		if bind != "" {
+			host.Binds = append(host.Binds, bind)
+		} else {
+			cfg.Volumes[anonymous] = struct{}{}
+		}
+	}
+	for _, v := range o.mount {
+		m, err := parse.Mount(v)
+		if err != nil {
+			return invalid("invalid argument %q for \"--mount\" flag: %w", v, err)
+		}
+		host.Mounts = append(host.Mounts, m)
+	}
+	for _, v := range o.tmpfs {
+		path, opts, _ := strings.Cut(v, ":")
+		if !strings.HasPrefix(path, "/") {
+			return invalid("invalid --tmpfs: %q: path must be absolute", v)
+		}
+		if host.Tmpfs == nil {
+			host.Tmpfs = map[string]string{}
+		}
+		host.Tmpfs[path] = opts
+	}
+	var err error
+	host.ShmSize, err = size("shm-size", o.shmSize)
+	return err
+}
+
+// size reads a flag that is a number of bytes.
+func size(flag, s string) (int64, error) {
+	if s == "" {
+		return 0, nil
+	}
+	n, err := parse.Bytes(s)
+	if err != nil {
+		return 0, invalid("invalid argument %q for \"--%s\" flag: %w", s, flag, err)
+	}
+	if n < 0 && flag != "memory-swap" {
+		return 0, invalid("invalid argument %q for \"--%s\" flag: invalid size: '%s'", s, flag, s)
+	}
+	return n, nil
+}
+
+func (o *ctrFlags) limits(fs *pflag.FlagSet, r *container.Resources) (err error) {
+	r.CPUShares, r.CPUPeriod, r.CPUQuota = o.cpuShares, o.cpuPeriod, o.cpuQuota
+	r.CPURealtimePeriod, r.CPURealtimeRuntime = o.cpuRtPeriod, o.cpuRtRuntime
+	r.CpusetCpus, r.CpusetMems, r.CgroupParent = o.cpusetCpus, o.cpusetMems, o.cgroupParent
+	r.CPUCount, r.CPUPercent, r.IOMaximumIOps = o.cpuCount, o.cpuPercent, o.ioMaxIOps
+	r.BlkioWeight = o.blkioWeight
+	for _, s := range []struct {
+		flag, val string
+		into      *int64
+	}{{"memory", o.memory, &r.Memory}, {"memory-swap", o.memorySwap, &r.MemorySwap}, {"memory-reservation", o.memoryReservation, &r.MemoryReservation}} {
+		if *s.into, err = size(s.flag, s.val); err != nil {
+			return err
+		}
+	}
+	bandwidth, err := size("io-maxbandwidth", o.ioMaxBandwidth)
+	if err != nil {
+		return err
+	}
+	r.IOMaximumBandwidth = uint64(bandwidth)
+	if o.cpus != "" {
+		if r.NanoCPUs, err = parse.CPUs(o.cpus); err != nil {
+			return invalid("invalid argument %q for \"--cpus\" flag: %w", o.cpus, err)
+		}
+	}
+	if fs.Changed("memory-swappiness") {
+		if o.swappiness < -1 || o.swappiness > 100 {
+			return invalid("invalid value: %d. Valid memory swappiness range is 0-100", o.swappiness)
+		}
+		if o.swappiness >= 0 {
+			r.MemorySwappiness = &o.swappiness
+		}
+	}
+	if fs.Changed("oom-kill-disable") {
+		r.OomKillDisable = &o.oomKillDisable
+	}
+	if fs.Changed("pids-limit") {
+		r.PidsLimit = &o.pidsLimit
+	}
+	for _, s := range o.ulimit {
+		u, err := parse.Ulimit(s)
+		if err != nil {
+			return invalid("invalid argument %q for \"--ulimit\" flag: %w", s, err)
+		}
+		r.Ulimits = append(r.Ulimits, u)
+	}
+	return nil
+}
+
+func (o *ctrFlags) devices(r *container.Resources) error {
+	for _, s := range o.blkioWeightDevice {
+		d, err := parse.WeightDevice(s)
+		if err != nil {
+			return err
+		}
+		r.BlkioWeightDevice = append(r.BlkioWeightDevice, d)
+	}
+	for _, t := range []struct {
+		specs   []string
+		inBytes bool
+		into    *[]*blkiodev.ThrottleDevice
+	}{{o.readBps, true, &r.BlkioDeviceReadBps}, {o.writeBps, true, &r.BlkioDeviceWriteBps},
+		{o.readIOps, false, &r.BlkioDeviceReadIOps}, {o.writeIOps, false, &r.BlkioDeviceWriteIOps}} {
+		for _, s := range t.specs {
+			d, err := parse.ThrottleDevice(s, t.inBytes)
+			if err != nil {
+				return err
+			}
+			*t.into = append(*t.into, d)
+		}
+	}
+	var cdi []string
+	for _, s := range o.device {
+		dev, name, err := parse.Device(s)
+		if err != nil {
+			return err
+		}
+		if name != "" {
+			cdi = append(cdi, name)
+			continue
+		}
+		r.Devices = append(r.Devices, dev)
+	}
+	for _, s := range o.gpus {
+		req, err := parse.GPUs(s)
+		if err != nil {
+			return invalid("invalid argument %q for \"--gpus\" flag: %w", s, err)
+		}
+		r.DeviceRequests = append(r.DeviceRequests, req)
+	}
+	if len(cdi) > 0 {
+		r.DeviceRequests = append(r.DeviceRequests, container.DeviceRequest{Driver: "cdi", DeviceIDs: cdi})
+	}
+	for _, s := range o.deviceRule {
+		if err := parse.DeviceRule(s); err != nil {
+			return err
+		}
+	}
+	r.DeviceCgroupRules = o.deviceRule
+	return nil
+}
+
+func (o *ctrFlags) isolate(h *container.HostConfig) error {
+	h.PidMode, h.IpcMode = container.PidMode(o.pid), container.IpcMode(o.ipc)
+	h.UTSMode, h.UsernsMode = container.UTSMode(o.uts), container.UsernsMode(o.userns)
+	h.CgroupnsMode = container.CgroupnsMode(o.cgroupns)
+	switch {
+	case !h.PidMode.Valid():
+		return invalid("--pid: invalid PID mode")
+	case !h.UTSMode.Valid():
+		return invalid("--uts: invalid UTS mode")
+	case !h.UsernsMode.Valid():
+		return invalid("--userns: invalid USER mode")
+	case !h.CgroupnsMode.Valid():
+		return invalid("--cgroupns: invalid CGROUP mode")
+	case !h.IpcMode.Valid():
+		return invalid("--ipc: invalid IPC mode")
+	}
+	for _, s := range o.securityOpt {
+		name, val, ok := strings.Cut(s, "=")
+		if !ok && name != "no-new-privileges" {
+			name, val, ok = strings.Cut(s, ":") // docker's old spelling
+			if !ok {
+				return invalid("invalid --security-opt: %q", s)
+			}
+			s = name + "=" + val
+		}
+		switch {
+		case name == "seccomp" && val != "unconfined" && val != "builtin":
+			data, err := os.ReadFile(val)
+			if err != nil {
+				return fmt.Errorf("opening seccomp profile (%s) failed: %w", val, err)
+			}
+			var small bytes.Buffer
+			if err := json.Compact(&small, data); err != nil {
+				return invalid("compacting json for seccomp profile (%s) failed: %w", val, err)
+			}
+			s = "seccomp=" + small.String()
+		case name == "systempaths" && val == "unconfined":
+			h.MaskedPaths, h.ReadonlyPaths = []string{}, []string{}
+			continue
+		}
+		h.SecurityOpt = append(h.SecurityOpt, s)
+	}
+	return nil
+}
+
+func (o *ctrFlags) ports(cfg *container.Config, h *container.HostConfig) error {
+	var p parse.Ports
+	for _, s := range o.publish {
+		if err := p.Publish(s); err != nil {
+			return err
+		}
+	}
+	for _, s := range o.expose {
+		if err := p.Expose(s); err != nil {
+			return err
+		}
+	}
+	cfg.ExposedPorts, h.PortBindings = p.Exposed, p.Bindings
+	return nil
+}
+
+func (o *ctrFlags) networks(req *container.CreateRequest) error {
+	h := req.HostConfig
+	for _, s := range o.addHost {
+		line, err := parse.AddHost(s)
+		if err != nil {
+			return invalid("invalid argument %q for \"--add-host\" flag: %w", s, err)
+		}
+		h.ExtraHosts = append(h.ExtraHosts, line)
+	}
+	for _, s := range o.dns {
+		ip, err := parse.IP(s)
+		if err != nil {
+			return invalid("invalid argument %q for \"--dns\" flag: %w", s, err)
+		}
+		h.DNS = append(h.DNS, ip)
+	}
+	nets := make([]parse.Network, 0, len(o.network)+1)
+	for _, s := range o.network {
+		n, err := parse.NetworkFlag(s)
+		if err != nil {
+			return invalid("invalid argument %q for \"--network\" flag: %w", s, err)
+		}
+		nets = append(nets, n)
+	}
+	if len(nets) == 0 {
+		nets = append(nets, parse.Network{Name: "default"})
+	}
+	if err := o.firstNetwork(&nets[0]); err != nil {
+		return err
+	}
+	h.NetworkMode = container.NetworkMode(nets[0].Name)
+	h.Links = o.link
+	if h.NetworkMode.IsHost() && o.hostname != "" && o.uts == "host" {
+		return invalid("conflicting options: hostname and the UTS mode")
+	}
+	return endpoints(req, nets, o.link)
+}
+
+// firstNetwork merges the flags that have no network's name in them into the first network.
+func (o *ctrFlags) firstNetwork(n *parse.Network) (err error) {
+	conflict := func(flag string) error {
+		return invalid("conflicting options: cannot specify both --%s and per-network %s", flag, flag)
+	}
+	if len(o.networkAlias) > 0 {
+		if len(n.Aliases) > 0 {
+			return conflict("network-alias")
+		}
+		n.Aliases = o.networkAlias
+	}
+	for _, f := range []struct {
+		flag, val string
+		into      *netip.Addr
+	}{{"ip", o.ip, &n.IPv4}, {"ip6", o.ip6, &n.IPv6}} {
+		if f.val == "" {
+			continue
+		}
+		if f.into.IsValid() {
+			return conflict(f.flag)
+		}
+		if *f.into, err = parse.IP(f.val); err != nil {
+			return err
+		}
+	}
+	if o.mac != "" {
+		if n.MAC != "" {
+			return conflict("mac-address")
+		}
+		n.MAC = o.mac
+	}
+	for _, s := range o.linkLocalIP {
+		ip, err := parse.IP(s)
+		if err != nil {
+			return err
+		}
+		n.LinkLocal = append(n.LinkLocal, ip)
+	}
+	return nil
+}
+
+// endpoints writes the settings of each network that has any; a lone network without any needs none.
+func endpoints(req *container.CreateRequest, nets []parse.Network, links []string) error {
+	cfg := map[string]*network.EndpointSettings{}
+	for i, n := range nets {
+		if _, twice := cfg[n.Name]; twice {
+			return invalid("duplicate network %q", n.Name)
+		}
+		ep := &network.EndpointSettings{Aliases: n.Aliases, DriverOpts: n.DriverOpts, GwPriority: n.GwPriority}
+		if n.IPv4.IsValid() || n.IPv6.IsValid() || len(n.LinkLocal) > 0 {
+			ep.IPAMConfig = &network.EndpointIPAMConfig{IPv4Address: n.IPv4, IPv6Address: n.IPv6, LinkLocalIPs: n.LinkLocal}
+		}
+		if n.MAC != "" {
+			mac, err := net.ParseMAC(n.MAC)
+			if err != nil || len(mac) != 6 {
+				return invalid("%s is not a valid mac address", n.MAC)
+			}
+			ep.MacAddress = network.HardwareAddr(mac)
+		}
+		mode := container.NetworkMode(n.Name)
+		if i == 0 && mode.IsUserDefined() {
+			ep.Links = links
+		}
+		if len(nets) > 1 && !mode.IsUserDefined() && !mode.IsBridge() && !mode.IsDefault() {
+			return invalid("conflicting options: cannot attach both user-defined and non-user-defined network-modes")
+		}
+		cfg[n.Name] = ep
+	}
+	first := cfg[nets[0].Name]
+	if len(nets) == 1 && first.IPAMConfig == nil && first.Aliases == nil && first.DriverOpts == nil &&
+		first.MacAddress == nil && first.Links == nil && first.GwPriority == 0 {
+		return nil
+	}
+	req.NetworkingConfig = &network.NetworkingConfig{EndpointsConfig: cfg}
+	return nil
+}
+
+// proxyEnv adds the proxies of docker's config file to the environment, unless the user set them.
+func proxyEnv(env []string, cfg *endpoint.Config, host string) []string {
+	p, ok := cfg.Proxies[host]
+	if !ok {
+		p, ok = cfg.Proxies["default"]
+	}
+	if !ok {
+		return env
+	}
+	have := parse.Map(env)
+	for _, kv := range [][2]string{{"HTTP_PROXY", p.HTTP}, {"HTTPS_PROXY", p.HTTPS}, {"NO_PROXY", p.No}, {"FTP_PROXY", p.FTP}, {"ALL_PROXY", p.All}} {
+		for _, name := range []string{kv[0], strings.ToLower(kv[0])} {
+			if _, set := have[name]; !set && kv[1] != "" {
+				env = append(env, name+"="+kv[1])
+			}
+		}
+	}
+	return env
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }

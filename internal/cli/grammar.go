@@ -1,0 +1,56 @@
+package cli
+
+// grammar is the grammar: every command under all its names. Verbs are built only when they are used.
+func grammar() *node {
+	common := func(name string, mk func() *verb) *node { return &node{name: name, make: mk, group: groupCommon} }
+	cmd := func(name string, mk func() *verb) *node { return &node{name: name, make: mk, group: groupOther} }
+	noun := func(name, short string, sub ...*node) *node {
+		return &node{name: name, short: short, sub: sub, group: groupManage}
+	}
+	return &node{name: "corten", sub: []*node{
+		common("run", newRun), common("exec", newExec), common("ps", newPs), common("images", newImages),
+		common("load", newLoad), common("logs", newLogs), common("version", newVersion), common("info", newInfo),
+
+		noun("container", "Manage containers",
+			cmd("attach", newAttach), cmd("commit", newCommit), cmd("cp", newCp), cmd("create", newCreate), cmd("diff", newDiff),
+			cmd("exec", newExec), cmd("export", newExport), cmd("inspect", newContainerInspect), cmd("kill", newKill),
+			cmd("logs", newLogs), alias(cmd("ls", newPs), "list", "ps"), cmd("pause", newPause), cmd("port", newPort),
+			cmd("prune", newContainerPrune), cmd("rename", newRename), cmd("restart", newRestart), alias(cmd("rm", newRm), "remove"),
+			cmd("run", newRun), cmd("start", newStart), cmd("stats", newStats), cmd("stop", newStop), cmd("top", newTop),
+			cmd("unpause", newUnpause), cmd("update", newUpdate), cmd("wait", newWait)),
+		noun("image", "Manage images",
+			cmd("history", newHistory), cmd("import", newImport), cmd("inspect", newImageInspect), cmd("load", newLoad),
+			alias(cmd("ls", newImages), "list"), cmd("prune", newImagePrune), alias(cmd("rm", newRmi), "remove"),
+			cmd("save", newSave), cmd("tag", newTag), cmd("pull", later("pull", pullLater)), cmd("push", later("push", pushLater)),
+			cmd("build", later("build", buildLater))),
+		noun("network", "Manage networks",
+			cmd("connect", newNetworkConnect), cmd("create", newNetworkCreate), cmd("disconnect", newNetworkDisconnect),
+			cmd("inspect", newNetworkInspect), alias(cmd("ls", newNetworkLs), "list"), cmd("prune", newNetworkPrune),
+			alias(cmd("rm", newNetworkRm), "remove")),
+		noun("system", "Manage the engine",
+			cmd("df", newDf), cmd("dial-stdio", newDialStdio), cmd("events", newEvents), cmd("info", newInfo), cmd("prune", newSystemPrune)),
+		noun("volume", "Manage volumes",
+			cmd("create", newVolumeCreate), cmd("inspect", newVolumeInspect), alias(cmd("ls", newVolumeLs), "list"),
+			cmd("prune", newVolumePrune), alias(cmd("rm", newVolumeRm), "remove")),
+		noun("completion", "Print a completion script for a shell",
+			cmd("bash", func() *verb { return newCompletion("bash") }), cmd("fish", func() *verb { return newCompletion("fish") }),
+			cmd("zsh", func() *verb { return newCompletion("zsh") })),
+
+		cmd("attach", newAttach), cmd("commit", newCommit), cmd("cp", newCp), cmd("create", newCreate), cmd("diff", newDiff),
+		cmd("events", newEvents), cmd("export", newExport), cmd("history", newHistory), cmd("import", newImport),
+		cmd("inspect", newInspect), cmd("kill", newKill), cmd("pause", newPause), cmd("port", newPort), cmd("rename", newRename),
+		cmd("restart", newRestart), cmd("rm", newRm), cmd("rmi", newRmi), cmd("save", newSave), cmd("start", newStart),
+		cmd("stats", newStats), cmd("stop", newStop), cmd("tag", newTag), cmd("top", newTop), cmd("unpause", newUnpause),
+		cmd("update", newUpdate), cmd("wait", newWait), cmd("help", newHelp),
+
+		{name: "pull", make: later("pull", pullLater)}, {name: "push", make: later("push", pushLater)},
+		{name: "login", make: later("login", loginLater)}, {name: "logout", make: later("logout", loginLater)},
+		{name: "search", make: later("search", searchLater)}, {name: "build", make: later("build", buildLater)},
+		{name: "__complete", make: newComplete},
+	}}
+}
+
+func alias(n *node, names ...string) *node {
+	n.aliases = names
+	return n
+}
