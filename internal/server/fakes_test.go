@@ -156,7 +156,6 @@ func job() containers.View {
 	return v
 }
 
-// fakeContainers has every verb of the contract; the unlisted ones of it fail the test by a nil call.
 type fakeContainers struct{ e *engine }
 
 var _ containers.API = fakeContainers{}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"runtime"
 	"strings"
 
 	wire "github.com/moby/moby/api/types/image"
@@ -75,6 +76,9 @@ func (s *Server) imagesList(w http.ResponseWriter, r *request) error {
 }
 
 func (s *Server) imageInspect(w http.ResponseWriter, r *request) error {
+	if r.version >= 49 && r.query.flag("manifests") && r.query.has("platform") {
+		return errs.New(errs.Invalid, "conflicting options: manifests and platform options cannot both be set")
+	}
 	img, err := s.imageFor(r, 49)
 	if err != nil {
 		return err
@@ -189,25 +193,35 @@ func (s *Server) imagesPrune(w http.ResponseWriter, r *request) error {
 }
 
 func (s *Server) imagesGet(w http.ResponseWriter, r *request) error {
-	var refs []string
-	if len(r.vars) > 0 {
-		refs = r.vars
-		if _, err := s.imageFor(r, 48); err != nil {
-			return err
-		}
-	} else {
-		for _, names := range r.query["names"] {
-			refs = append(refs, strings.Split(names, ",")...)
-		}
+	refs := r.vars
+	for _, names := range r.query["names"] {
+		refs = append(refs, strings.Split(names, ",")...)
 	}
 	if len(refs) == 0 {
 		return errs.New(errs.Invalid, "no image named: give names=")
+	}
+	if wanted := r.query["platform"]; r.version >= 48 && len(wanted) > 0 {
+		for _, ref := range refs {
+			img, err := s.Images.Inspect(r.Context(), ref)
+			if err != nil {
+				return err
+			}
+			if err := matchPlatform(img, ref, wanted); err != nil {
+				return err
+			}
+		}
 	}
 	out := &lazyStream{w: w, contentType: "application/x-tar"}
 	return out.finish(s.Images.Save(r.Context(), refs, out))
 }
 
 func (s *Server) imagesLoad(w http.ResponseWriter, r *request) error {
+	if wanted := r.query["platform"]; r.version >= 48 && len(wanted) > 0 {
+		host := image.Image{Config: image.Config{OS: "linux", Architecture: runtime.GOARCH}}
+		if err := matchPlatform(host, "", wanted); err != nil {
+			return errs.New(errs.NotImplemented, "loading an image for another platform than this host's (linux/%s) is not part of this version", runtime.GOARCH)
+		}
+	}
 	// Progress is sent while the archive still comes in.
 	if err := duplex(w); err != nil {
 		return err

@@ -29,6 +29,13 @@ func (s *Server) networksList(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
+	if r.version >= 52 {
+		out := make([]wire.Summary, len(list))
+		for i, view := range list {
+			out[i].Network = fromNetwork(view.Network)
+		}
+		return ok(w, out)
+	}
 	out := make([]wire.Inspect, len(list))
 	for i, view := range list {
 		out[i].Network = fromNetwork(view.Network)

@@ -14,7 +14,6 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -66,8 +65,6 @@ type Server struct {
 	// streams is cancelled by Shutdown, so that answers without an end (events, followed logs, stats) end too.
 	streams context.Context
 	cancel  context.CancelFunc
-	mu      sync.Mutex // guards closed
-	closed  bool
 }
 
 // New makes a server; it listens nowhere yet.
@@ -82,12 +79,10 @@ func New(opts Options) *Server {
 		Handler:           s,
 		ReadHeaderTimeout: time.Minute,
 		MaxHeaderBytes:    256 << 10,
-		ErrorLog:          slog.NewLogLogger(opts.Logger.Handler(), slog.LevelDebug),
-		// HTTP/2 has no hijack; Docker's clients do not ask for it.
-		TLSNextProto: nil,
+		ErrorLog:          slog.NewLogLogger(opts.Logger.Handler(), slog.LevelWarn),
+		Protocols:         new(http.Protocols),
 	}
-	s.http.Protocols = new(http.Protocols)
-	s.http.Protocols.SetHTTP1(true)
+	s.http.Protocols.SetHTTP1(true) // alone: HTTP/2 has no hijack
 	return s
 }
 
@@ -102,9 +97,6 @@ func (s *Server) Serve(l net.Listener) error {
 
 // Shutdown stops listening, ends the answers that have no end of their own, and waits for the others until ctx ends; then it cuts them.
 func (s *Server) Shutdown(ctx context.Context) error {
-	s.mu.Lock()
-	s.closed = true
-	s.mu.Unlock()
 	s.cancel()
 	err := s.http.Shutdown(ctx)
 	if err != nil {
