@@ -16,12 +16,16 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/linux/netlink"
+	"corten.dev/corten/internal/network/portproxy"
 	"golang.org/x/sys/unix"
 )
 
 // The tests run in a host of their own: the test program starts itself again in a new network namespace, so that no bridge, rule
 // or address of theirs ever meets the machine's.
 func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == "portproxy" {
+		os.Exit(portproxy.Main())
+	}
 	if os.Getuid() != 0 || os.Getenv("CORTEN_TEST_HOST") != "" {
 		os.Exit(m.Run())
 	}
@@ -85,6 +89,7 @@ func newWorld(tb testing.TB, change func(*Options)) *world {
 		b.AddAddr(eth.Index, netip.MustParsePrefix("2001:db8::2/64"))
 		b.SetUp(eth.Index)
 		b.AddRoute(eth.Index, netip.Prefix{}, netip.MustParseAddr("203.0.113.1"))
+		b.AddRoute(eth.Index, netip.Prefix{}, netip.MustParseAddr("2001:db8::1"))
 		return in.Do(&b)
 	})
 	check(tb, err)

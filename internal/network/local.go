@@ -41,8 +41,10 @@ type Local struct {
 	rules   rulesState
 	resolv  hostResolv
 	dns     *dns.Server
+	proxy   *proxyLink
 	created sync.Mutex // one network is created or removed at a time, because they choose subnets and names that must not collide; held over kernel work that no start waits for
 	stop    context.CancelFunc
+	done    <-chan struct{} // closed by stop
 	work    sync.WaitGroup
 }
 
@@ -78,7 +80,7 @@ func New(opt Options) (_ *Local, err error) {
 	l := &Local{opt: opt, log: opt.Logger, nets: map[string]*network{}, names: map[string]string{}, boxes: map[string]*box{},
 		rt: &netlink.Pool{Proto: unix.NETLINK_ROUTE}, nf: nft.NewConns()}
 	ctx, stop := context.WithCancel(context.Background())
-	l.stop = stop
+	l.stop, l.done = stop, ctx.Done()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.shut())
@@ -92,6 +94,7 @@ func New(opt Options) (_ *Local, err error) {
 		return nil, err
 	}
 	l.pool, l.reap = newReadyPool(l), newReaper(l)
+	l.startProxyLink(ctx)
 	if err := os.MkdirAll(l.storeDir(), 0o700); err != nil {
 		return nil, fmt.Errorf("network records: %w", err)
 	}
@@ -119,16 +122,17 @@ func New(opt Options) (_ *Local, err error) {
 
 // Settle says that all containers that still run were restored: what nobody claimed is removed, and ready namespaces are made from now on.
 // Engines call it once after their last Restore.
-func (l *Local) Settle(context.Context) error {
+func (l *Local) Settle(ctx context.Context) error {
 	l.mu.Lock()
 	l.settled = true
 	l.mu.Unlock()
 	l.reap.orphans()
 	l.pool.wake()
+	err := l.proxySettle(ctx)
 	if l.opt.NoRules {
-		return nil
+		return err
 	}
-	return l.applyRules(true)
+	return errors.Join(err, l.applyRules(true))
 }
 
 // Close stops the background work. With no container left it also removes the bridges that have no other use and the table.

@@ -1,7 +1,6 @@
 package network
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"iter"
@@ -200,10 +199,6 @@ func (l *Local) networksOf(owner string) iter.Seq[*network] {
 	}
 }
 
-func (l *Local) proxyFor(proto string) bool                           { return false }
-func (l *Local) proxyAdd(ctx context.Context, list []*binding) error  { return nil }
-func (l *Local) proxyDrop(ctx context.Context, list []*binding) error { return nil }
-
 // refreshNames serves names to a container whose networks changed, or no more, and renews its resolv.conf.
 func (l *Local) refreshNames(bx *box, ns *os.File) error {
 	l.mu.Lock()
@@ -221,10 +216,4 @@ func (l *Local) refreshNames(bx *box, ns *os.File) error {
 	}
 	l.closeNames(bx)
 	return nil
-}
-
-// holdAgain holds a host port after a restart.
-func (l *Local) holdAgain(_ context.Context, b *binding) (err error) {
-	b.file, err = hold(b)
-	return err
 }

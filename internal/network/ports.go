@@ -24,7 +24,8 @@ type binding struct {
 	Port
 	owner  string
 	target netip.AddrPort
-	proxy  bool // the kernel cannot pass it on: the port proxy does
+	rules  bool // passed on by the table's maps
+	proxy  bool // passed on by the port proxy, all of it or what comes by [::1]
 	file   *os.File
 }
 
@@ -189,8 +190,10 @@ func (l *Local) hostAddrs(port Port, ep Endpoint, nw *network) ([]binding, error
 		b.HostPortEnd = 0
 		to := ep.IPv4.Addr()
 		switch {
-		case b.HostIP.Is6() && ep.IPv6.IsValid():
-			to = ep.IPv6.Addr()
+		case b.HostIP == netip.IPv6Loopback() && ep.IPv6.IsValid() && l.proxyFor(port.Proto):
+			to, b.proxy = ep.IPv6.Addr(), true
+		case b.HostIP.Is6() && ep.IPv6.IsValid(): // no route leads from [::1] into a bridge, so that part is the proxy's
+			to, b.rules, b.proxy = ep.IPv6.Addr(), true, b.HostIP.IsUnspecified() && l.proxyFor(port.Proto)
 		case b.HostIP.Is6() || !ep.IPv4.IsValid():
 			b.proxy = true
 			if !to.IsValid() {
@@ -200,6 +203,7 @@ func (l *Local) hostAddrs(port Port, ep Endpoint, nw *network) ([]binding, error
 				return nil, errs.New(errs.Invalid, "port %s cannot be published on %s: container has no address of that family", portText(port), b.HostIP)
 			}
 		}
+		b.rules = b.rules || !b.proxy
 		b.target = netip.AddrPortFrom(to, port.ContainerPort)
 		wants = append(wants, b)
 	}

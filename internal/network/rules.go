@@ -22,7 +22,7 @@ import (
 //	guard       (prerouting, raw)     from our bridges to 127.0.0.0/8: drop, because the bridges route it for published ports
 //	prerouting  (nat, dstnat)         to an address of this host, not loopback from outside → ports
 //	output      (nat, dstnat)         to an address of this host → ports
-//	ports                             dnat by the four maps, the more exact first
+//	ports                             not for [::1]; dnat by the four maps, which no two ports can both be in
 //	forward     (filter)              jump corten-user; established: accept; same network: accept; internal: drop; published: accept;
 //	                                  other packets into our bridges: drop; out of them: accept
 //	postrouting (nat, srcnat)         from 127.0.0.0/8 into our bridges, and published ports reached from their own network or container: masquerade;
@@ -94,6 +94,8 @@ func writeNAT(tx *nft.Tx, table string) {
 	add(chainPre, "loopback is not for others", one(nft.Meta(unix.NFT_META_IIFNAME, nft.R(0)), nft.Cmp(nft.R(0), nft.Name("lo"), true)), loopbackDst, one(nft.Return()))
 	add(chainPre, "", local, one(nft.Jump(chainPorts)))
 	add(chainOut, "", local, one(nft.Jump(chainPorts)))
+	add(chainPorts, "no route leads from there: the port proxy", isFamily(unix.NFPROTO_IPV6),
+		one(nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 24, 16, nft.R(0)), nft.Cmp(nft.R(0), netip.IPv6Loopback().AsSlice(), false), nft.Return()))
 	for _, s := range natMaps {
 		add(chainPorts, "", dnatBy(s))
 	}
@@ -172,7 +174,7 @@ func dnatBy(s nft.Set) []nft.Expr {
 func elements(bindings []*binding) map[string][]nft.Elem {
 	by, seen := map[string][]nft.Elem{}, map[netip.Addr]bool{}
 	for _, b := range bindings {
-		if b.proxy {
+		if !b.rules {
 			continue
 		}
 		self, to := setSelf4, b.target.Addr().AsSlice()

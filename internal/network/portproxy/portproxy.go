@@ -1,0 +1,358 @@
+// Package portproxy passes on what the kernel's rules cannot: connections to published ports on [::1], and on IPv6 addresses for containers that have
+// only IPv4 ones.
+//
+// It is one small process for all ports of an engine, started with the first such port. It owns the listening sockets that the engine hands it, and
+// nothing else; it outlives the engine, and ends when it has no port left and no engine is connected. It promises: an engine that comes back learns
+// what is held; a port that was dropped is free when the answer arrives; one client's slowness holds up no other.
+//
+// The engine opens the control socket (a unix socket of packets) and hands it as descriptor 3. Each request is one packet, answered by one:
+//
+//	engine                                     proxy
+//	{"op":"add","key":…,"to":…} + descriptor ─▶ listens           ─▶ {}
+//	{"op":"drop","key":…}                    ─▶ closed            ─▶ {}
+//	{"op":"list"}                            ─▶                   ─▶ {"keys":{key:to …}}
+//
+// A key is "tcp/[::]:8080"; to is "172.17.0.2:80".
+package portproxy
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Request and Answer are the packets of the control socket.
+type Request struct {
+	Op  string `json:"op"`
+	Key string `json:"key,omitempty"`
+	To  string `json:"to,omitempty"`
+}
+
+// Answer is what comes back; Err is empty when all is well.
+type Answer struct {
+	Err  string            `json:"err,omitempty"`
+	Keys map[string]string `json:"keys,omitempty"`
+}
+
+const (
+	udpIdle     = 90 * time.Second // how long a udp sender's way is remembered, as Docker's proxy
+	dialTimeout = 10 * time.Second
+	maxPacket   = 64 << 10
+	maxSenders  = 4096 // per port
+	grace       = 5 * time.Second
+)
+
+// Main is the process; it returns the exit code. Its control socket is descriptor 3.
+func Main() int {
+	if err := confine(); err != nil {
+		fmt.Fprintln(os.Stderr, "port proxy:", err)
+		return 1
+	}
+	f := os.NewFile(3, "control")
+	ln, err := net.FileListener(f)
+	if err == nil {
+		err = f.Close()
+	}
+	if err == nil {
+		err = Serve(ln)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "port proxy:", err)
+		return 1
+	}
+	return 0
+}
+
+// confine gives up every privilege: all sockets that need one come from the engine.
+func confine() error {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err == nil {
+		lim.Cur = lim.Max
+		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &lim) // fewer connections at a time are no reason to have none
+	}
+	if os.Getuid() == 0 {
+		if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(65534), syscall.Setuid(65534)); err != nil {
+			return fmt.Errorf("give up root: %w", err)
+		}
+	}
+	return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+}
+
+// proxy holds the ports.
+type proxy struct {
+	mu      sync.Mutex
+	ports   map[string]*port
+	engines int
+	idle    *time.Timer
+}
+
+type port struct {
+	to    string
+	close func() error
+}
+
+// Serve answers engines on the listener until nothing is left to do.
+func Serve(ln net.Listener) error {
+	p := &proxy{ports: map[string]*port{}}
+	done := make(chan struct{})
+	var once sync.Once
+	p.idle = time.AfterFunc(grace, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.engines == 0 && len(p.ports) == 0 {
+			once.Do(func() { close(done); _ = ln.Close() })
+		}
+	})
+	for {
+		c, err := ln.Accept()
+		if err != nil {
+			select {
+			case <-done:
+				return nil
+			default:
+				return err
+			}
+		}
+		p.mu.Lock()
+		p.engines++
+		p.mu.Unlock()
+		go func() {
+			p.engine(c.(*net.UnixConn))
+			p.mu.Lock()
+			p.engines--
+			p.mu.Unlock()
+			p.idle.Reset(time.Millisecond)
+		}()
+	}
+}
+
+// engine answers one connection.
+func (p *proxy) engine(c *net.UnixConn) {
+	defer c.Close()
+	buf, oob := make([]byte, maxPacket), make([]byte, unix.CmsgSpace(4))
+	for {
+		n, oobn, _, _, err := c.ReadMsgUnix(buf, oob)
+		if err != nil || n == 0 {
+			return
+		}
+		f, err := descriptor(oob[:oobn])
+		var req Request
+		if err == nil {
+			err = json.Unmarshal(buf[:n], &req)
+		}
+		var ans Answer
+		if err == nil {
+			ans, err = p.do(req, f)
+		}
+		if f != nil {
+			_ = f.Close() // do has its own duplicate
+		}
+		if err != nil {
+			ans.Err = err.Error()
+		}
+		raw, err := json.Marshal(ans)
+		if err != nil {
+			return
+		}
+		if _, err := c.Write(raw); err != nil {
+			return
+		}
+	}
+}
+
+func descriptor(oob []byte) (*os.File, error) {
+	if len(oob) == 0 {
+		return nil, nil
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil || len(msgs) != 1 {
+		return nil, errors.Join(errors.New("bad control message"), err)
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil || len(fds) != 1 {
+		return nil, errors.Join(errors.New("bad control message"), err)
+	}
+	unix.CloseOnExec(fds[0])
+	return os.NewFile(uintptr(fds[0]), "port"), nil
+}
+
+func (p *proxy) do(req Request, f *os.File) (Answer, error) {
+	switch req.Op {
+	case "add":
+		return Answer{}, p.add(req, f)
+	case "drop":
+		p.mu.Lock()
+		at := p.ports[req.Key]
+		delete(p.ports, req.Key)
+		p.mu.Unlock()
+		if at == nil {
+			return Answer{}, nil
+		}
+		return Answer{}, at.close()
+	case "list":
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		keys := map[string]string{}
+		for key, at := range p.ports {
+			keys[key] = at.to
+		}
+		return Answer{Keys: keys}, nil
+	}
+	return Answer{}, fmt.Errorf("unknown request %q", req.Op)
+}
+
+// add serves a port; with a key that is there already it replaces it.
+func (p *proxy) add(req Request, f *os.File) error {
+	proto, _, ok := strings.Cut(req.Key, "/")
+	if _, err := netip.ParseAddrPort(req.To); err != nil || !ok || f == nil {
+		return fmt.Errorf("bad request to add %q to %q", req.Key, req.To)
+	}
+	at := &port{to: req.To}
+	switch proto {
+	case "tcp":
+		ln, err := net.FileListener(f)
+		if err != nil {
+			return err
+		}
+		at.close = ln.Close
+		go stream(ln, req.To)
+	case "udp":
+		pc, err := net.FilePacketConn(f)
+		if err != nil {
+			return err
+		}
+		at.close = pc.Close
+		go packets(pc, req.To)
+	default:
+		return fmt.Errorf("protocol %q cannot be passed on", proto)
+	}
+	p.mu.Lock()
+	old := p.ports[req.Key]
+	p.ports[req.Key] = at
+	p.mu.Unlock()
+	if old != nil {
+		return old.close()
+	}
+	return nil
+}
+
+// stream passes connections on until the listener closes.
+func stream(ln net.Listener, to string) {
+	for {
+		c, err := ln.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // no descriptors left: those in use will end
+			time.Sleep(50 * time.Millisecond)
+			continue
+		}
+		go connection(c.(*net.TCPConn), to)
+	}
+}
+
+// connection copies both ways; the end of one direction is passed on as such.
+func connection(c *net.TCPConn, to string) {
+	defer c.Close()
+	d := net.Dialer{Timeout: dialTimeout}
+	up, err := d.Dial("tcp", to)
+	if err != nil {
+		_ = c.SetLinger(0) // refused is what the client should see
+		return
+	}
+	defer up.Close()
+	t := up.(*net.TCPConn)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		pass(t, c)
+	}()
+	pass(c, t)
+	<-done
+}
+
+func pass(dst, src *net.TCPConn) {
+	if _, err := io.Copy(dst, src); err != nil {
+		_ = dst.SetLinger(0)
+		_ = dst.Close()
+		_ = src.Close()
+		return
+	}
+	_ = dst.CloseWrite()
+}
+
+// packets passes udp on: each sender gets a socket of its own, so that answers find back.
+func packets(pc net.PacketConn, to string) {
+	var mu sync.Mutex
+	senders := map[string]net.Conn{}
+	defer func() {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, up := range senders {
+			_ = up.Close()
+		}
+	}()
+	buf := make([]byte, maxPacket)
+	for {
+		n, from, err := pc.ReadFrom(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			continue
+		}
+		key := from.String()
+		mu.Lock()
+		up, known := senders[key]
+		full := len(senders) >= maxSenders
+		mu.Unlock()
+		if !known {
+			if full {
+				continue
+			}
+			if up, err = net.Dial("udp", to); err != nil {
+				continue
+			}
+			mu.Lock()
+			senders[key] = up
+			mu.Unlock()
+			go func() {
+				back(pc, from, up)
+				mu.Lock()
+				delete(senders, key)
+				mu.Unlock()
+				_ = up.Close()
+			}()
+		}
+		_ = up.SetReadDeadline(time.Now().Add(udpIdle))
+		_, _ = up.Write(buf[:n]) // a packet that cannot be passed on is lost, as packets are
+	}
+}
+
+// back carries answers to one sender until nothing was said for a while.
+func back(pc net.PacketConn, to net.Addr, up net.Conn) {
+	buf := make([]byte, maxPacket)
+	for {
+		n, err := up.Read(buf)
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			continue // the container does not listen yet
+		}
+		if err != nil {
+			return
+		}
+		_ = up.SetReadDeadline(time.Now().Add(udpIdle))
+		if _, err := pc.WriteTo(buf[:n], to); err != nil {
+			return
+		}
+	}
+}
