@@ -100,7 +100,8 @@ func entryError(name string, err error) error {
 	switch {
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, tar.ErrHeader),
 		errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENOENT),
-		errors.Is(err, unix.EFBIG), errors.Is(err, unix.EISDIR), errors.Is(err, unix.E2BIG), errors.Is(err, unix.EMLINK):
+		errors.Is(err, unix.EFBIG), errors.Is(err, unix.EISDIR), errors.Is(err, unix.E2BIG), errors.Is(err, unix.EMLINK),
+		errors.Is(err, unix.ERANGE), errors.Is(err, unix.EINVAL):
 		return errs.New(errs.Invalid, "archive: %q: %w", name, err)
 	}
 	return fmt.Errorf("archive: %q: %w", name, err)
@@ -115,9 +116,12 @@ func (x *extractor) entry(hdr *tar.Header) error {
 		if hdr.Typeflag != tar.TypeDir {
 			return errs.New(errs.Invalid, "the root must be a directory")
 		}
+		if x.opts.Whiteouts == Literal {
+			return nil // what is there is not described by an archive of what goes into it
+		}
 		return x.apply(x.dirs.root, hdr)
 	}
-	at, base := split(name)
+	at, base := split(join(x.opts.At, name))
 	if x.opts.Whiteouts != Literal {
 		if strings.HasPrefix(at, whPrefix) || strings.Contains(at, "/"+whPrefix) {
 			return errs.New(errs.Invalid, "names beginning with %s are reserved for deletions", whPrefix)
@@ -393,7 +397,7 @@ func (x *extractor) linkTarget(linkname string) (*dir, string, error) {
 	if name == "" {
 		return nil, "", errs.New(errs.Invalid, "hard link to the root")
 	}
-	at, base := split(name)
+	at, base := split(join(x.opts.At, name))
 	parent, err := x.parent(at)
 	if err != nil {
 		return nil, "", err

@@ -63,6 +63,9 @@ type Options struct {
 	Kept *os.File
 	// Owner, when set, owns everything that is written, whatever the archive says.
 	Owner *Owner
+	// At is the directory below the root, without links in it, that the archive's names are relative to. Links that stand in
+	// the way resolve in the whole root. Empty means the root.
+	At string
 	// NoOverwriteDirNonDir refuses to put a file where a directory is, and the other way round.
 	NoOverwriteDirNonDir bool
 	// Skipped hears of attributes and devices that this file system or user may not have. May be nil.
@@ -117,8 +120,11 @@ func split(p string) (dir, base string) {
 }
 
 func join(dir, base string) string {
-	if dir == "" {
+	switch {
+	case dir == "":
 		return base
+	case base == "":
+		return dir
 	}
 	return dir + "/" + base
 }

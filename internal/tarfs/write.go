@@ -21,6 +21,8 @@ type WriteOptions struct {
 	OpaqueXattr string
 	// Root adds an entry "./" for the root itself.
 	Root bool
+	// Base stands in front of every name; the root itself then has this name.
+	Base string
 	// WholeSeconds cuts times to seconds, as old readers expect.
 	WholeSeconds bool
 }
@@ -41,11 +43,15 @@ func Write(ctx context.Context, root *os.File, w io.Writer, opts WriteOptions) e
 	wr := newWriter(ctx, w, opts)
 	fd := int(root.Fd())
 	if opts.Root {
-		if err := wr.dirEntry(fd, "."); err != nil {
+		name := opts.Base
+		if name == "" {
+			name = "."
+		}
+		if err := wr.dirEntry(fd, name); err != nil {
 			return err
 		}
 	}
-	if err := wr.children(fd, ""); err != nil {
+	if err := wr.children(fd, opts.Base); err != nil {
 		return err
 	}
 	return wr.tw.Close()
