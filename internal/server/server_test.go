@@ -138,7 +138,7 @@ func TestBodies(t *testing.T) {
 		{"/networks/create", `{"Name":"x","IPAM":{"Config":[{"Subnet":"10.0.0.0/24","Gateway":"10.0.1.1"}]}}`, "doesn't contain this address", 400},
 		{"/networks/create", `{"Name":"x","ConfigOnly":true}`, "not part of this version", 501},
 		{"/volumes/create", `{"Name":"a/b"}`, "includes invalid characters for a local volume name", 400},
-		{"/containers/web/start", `{"x":1}`, "non-empty request body", 400},
+		{"/containers/web/start", `{"Image":1}`, "non-empty request body", 400},
 		{"/containers/web/wait?condition=never", "", `invalid condition: "never"`, 400},
 		{"/containers/web/resize?h=a&w=1", "", "invalid resize height", 400},
 		{"/containers/web/stop?t=soon", "", "not a whole number", 400},
