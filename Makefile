@@ -6,7 +6,7 @@ LD      := -s -w -X corten.dev/corten/internal/version.Version=$(VERSION) -X cor
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath
 EMBED   := internal/monitor/bin/corten-monitor internal/image/hello/bin/corten-hello internal/engine/containers/initbin/corten-init
 
-.PHONY: build embed demo test test-vm lint bench docs cross clean
+.PHONY: build embed demo test test-vm lint bench bench-scale docs cross clean
 .DEFAULT_GOAL := build
 
 build: embed
@@ -38,6 +38,10 @@ lint:
 
 bench: build
 	$(GO) run ./cmd/corten-bench -bin bin
+
+# Start time, ps and memory while 0, 200 and 1,000 other containers run.
+bench-scale: build
+	$(GO) run ./cmd/corten-bench -bin bin -scale 0,20,200,1000
 
 docs:
 	$(GO) run ./internal/cli/gendocs docs

@@ -3,11 +3,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"corten.dev/corten/internal/bench"
@@ -27,6 +29,7 @@ func run() error {
 	only := flag.String("only", "", "contestants, separated by commas (default all that are installed)")
 	containers := flag.Int("containers", 20, "idle containers for the memory row")
 	busybox := flag.String("busybox", "/bin/busybox", "a static busybox")
+	scale := flag.String("scale", "", "instead, measure with these numbers of running containers, e.g. 0,200,1000")
 	out := flag.String("json", "bench-result.json", "file for the figures as JSON")
 	flag.Parse()
 	abs, err := filepath.Abs(*bin)
@@ -44,6 +47,9 @@ func run() error {
 			fmt.Fprintln(os.Stderr, "corten-bench:", err)
 		}
 		return d
+	}
+	if *scale != "" {
+		return runScale(bench.Corten(abs, dir("corten"), *busybox), *scale)
 	}
 	all := []bench.Contestant{
 		bench.Corten(abs, dir("corten"), *busybox),
@@ -67,6 +73,19 @@ func run() error {
 		return err
 	}
 	return rep.Save(*out)
+}
+
+func runScale(e *bench.Engine, counts string) error {
+	var ns []int
+	for c := range strings.SplitSeq(counts, ",") {
+		n, err := strconv.Atoi(c)
+		if err != nil {
+			return err
+		}
+		ns = append(ns, n)
+	}
+	figures, err := bench.Scale(context.Background(), e, ns, os.Stderr)
+	return errors.Join(bench.PrintScale(os.Stdout, e.Label, figures), err)
 }
 
 func choose(all []bench.Contestant, names []string) []bench.Contestant {

@@ -159,6 +159,9 @@ func (e *Engine) many(n, width int) error {
 }
 
 func (e *Engine) removeMany(n int) error {
+	if n == 0 {
+		return nil
+	}
 	args := []string{"rm", "-f"}
 	for i := range n {
 		args = append(args, manyName(i))
