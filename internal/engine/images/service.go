@@ -1,0 +1,308 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"io"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"corten.dev/corten/internal/engine/containers"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/events"
+	"corten.dev/corten/internal/filter"
+	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/reference"
+)
+
+// Containers tells who stands on an image.
+type Containers interface {
+	ImageUsers(id digest.Digest) (stopped, running []string)
+}
+
+// Options join the service with its rooms; all are needed.
+type Options struct {
+	Store      image.Store
+	Containers Containers
+	Events     *events.Bus
+}
+
+// Service implements [API].
+type Service struct{ Options }
+
+var _ API = (*Service)(nil)
+
+// New makes the service.
+func New(opts Options) *Service { return &Service{opts} }
+
+func (s *Service) emit(action, id, name string, extra map[string]string) {
+	attrs := map[string]string{"name": name}
+	for k, v := range extra {
+		attrs[k] = v
+	}
+	s.Events.Publish(events.Event{Type: "image", Action: action, ID: id, Attributes: attrs})
+}
+
+// List implements [API].
+func (s *Service) List(ctx context.Context, opts ListOptions) ([]Summary, error) {
+	f := opts.Filters
+	if err := f.Accept("dangling", "label", "label!", "before", "since", "until", "reference"); err != nil {
+		return nil, err
+	}
+	dangling, err := f.Bool("dangling", false)
+	if err != nil {
+		return nil, err
+	}
+	until, err := containers.Until(f)
+	if err != nil {
+		return nil, err
+	}
+	before, err := s.edge(ctx, f["before"])
+	if err != nil {
+		return nil, err
+	}
+	since, err := s.edge(ctx, f["since"])
+	if err != nil {
+		return nil, err
+	}
+	for _, pattern := range f["reference"] {
+		if _, err := path.Match(pattern, ""); err != nil {
+			return nil, errs.New(errs.Invalid, "invalid filter 'reference=%s': %w", pattern, err)
+		}
+	}
+	all, err := s.Store.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var list []Summary
+	for _, img := range all {
+		made := created(img)
+		switch {
+		case f.Has("dangling") && dangling != isDangling(img),
+			!f.Labels("label", img.Config.Config.Labels), hasLabel(f["label!"], img.Config.Config.Labels),
+			!before.IsZero() && !made.Before(before), !since.IsZero() && !made.After(since), !until.IsZero() && !made.Before(until):
+			continue
+		}
+		if f.Has("reference") {
+			img.Tags = slices.DeleteFunc(slices.Clone(img.Tags), func(tag string) bool { return !matches(f["reference"], tag) })
+			img.Digests = slices.DeleteFunc(slices.Clone(img.Digests), func(name string) bool { return !matches(f["reference"], name) })
+			if len(img.Tags)+len(img.Digests) == 0 {
+				continue
+			}
+		}
+		stopped, running := s.Containers.ImageUsers(img.ID)
+		list = append(list, Summary{Image: img, Containers: len(stopped) + len(running), Dangling: isDangling(img)})
+	}
+	slices.SortFunc(list, func(a, b Summary) int { return created(b.Image).Compare(created(a.Image)) })
+	return list, nil
+}
+
+// isDangling: nobody has a name for it.
+func isDangling(img image.Image) bool { return len(img.Tags) == 0 && len(img.Digests) == 0 }
+
+func created(img image.Image) time.Time {
+	if img.Config.Created == nil {
+		return time.Time{}
+	}
+	return *img.Config.Created
+}
+
+func (s *Service) edge(ctx context.Context, refs []string) (time.Time, error) {
+	var edge time.Time
+	for _, ref := range refs {
+		img, err := s.Store.Get(ctx, ref)
+		if err != nil {
+			return edge, err
+		}
+		edge = created(img)
+	}
+	return edge, nil
+}
+
+func hasLabel(wanted []string, labels map[string]string) bool {
+	return slices.ContainsFunc(wanted, func(w string) bool { return (filter.Args{"l": {w}}).Labels("l", labels) })
+}
+
+// matches tells whether a name fits one of the patterns: the whole name, or the part before its tag or digest.
+func matches(patterns []string, name string) bool {
+	bare := name
+	if at := strings.IndexByte(bare, '@'); at >= 0 {
+		bare = bare[:at]
+	} else if colon := strings.LastIndexByte(bare, ':'); colon > strings.LastIndexByte(bare, '/') {
+		bare = bare[:colon]
+	}
+	for _, pattern := range patterns {
+		if ref, err := reference.Parse(pattern); err == nil { // docker.io/library/x means x
+			pattern = ref.Familiar()
+		}
+		for _, n := range []string{name, bare} {
+			if ok, err := path.Match(pattern, n); err == nil && ok {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Inspect implements [API].
+func (s *Service) Inspect(ctx context.Context, ref string) (image.Image, error) {
+	return s.Store.Get(ctx, ref)
+}
+
+// History implements [API].
+func (s *Service) History(ctx context.Context, ref string) ([]image.HistoryEntry, error) {
+	return s.Store.History(ctx, ref)
+}
+
+// Tag implements [API].
+func (s *Service) Tag(ctx context.Context, ref, name string) error {
+	if err := s.Store.Tag(ctx, ref, name); err != nil {
+		return err
+	}
+	if img, err := s.Store.Get(ctx, name); err == nil {
+		s.emit("tag", img.ID.String(), name, img.Config.Config.Labels)
+	}
+	return nil
+}
+
+// Remove implements [API].
+func (s *Service) Remove(ctx context.Context, ref string, force, prune bool) ([]image.Removed, error) {
+	img, err := s.Store.Get(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	removed, err := s.Store.Remove(ctx, ref, force, prune, s.Containers.ImageUsers)
+	for _, r := range removed {
+		switch {
+		case r.Untagged != "":
+			s.emit("untag", img.ID.String(), r.Untagged, img.Config.Config.Labels)
+		case r.Deleted == img.ID.String():
+			s.emit("delete", r.Deleted, r.Deleted, img.Config.Config.Labels)
+		}
+	}
+	return removed, err
+}
+
+// Prune implements [API]: images without a name, or with dangling=false all that no container stands on.
+func (s *Service) Prune(ctx context.Context, filters filter.Args) (Pruned, error) {
+	var pruned Pruned
+	if err := filters.Accept("dangling", "label", "label!", "until"); err != nil {
+		return pruned, err
+	}
+	onlyDangling, err := filters.Bool("dangling", true)
+	if err != nil {
+		return pruned, err
+	}
+	wanted := filter.Args{}
+	for key, values := range filters {
+		if key != "dangling" {
+			wanted[key] = values
+		}
+	}
+	list, err := s.List(ctx, ListOptions{All: true, Filters: wanted})
+	if err != nil {
+		return pruned, err
+	}
+	before, err := s.layers(ctx)
+	if err != nil {
+		return pruned, err
+	}
+	for _, sum := range list {
+		if sum.Containers > 0 || onlyDangling && !sum.Dangling {
+			continue
+		}
+		refs := sum.Tags
+		if len(refs) == 0 {
+			refs = []string{sum.ID.String()}
+		}
+		for _, ref := range refs {
+			removed, err := s.Remove(ctx, ref, len(sum.Tags) == 0, true)
+			pruned.Removed = append(pruned.Removed, removed...)
+			if err != nil && !errors.Is(err, errs.Conflict) && !errors.Is(err, errs.NotFound) { // taken by a container, or removed, meanwhile
+				return pruned, err
+			}
+		}
+	}
+	after, err := s.layers(ctx)
+	if err != nil {
+		return pruned, err
+	}
+	for chain, size := range before {
+		if _, still := after[chain]; !still {
+			pruned.Space += size
+		}
+	}
+	s.Events.Publish(events.Event{Type: "image", Action: "prune", Attributes: map[string]string{"reclaimed": strconv.FormatInt(pruned.Space, 10)}})
+	return pruned, nil
+}
+
+// layers maps every chain of layers that an image has to the size of its topmost one.
+func (s *Service) layers(ctx context.Context) (map[string]int64, error) {
+	all, err := s.Store.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sizes := map[string]int64{}
+	for _, img := range all {
+		entries, err := s.Store.History(ctx, img.ID.String())
+		if err != nil {
+			continue // removed meanwhile
+		}
+		chain, next := "", 0
+		diffs := img.Config.RootFS.DiffIDs
+		for i, h := range img.Config.History {
+			if h.EmptyLayer || next >= len(diffs) || i >= len(entries) {
+				continue
+			}
+			chain += diffs[next].String()
+			sizes[chain] = entries[len(entries)-1-i].Size
+			next++
+		}
+		if next == 0 && len(diffs) > 0 { // no history: the image as a whole
+			for _, d := range diffs {
+				chain += d.String()
+			}
+			sizes[chain] = img.Size
+		}
+	}
+	return sizes, nil
+}
+
+// Load implements [API].
+func (s *Service) Load(ctx context.Context, r io.Reader, progress image.Progress) ([]string, error) {
+	names, err := s.Store.Load(ctx, r, progress)
+	for _, name := range names {
+		if img, gerr := s.Store.Get(ctx, name); gerr == nil {
+			s.emit("load", img.ID.String(), name, img.Config.Config.Labels)
+		}
+	}
+	return names, err
+}
+
+// Save implements [API].
+func (s *Service) Save(ctx context.Context, refs []string, w io.Writer) error {
+	if err := s.Store.Save(ctx, refs, w); err != nil {
+		return err
+	}
+	for _, ref := range refs {
+		if img, err := s.Store.Get(ctx, ref); err == nil {
+			s.emit("save", img.ID.String(), ref, img.Config.Config.Labels)
+		}
+	}
+	return nil
+}
+
+// Import implements [API].
+func (s *Service) Import(ctx context.Context, r io.Reader, opts image.ImportOptions) (image.Image, error) {
+	img, err := s.Store.Import(ctx, r, opts)
+	if err != nil {
+		return img, err
+	}
+	s.emit("import", img.ID.String(), img.ID.String(), img.Config.Config.Labels)
+	return img, nil
+}

@@ -1,0 +1,283 @@
+package networks
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/engine/containers"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/events"
+	"corten.dev/corten/internal/filter"
+	"corten.dev/corten/internal/network"
+)
+
+// Rooms is the part of network.Manager that this service needs.
+type Rooms interface {
+	Create(ctx context.Context, nw network.Network) (network.Network, error)
+	Get(ctx context.Context, ref string) (network.Network, error)
+	List(ctx context.Context) ([]network.Network, error)
+	Remove(ctx context.Context, ref string) error
+	Endpoints(ctx context.Context, ref string) (map[string]network.Endpoint, error)
+	Live
+}
+
+// Live changes the network of a running container.
+type Live interface {
+	Connect(ctx context.Context, owner string, pid int, req network.EndpointRequest) (network.Endpoint, error)
+	Disconnect(ctx context.Context, owner string, pid int, network string) error
+}
+
+// Containers are those that may be on a network.
+type Containers interface {
+	Record(ref string) (container.Record, error)
+	Names() map[string]string
+	// SetNetwork keeps that a container is (nil: is not) on a network.
+	SetNetwork(ref, name string, ep *container.EndpointSettings, change func(rec *container.Record)) error
+}
+
+// Options join the service with its rooms; all are needed.
+type Options struct {
+	Networks   Rooms
+	Containers Containers
+	Events     *events.Bus
+}
+
+// Service implements [API].
+type Service struct{ Options }
+
+var _ API = (*Service)(nil)
+
+// New makes the service.
+func New(opts Options) *Service { return &Service{opts} }
+
+func (s *Service) emit(action string, nw network.Network, extra map[string]string) {
+	attrs := map[string]string{"name": nw.Name, "type": nw.Driver}
+	for k, v := range extra {
+		attrs[k] = v
+	}
+	s.Events.Publish(events.Event{Type: "network", Action: action, ID: nw.ID, Attributes: attrs})
+}
+
+// Create implements [API].
+func (s *Service) Create(ctx context.Context, nw network.Network) (network.Network, error) {
+	made, err := s.Networks.Create(ctx, nw)
+	if err == nil {
+		s.emit("create", made, nil)
+	}
+	return made, err
+}
+
+// List implements [API].
+func (s *Service) List(ctx context.Context, filters filter.Args) ([]View, error) {
+	if err := filters.Accept("dangling", "driver", "id", "label", "name", "scope", "type"); err != nil {
+		return nil, err
+	}
+	dangling, err := filters.Bool("dangling", false)
+	if err != nil {
+		return nil, err
+	}
+	for _, kind := range filters["type"] {
+		if kind != "custom" && kind != "builtin" {
+			return nil, errs.New(errs.Invalid, "invalid filter: 'type'='%s'", kind)
+		}
+	}
+	all, err := s.Networks.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names := s.Containers.Names()
+	var list []View
+	for _, nw := range all {
+		kind := "custom"
+		if nw.Predefined {
+			kind = "builtin"
+		}
+		if !filters.Exact("driver", nw.Driver) || !filters.Match("id", nw.ID) || !filters.Match("name", nw.Name) || !filters.Labels("label", nw.Labels) ||
+			!filters.Exact("scope", "local") || !filters.Exact("type", kind) {
+			continue
+		}
+		view, err := s.view(ctx, nw, names)
+		if errors.Is(err, errs.NotFound) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		if filters.Has("dangling") && dangling != (!nw.Predefined && len(view.Containers) == 0) {
+			continue
+		}
+		list = append(list, view)
+	}
+	slices.SortFunc(list, func(a, b View) int { return strings.Compare(a.Name, b.Name) })
+	return list, nil
+}
+
+func (s *Service) view(ctx context.Context, nw network.Network, names map[string]string) (View, error) {
+	eps, err := s.Networks.Endpoints(ctx, nw.ID)
+	if err != nil {
+		return View{}, err
+	}
+	view := View{Network: nw, Containers: make(map[string]Member, len(eps))}
+	for owner, ep := range eps {
+		view.Containers[owner] = Member{Name: names[owner], Endpoint: ep}
+	}
+	return view, nil
+}
+
+// Inspect implements [API].
+func (s *Service) Inspect(ctx context.Context, ref string) (View, error) {
+	nw, err := s.Networks.Get(ctx, ref)
+	if err != nil {
+		return View{}, err
+	}
+	return s.view(ctx, nw, s.Containers.Names())
+}
+
+// Remove implements [API].
+func (s *Service) Remove(ctx context.Context, ref string) error {
+	nw, err := s.Networks.Get(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if err := s.Networks.Remove(ctx, nw.ID); err != nil {
+		return err
+	}
+	s.emit("destroy", nw, nil)
+	return nil
+}
+
+// Prune implements [API].
+func (s *Service) Prune(ctx context.Context, filters filter.Args) (deleted []string, err error) {
+	if err := filters.Accept("label", "label!", "until"); err != nil {
+		return nil, err
+	}
+	until, err := containers.Until(filters)
+	if err != nil {
+		return nil, err
+	}
+	all, err := s.Networks.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, nw := range all {
+		unwanted := slices.ContainsFunc(filters["label!"], func(w string) bool { return (filter.Args{"l": {w}}).Labels("l", nw.Labels) })
+		if nw.Predefined || unwanted || !filters.Labels("label", nw.Labels) || !until.IsZero() && nw.Created.After(until) {
+			continue
+		}
+		err := s.Networks.Remove(ctx, nw.ID)
+		if errors.Is(err, errs.Conflict) || errors.Is(err, errs.NotFound) {
+			continue // in use, or gone
+		}
+		if err != nil {
+			return deleted, err
+		}
+		s.emit("destroy", nw, nil)
+		deleted = append(deleted, nw.Name)
+	}
+	s.Events.Publish(events.Event{Type: "network", Action: "prune", Attributes: map[string]string{"reclaimed": "0"}})
+	return deleted, nil
+}
+
+// fixed refuses what cannot change: a container with no network of its own, or with the host's.
+func fixed(rec *container.Record, nw network.Network) error {
+	mode := rec.Host.NetworkMode
+	switch {
+	case strings.HasPrefix(mode, "container:"):
+		return errs.New(errs.Forbidden, "container sharing network namespace with another container or host cannot be connected to any other network")
+	case mode == "host" || nw.Driver == "host":
+		return errs.New(errs.Forbidden, "container cannot be disconnected from host network or connected to host network")
+	case nw.Driver == "none":
+		return errs.New(errs.Forbidden, "container cannot be connected to multiple networks with one of the networks in private (none) mode")
+	}
+	return nil
+}
+
+// Connect implements [API].
+func (s *Service) Connect(ctx context.Context, ref, containerRef string, ep container.EndpointSettings) error {
+	nw, err := s.Networks.Get(ctx, ref)
+	if err != nil {
+		return err
+	}
+	rec, err := s.Containers.Record(containerRef)
+	if err != nil {
+		return err
+	}
+	if err := fixed(&rec, nw); err != nil {
+		return err
+	}
+	if rec.Host.NetworkMode == "none" {
+		return errs.New(errs.Forbidden, "container cannot be connected to multiple networks with one of the networks in private (none) mode")
+	}
+	live := rec.State.Status.Live()
+	if _, on := onNetwork(&rec, nw); on && live {
+		return errs.New(errs.Forbidden, "endpoint with name %s already exists in network %s", rec.Name, nw.Name)
+	}
+	var made network.Endpoint
+	if live {
+		if made, err = s.Networks.Connect(ctx, rec.ID, rec.State.PID, containers.Endpoint(&rec, nw.Name, ep)); err != nil {
+			return err
+		}
+	}
+	err = s.Containers.SetNetwork(rec.ID, nw.Name, &ep, func(rec *container.Record) {
+		if live && rec.Sandbox != nil {
+			sb := *rec.Sandbox
+			sb.Endpoints = append(slices.Clone(sb.Endpoints), made)
+			rec.Sandbox = &sb
+		}
+	})
+	if err != nil {
+		return err
+	}
+	s.emit("connect", nw, map[string]string{"container": rec.ID})
+	return nil
+}
+
+// onNetwork finds the key under which a container is on a network: the name, or the id that was asked for.
+func onNetwork(rec *container.Record, nw network.Network) (string, bool) {
+	for key := range rec.Networks {
+		if key == nw.Name || key == nw.ID || len(key) >= 12 && strings.HasPrefix(nw.ID, key) {
+			return key, true
+		}
+	}
+	return "", false
+}
+
+// Disconnect implements [API].
+func (s *Service) Disconnect(ctx context.Context, ref, containerRef string, force bool) error {
+	nw, err := s.Networks.Get(ctx, ref)
+	if err != nil {
+		return err
+	}
+	rec, err := s.Containers.Record(containerRef)
+	if err != nil {
+		return err
+	}
+	if err := fixed(&rec, nw); err != nil && nw.Driver != "none" {
+		return err
+	}
+	key, on := onNetwork(&rec, nw)
+	if !on {
+		return errs.New(errs.Forbidden, "container %s is not connected to network %s", rec.ID, nw.Name)
+	}
+	if rec.State.Status.Live() {
+		err := s.Networks.Disconnect(ctx, rec.ID, rec.State.PID, nw.ID)
+		if err != nil && (!force || !errors.Is(err, errs.NotFound)) {
+			return err
+		}
+	}
+	err = s.Containers.SetNetwork(rec.ID, key, nil, func(rec *container.Record) {
+		if rec.Sandbox != nil {
+			sb := *rec.Sandbox
+			sb.Endpoints = slices.DeleteFunc(slices.Clone(sb.Endpoints), func(e network.Endpoint) bool { return e.NetworkID == nw.ID || e.Network == nw.Name })
+			rec.Sandbox = &sb
+		}
+	})
+	if err != nil {
+		return err
+	}
+	s.emit("disconnect", nw, map[string]string{"container": rec.ID})
+	return nil
+}

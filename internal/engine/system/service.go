@@ -1,0 +1,411 @@
+package system
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/engine/containers"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/events"
+	"corten.dev/corten/internal/filter"
+	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/linux/cgroup"
+	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/volume"
+)
+
+// Containers lists containers and who uses what.
+type Containers interface {
+	List(ctx context.Context, opts containers.ListOptions) ([]containers.View, error)
+	ImageUsers(id digest.Digest) (stopped, running []string)
+	VolumeMounts() map[string]int
+}
+
+// Images lists images.
+type Images interface {
+	List(ctx context.Context) ([]image.Image, error)
+}
+
+// Volumes lists volumes and measures them.
+type Volumes interface {
+	List(ctx context.Context) ([]volume.Volume, error)
+	Usage(ctx context.Context, name string) (int64, error)
+}
+
+// Trees is where layers and writable trees are.
+type Trees interface {
+	Name() string
+	Layers(ctx context.Context) ([]snapshot.Layer, error)
+}
+
+// Options join the service with its rooms.
+type Options struct {
+	Containers    Containers
+	Images        Images
+	Volumes       Volumes
+	Trees         Trees
+	Events        *events.Bus
+	DataRoot      string
+	Labels        []string
+	SystemdCgroup bool
+	Debug         bool
+	Version       string
+}
+
+// Service implements [API].
+type Service struct {
+	Options
+	id string
+}
+
+var _ API = (*Service)(nil)
+
+// New makes the service. The engine's id is made once and kept in the data root.
+func New(opts Options) *Service { return &Service{Options: opts, id: engineID(opts.DataRoot)} }
+
+// engineID reads the engine's id, or makes one. An id that cannot be kept is still one for this run.
+func engineID(root string) string {
+	path := filepath.Join(root, "engine-id")
+	if b, err := os.ReadFile(path); err == nil && len(b) >= 36 {
+		return string(b[:36])
+	}
+	var b [16]byte
+	rand.Read(b[:]) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	id := fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+	if err := os.WriteFile(path, []byte(id+"\n"), 0o600); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return id
+	}
+	return id
+}
+
+// Info implements [API].
+func (s *Service) Info(ctx context.Context) (Info, error) {
+	list, err := s.Containers.List(ctx, containers.ListOptions{All: true})
+	if err != nil {
+		return Info{}, err
+	}
+	imgs, err := s.Images.List(ctx)
+	if err != nil {
+		return Info{}, err
+	}
+	info := Info{
+		ID: s.id, Containers: len(list), Images: len(imgs), Driver: s.Trees.Name(), DriverStatus: s.driverStatus(), DataRoot: s.DataRoot, Debug: s.Debug, Labels: s.Labels,
+		OSType: "linux", Architecture: machine(), NCPU: goruntime.NumCPU(), DefaultRuntime: "corten", Runtimes: map[string]string{"corten": "built in"},
+		Goroutines: goruntime.NumGoroutine(), FDs: descriptors(), LogDrivers: []string{"local", "json-file", "none"}, VolumeDrivers: []string{"local"},
+		NetworkDrivers: []string{"bridge", "host", "null"}, HTTPProxy: proxy("HTTP_PROXY"), HTTPSProxy: proxy("HTTPS_PROXY"), NoProxy: proxy("NO_PROXY"), InitBinary: "corten-init",
+	}
+	for _, view := range list {
+		switch view.State.Status {
+		case container.Running, container.Restarting:
+			info.Running++
+		case container.Paused:
+			info.Paused++
+		default:
+			info.Stopped++
+		}
+	}
+	if info.Name, err = os.Hostname(); err != nil {
+		return info, err
+	}
+	host(&info)
+	s.cgroups(&info)
+	return info, nil
+}
+
+func (s *Service) driverStatus() [][2]string {
+	var st unix.Statfs_t
+	if unix.Statfs(s.DataRoot, &st) != nil {
+		return nil
+	}
+	names := map[int64]string{
+		unix.EXT4_SUPER_MAGIC: "extfs", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.TMPFS_MAGIC: "tmpfs", unix.OVERLAYFS_SUPER_MAGIC: "overlayfs", 0x2fc12fc1: "zfs",
+	}
+	name := names[int64(st.Type)]
+	if name == "" {
+		name = fmt.Sprintf("%#x", st.Type)
+	}
+	return [][2]string{{"Backing Filesystem", name}}
+}
+
+func machine() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return goruntime.GOARCH
+	}
+	return unix.ByteSliceToString(u.Machine[:])
+}
+
+func proxy(name string) string {
+	v := os.Getenv(name)
+	if v == "" {
+		v = os.Getenv(strings.ToLower(name))
+	}
+	scheme, rest, ok := strings.Cut(v, "://")
+	if at := strings.LastIndexByte(rest, '@'); ok && at >= 0 { // a password does not belong into `info`
+		return scheme + "://xxxxx:xxxxx@" + rest[at+1:]
+	}
+	return v
+}
+
+func descriptors() int {
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return 0
+	}
+	return len(entries)
+}
+
+// host fills in what the kernel and the distribution say of themselves.
+func host(info *Info) {
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		info.KernelVersion = unix.ByteSliceToString(u.Release[:])
+	}
+	var si unix.Sysinfo_t
+	if unix.Sysinfo(&si) == nil {
+		info.MemTotal = int64(si.Totalram) * int64(si.Unit)
+	}
+	for _, path := range []string{"/etc/os-release", "/usr/lib/os-release"} {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(b)) {
+			key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+			value = strings.Trim(value, `"'`)
+			switch key {
+			case "PRETTY_NAME":
+				info.OperatingSystem = value
+			case "VERSION_ID":
+				info.OSVersion = value
+			}
+		}
+		break
+	}
+	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward"); err == nil {
+		info.IPv4Forwarding = strings.TrimSpace(string(b)) == "1"
+	}
+	if !info.IPv4Forwarding {
+		info.Warnings = append(info.Warnings, "WARNING: IPv4 forwarding is disabled")
+	}
+	if _, err := os.Stat("/proc/self/seccomp"); err == nil || fileHas("/proc/self/status", "Seccomp:") {
+		info.SecurityOptions = append(info.SecurityOptions, "name=seccomp,profile=builtin")
+	}
+	if fileHas("/sys/module/apparmor/parameters/enabled", "Y") {
+		info.SecurityOptions = append(info.SecurityOptions, "name=apparmor")
+	}
+	if _, err := os.Stat("/sys/fs/selinux/enforce"); err == nil {
+		info.SecurityOptions = append(info.SecurityOptions, "name=selinux")
+	}
+}
+
+func fileHas(path, word string) bool {
+	b, err := os.ReadFile(path)
+	return err == nil && strings.Contains(string(b), word)
+}
+
+// cgroups says which limits this host can set.
+func (s *Service) cgroups(info *Info) {
+	info.CgroupDriver = "cgroupfs"
+	if s.SystemdCgroup {
+		info.CgroupDriver = "systemd"
+	}
+	h, err := cgroup.Discover()
+	if err != nil {
+		info.Warnings = append(info.Warnings, "WARNING: no cgroups: "+err.Error())
+		return
+	}
+	info.CgroupVersion = "1"
+	if h.Mode() == cgroup.V2 {
+		info.CgroupVersion = "2"
+		info.SecurityOptions = append(info.SecurityOptions, "name=cgroupns")
+	}
+	mem, cpu := h.Has("memory"), h.Has("cpu")
+	info.MemoryLimit, info.CPUCfsPeriod, info.CPUCfsQuota, info.CPUShares = mem, cpu, cpu, cpu
+	info.CPUSet, info.PidsLimit, info.OomKillDisable = h.Has("cpuset"), h.Has("pids"), mem && info.CgroupVersion == "1"
+	info.SwapLimit = mem
+	if info.CgroupVersion == "1" {
+		_, err := os.Stat("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
+		info.SwapLimit = err == nil
+	}
+	for _, w := range []struct {
+		ok   bool
+		text string
+	}{
+		{info.MemoryLimit, "WARNING: No memory limit support"}, {info.SwapLimit, "WARNING: No swap limit support"}, {info.CPUCfsQuota, "WARNING: No cpu cfs quota support"},
+		{info.CPUShares, "WARNING: No cpu shares support"}, {info.CPUSet, "WARNING: No cpuset support"}, {info.PidsLimit, "WARNING: No pids limit support"},
+	} {
+		if !w.ok {
+			info.Warnings = append(info.Warnings, w.text)
+		}
+	}
+}
+
+// Events implements [API].
+func (s *Service) Events(ctx context.Context, since, until time.Time, filters filter.Args, fn func(events.Event) error) error {
+	err := filters.Accept("config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope", "secret", "service", "type", "volume")
+	if err != nil {
+		return err
+	}
+	if !until.IsZero() && !since.IsZero() && until.Before(since) {
+		return errs.New(errs.Invalid, "`since` time (%d) cannot be after `until` time (%d)", since.Unix(), until.Unix())
+	}
+	past, listener := s.Options.Events.Subscribe(since)
+	defer listener.Close()
+	send := func(e events.Event) error {
+		if !until.IsZero() && e.Time.After(until) || !matches(filters, e) {
+			return nil
+		}
+		return fn(e)
+	}
+	for _, e := range past {
+		if err := send(e); err != nil {
+			return err
+		}
+	}
+	var end <-chan time.Time
+	if !until.IsZero() {
+		left := time.Until(until)
+		if left <= 0 {
+			return nil
+		}
+		timer := time.NewTimer(left)
+		defer timer.Stop()
+		end = timer.C
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-end:
+			return nil
+		case e, ok := <-listener.C:
+			if !ok {
+				return errs.New(errs.Unavailable, "events came faster than they were read: the stream was ended")
+			}
+			if err := send(e); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// matches applies the filters of `events`. A noun's filter matches its id or name, of the actor or in its attributes.
+func matches(f filter.Args, e events.Event) bool {
+	action, _, _ := strings.Cut(e.Action, ":") // "exec_create: ls" is an exec_create
+	if f.Has("event") && !slices.Contains(f["event"], action) && !slices.Contains(f["event"], e.Action) {
+		return false
+	}
+	if !f.Exact("type", e.Type) || !f.Labels("label", e.Attributes) || !f.Exact("scope", "local") {
+		return false
+	}
+	for _, noun := range []string{"config", "container", "daemon", "image", "network", "node", "plugin", "secret", "service", "volume"} {
+		if f.Has(noun) && !actor(f, noun, e) {
+			return false
+		}
+	}
+	return true
+}
+
+func actor(f filter.Args, noun string, e events.Event) bool {
+	if noun == "image" { // containers match by the image that they were made of
+		name := e.Attributes["image"]
+		if e.Type == "image" {
+			name = e.Attributes["name"]
+		}
+		bare, _, _ := strings.Cut(name, ":")
+		return e.Type == "image" && f.Exact("image", e.ID) || name != "" && (f.Exact("image", name) || f.Exact("image", bare))
+	}
+	if e.Type != noun {
+		return noun == "container" && e.Attributes["container"] != "" && f.Prefix("container", e.Attributes["container"])
+	}
+	return f.Match(noun, e.ID) || f.Prefix(noun, e.ID) || f.Match(noun, e.Attributes["name"])
+}
+
+// Usage implements [API].
+func (s *Service) Usage(ctx context.Context) (Usage, error) {
+	var u Usage
+	imgs, err := s.Images.List(ctx)
+	if err != nil {
+		return u, err
+	}
+	layers, err := s.Trees.Layers(ctx)
+	if err != nil {
+		return u, err
+	}
+	parents := map[snapshot.ChainID]snapshot.Layer{}
+	for _, l := range layers {
+		parents[l.Chain] = l
+		u.ImageSize += l.Size
+	}
+	used := map[snapshot.ChainID]bool{}
+	for _, img := range imgs {
+		u.Images++
+		stopped, running := s.Containers.ImageUsers(img.ID)
+		if len(stopped)+len(running) == 0 {
+			continue
+		}
+		u.ActiveImages++
+		for chain := img.Chain; chain != "" && !used[chain]; chain = parents[chain].Parent {
+			used[chain] = true
+		}
+	}
+	for _, l := range layers {
+		if !used[l.Chain] {
+			u.ImageReclaimable += l.Size
+		}
+	}
+	list, err := s.Containers.List(ctx, containers.ListOptions{All: true, Size: true})
+	if err != nil {
+		return u, err
+	}
+	for _, view := range list {
+		u.Containers++
+		u.ContainerSize += *view.SizeRw
+		if st := view.State.Status; st.Live() || st == container.Restarting {
+			u.ActiveContainers++
+		} else {
+			u.ContainerReclaimable += *view.SizeRw
+		}
+	}
+	return u, s.volumeUsage(ctx, &u)
+}
+
+func (s *Service) volumeUsage(ctx context.Context, u *Usage) error {
+	vols, err := s.Volumes.List(ctx)
+	if err != nil {
+		return err
+	}
+	users := s.Containers.VolumeMounts()
+	for _, vol := range vols {
+		size, err := s.Volumes.Usage(ctx, vol.Name)
+		if errors.Is(err, errs.NotFound) {
+			continue // removed meanwhile
+		}
+		if err != nil {
+			return err
+		}
+		u.Volumes++
+		u.VolumeSize += size
+		if users[vol.Name] > 0 {
+			u.ActiveVolumes++
+		} else {
+			u.VolumeReclaimable += size
+		}
+	}
+	return nil
+}
