@@ -54,9 +54,11 @@ var rlimits = map[string]int{
 // session gives the process a session, a keyring and, with a terminal, its controlling terminal.
 func (p *plan) session(proc *specs.Process) {
 	b := p.b
-	p.note("make session keyring")
 	// Without one of its own the container would see the session keyring of whoever started the engine. Kernels without keyrings, or with a full quota, go on.
-	b.Sys(unix.SYS_KEYCTL, launch.Imm(unix.KEYCTL_JOIN_SESSION_KEYRING), b.Str("_ses."+p.opts.ID)).Ignore(0)
+	if !p.opts.NoNewKeyring {
+		p.note("make session keyring")
+		b.Sys(unix.SYS_KEYCTL, launch.Imm(unix.KEYCTL_JOIN_SESSION_KEYRING), b.Str("_ses."+p.opts.ID)).Ignore(0)
+	}
 	p.note("make session")
 	b.Sys(unix.SYS_SETSID).Ignore(unix.EPERM)
 	if proc.Terminal {

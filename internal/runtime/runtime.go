@@ -65,6 +65,8 @@ type RunOptions struct {
 	// Rootless relaxes what an ordinary user cannot do.
 	Rootless bool
 	NoPivot  bool
+	// NoNewKeyring leaves the session keyring of the caller to the container.
+	NoNewKeyring bool
 	// StateDir is the folder of this container's record; empty: Options.Root/ID. Such a container is found again by LoadDir.
 	StateDir string
 }
