@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -142,9 +143,6 @@ func TestImportTagRemove(t *testing.T) {
 	if all, _ := h.snaps.Layers(ctx); len(all) != 0 {
 		t.Errorf("layers left: %v", all)
 	}
-	if err := errors.Join(nil); err != nil {
-		t.Fatal(err)
-	}
 	left, _ := os.ReadDir(filepath.Join(h.root, "content/blobs/sha256"))
 	if len(left) != 0 {
 		t.Errorf("configs left: %v", left)
@@ -190,3 +188,5 @@ func TestBrokenArchivesLeaveNothing(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func itoa(n uintptr) string { return strconv.Itoa(int(n)) }

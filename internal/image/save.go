@@ -42,26 +42,41 @@ type saved struct {
 	refs []reference.Ref
 }
 
+// saveList finds the images. A name without tag or digest means all tags of that repository, as in docker.
 func (s *Images) saveList(refs []string) ([]saved, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var list []saved
 	at := map[digest.Digest]int{}
-	for _, ref := range refs {
-		e, err := s.find(ref)
-		if err != nil {
-			return nil, err
-		}
+	put := func(e *entry, names ...reference.Ref) {
 		n, again := at[e.id]
 		if !again {
 			n = len(list)
 			at[e.id] = n
 			list = append(list, saved{e: e})
 		}
-		for _, r := range s.savedNames(ref, e) {
+		for _, r := range names {
 			if !contains(list[n].refs, r) {
 				list[n].refs = append(list[n].refs, r)
 			}
+		}
+	}
+	for _, ref := range refs {
+		if all := s.repository(ref); len(all) > 0 {
+			for _, r := range all {
+				put(s.byID[s.names[r.String()]], r)
+			}
+			continue
+		}
+		e, err := s.find(ref)
+		if err != nil {
+			return nil, err
+		}
+		r, err := reference.Parse(ref)
+		if err == nil && r.Tag != "" && r.Digest == "" && s.names[r.String()] == e.id {
+			put(e, r)
+		} else {
+			put(e)
 		}
 	}
 	if len(list) == 0 {
@@ -70,16 +85,19 @@ func (s *Images) saveList(refs []string) ([]saved, error) {
 	return list, nil
 }
 
-// savedNames are the names that go with an image asked for as ref: the tag it was asked by; none for an id. It needs mu.
-func (s *Images) savedNames(ref string, e *entry) []reference.Ref {
-	r, err := reference.Parse(ref)
-	if err != nil || r.Digest != "" {
+// repository lists the tags of a repository, when ref is one's bare name. It needs mu.
+func (s *Images) repository(ref string) (all []reference.Ref) {
+	repo, err := reference.Parse(ref)
+	if err != nil || repo.Tag != "" || repo.Digest != "" {
 		return nil
 	}
-	if s.names[r.WithDefaultTag().String()] == e.id {
-		return []reference.Ref{r.WithDefaultTag()}
+	for name := range s.names {
+		if r, err := reference.Parse(name); err == nil && r.Name() == repo.Name() && r.Digest == "" {
+			all = append(all, r)
+		}
 	}
-	return nil
+	sort.Slice(all, func(i, j int) bool { return all[i].Tag < all[j].Tag })
+	return all
 }
 
 type archive struct {

@@ -42,12 +42,9 @@ func Parse(s string) (Ref, error) {
 	if strings.ToLower(name) != name {
 		return Ref{}, errs.New(errs.Invalid, "invalid reference format: repository name (%s) must be lowercase", name)
 	}
-	r, ok := parse(domain, rest)
-	if !ok {
-		return Ref{}, errs.New(errs.Invalid, "invalid reference format")
-	}
-	if len(r.Path) > maxName {
-		return Ref{}, errs.New(errs.Invalid, "repository name must not be more than %d characters", maxName)
+	r, err := parse(domain, rest)
+	if err != nil {
+		return Ref{}, err
 	}
 	return r, nil
 }
@@ -69,26 +66,49 @@ func splitDomain(s string) (domain, rest string) {
 	return domain, rest
 }
 
-func parse(domain, rest string) (Ref, bool) {
+func parse(domain, rest string) (Ref, error) {
+	r, ok := match(domain, rest)
+	if !ok {
+		if _, ok := match(strings.ToLower(domain), strings.ToLower(rest)); ok {
+			return r, errs.New(errs.Invalid, "repository name must be lowercase")
+		}
+		return r, errs.New(errs.Invalid, "invalid reference format")
+	}
+	if len(r.Path) > maxName {
+		return r, errs.New(errs.Invalid, "repository name must not be more than %d characters", maxName)
+	}
+	if r.Digest != "" {
+		return r, checkDigest(r.Digest)
+	}
+	return r, nil
+}
+
+// match is the grammar: [domain "/"] path [":" tag] ["@" digest].
+func match(domain, rest string) (Ref, bool) {
 	r := Ref{Domain: domain}
-	if name, dgst, ok := strings.Cut(rest, "@"); ok {
-		if !validDigest(dgst) {
-			return r, false
-		}
-		rest, r.Digest = name, dgst
+	name, dgst, hasDigest := strings.Cut(rest, "@")
+	if hasDigest && !looksLikeDigest(dgst) {
+		return r, false
 	}
-	if name, tag, ok := strings.Cut(rest, ":"); ok {
-		if !ValidTag(tag) {
-			return r, false
-		}
-		rest, r.Tag = name, tag
+	name, tag, hasTag := strings.Cut(name, ":")
+	if hasTag && !ValidTag(tag) || !validPath(name) {
+		return r, false
 	}
-	r.Path = rest
-	return r, validDomain(domain) && validPath(rest)
+	r.Path, r.Tag, r.Digest = name, tag, dgst
+	if !validDomain(domain) {
+		// "my_host.com/x" cannot be a host, but it can be a path without one.
+		r.Domain, r.Path = "", domain+"/"+name
+	}
+	return r, validPath(name) && (r.Domain != "" || validPath(r.Path))
 }
 
 // Name is the full name without tag and digest.
-func (r Ref) Name() string { return r.Domain + "/" + r.Path }
+func (r Ref) Name() string {
+	if r.Domain == "" {
+		return r.Path
+	}
+	return r.Domain + "/" + r.Path
+}
 
 // String is the full name.
 func (r Ref) String() string { return r.Name() + r.suffix() }
@@ -249,19 +269,41 @@ func validPort(s string) bool {
 	return s != ""
 }
 
-// validDigest: an algorithm and at least 32 hex digits; for the algorithms that are known, the right number of lower case ones.
-func validDigest(s string) bool {
+// looksLikeDigest: an algorithm of parts separated by one of "-_+.", each beginning with a letter, a colon, and at least 32 hex digits.
+func looksLikeDigest(s string) bool {
 	alg, hex, ok := strings.Cut(s, ":")
-	if !ok {
+	if !ok || len(hex) < 32 || !isHex(strings.ToLower(hex)) {
 		return false
 	}
-	switch alg {
-	case "sha256":
-		return len(hex) == 64 && isHex(hex)
-	case "sha384":
-		return len(hex) == 96 && isHex(hex)
-	case "sha512":
-		return len(hex) == 128 && isHex(hex)
+	start := true
+	for i := range len(alg) {
+		c := alg[i]
+		switch {
+		case letter(c):
+			start = false
+		case digit(c) && !start:
+		case strings.IndexByte("-_+.", c) >= 0 && !start:
+			start = true
+		default:
+			return false
+		}
 	}
-	return false
+	return !start
+}
+
+// checkDigest knows three algorithms.
+func checkDigest(s string) error {
+	alg, hex, _ := strings.Cut(s, ":")
+	size, ok := map[string]int{"sha256": 64, "sha384": 96, "sha512": 128}[alg]
+	switch {
+	case !ok && strings.ToLower(alg) != alg:
+		return errs.New(errs.Invalid, "invalid checksum digest format")
+	case !ok:
+		return errs.New(errs.Invalid, "unsupported digest algorithm")
+	case len(hex) != size:
+		return errs.New(errs.Invalid, "invalid checksum digest length")
+	case !isHex(hex):
+		return errs.New(errs.Invalid, "invalid checksum digest format")
+	}
+	return nil
 }
