@@ -25,7 +25,7 @@ type cpOptions struct{ archive, followLink, quiet bool }
 func newCp() *verb {
 	var o cpOptions
 	return &verb{
-		use: "[OPTIONS] CONTAINER:SRC_PATH DEST_PATH|-\n        corten cp [OPTIONS] SRC_PATH|- CONTAINER:DEST_PATH", min: 2, max: 2, names: containers,
+		use: "[OPTIONS] CONTAINER:SRC_PATH DEST_PATH|-\n\tcorten cp [OPTIONS] SRC_PATH|- CONTAINER:DEST_PATH", min: 2, max: 2, names: containers,
 		short: "Copy files between a container and this machine",
 		long: "Copies a file or a folder, as `cp -a` does. A folder that exists as destination gets the source inside; with SRC_PATH/. it\n" +
 			"gets the source's content. A - stands for a tar archive on standard input or output.",
@@ -145,6 +145,13 @@ func (o *cpOptions) out(ctx context.Context, a *app, api *engineapi.Client, ctr,
 
 // in copies to a container.
 func (o *cpOptions) in(ctx context.Context, a *app, api *engineapi.Client, src, ctr, dst string) error {
+	var source *copied.Source
+	if src != "-" {
+		var err error
+		if source, err = copied.Open(src, o.followLink); err != nil {
+			return err
+		}
+	}
 	st, err := ctrStat(ctx, api, ctr, dst)
 	exists := err == nil
 	if err != nil && !isNotFound(err) {
@@ -158,16 +165,12 @@ func (o *cpOptions) in(ctx context.Context, a *app, api *engineapi.Client, src, 
 	}
 	var content io.Reader
 	target := dst
-	if src == "-" {
+	if source == nil {
 		if exists && !st.Mode.IsDir() {
 			return invalid("destination \"%s:%s\" must be a directory", ctr, dst)
 		}
 		content = a.In
 	} else {
-		source, err := copied.Open(src, o.followLink)
-		if err != nil {
-			return err
-		}
 		into, rename, err := containerTarget(source, dst, exists, exists && st.Mode.IsDir())
 		if err != nil {
 			return err

@@ -26,6 +26,9 @@ func newCreate() *verb {
 	}
 	v.run = func(ctx context.Context, a *app, args []string) error {
 		req, err := o.toRequest(v.set, args)
+		if errors.As(err, new(*usageError)) {
+			return err
+		}
 		if err != nil {
 			return withHelp("create", err, 125)
 		}

@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -21,10 +22,19 @@ import (
 	"corten.dev/corten/internal/errs"
 )
 
+// badFlag says that a flag's value is wrong, in the words that the flag parser itself uses.
+func badFlag(name, value string, err error) error {
+	short := map[string]string{"memory": "-m, ", "attach": "-a, ", "env": "-e, ", "label": "-l, "}[name]
+	return &usageError{text: fmt.Sprintf("invalid argument %q for \"%s--%s\" flag: %v", value, short, name, err), code: 125, see: "Run"}
+}
+
 func invalid(format string, args ...any) error { return errs.New(errs.Invalid, format, args...) }
 
 // toRequest turns flags into the API's create request. args are the image and its command.
 func (o *ctrFlags) toRequest(fs *pflag.FlagSet, args []string) (*container.CreateRequest, error) {
+	if args[0] == "" {
+		return nil, invalid("invalid reference format")
+	}
 	cfg := &container.Config{
 		Image: args[0], Hostname: o.hostname, Domainname: o.domainname, User: o.user, Tty: o.tty,
 		OpenStdin: o.interactive, WorkingDir: o.workdir, StopSignal: o.stopSignal, Volumes: map[string]struct{}{},
@@ -94,7 +104,7 @@ func (o *ctrFlags) streams(cfg *container.Config) error {
 		case "stderr":
 			cfg.AttachStderr = true
 		default:
-			return invalid("invalid argument %q for \"-a, --attach\" flag: valid streams are STDIN, STDOUT and STDERR", s)
+			return badFlag("attach", s, errors.New("valid streams are STDIN, STDOUT and STDERR"))
 		}
 	}
 	if len(o.attach) == 0 {
@@ -117,7 +127,7 @@ func (o *ctrFlags) words(cfg *container.Config, host *container.HostConfig) (err
 	}
 	env, err := parse.Env(o.env, os.LookupEnv)
 	if err != nil {
-		return err
+		return badFlag("env", strings.TrimPrefix(err.Error(), "invalid environment variable: "), err)
 	}
 	cfg.Env = append(cfg.Env, env...)
 	var labels []string
@@ -130,7 +140,7 @@ func (o *ctrFlags) words(cfg *container.Config, host *container.HostConfig) (err
 	}
 	for _, l := range o.label {
 		if strings.HasPrefix(l, "=") || l == "" {
-			return invalid("invalid label '%s': empty name", l)
+			return badFlag("label", l, invalid("invalid label '%s': empty name", l))
 		}
 	}
 	cfg.Labels = parse.Map(append(labels, o.label...))
@@ -197,7 +207,7 @@ func (o *ctrFlags) storage(cfg *container.Config, host *container.HostConfig) er
 	for _, v := range o.mount {
 		m, err := parse.Mount(v)
 		if err != nil {
-			return invalid("invalid argument %q for \"--mount\" flag: %w", v, err)
+			return badFlag("mount", v, err)
 		}
 		host.Mounts = append(host.Mounts, m)
 	}
@@ -223,10 +233,10 @@ func size(flag, s string) (int64, error) {
 	}
 	n, err := parse.Bytes(s)
 	if err != nil {
-		return 0, invalid("invalid argument %q for \"--%s\" flag: %w", s, flag, err)
+		return 0, badFlag(flag, s, err)
 	}
 	if n < 0 && flag != "memory-swap" {
-		return 0, invalid("invalid argument %q for \"--%s\" flag: invalid size: '%s'", s, flag, s)
+		return 0, badFlag(flag, s, invalid("invalid size: '%s'", s))
 	}
 	return n, nil
 }
@@ -252,7 +262,7 @@ func (o *ctrFlags) limits(fs *pflag.FlagSet, r *container.Resources) (err error)
 	r.IOMaximumBandwidth = uint64(bandwidth)
 	if o.cpus != "" {
 		if r.NanoCPUs, err = parse.CPUs(o.cpus); err != nil {
-			return invalid("invalid argument %q for \"--cpus\" flag: %w", o.cpus, err)
+			return badFlag("cpus", o.cpus, err)
 		}
 	}
 	if fs.Changed("memory-swappiness") {
@@ -272,7 +282,7 @@ func (o *ctrFlags) limits(fs *pflag.FlagSet, r *container.Resources) (err error)
 	for _, s := range o.ulimit {
 		u, err := parse.Ulimit(s)
 		if err != nil {
-			return invalid("invalid argument %q for \"--ulimit\" flag: %w", s, err)
+			return badFlag("ulimit", s, err)
 		}
 		r.Ulimits = append(r.Ulimits, u)
 	}
@@ -283,20 +293,21 @@ func (o *ctrFlags) devices(r *container.Resources) error {
 	for _, s := range o.blkioWeightDevice {
 		d, err := parse.WeightDevice(s)
 		if err != nil {
-			return err
+			return badFlag("blkio-weight-device", s, err)
 		}
 		r.BlkioWeightDevice = append(r.BlkioWeightDevice, d)
 	}
 	for _, t := range []struct {
+		flag    string
 		specs   []string
 		inBytes bool
 		into    *[]*blkiodev.ThrottleDevice
-	}{{o.readBps, true, &r.BlkioDeviceReadBps}, {o.writeBps, true, &r.BlkioDeviceWriteBps},
-		{o.readIOps, false, &r.BlkioDeviceReadIOps}, {o.writeIOps, false, &r.BlkioDeviceWriteIOps}} {
+	}{{"device-read-bps", o.readBps, true, &r.BlkioDeviceReadBps}, {"device-write-bps", o.writeBps, true, &r.BlkioDeviceWriteBps},
+		{"device-read-iops", o.readIOps, false, &r.BlkioDeviceReadIOps}, {"device-write-iops", o.writeIOps, false, &r.BlkioDeviceWriteIOps}} {
 		for _, s := range t.specs {
 			d, err := parse.ThrottleDevice(s, t.inBytes)
 			if err != nil {
-				return err
+				return badFlag(t.flag, s, err)
 			}
 			*t.into = append(*t.into, d)
 		}
@@ -316,7 +327,7 @@ func (o *ctrFlags) devices(r *container.Resources) error {
 	for _, s := range o.gpus {
 		req, err := parse.GPUs(s)
 		if err != nil {
-			return invalid("invalid argument %q for \"--gpus\" flag: %w", s, err)
+			return badFlag("gpus", s, err)
 		}
 		r.DeviceRequests = append(r.DeviceRequests, req)
 	}
@@ -325,7 +336,7 @@ func (o *ctrFlags) devices(r *container.Resources) error {
 	}
 	for _, s := range o.deviceRule {
 		if err := parse.DeviceRule(s); err != nil {
-			return err
+			return badFlag("device-cgroup-rule", s, err)
 		}
 	}
 	r.DeviceCgroupRules = o.deviceRule
@@ -345,15 +356,13 @@ func (o *ctrFlags) isolate(h *container.HostConfig) error {
 		return invalid("--userns: invalid USER mode")
 	case !h.CgroupnsMode.Valid():
 		return invalid("--cgroupns: invalid CGROUP mode")
-	case !h.IpcMode.Valid():
-		return invalid("--ipc: invalid IPC mode")
 	}
 	for _, s := range o.securityOpt {
 		name, val, ok := strings.Cut(s, "=")
 		if !ok && name != "no-new-privileges" {
 			name, val, ok = strings.Cut(s, ":") // docker's old spelling
 			if !ok {
-				return invalid("invalid --security-opt: %q", s)
+				return invalid("Invalid --security-opt: %q", s)
 			}
 			s = name + "=" + val
 		}
@@ -398,14 +407,14 @@ func (o *ctrFlags) networks(req *container.CreateRequest) error {
 	for _, s := range o.addHost {
 		line, err := parse.AddHost(s)
 		if err != nil {
-			return invalid("invalid argument %q for \"--add-host\" flag: %w", s, err)
+			return badFlag("add-host", s, err)
 		}
 		h.ExtraHosts = append(h.ExtraHosts, line)
 	}
 	for _, s := range o.dns {
 		ip, err := parse.IP(s)
 		if err != nil {
-			return invalid("invalid argument %q for \"--dns\" flag: %w", s, err)
+			return badFlag("dns", s, invalid("IP address is not correctly formatted: %s", s))
 		}
 		h.DNS = append(h.DNS, ip)
 	}
@@ -413,7 +422,7 @@ func (o *ctrFlags) networks(req *container.CreateRequest) error {
 	for _, s := range o.network {
 		n, err := parse.NetworkFlag(s)
 		if err != nil {
-			return invalid("invalid argument %q for \"--network\" flag: %w", s, err)
+			return badFlag("network", s, err)
 		}
 		nets = append(nets, n)
 	}
@@ -477,7 +486,7 @@ func endpoints(req *container.CreateRequest, nets []parse.Network, links []strin
 	cfg := map[string]*network.EndpointSettings{}
 	for i, n := range nets {
 		if _, twice := cfg[n.Name]; twice {
-			return invalid("duplicate network %q", n.Name)
+			return invalid("network %q is specified multiple times", n.Name)
 		}
 		ep := &network.EndpointSettings{Aliases: n.Aliases, DriverOpts: n.DriverOpts, GwPriority: n.GwPriority}
 		if n.IPv4.IsValid() || n.IPv6.IsValid() || len(n.LinkLocal) > 0 {

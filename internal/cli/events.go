@@ -32,11 +32,11 @@ func newEvents() *verb {
 			now := time.Now()
 			from, err := timeArg(since, now)
 			if err != nil {
-				return invalid(`invalid value for "since": %w`, err)
+				return err
 			}
 			to, err := timeArg(until, now)
 			if err != nil {
-				return invalid(`invalid value for "until": %w`, err)
+				return err
 			}
 			if _, err := show.Parse(format); err != nil {
 				return err

@@ -116,6 +116,9 @@ func newNetworkInspect() *verb {
 }
 
 func (o *inspectOptions) run(ctx context.Context, a *app, kinds []noun, refs []string) error {
+	if _, err := show.Parse(o.format); err != nil {
+		return &exitError{code: 64, text: "template parsing error: " + err.Error()}
+	}
 	api, err := a.engine()
 	if err != nil {
 		return err

@@ -29,7 +29,6 @@ func (a *app) confirm(force bool, warning string) (bool, error) {
 	}
 	fmt.Fprintf(a.Out, "WARNING! %s\nAre you sure you want to continue? [y/N] ", warning)
 	line, err := bufio.NewReader(a.In).ReadString('\n')
-	fmt.Fprintln(a.Out)
 	if err != nil && line == "" {
 		return false, &exitError{code: 1, text: "Error: prompt terminated"}
 	}

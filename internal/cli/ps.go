@@ -53,7 +53,7 @@ func (o *psOptions) run(ctx context.Context, a *app) error {
 	if o.format == "" && !o.quiet {
 		o.format = a.cfg.PsFormat
 	}
-	withSize := o.size || strings.Contains(o.format, ".Size")
+	withSize := o.size || strings.Contains(o.format, ".Size") || strings.Contains(o.format, "json .}}")
 	if o.latest {
 		o.last = 1
 	}

@@ -44,7 +44,7 @@ func newRun() *verb {
 	v.run = func(ctx context.Context, a *app, args []string) error {
 		err := o.run(ctx, a, v, args)
 		var exit *exitError
-		if err == nil || errors.As(err, &exit) {
+		if err == nil || errors.As(err, &exit) || errors.As(err, new(*usageError)) {
 			return err
 		}
 		return withHelp("run", a.explain(err), startCode(err))
@@ -78,7 +78,7 @@ func (o *runOptions) run(ctx context.Context, a *app, v *verb, args []string) er
 	}
 	if o.detach {
 		if len(o.attach) > 0 {
-			return invalid("conflicting options: cannot specify both --attach and --detach")
+			return &exitError{code: 1, text: "conflicting options: cannot specify both --attach and --detach"}
 		}
 		req.AttachStdin, req.AttachStdout, req.AttachStderr, req.StdinOnce = false, false, false, false
 	} else if err := a.needTTY(o.tty, req.AttachStdin); err != nil {

@@ -96,6 +96,9 @@ func (o *statsOptions) once(ctx context.Context, a *app, api *engineapi.Client, 
 			good = append(good, r)
 		}
 	}
+	if err := errors.Join(errs...); err != nil && len(good) == 0 {
+		return err
+	}
 	if err := o.list().Print(a.Out, good); err != nil {
 		return err
 	}

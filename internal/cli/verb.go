@@ -52,7 +52,7 @@ func (v *verb) checkArgs(path string, args []string) error {
 	case v.min == 0 && v.max == 0:
 		want, see = "accepts no arguments", "Run"
 	case v.min == v.max:
-		want = fmt.Sprintf("requires %d %s", v.min, plural(v.min, "argument"))
+		want, see = fmt.Sprintf("requires %d %s", v.min, plural(v.min, "argument")), "Run"
 	case v.max < 0:
 		want = fmt.Sprintf("requires at least %d %s", v.min, plural(v.min, "argument"))
 	case v.min == 0:

@@ -192,9 +192,10 @@ func (c *Client) do(ctx context.Context, r Request, upgrade bool) (*http1.Respon
 		}
 	}
 	for attempt := 0; ; attempt++ {
+		used := c.Version()
 		resp, up, err := c.once(ctx, r, payload, upgrade)
 		var apiErr *Error
-		if attempt == 0 && errors.As(err, &apiErr) && r.Stream == nil && c.stepDown(apiErr) {
+		if attempt == 0 && errors.As(err, &apiErr) && r.Stream == nil && c.stepDown(apiErr, used) {
 			continue
 		}
 		return resp, up, err
@@ -319,9 +320,12 @@ func (c *Client) settle(resp *http1.Response) {
 }
 
 // stepDown tells whether the error was about our version being too new, having lowered it.
-func (c *Client) stepDown(e *Error) bool {
+func (c *Client) stepDown(e *Error, used string) bool {
 	const marks = "is too new. Maximum supported API version is "
 	_, theirs, found := strings.Cut(e.Message, marks)
+	if e.Status == 400 && Less(c.Version(), used) { // its headers said so: an answer to HEAD has no text
+		return true
+	}
 	if e.Status != 400 || !found || c.cfg.Version != "" {
 		return false
 	}

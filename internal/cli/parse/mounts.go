@@ -196,9 +196,6 @@ func Volume(s string) (bind, anonymous string, err error) {
 	}
 	source, rest, ok := strings.Cut(s, ":")
 	if !ok {
-		if !strings.HasPrefix(s, "/") {
-			return "", "", invalid("invalid volume specification: '%s': mount path must be absolute", s)
-		}
 		return "", s, nil
 	}
 	if source == "" || rest == "" || strings.Count(rest, ":") > 1 {

@@ -244,7 +244,7 @@ func Device(s string) (dev container.DeviceMapping, cdi string, err error) {
 	case 1:
 		dev.PathOnHost = parts[0]
 	default:
-		return dev, "", invalid("invalid device specification: %s", s)
+		return dev, "", invalid("bad format for path: %s", s)
 	}
 	if dev.PathOnHost == "" {
 		return dev, "", invalid("invalid device specification: %s", s)
@@ -253,7 +253,7 @@ func Device(s string) (dev container.DeviceMapping, cdi string, err error) {
 		dev.PathInContainer = dev.PathOnHost
 	}
 	if !strings.HasPrefix(dev.PathInContainer, "/") {
-		return dev, "", invalid("bad mode specified: %s", dev.PathInContainer)
+		return dev, "", invalid("%s is not an absolute path", dev.PathInContainer)
 	}
 	if !deviceMode(dev.CgroupPermissions) {
 		return dev, "", invalid("bad mode specified: %s", dev.CgroupPermissions)

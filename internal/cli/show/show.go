@@ -83,7 +83,7 @@ func truncate(s string, n int) string {
 func Parse(format string) (*template.Template, error) {
 	t, err := template.New("").Funcs(Funcs()).Parse(format)
 	if err != nil {
-		return nil, errs.New(errs.Invalid, "template parsing error: %w", err)
+		return nil, errs.New(errs.Invalid, "%w", err)
 	}
 	return t, nil
 }
@@ -117,7 +117,7 @@ func (l List) Print(w io.Writer, rows []any) error {
 	}
 	t, err := Parse(body)
 	if err != nil {
-		return err
+		return errs.New(errs.Invalid, "failed to parse template: %w", err)
 	}
 	var buf bytes.Buffer
 	if table {
@@ -165,7 +165,7 @@ func Text(w io.Writer, format string, v any) error {
 	}
 	t, err := Parse(format)
 	if err != nil {
-		return err
+		return errs.New(errs.Invalid, "template parsing error: %w", err)
 	}
 	var buf bytes.Buffer
 	if err := t.Execute(&buf, v); err != nil {
