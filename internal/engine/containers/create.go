@@ -207,6 +207,14 @@ func (s *Service) complete(rec *container.Record) error {
 		return errs.New(errs.Invalid, "no command specified")
 	}
 	rec.Path, rec.Args = command[0], command[1:]
+	if ref, ok := strings.CutPrefix(host.NetworkMode, "container:"); ok { // who shares a network shares its names
+		other, err := s.find(ref)
+		if err != nil {
+			return err
+		}
+		host.NetworkMode = "container:" + other.id
+		cfg.Hostname, cfg.Domainname = other.record().Config.Hostname, other.record().Config.Domainname
+	}
 	if cfg.Hostname == "" && host.UTSMode != "host" && host.NetworkMode != "host" {
 		cfg.Hostname = rec.ID[:12]
 	}

@@ -18,7 +18,6 @@ import (
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
-	"corten.dev/corten/internal/linux/caps"
 	"corten.dev/corten/internal/monitor"
 	"corten.dev/corten/internal/runtime"
 )
@@ -248,7 +247,7 @@ func (s *Service) sessionProcess(ses *session, mon monitor.Monitor) (*specs.Proc
 	if err != nil {
 		return nil, err
 	}
-	names, err := caps.Resolve(host.CapAdd, host.CapDrop, host.Privileged || req.Privileged)
+	names, err := s.sec.capabilities(host, host.Privileged || req.Privileged)
 	if err != nil {
 		return nil, err
 	}

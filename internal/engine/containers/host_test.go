@@ -27,15 +27,15 @@ import (
 
 // host is the service over the real rooms, with folders, bridge and table of its own.
 type host struct {
-	t    testing.TB
-	dir  string
-	exec string
-	opts containers.Options
-	svc  *containers.Service
-	net  *network.Local
-	mons *monitor.Pool
-	vols *volume.LocalStore
-	imgs *image.Images
+	t        testing.TB
+	dir      string
+	execRoot string
+	opts     containers.Options
+	svc      *containers.Service
+	net      *network.Local
+	mons     *monitor.Pool
+	vols     *volume.LocalStore
+	imgs     *image.Images
 }
 
 var program = sync.OnceValues(func() (string, error) {
@@ -65,7 +65,7 @@ func newHost(t testing.TB) *host {
 		t.Fatal(prog, err)
 	}
 	t.Cleanup(func() {}) // the program is small and shared by all tests of the package; TestMain removes it
-	h := &host{t: t, dir: t.TempDir(), exec: t.TempDir()}
+	h := &host{t: t, dir: t.TempDir(), execRoot: t.TempDir()}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	trees, err := overlay.New(overlay.Options{Root: h.dir + "/snapshots", Logger: log})
 	must(t, err)
@@ -78,8 +78,8 @@ func newHost(t testing.TB) *host {
 	must(t, err)
 	t.Cleanup(func() { must(t, h.vols.Close()) })
 	h.opts = containers.Options{
-		Root: h.dir + "/containers", ExecRoot: h.exec, Trees: trees, Images: h.imgs, Volumes: h.vols, Log: log, CgroupParent: "/corten-engine-test",
-		Runtime: containers.OverRuntime(runtime.New(runtime.Options{Root: h.exec + "/runtime", Logger: log})),
+		Root: h.dir + "/containers", ExecRoot: h.execRoot, Trees: trees, Images: h.imgs, Volumes: h.vols, Log: log, CgroupParent: "/corten-engine-test",
+		Runtime: containers.OverRuntime(runtime.New(runtime.Options{Root: h.execRoot + "/runtime", Logger: log})),
 	}
 	h.open()
 	t.Cleanup(h.end)
@@ -95,10 +95,10 @@ func (h *host) open() {
 	prog, _ := program()
 	var err error
 	h.net, err = network.New(network.Options{
-		Root: h.dir + "/networks", ExecRoot: h.exec, Table: "cortenenginetest", Bridge: "ctengine0", BIP: netip.MustParsePrefix("10.203.7.1/24"), Logger: log,
+		Root: h.dir + "/networks", ExecRoot: h.execRoot, Table: "cortenenginetest", Bridge: "ctengine0", BIP: netip.MustParsePrefix("10.203.7.1/24"), Logger: log,
 	})
 	must(h.t, err)
-	h.mons, err = monitor.New(monitor.Options{Root: h.exec + "/monitors", Program: prog, Logger: log})
+	h.mons, err = monitor.New(monitor.Options{Root: h.execRoot + "/monitors", Program: prog, Logger: log})
 	must(h.t, err)
 	h.opts.Networks, h.opts.Monitors = h.net, h.mons
 	h.svc, err = containers.New(h.opts)

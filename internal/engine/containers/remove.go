@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
@@ -105,10 +104,8 @@ func (s *Service) mayRemove(ctx context.Context, ctr *live, force bool) error {
 			}
 			return errs.New(errs.Conflict, "cannot remove container %q: container is %s: stop the container before removing or force remove", "/"+rec.Name, shown)
 		case status == container.Starting:
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(5 * time.Millisecond):
+			if err := ctr.started(ctx); err != nil {
+				return err
 			}
 			continue
 		}

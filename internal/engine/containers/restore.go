@@ -339,6 +339,7 @@ func (s *Service) boot() {
 			if err := ctr.claim(container.Starting); err != nil {
 				return // someone was faster
 			}
+			ctr.change(func(rec *container.Record) { rec.StoppedByUser = false })
 			if err := s.start(ctx, ctr); err != nil {
 				s.Log.Warn("start at boot", "container", rec.Name, "error", err)
 			}

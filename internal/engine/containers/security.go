@@ -3,19 +3,24 @@ package containers
 import (
 	"fmt"
 	"os"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/caps"
 )
 
 // security makes seccomp profiles. What depends only on the capabilities is made once.
 type security struct {
 	def      string // default profile: "" built in, "unconfined", or JSON
 	apparmor bool
+	own      []string // capabilities that the engine itself has; nobody can be given more
 
 	mu    sync.Mutex
 	cache map[string]*specs.LinuxSeccomp // by profile and capabilities; never changed once made
@@ -25,7 +30,7 @@ const cachedProfiles = 64
 
 func newSecurity(def string) *security {
 	enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
-	return &security{def: def, apparmor: err == nil && strings.HasPrefix(string(enabled), "Y"), cache: map[string]*specs.LinuxSeccomp{}}
+	return &security{def: def, own: ownCapabilities(), apparmor: err == nil && strings.HasPrefix(string(enabled), "Y"), cache: map[string]*specs.LinuxSeccomp{}}
 }
 
 // seccomp gives the profile for a set of capabilities; nil for none.
@@ -89,4 +94,36 @@ func (s *security) appArmor(asked string, privileged bool) (string, error) {
 		}
 	}
 	return "", nil
+}
+
+// capabilities resolves --cap-add, --cap-drop and --privileged. "All" means all that the engine can give: on a host whose root lacks one, asking for all is no error,
+// while asking for that one by name is.
+func (s *security) capabilities(host *container.Host, privileged bool) ([]string, error) {
+	names, err := caps.Resolve(host.CapAdd, host.CapDrop, privileged)
+	if err != nil {
+		return nil, err
+	}
+	all := func(name string) bool { return strings.EqualFold(name, "ALL") }
+	if !privileged && !slices.ContainsFunc(host.CapAdd, all) {
+		return names, nil
+	}
+	return slices.DeleteFunc(names, func(name string) bool { return s.own != nil && !slices.Contains(s.own, name) }), nil
+}
+
+// ownCapabilities are those that this process may use; nil when the kernel does not tell.
+func ownCapabilities() []string {
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "CapPrm:"); ok {
+			mask, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+			if err != nil {
+				return nil
+			}
+			return caps.Names(mask)
+		}
+	}
+	return nil
 }

@@ -11,7 +11,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"corten.dev/corten/internal/container"
-	"corten.dev/corten/internal/linux/caps"
 	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/snapshot"
 )
@@ -97,7 +96,7 @@ func (s *Service) spec(r *run) (*specs.Spec, error) {
 
 func (s *Service) process(r *run, sec securityOpt) (*specs.Process, error) {
 	cfg, host := &r.rec.Config, &r.rec.Host
-	names, err := caps.Resolve(host.CapAdd, host.CapDrop, host.Privileged)
+	names, err := s.sec.capabilities(host, host.Privileged)
 	if err != nil {
 		return nil, err
 	}

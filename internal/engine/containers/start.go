@@ -44,6 +44,7 @@ func (s *Service) startFound(ctx context.Context, ctr *live) error {
 	}
 	ctr.mu.Lock()
 	ctr.failures = 0
+	ctr.changeLocked(func(rec *container.Record) { rec.StoppedByUser, rec.RestartCount = false, 0 })
 	stop := ctr.stopBack
 	ctr.stopBack = nil
 	ctr.mu.Unlock()
@@ -250,7 +251,7 @@ func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *t
 	ctr.mon, ctr.proc, ctr.sandbox = mon, proc, r.sandbox
 	ctr.changeLocked(func(rec *container.Record) {
 		rec.State = container.State{Status: container.Running, PID: mon.PID(), StartedAt: now, FinishedAt: rec.State.FinishedAt, Boot: s.BootID}
-		rec.Sandbox, rec.StoppedByUser = r.sandbox, false
+		rec.Sandbox = r.sandbox
 	})
 	ctr.mu.Unlock()
 	if err := closeNS(r); err != nil {

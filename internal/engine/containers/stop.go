@@ -69,6 +69,9 @@ func (s *Service) stop(ctx context.Context, ctr *live, opts StopOptions, byUser 
 			return err
 		}
 	}
+	if err := ctr.started(ctx); err != nil {
+		return err
+	}
 	if done, err := s.endBackoff(ctr); done || err != nil {
 		return err
 	}
@@ -107,6 +110,18 @@ func (s *Service) stop(ctx context.Context, ctr *live, opts StopOptions, byUser 
 	case <-time.After(10 * time.Second):
 		return errs.New(errs.Unavailable, "cannot stop container %s: process %d does not end, not even by SIGKILL: it waits for something in the kernel", rec.Name, mon.PID())
 	}
+}
+
+// started waits while a container is just being started.
+func (ctr *live) started(ctx context.Context) error {
+	for ctr.record().State.Status == container.Starting {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+	return nil
 }
 
 func stopSignal(rec *container.Record, asked string) (syscall.Signal, error) {
