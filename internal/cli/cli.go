@@ -35,7 +35,6 @@ type app struct {
 	ep     *endpoint.Endpoint
 	api    *engineapi.Client
 	path   string // the command as it was typed: "corten container ls"
-	cause  error  // why the engine could not be reached
 }
 
 type globalFlags struct {

@@ -16,8 +16,8 @@ import (
 
 // The scripts ask `corten __complete WORD...`, the last word being the one under the cursor. The answer is a
 // candidate a line; the line ":files" asks the shell for file names.
-var completionScripts = map[string]string{
-	"bash": `# bash completion for corten; load with: source <(corten completion bash)
+const (
+	bashScript = `# bash completion for corten; load with: source <(corten completion bash)
 _corten() {
     local cur="${COMP_WORDS[COMP_CWORD]}" line
     COMPREPLY=()
@@ -31,8 +31,9 @@ _corten() {
     done < <(corten __complete "${words[@]}" 2>/dev/null)
 }
 complete -F _corten corten
-`,
-	"zsh": `#compdef corten
+`
+
+	zshScript = `#compdef corten
 # zsh completion for corten; load with: source <(corten completion zsh)
 _corten() {
     local -a found lines
@@ -42,8 +43,9 @@ _corten() {
     [[ ${lines[(r):files]} == ":files" ]] && _files
 }
 compdef _corten corten
-`,
-	"fish": `# fish completion for corten; load with: corten completion fish | source
+`
+
+	fishScript = `# fish completion for corten; load with: corten completion fish | source
 function __corten_complete
     set -l words (commandline -opc) (commandline -ct)
     for line in (corten __complete $words[2..-1] 2>/dev/null)
@@ -55,15 +57,21 @@ function __corten_complete
     end
 end
 complete -c corten -f -a '(__corten_complete)'
-`,
-}
+`
+)
 
 func newCompletion(shell string) *verb {
-	how := map[string]string{"bash": "source <(corten completion bash)", "zsh": "source <(corten completion zsh)", "fish": "corten completion fish | source"}[shell]
+	how, script := "source <(corten completion "+shell+")", bashScript
+	switch shell {
+	case "zsh":
+		script = zshScript
+	case "fish":
+		how, script = "corten completion fish | source", fishScript
+	}
 	return &verb{
 		short: "Print the completion script for " + shell, long: "Load it with: " + how, example: how,
 		run: func(_ context.Context, a *app, args []string) error {
-			_, err := fmt.Fprint(a.Out, completionScripts[shell])
+			_, err := fmt.Fprint(a.Out, script)
 			return err
 		},
 	}

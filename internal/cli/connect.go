@@ -116,21 +116,14 @@ func (e *reachError) Error() string {
 func (e *reachError) Unwrap() error { return e.err }
 
 func (a *app) unreachable(err error) error {
-	a.cause = &reachError{host: a.ep.Host, err: err}
-	return a.cause
+	return &reachError{host: a.ep.Host, err: err}
 }
 
-// explain shortens an error to what the user can act on.
+// explain leaves out what was being requested when the engine could not be reached: the host says it all.
 func (a *app) explain(err error) error {
-	var apiErr *engineapi.Error
 	var reach *reachError
-	switch {
-	case errors.As(err, new(*exitError)), errors.As(err, new(*usageError)):
-		return err
-	case errors.As(err, &reach):
+	if errors.As(err, &reach) {
 		return reach
-	case errors.As(err, &apiErr) && apiErr.Error() != err.Error():
-		return err
 	}
 	return err
 }

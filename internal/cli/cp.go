@@ -137,7 +137,7 @@ func (o *cpOptions) out(ctx context.Context, a *app, api *engineapi.Client, ctr,
 	if _, err := io.Copy(io.Discard, counted); err != nil {
 		return err
 	}
-	if !o.quiet {
+	if _, live := terminalFd(a.Err); live && !o.quiet {
 		fmt.Fprintf(a.Err, "Successfully copied %s to %s\n", units.HumanSizeWithPrecision(float64(counted.n), 3), dst)
 	}
 	return nil
@@ -188,7 +188,7 @@ func (o *cpOptions) in(ctx context.Context, a *app, api *engineapi.Client, src, 
 	if err := api.Call(ctx, engineapi.Request{Method: "PUT", Path: "/containers/" + esc(ctr) + "/archive", Query: q, Stream: counted, ContentType: tarType}, nil); err != nil {
 		return err
 	}
-	if !o.quiet {
+	if _, live := terminalFd(a.Err); live && !o.quiet {
 		fmt.Fprintf(a.Err, "Successfully copied %s to %s:%s\n", units.HumanSizeWithPrecision(float64(counted.n), 3), ctr, dst)
 	}
 	return nil

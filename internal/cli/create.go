@@ -59,6 +59,16 @@ func (a *app) create(ctx context.Context, api *engineapi.Client, o *ctrFlags, re
 		return "", err
 	}
 	defer cid.close()
+	if req.NetworkingConfig != nil { // the request has no other place for what older engines would leave out
+		if err := api.Settle(ctx); err != nil {
+			return "", err
+		}
+		for _, ep := range req.NetworkingConfig.EndpointsConfig {
+			if ep.MacAddress != nil && engineapi.Less(api.Version(), "1.44") {
+				return "", invalid(`"specify mac-address per network" requires API version 1.44, but the Docker daemon API version is %s`, api.Version())
+			}
+		}
+	}
 	req.Config.Env = proxyEnv(req.Config.Env, a.cfg, a.ep.Host)
 	if o.pull == "always" {
 		if err := a.pull(ctx, api, req.Image, o); err != nil {

@@ -164,7 +164,9 @@ func (d *diskUsage) details(a *app) error {
 	fmt.Fprint(a.Out, "\nContainers space usage:\n\n")
 	rows = nil
 	for i := range d.ContainerUsage.Items {
-		rows = append(rows, &ctrRow{c: &d.ContainerUsage.Items[i], now: now})
+		c := d.ContainerUsage.Items[i]
+		c.SizeRootFs = 0 // the layers were counted above
+		rows = append(rows, &ctrRow{c: &c, now: now})
 	}
 	l = show.List{Default: "table {{.ID}}\t{{.Image}}\t{{.Command}}\t{{.LocalVolumes}}\t{{.Size}}\t{{.RunningFor}}\t{{.Status}}\t{{.Names}}",
 		Headers: show.Headers{"ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND", "LocalVolumes": "LOCAL VOLUMES", "Size": "SIZE", "RunningFor": "CREATED", "Status": "STATUS", "Names": "NAMES"}}
@@ -180,6 +182,15 @@ func (d *diskUsage) details(a *app) error {
 	if err := l.Print(a.Out, rows); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(a.Out, "\nBuild cache usage: %s\n\n", units.HumanSize(float64(d.BuildCacheUsage.TotalSize)))
-	return err
+	fmt.Fprintf(a.Out, "\nBuild cache usage: %s\n\n", units.HumanSize(float64(d.BuildCacheUsage.TotalSize)))
+	lines := []string{"CACHE ID\tCACHE TYPE\tSIZE\tCREATED\tLAST USED\tUSAGE\tSHARED"}
+	for _, c := range d.BuildCacheUsage.Items {
+		used := "Never"
+		if c.LastUsedAt != nil {
+			used = units.HumanDuration(now.Sub(*c.LastUsedAt)) + " ago"
+		}
+		lines = append(lines, fmt.Sprintf("%s\t%s\t%s\t%s ago\t%s\t%d\t%t", show.ShortID(c.ID), c.Type, units.HumanSize(float64(c.Size)),
+			units.HumanDuration(now.Sub(c.CreatedAt)), used, c.UsageCount, c.Shared))
+	}
+	return show.Tabs(a.Out, 10, 3, lines)
 }

@@ -185,9 +185,8 @@ func (c *Client) do(ctx context.Context, r Request, upgrade bool) (*http1.Respon
 		}
 		payload = buf.Bytes()
 	}
-	if r.Stream != nil && !c.isSettled() {
-		// A stream can be sent once only: learn the version before.
-		if err := c.Call(ctx, Request{Method: "GET", Path: "/_ping"}, nil); err != nil {
+	if r.Stream != nil { // it can be sent once only: learn the version before
+		if err := c.Settle(ctx); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -200,6 +199,14 @@ func (c *Client) do(ctx context.Context, r Request, upgrade bool) (*http1.Respon
 		}
 		return resp, up, err
 	}
+}
+
+// Settle makes sure that Version is what the engine will be spoken to in.
+func (c *Client) Settle(ctx context.Context) error {
+	if c.isSettled() {
+		return nil
+	}
+	return c.Call(ctx, Request{Method: "GET", Path: "/_ping"}, nil)
 }
 
 func (c *Client) isSettled() bool {

@@ -1,0 +1,46 @@
+// Command gendocs writes the pages of the command line's reference into a folder, and removes those of commands that
+// are gone.
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"corten.dev/corten/internal/cli"
+)
+
+func main() {
+	if len(os.Args) != 2 {
+		fmt.Fprintln(os.Stderr, "usage: gendocs FOLDER")
+		os.Exit(2)
+	}
+	if err := write(os.Args[1]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func write(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	pages := cli.Pages()
+	old, err := filepath.Glob(filepath.Join(dir, "corten-*.md"))
+	if err != nil {
+		return err
+	}
+	for _, name := range old {
+		if _, ok := pages[filepath.Base(name)]; !ok {
+			if err := os.Remove(name); err != nil {
+				return err
+			}
+		}
+	}
+	for name, text := range pages {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
