@@ -115,6 +115,9 @@ func withDefaultRules(res *specs.LinuxResources) *specs.LinuxResources {
 	for _, d := range defaultDevices {
 		out.Devices = append(out.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: d.Type, Major: &d.Major, Minor: &d.Minor, Access: "rwm"})
 	}
+	for _, typ := range []string{"c", "b"} { // to make a node is harmless, and the nodes that the spec asks for are made inside; to open it is another matter
+		out.Devices = append(out.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: typ, Access: "m"})
+	}
 	for _, n := range [][2]int64{{5, 2}, {136, -1}} { // ptmx and the terminals behind it
 		rule := specs.LinuxDeviceCgroup{Allow: true, Type: "c", Major: &n[0], Access: "rwm"}
 		if n[1] >= 0 {

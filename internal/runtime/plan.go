@@ -38,10 +38,11 @@ type plan struct {
 	dev      launch.Arg // its /dev
 	pts      launch.Arg // its devpts, if it mounted one
 	hasPts   bool
-	null     launch.Arg   // the host's /dev/null, verified
-	slave    launch.Arg   // the terminal
-	preserve []launch.Arg // descriptors of ours that the program gets from 3 on
-	late     []func()     // what makes mounts read-only once everything is in them
+	null     launch.Arg            // the host's /dev/null, verified
+	slave    launch.Arg            // the terminal
+	sources  map[string]launch.Arg // of bind mounts, opened by the child while it sees the host
+	preserve []launch.Arg          // descriptors of ours that the program gets from 3 on
+	late     []func()              // what makes mounts read-only once everything is in them
 	syncSlot launch.Arg
 	// handshake: the runtime has something to do once the namespaces exist (id maps, a cgroup of systemd's).
 	handshake bool

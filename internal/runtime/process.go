@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"fmt"
 	"path"
 	"strconv"
 	"strings"
@@ -86,59 +87,102 @@ func (p *plan) stdio(proc *specs.Process, keep ...launch.Arg) {
 	b.Keep(3+p.opts.PreserveFDs, keep...)
 }
 
-// credentials drops what the process may not have, in the order the kernel demands.
+// credentials drops what the process may not have, in the order the kernel demands:
+//
+//	bounding set, groups, ids        need CAP_SETPCAP, CAP_SETGID, CAP_SETUID
+//	working directory                as the user; before the filter, which may forbid the look back
+//	seccomp without no_new_privs     needs CAP_SYS_ADMIN, which PR_SET_KEEPCAPS kept permitted
+//	capabilities, ambient set
+//	seccomp with no_new_privs        as late as can be: the fewest calls run under it
 func (p *plan) credentials(proc *specs.Process, filter *seccomp.Filter) {
 	b := p.b
-	c := proc.Capabilities
-	if c == nil {
-		c = &specs.LinuxCapabilities{}
-	}
-	last := caps.Last() // reads a file
-	mask := func(list []string) uint64 {
-		m, err := capMask(list, last)
-		p.fail(err)
-		return m
-	}
-	if proc.NoNewPrivileges {
-		p.note("set no_new_privs")
-		b.Sys(unix.SYS_PRCTL, launch.Imm(unix.PR_SET_NO_NEW_PRIVS), launch.Imm(1), null, null, null)
-	} else if filter != nil {
-		p.seccomp(filter) // while CAP_SYS_ADMIN is still there
-	}
+	set, err := p.capabilities(proc.Capabilities)
+	p.fail(err)
+	prctl := func(args ...launch.Arg) { b.Sys(unix.SYS_PRCTL, append(args, null, null, null, null)[:5]...) }
 	p.note("drop capabilities from the bounding set")
-	bounding := mask(c.Bounding)
-	for i := 0; i <= last; i++ {
-		if bounding&(1<<i) == 0 {
-			b.Sys(unix.SYS_PRCTL, launch.Imm(unix.PR_CAPBSET_DROP), launch.Imm(i), null, null, null)
+	for i := 0; i <= set.last; i++ {
+		if set.bounding&(1<<i) == 0 {
+			prctl(launch.Imm(unix.PR_CAPBSET_DROP), launch.Imm(i))
 		}
 	}
-	b.Sys(unix.SYS_PRCTL, launch.Imm(unix.PR_SET_KEEPCAPS), launch.Imm(1), null, null, null)
+	prctl(launch.Imm(unix.PR_SET_KEEPCAPS), launch.Imm(1))
 	p.ids(proc)
 	p.note("change to directory %s", proc.Cwd)
 	p.chdir(proc.Cwd)
-	b.Sys(unix.SYS_PRCTL, launch.Imm(unix.PR_SET_KEEPCAPS), null, null, null, null)
-	p.note("set capabilities")
-	eff, perm, inh := mask(c.Effective), mask(c.Permitted), mask(c.Inheritable)
-	const v3 = 0x20080522
-	header := b.Words(v3)
-	low := func(m uint64) uint64 { return m & 0xffffffff }
-	b.Sys(unix.SYS_CAPSET, header, b.Words(low(eff)|low(perm)<<32, low(inh)|eff>>32<<32, perm>>32|inh>>32<<32))
-	b.Sys(unix.SYS_PRCTL, launch.Imm(unix.PR_CAP_AMBIENT), launch.Imm(unix.PR_CAP_AMBIENT_CLEAR_ALL), null, null, null)
-	ambient := mask(c.Ambient)
-	for i := 0; i <= last; i++ {
-		if ambient&(1<<i) != 0 {
-			p.note("raise ambient capability %s", caps.Name(i))
-			b.Sys(unix.SYS_PRCTL, launch.Imm(unix.PR_CAP_AMBIENT), launch.Imm(unix.PR_CAP_AMBIENT_RAISE), launch.Imm(i), null, null)
-		}
-	}
 	umask := uint32(0o022)
 	if proc.User.Umask != nil {
 		umask = *proc.User.Umask
 	}
 	b.Sys(unix.SYS_UMASK, launch.Imm(umask))
+	prctl(launch.Imm(unix.PR_SET_KEEPCAPS))
+	if proc.NoNewPrivileges {
+		p.note("set no_new_privs")
+		prctl(launch.Imm(unix.PR_SET_NO_NEW_PRIVS), launch.Imm(1))
+	} else if filter != nil {
+		const admin = 1 << unix.CAP_SYS_ADMIN
+		p.capset(admin, set.permitted|admin, set.inheritable)
+		p.seccomp(filter)
+	}
+	p.note("set capabilities")
+	p.capset(set.effective, set.permitted, set.inheritable)
+	prctl(launch.Imm(unix.PR_CAP_AMBIENT), launch.Imm(unix.PR_CAP_AMBIENT_CLEAR_ALL))
+	for i := 0; i <= set.last; i++ {
+		if set.ambient&(1<<i) != 0 {
+			p.note("raise ambient capability %s", caps.Name(i))
+			prctl(launch.Imm(unix.PR_CAP_AMBIENT), launch.Imm(unix.PR_CAP_AMBIENT_RAISE), launch.Imm(i))
+		}
+	}
 	if proc.NoNewPrivileges && filter != nil {
 		p.seccomp(filter)
 	}
+}
+
+func (p *plan) capset(eff, perm, inh uint64) {
+	const v3 = 0x20080522
+	low := func(m uint64) uint64 { return m & 0xffffffff }
+	// struct __user_cap_data_struct [2]: effective, permitted, inheritable, each of 32 bits, the lower half of all three first.
+	data := p.b.Words(low(eff)|low(perm)<<32, low(inh)|eff>>32<<32, perm>>32|inh>>32<<32)
+	p.b.Sys(unix.SYS_CAPSET, p.b.Words(v3), data)
+}
+
+// capSet is the five sets as masks.
+type capSet struct {
+	bounding, effective, permitted, inheritable, ambient uint64
+	last                                                 int
+}
+
+// capabilities reads the sets. What this process does not have itself cannot be granted and is left out, as the specification asks; in a new user namespace
+// everything can.
+func (p *plan) capabilities(c *specs.LinuxCapabilities) (set capSet, err error) {
+	set.last = caps.Last() // reads a file
+	if c == nil {
+		return set, nil
+	}
+	can := ^uint64(0)
+	if p.newFlags&unix.CLONE_NEWUSER == 0 && !p.joined {
+		if can, err = ownCapabilities(); err != nil {
+			return set, err
+		}
+	}
+	for _, s := range []struct {
+		list []string
+		mask *uint64
+	}{{c.Bounding, &set.bounding}, {c.Effective, &set.effective}, {c.Permitted, &set.permitted}, {c.Inheritable, &set.inheritable}, {c.Ambient, &set.ambient}} {
+		m, err := capMask(s.list, set.last)
+		if err != nil {
+			return set, err
+		}
+		*s.mask = m & can
+	}
+	return set, nil
+}
+
+func ownCapabilities() (uint64, error) {
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &data[0]); err != nil {
+		return 0, fmt.Errorf("own capabilities: %w", err)
+	}
+	return uint64(data[0].Permitted) | uint64(data[1].Permitted)<<32, nil
 }
 
 // capMask is caps.Parse for a known last capability. Names that this kernel does not know are left out, as the specification asks.

@@ -49,6 +49,7 @@ func (p *plan) rootFS() {
 	p.note("open /dev/null")
 	p.null = p.open("/dev/null", oPath|noFollow)
 	b.CheckNode(p.null, sIfChr, 1, 3)
+	p.openSources()
 	p.attachRoot()
 	for i := range p.spec.Mounts {
 		p.mount(&p.spec.Mounts[i])
@@ -319,7 +320,7 @@ func (p *plan) finish(fd launch.Arg, o *mount.Options) {
 	}
 }
 
-// bindMount attaches a clone of a host's mount. The clone is made by the runtime, which sees the source whatever user namespace the container has.
+// bindMount attaches a clone of a host's mount.
 func (p *plan) bindMount(m *specs.Mount, o *mount.Options) {
 	b := p.b
 	fd, isDir := p.source(m, o)
@@ -327,10 +328,7 @@ func (p *plan) bindMount(m *specs.Mount, o *mount.Options) {
 		return
 	}
 	p.note("mount %s on %s", m.Source, m.Destination)
-	if len(o.Data) > 0 {
-		p.fail(errs.New(errs.Invalid, "mount %s: option %q means nothing for a bind mount", m.Destination, o.Data[0]))
-		return
-	}
+	// Options for a file system (mode=…) mean nothing to a bind mount; the kernel ignores them since ever, and specs in the wild have them.
 	make := launch.MakeFile
 	if isDir {
 		make = launch.MakeDir
@@ -365,6 +363,10 @@ func (p *plan) bindMount(m *specs.Mount, o *mount.Options) {
 	}
 	b.Close(target)
 	b.FreeReg(target)
+	b.Close(fd)
+	if fd.IsReg() {
+		b.FreeReg(fd)
+	}
 	if path.Clean(m.Destination) == "/dev" {
 		p.bindDev = true
 	}
@@ -376,24 +378,73 @@ func (p *plan) procSource(m *specs.Mount) bool {
 	return path.Clean(m.Destination) == "/proc" && unix.Statfs(m.Source, &fs) == nil && int64(fs.Type) == magicProc
 }
 
+// maxSources bounds how many sources the child opens itself: it has a register for each.
+const maxSources = 64
+
+// openSources has the child open the sources of bind mounts while it sees the host's tree and nothing else; each is cloned when its turn comes, so that the kernel numbers
+// (and lists) mounts in the order of the spec. What the child could not reach or map is left to the runtime, see source.
+func (p *plan) openSources() {
+	if p.userns {
+		return
+	}
+	p.sources = map[string]launch.Arg{}
+	open := func(src string) {
+		if _, ok := p.sources[src]; ok || len(p.sources) >= maxSources {
+			return
+		}
+		p.note("open %s", src)
+		p.sources[src] = p.open(src, oPath)
+	}
+	for i := range p.spec.Mounts {
+		m := &p.spec.Mounts[i]
+		o, err := mount.Parse(m.Options)
+		switch {
+		case err != nil:
+			return // told when its turn comes
+		case m.Type == "cgroup":
+			for _, dir := range p.cgroup.paths {
+				open(dir)
+			}
+		case (m.Type == "bind" || o.Bind) && !mapped(m, &o):
+			if src := p.opts.sourcePath(m); exists(src) {
+				open(src)
+			}
+		}
+	}
+}
+
+func mapped(m *specs.Mount, o *mount.Options) bool {
+	return o.IDMap != 0 || len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0
+}
+
+func (o *RunOptions) sourcePath(m *specs.Mount) string {
+	if path.IsAbs(m.Source) {
+		return path.Clean(m.Source)
+	}
+	return path.Join(o.Bundle, m.Source)
+}
+
 // source clones the source of a bind mount, with its ids mapped if asked for.
 func (p *plan) source(m *specs.Mount, o *mount.Options) (fd launch.Arg, isDir bool) {
-	src := m.Source
-	if !path.IsAbs(src) {
-		src = path.Join(p.opts.Bundle, src)
-	}
+	src := p.opts.sourcePath(m)
 	st, err := os.Stat(src)
 	if err != nil {
 		p.fail(fmt.Errorf("mount %s: %w", m.Destination, err))
 		return
 	}
+	flags := cloneTree
+	if o.Rec {
+		flags |= unix.AT_RECURSIVE
+	}
+	if at, ok := p.sources[src]; ok && !mapped(m, o) {
+		r := p.b.NewReg()
+		p.note("mount %s on %s", src, m.Destination)
+		p.b.Sys(unix.SYS_OPEN_TREE, at, p.b.Str(""), launch.Imm(flags|emptyPath)).To(r)
+		return r, st.IsDir()
+	}
 	if p.opts.Rootless && p.newFlags&unix.CLONE_NEWUSER != 0 {
 		r := p.b.NewReg()
 		p.note("mount %s on %s", src, m.Destination)
-		flags := cloneTree
-		if o.Rec {
-			flags |= unix.AT_RECURSIVE
-		}
 		p.b.Sys(unix.SYS_OPEN_TREE, launch.AtCwd(), p.b.Str(src), launch.Imm(flags)).To(r)
 		return r, st.IsDir()
 	}
@@ -403,7 +454,7 @@ func (p *plan) source(m *specs.Mount, o *mount.Options) (fd launch.Arg, isDir bo
 		return
 	}
 	slot := p.take(tree)
-	if o.IDMap != 0 || len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0 {
+	if mapped(m, o) {
 		p.fail(p.mapSource(m, o, tree))
 	}
 	return slot, st.IsDir()

@@ -27,6 +27,9 @@ func Slot(n int) Arg { return Arg{argSlot, uint64(n)} }
 // Plus is a pointer n bytes further on.
 func (a Arg) Plus(n int) Arg { return Arg{a.kind, a.v + uint64(n)} }
 
+// IsReg tells whether the argument is a register.
+func (a Arg) IsReg() bool { return a.kind == argReg }
+
 // Label is a place further on in the program.
 type Label int
 
