@@ -62,11 +62,12 @@ type layer struct {
 
 // tree is a writable tree. While busy is set, it is being made or removed and nobody else may touch it.
 type tree struct {
-	key    string
-	id     string
-	chain  snapshot.ChainID
-	labels map[string]string
-	busy   bool
+	key     string
+	id      string
+	chain   snapshot.ChainID
+	labels  map[string]string
+	durable bool
+	busy    bool
 }
 
 const (
@@ -159,9 +160,10 @@ type layerFile struct {
 }
 
 type treeFile struct {
-	Key    string
-	Chain  digest.Digest     `json:",omitempty"`
-	Labels map[string]string `json:",omitempty"`
+	Key     string
+	Chain   digest.Digest     `json:",omitempty"`
+	Labels  map[string]string `json:",omitempty"`
+	Durable bool              `json:",omitempty"`
 }
 
 func (d *Depot) loadLayers() error {
@@ -218,7 +220,7 @@ func (d *Depot) loadTrees() error {
 			d.setAside(path, err)
 			continue
 		}
-		d.trees[rec.Key] = &tree{key: rec.Key, id: e.Name(), chain: rec.Chain, labels: rec.Labels}
+		d.trees[rec.Key] = &tree{key: rec.Key, id: e.Name(), chain: rec.Chain, labels: rec.Labels, durable: rec.Durable}
 		if rec.Chain == "" {
 			continue
 		}

@@ -22,6 +22,9 @@ const stringLimit = 256
 type layout struct {
 	lower       []string
 	upper, work string
+	// volatile: the tree goes with its container, so nothing in it needs to reach the disk. Without it, taking an overlay
+	// down flushes the whole file system below, which takes as long as anybody's unwritten data there.
+	volatile bool
 }
 
 // mount makes a detached mount, by the newest way that the kernel knows.
@@ -36,6 +39,12 @@ func (s *Store) mount(l layout) (*os.File, error) {
 	}
 	if l.upper == "" && len(l.lower) == 1 {
 		l.lower = append(l.lower[:1:1], b)
+	}
+	if l.volatile {
+		// The kernel leaves this mark so that nobody mounts such a tree again without thinking. We thought: see Options.Durable.
+		if err := os.RemoveAll(l.work + "/work/incompat"); err != nil {
+			return nil, err
+		}
 	}
 	fd, err := s.detached(l)
 	if errors.Is(err, errTooLong) || errors.Is(err, unix.ENOSYS) {
@@ -104,7 +113,7 @@ func (s *Store) configure(l layout, single bool) (_ int, err error) {
 		set("upperdir", l.upper)
 		set("workdir", l.work)
 	}
-	for _, opt := range s.extra() {
+	for _, opt := range s.extra(l) {
 		key, value, ok := strings.Cut(opt, "=")
 		if ok {
 			set(key, value)
@@ -123,11 +132,14 @@ func (s *Store) configure(l layout, single bool) (_ int, err error) {
 
 // extra are the options that do not depend on the layers. index and metacopy would tie a tree's upper directory to its very layers and
 // hide content from Diff; redirect_dir likewise turns a rename into a reference. All are off whatever the kernel's default is.
-func (s *Store) extra() []string {
+func (s *Store) extra(l layout) []string {
 	opts := []string{"index=off", "metacopy=off", "redirect_dir=off"}
 	if s.userXattr {
 		// With userxattr the kernel refuses explicit redirect_dir and metacopy, and has both off.
 		opts = []string{"index=off", "userxattr"}
+	}
+	if l.volatile {
+		opts = append(opts, "volatile")
 	}
 	return opts
 }
@@ -190,7 +202,7 @@ func (s *Store) onThread(l layout) (int, error) {
 	for i, dir := range l.lower {
 		lower[i] = rel(dir)
 	}
-	opts := append(s.extra(), "lowerdir="+strings.Join(lower, ":"))
+	opts := append(s.extra(l), "lowerdir="+strings.Join(lower, ":"))
 	flags := uintptr(0)
 	if l.upper != "" {
 		opts = append(opts, "upperdir="+rel(l.upper), "workdir="+rel(l.work))

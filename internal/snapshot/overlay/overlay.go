@@ -40,8 +40,10 @@ type Store struct {
 	// userXattr: not the host's root, so marks are user.overlay.* and the mount gets userxattr.
 	userXattr bool
 
-	mu   sync.Mutex // guards live only
-	live map[string]*shared
+	mu      sync.Mutex // guards both maps
+	live    map[string]*shared
+	closing map[string]chan struct{} // mounts that are being taken down
+	down    sync.WaitGroup
 }
 
 var _ snapshot.Store = (*Store)(nil)
@@ -56,7 +58,13 @@ func New(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
-	return &Store{Depot: d, log: log, userXattr: !initialUserNS(), live: map[string]*shared{}}, nil
+	return &Store{Depot: d, log: log, userXattr: !initialUserNS(), live: map[string]*shared{}, closing: map[string]chan struct{}{}}, nil
+}
+
+// Close waits for what goes on in the background.
+func (s *Store) Close() error {
+	s.down.Wait()
+	return s.Depot.Close()
 }
 
 // Name is "overlay".
@@ -121,7 +129,7 @@ func (s *Store) Mount(ctx context.Context, key string) (*snapshot.Mounted, error
 		if err != nil {
 			return nil, err
 		}
-		return s.mount(layout{lower: lower, upper: t.Dir + "/upper", work: t.Dir + "/work"})
+		return s.mount(layout{lower: lower, upper: t.Dir + "/upper", work: t.Dir + "/work", volatile: !t.Durable})
 	})
 }
 
@@ -142,31 +150,48 @@ type shared struct {
 	uses int // guarded by Store.mu
 }
 
-func (s *Store) share(name string, mount func() (*os.File, error)) (*snapshot.Mounted, error) {
-	s.mu.Lock()
-	sh := s.live[name]
-	if sh == nil {
-		sh = &shared{}
-		s.live[name] = sh
+// join finds or makes the entry of a mount. One that is being taken down is waited for.
+func (s *Store) join(name string) *shared {
+	for {
+		s.mu.Lock()
+		wait := s.closing[name]
+		if wait == nil {
+			sh := s.live[name]
+			if sh == nil {
+				sh = &shared{}
+				s.live[name] = sh
+			}
+			sh.uses++
+			s.mu.Unlock()
+			return sh
+		}
+		s.mu.Unlock()
+		<-wait
 	}
-	sh.uses++
-	first := sh.uses == 1
-	s.mu.Unlock()
+}
+
+func (s *Store) share(name string, mount func() (*os.File, error)) (*snapshot.Mounted, error) {
+	sh := s.join(name)
+	first := false
 	sh.once.Do(func() {
 		first = true
 		sh.root, sh.err = mount()
 	})
 	if sh.err != nil {
-		err := sh.err
-		return nil, errors.Join(fmt.Errorf("mount %s: %w", name, err), s.release(name, sh))
+		s.release(name, sh)
+		return nil, fmt.Errorf("mount %s: %w", name, sh.err)
 	}
 	root, detached, err := sh.hand(first)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("mount %s: %w", name, err), s.release(name, sh))
+		s.release(name, sh)
+		return nil, fmt.Errorf("mount %s: %w", name, err)
 	}
 	var once sync.Once
 	return &snapshot.Mounted{Root: root, Detached: detached, Close: func() (err error) {
-		once.Do(func() { err = errors.Join(root.Close(), s.release(name, sh)) })
+		once.Do(func() {
+			err = root.Close()
+			s.release(name, sh)
+		})
 		return err
 	}}, nil
 }
@@ -187,18 +212,30 @@ func (sh *shared) hand(first bool) (*os.File, bool, error) {
 	return os.NewFile(uintptr(fd), "overlay"), first, nil
 }
 
-func (s *Store) release(name string, sh *shared) error {
+// release gives a share back. The last one takes the mount down, in the background: the kernel flushes the file system below for it, and waits
+// for every processor to forget the mount.
+func (s *Store) release(name string, sh *shared) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	sh.uses--
-	last := sh.uses == 0
-	if last && s.live[name] == sh {
-		delete(s.live, name)
+	if sh.uses > 0 {
+		return
 	}
-	s.mu.Unlock()
-	if last && sh.root != nil {
-		return sh.root.Close()
+	delete(s.live, name)
+	if sh.root == nil {
+		return
 	}
-	return nil
+	done := make(chan struct{})
+	s.closing[name] = done
+	s.down.Go(func() {
+		if err := sh.root.Close(); err != nil {
+			s.log.Warn("take a mount down", "mount", name, "error", err)
+		}
+		s.mu.Lock()
+		delete(s.closing, name)
+		s.mu.Unlock()
+		close(done)
+	})
 }
 
 func initialUserNS() bool {

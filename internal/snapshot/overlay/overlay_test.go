@@ -3,6 +3,7 @@ package overlay
 import (
 	"context"
 	"os"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -10,6 +11,8 @@ import (
 	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/snapshot/snapshottest"
 )
+
+var ctx = context.Background()
 
 func needRoot(t testing.TB) {
 	t.Helper()
@@ -77,19 +80,21 @@ func BenchmarkPrepareMountRemove(b *testing.B) {
 	needRoot(b)
 	s := open(b, b.TempDir())
 	chain := snapshottest.Chain(b, s, 4)
-	ctx := context.Background()
+	n := 0
 	for b.Loop() {
-		if err := s.Prepare(ctx, "k", chain, snapshot.Options{}); err != nil {
+		n++
+		key := strconv.Itoa(n)
+		if err := s.Prepare(ctx, key, chain, snapshot.Options{}); err != nil {
 			b.Fatal(err)
 		}
-		m, err := s.Mount(ctx, "k")
+		m, err := s.Mount(ctx, key)
 		if err != nil {
 			b.Fatal(err)
 		}
 		if err := m.Close(); err != nil {
 			b.Fatal(err)
 		}
-		if err := s.Remove(ctx, "k"); err != nil {
+		if err := s.Remove(ctx, key); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -99,7 +104,6 @@ func BenchmarkPrepare(b *testing.B) {
 	needRoot(b)
 	s := open(b, b.TempDir())
 	chain := snapshottest.Chain(b, s, 4)
-	ctx := context.Background()
 	for b.Loop() {
 		if err := s.Prepare(ctx, "k", chain, snapshot.Options{}); err != nil {
 			b.Fatal(err)
@@ -114,17 +118,22 @@ func BenchmarkMount(b *testing.B) {
 	needRoot(b)
 	s := open(b, b.TempDir())
 	chain := snapshottest.Chain(b, s, 4)
-	ctx := context.Background()
-	if err := s.Prepare(ctx, "k", chain, snapshot.Options{}); err != nil {
-		b.Fatal(err)
-	}
+	n := 0
 	for b.Loop() {
-		m, err := s.Mount(ctx, "k")
+		b.StopTimer()
+		n++
+		key := strconv.Itoa(n)
+		if err := s.Prepare(ctx, key, chain, snapshot.Options{}); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		m, err := s.Mount(ctx, key)
 		if err != nil {
 			b.Fatal(err)
 		}
 		b.StopTimer()
 		m.Close()
+		s.down.Wait()
 		b.StartTimer()
 	}
 }

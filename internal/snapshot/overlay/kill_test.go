@@ -1,0 +1,111 @@
+package overlay
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/snapshot/snapshottest"
+)
+
+const killRoot = "CORTEN_TEST_KILL_ROOT"
+
+// TestKillChild is the process that TestKill kills. It works without end and says which layer it was promised.
+func TestKillChild(t *testing.T) {
+	root := os.Getenv(killRoot)
+	if root == "" {
+		t.Skip("only as a child of TestKill")
+	}
+	s := open(t, root)
+	for n := os.Getpid() * 1000; ; n++ {
+		var list []snapshottest.Entry
+		for i := range 20 {
+			list = append(list, snapshottest.File(fmt.Sprintf("d%d/f%d", i%3, i), strings.Repeat(fmt.Sprint(n), 2000)))
+		}
+		l := snapshottest.Apply(t, s, "", snapshottest.Tar(t, list...))
+		fmt.Println("promised", l.Chain)
+		key := fmt.Sprint(n)
+		if err := s.Prepare(ctx, key, l.Chain, snapshot.Options{Durable: n%2 == 0}); err != nil {
+			t.Fatal(err)
+		}
+		m, err := s.Mount(ctx, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(fmt.Sprintf("/proc/self/fd/%d/d0/f0", m.Root.Fd()), []byte("changed"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		l, err = s.Commit(ctx, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Println("promised", l.Chain)
+		m.Close()
+		if err := s.Remove(ctx, key); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A process that is killed at any moment loses no layer it had promised, and leaves nothing that the next one does not clean up.
+func TestKill(t *testing.T) {
+	needRoot(t)
+	root := t.TempDir()
+	var promised []string
+	for range 8 {
+		cmd := exec.Command(os.Args[0], "-test.run", "^TestKillChild$")
+		cmd.Env = append(os.Environ(), killRoot+"="+root)
+		var out bytes.Buffer
+		cmd.Stdout = &out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(30+rand.IntN(150)) * time.Millisecond)
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err == nil || strings.Contains(out.String(), "FAIL") {
+			t.Fatalf("%v %s", err, out.String())
+		}
+		for line := range strings.Lines(out.String()) {
+			if chain, ok := strings.CutPrefix(line, "promised "); ok && strings.HasSuffix(chain, "\n") {
+				promised = append(promised, strings.TrimSpace(chain))
+			}
+		}
+	}
+	s := open(t, root)
+	for _, chain := range promised {
+		if _, err := s.Stat(ctx, snapshot.ChainID(chain)); err != nil {
+			t.Error(err)
+		}
+	}
+	layers, err := s.Layers(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range layers {
+		if err := s.LayerTar(ctx, l.Chain, io.Discard); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{"new", "trash", "lost"} {
+		if left, _ := os.ReadDir(filepath.Join(root, dir)); len(left) > 0 {
+			t.Errorf("%s: %v", dir, left)
+		}
+	}
+	t.Logf("%d layers promised, %d there", len(promised), len(layers))
+	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || bytes.Contains(mounts, []byte(root)) {
+		t.Errorf("a mount is left: %v", err)
+	}
+}
