@@ -92,7 +92,7 @@ type Process interface {
 	// end. After an error conn is still the caller's.
 	Attach(ctx context.Context, conn net.Conn, opts AttachOptions) (<-chan AttachEnd, error)
 	Resize(ctx context.Context, rows, cols uint16) error
-	// Exited closes when the exit is known and recorded.
+	// Exited closes when the exit is known and recorded; never, if Close of the monitor was called before.
 	Exited() <-chan struct{}
 	// Exit is valid after Exited closed.
 	Exit() Exit
