@@ -27,6 +27,8 @@ func TestMain(m *testing.M) {
 
 func play(part string, args []string) {
 	switch part {
+	case "play-terminal":
+		playTerminal(args[0])
 	case "play-lines": // n lines of 80 bytes, written in pieces of the given size (0: each line by itself; 1: a prepared block)
 		n, _ := strconv.Atoi(args[0])
 		size, _ := strconv.Atoi(args[1])
