@@ -251,8 +251,16 @@ func (l *Local) takeDown() error {
 	if l.opt.NoRules {
 		return err
 	}
+	kept, herr := l.nf.HasRules(l.opt.Table, chainUser)
 	tx := &nft.Tx{}
-	tx.AddTable(l.opt.Table) // so that deleting it cannot fail
-	tx.DelTable(l.opt.Table)
-	return errors.Join(err, l.commit(tx))
+	tx.AddTable(l.opt.Table) // so that nothing of the rest can fail
+	if kept || herr != nil {
+		for _, c := range ownChains {
+			tx.AddChain(l.opt.Table, c)
+			tx.FlushChain(l.opt.Table, c.Name)
+		}
+	} else {
+		tx.DelTable(l.opt.Table)
+	}
+	return errors.Join(err, herr, l.commit(tx))
 }

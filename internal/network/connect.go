@@ -55,7 +55,10 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 		if err := l.makeLinks(host, &b, []Endpoint{ep}); err != nil {
 			return err
 		}
-		return configure(in, plan{eps: []Endpoint{ep}, gw4: -1, gw6: -1})
+		if err := configure(in, plan{eps: []Endpoint{ep}, gw4: -1, gw6: -1}); err != nil {
+			return err
+		}
+		return settleLinks(host, []Endpoint{ep}, linkName)
 	})
 	if err != nil {
 		return Endpoint{}, fmt.Errorf("connect to network %s: %w", nw.rec.Name, err)

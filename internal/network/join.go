@@ -22,6 +22,7 @@ type plan struct {
 	eps  []Endpoint
 	gw4  int // index of the endpoint with the default route, or -1
 	gw6  int
+	bare *os.File // a ready namespace with nothing but lo, to build in
 }
 
 // Join makes the namespace and interfaces of a container that is about to start.
@@ -85,6 +86,9 @@ func (l *Local) tryReserve(req *JoinRequest, bx *box) (p plan, ready *readyBox, 
 			for _, ep := range p.eps {
 				l.dropEndpoint(req.Owner, ep, true)
 			}
+			if p.bare != nil {
+				err = errors.Join(err, p.bare.Close())
+			}
 		}
 	}()
 	for _, er := range req.Endpoints {
@@ -101,6 +105,7 @@ func (l *Local) tryReserve(req *JoinRequest, bx *box) (p plan, ready *readyBox, 
 		p.nets = append(p.nets, nw)
 	}
 	if ready = l.pool.takeLocked(p.nets, req); ready == nil {
+		p.bare = l.pool.takeBare(p.nets)
 		for i, er := range req.Endpoints {
 			if p.nets[i].rec.Driver != nameBridge {
 				continue
@@ -247,24 +252,57 @@ func (l *Local) build(p plan) (*os.File, error) {
 	if len(p.eps) == 0 {
 		return l.inNew(nil)
 	}
+	if p.bare != nil {
+		if err := l.buildIn(p, p.bare); err != nil {
+			return nil, errors.Join(err, p.bare.Close())
+		}
+		return p.bare, nil
+	}
 	host, err := l.rt.Take() // before the thread changes its namespace
 	if err != nil {
 		return nil, err
 	}
 	defer l.rt.Give(host)
-	return l.inNew(func(in *netlink.Conn, ns *os.File) error {
-		if err := l.quietIPv6(p.eps); err != nil {
+	return l.inNew(func(in *netlink.Conn, ns *os.File) error { return l.furnish(host, in, p, ns) })
+}
+
+// buildIn is build for a namespace that is there.
+func (l *Local) buildIn(p plan, ns *os.File) error {
+	host, err := l.rt.Take()
+	if err != nil {
+		return err
+	}
+	defer l.rt.Give(host)
+	return l.inside(ns, func(in *netlink.Conn) error { return l.furnish(host, in, p, ns) })
+}
+
+// furnish makes the interfaces. The caller's thread is in the namespace.
+func (l *Local) furnish(host, in *netlink.Conn, p plan, ns *os.File) error {
+	if err := l.quietIPv6(p.eps); err != nil {
+		return err
+	}
+	var b netlink.Batch
+	for i, ep := range p.eps {
+		l.addVeth(&b, p.nets[i], ep, ns, ep.Interface)
+	}
+	if err := l.makeLinks(host, &b, p.eps); err != nil {
+		return err
+	}
+	if err := configure(in, p); err != nil {
+		return err
+	}
+	return settleLinks(host, p.eps, linkName)
+}
+
+// settleLinks looks at the links once more. The kernel notes that a link's other end is up now a little later, in the background; until then the bridge does not
+// forward to the port, and the first packet would be lost and come again after a second. Whoever asks for the link gets the noting done first (from 6.8 on).
+func settleLinks(c *netlink.Conn, eps []Endpoint, name func(Endpoint) string) error {
+	for _, ep := range eps {
+		if _, err := c.LinkByName(name(ep)); err != nil {
 			return err
 		}
-		var b netlink.Batch
-		for i, ep := range p.eps {
-			l.addVeth(&b, p.nets[i], ep, ns, ep.Interface)
-		}
-		if err := l.makeLinks(host, &b, p.eps); err != nil {
-			return err
-		}
-		return configure(in, p)
-	})
+	}
+	return nil
 }
 
 // makeLinks runs the batch that makes veths. A stale one of the same name, left by someone who held its address before, is replaced.
@@ -278,10 +316,13 @@ func (l *Local) makeLinks(host *netlink.Conn, b *netlink.Batch, eps []Endpoint) 
 		del.DelLink(linkName(ep))
 	}
 	_ = host.Do(&del) // those that were made, or were there before: gone or never there, both are right
-	if !errors.Is(err, unix.EEXIST) {
-		return err
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		return host.Do(b)
+	case errors.Is(err, unix.EXFULL):
+		return errs.New(errs.Unavailable, "network is full: a bridge of the kernel has 1023 ports: %w", err)
 	}
-	return host.Do(b)
+	return err
 }
 
 func (l *Local) addVeth(b *netlink.Batch, nw *network, ep Endpoint, ns *os.File, name string) {
@@ -320,7 +361,10 @@ func configure(in *netlink.Conn, p plan) error {
 			b.AddRoute(link.Index, netip.Prefix{}, ep.Gateway6)
 		}
 	}
-	return in.Do(&b)
+	if err := in.Do(&b); err != nil {
+		return err
+	}
+	return settleLinks(in, p.eps, func(ep Endpoint) string { return ep.Interface })
 }
 
 func addAddrs(b *netlink.Batch, index int, ep Endpoint) {
@@ -361,9 +405,13 @@ func (p plan) userDefined() bool {
 func (l *Local) Leave(ctx context.Context, owner string) error {
 	l.mu.Lock()
 	bx := l.boxes[owner]
+	making := bx != nil && !bx.ready
 	l.mu.Unlock()
-	if bx == nil {
+	switch {
+	case bx == nil:
 		return nil
+	case making:
+		return errs.New(errs.Conflict, "sandbox of %s is being made", owner)
 	}
 	return l.leave(ctx, bx)
 }

@@ -127,3 +127,73 @@ func benchJoin(b *testing.B, w *world, req JoinRequest, wait time.Duration) {
 	b.ReportMetric(float64(join.Microseconds())/float64(n), "µs/join")
 	b.ReportMetric(float64(leave.Microseconds())/float64(n), "µs/leave")
 }
+
+// A thousand endpoints must not make the next one slow.
+func BenchmarkJoinAmongMany(b *testing.B) {
+	w := newWorld(b, nil)
+	check(b, w.Settle(context.Background()))
+	many := 900
+	for i := range many {
+		sb, err := w.Join(context.Background(), JoinRequest{Owner: fmt.Sprint("many", i)})
+		check(b, err)
+		defer sb.NS.Close()
+	}
+	b.Cleanup(func() {
+		for i := range many {
+			check(b, w.Leave(context.Background(), fmt.Sprint("many", i)))
+		}
+	})
+	for _, wait := range []time.Duration{30 * time.Millisecond, 0} {
+		b.Run(fmt.Sprint("wait", wait), func(b *testing.B) { benchJoin(b, w, JoinRequest{}, wait) })
+	}
+}
+
+func BenchmarkUserDefined(b *testing.B) {
+	w := newWorld(b, nil)
+	check(b, w.Settle(context.Background()))
+	_, err := w.Create(context.Background(), Network{Name: "blue"})
+	check(b, err)
+	b.Cleanup(func() { check(b, w.Remove(context.Background(), "blue")) })
+	benchJoin(b, w, JoinRequest{Name: "x", Endpoints: []EndpointRequest{{Network: "blue"}}}, 5*time.Millisecond)
+}
+
+// Rows of starts as users make them: one after the other every 10 ms, and eight at a time.
+func BenchmarkRows(b *testing.B) {
+	for _, side := range []int{1, 8} {
+		b.Run(fmt.Sprint(side, "AtATime"), func(b *testing.B) {
+			w := newWorld(b, nil)
+			check(b, w.Settle(context.Background()))
+			time.Sleep(100 * time.Millisecond)
+			var mu sync.Mutex
+			var sum, worst time.Duration
+			n := 0
+			for range b.N {
+				var wg sync.WaitGroup
+				for range side {
+					n++
+					owner := fmt.Sprint("c", n)
+					wg.Go(func() {
+						t0 := time.Now()
+						sb, err := w.Join(context.Background(), JoinRequest{Owner: owner})
+						took := time.Since(t0)
+						if err != nil {
+							b.Error(err)
+							return
+						}
+						time.Sleep(8 * time.Millisecond)
+						_ = sb.NS.Close()
+						if err := w.Leave(context.Background(), owner); err != nil {
+							b.Error(err)
+						}
+						mu.Lock()
+						sum, worst = sum+took, max(worst, took)
+						mu.Unlock()
+					})
+				}
+				wg.Wait()
+			}
+			b.ReportMetric(float64(sum.Microseconds())/float64(n), "µs/join")
+			b.ReportMetric(float64(worst.Microseconds()), "µs/worst")
+		})
+	}
+}

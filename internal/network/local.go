@@ -74,7 +74,7 @@ type box struct {
 }
 
 // New opens the room: it restores the stored networks and the default ones, their bridges, and the table with its rules. Ready namespaces are
-// made once Settle was called, or with the first Join.
+// made once Settle was called.
 func New(opt Options) (_ *Local, err error) {
 	opt = opt.withDefaults()
 	l := &Local{opt: opt, log: opt.Logger, nets: map[string]*network{}, names: map[string]string{}, boxes: map[string]*box{},
@@ -220,4 +220,7 @@ func newID() string {
 	return hex.EncodeToString(raw[:])
 }
 
-var _ Manager = (*Local)(nil)
+var (
+	_ Manager = (*Local)(nil)
+	_ Settler = (*Local)(nil)
+)

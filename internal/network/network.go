@@ -129,3 +129,9 @@ type Manager interface {
 	// Close stops background work; it removes no running container's network. With nothing running it removes bridges' rules and the table.
 	Close() error
 }
+
+// Settler is what a Manager also is when it finds things of an earlier engine in the kernel: call Settle once after the last Restore. It removes
+// what nobody claimed, and only then are ready namespaces made.
+type Settler interface {
+	Settle(ctx context.Context) error
+}

@@ -36,7 +36,7 @@ type Options struct {
 	// DNS, DNSSearch, DNSOptions are the engine's defaults for containers that name none.
 	DNS, DNSSearch, DNSOptions []string
 	ResolvConf                 string // default /etc/resolv.conf, or systemd-resolved's own where that is a stub
-	PoolSize                   int    // ready namespaces to keep; default 4, negative: none
+	PoolSize                   int    // ready namespaces to keep; default 8, negative: none
 	PoolDelay                  time.Duration
 	// PortProxy is the command that runs the port proxy (see package portproxy), for instance cortend's own path and "portproxy"; empty: ports on IPv6
 	// addresses work only for containers with an IPv6 address.
@@ -58,7 +58,7 @@ func (o Options) withDefaults() Options {
 		o.Pools = append(o.Pools, PoolRange{netip.MustParsePrefix("192.168.0.0/16"), 20})
 	}
 	if o.PoolSize == 0 {
-		o.PoolSize = 4
+		o.PoolSize = 8
 	}
 	if o.PoolDelay == 0 {
 		o.PoolDelay = 10 * time.Millisecond

@@ -16,7 +16,7 @@ type readyBox struct {
 	eps []Endpoint
 }
 
-// readyPool keeps ready namespaces: of the default bridge, and bare ones for network none. The lists are guarded by Local.mu.
+// readyPool keeps ready namespaces: of the default bridge, and bare ones for network none and for everything else to be made in. The lists are guarded by Local.mu.
 //
 // It is filled by one goroutine on a thread of low priority, a little after the last Join or Leave, so that a burst of
 // starts has the processors for itself. A ready namespace is held by its descriptor alone: when the engine dies it goes, its veth with it.
@@ -51,6 +51,17 @@ func (p *readyPool) takeLocked(nets []*network, req *JoinRequest) (rb *readyBox)
 	return rb
 }
 
+// takeBare hands out a namespace in which interfaces with special wishes are then made. mu is held.
+func (p *readyPool) takeBare(nets []*network) *os.File {
+	if len(p.bare) == 0 || nets[0].rec.Driver != nameBridge {
+		return nil
+	}
+	ns := p.bare[0].ns
+	p.bare = p.bare[1:]
+	p.wake()
+	return ns
+}
+
 // wake has the pool filled after a moment.
 func (p *readyPool) wake() {
 	select {
@@ -69,17 +80,24 @@ func (p *readyPool) run(ctx context.Context) {
 	}
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	armed := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-p.kick:
-			timer.Reset(p.l.opt.PoolDelay)
+			if !armed { // not put off again by the next start: a long row of them would else find the pool empty
+				armed = true
+				timer.Reset(p.l.opt.PoolDelay)
+			}
 		case <-timer.C:
+			armed = false
 			if more, err := p.fill(ctx); err != nil {
 				p.l.log.Warn("make a ready network namespace", "err", err)
+				armed = true
 				timer.Reset(5 * time.Second)
 			} else if more {
+				armed = true
 				timer.Reset(time.Millisecond)
 			}
 		}
@@ -95,7 +113,7 @@ func (p *readyPool) fill(ctx context.Context) (more bool, err error) {
 	if l.settled && nw != nil && nw.index != 0 {
 		missing = l.opt.PoolSize - len(p.bridge)
 	}
-	bare := min(2, l.opt.PoolSize) - len(p.bare)
+	bare := (l.opt.PoolSize+1)/2 - len(p.bare)
 	if l.closed || ctx.Err() != nil || missing <= 0 && bare <= 0 {
 		l.mu.Unlock()
 		return false, nil

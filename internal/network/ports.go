@@ -86,7 +86,8 @@ func (l *Local) publish(ctx context.Context, bx *box, p plan) error {
 	}
 	ep, nw := bx.portEndpoint(p)
 	if nw == nil {
-		return errs.New(errs.Invalid, "ports cannot be published: no network of %s reaches the outside", bx.req.Name)
+		l.log.Warn("ports are not published: no network of the container reaches the outside", "owner", bx.req.Owner)
+		return nil // as Docker: compose files say ports also for services on internal networks
 	}
 	if l.opt.NoRules {
 		return errs.New(errs.Unavailable, "ports cannot be published: the engine runs without rules (iptables=false)")

@@ -47,7 +47,15 @@ var (
 		{Name: setHost4, Key: []nft.Type{nft.Proto, nft.IPv4, nft.Service}, Data: []nft.Type{nft.IPv4, nft.Service}},
 		{Name: setHost6, Key: []nft.Type{nft.Proto, nft.IPv6, nft.Service}, Data: []nft.Type{nft.IPv6, nft.Service}},
 	}
-	selfSets   = []nft.Set{{Name: setSelf4, Key: []nft.Type{nft.IPv4, nft.IPv4}}, {Name: setSelf6, Key: []nft.Type{nft.IPv6, nft.IPv6}}}
+	selfSets  = []nft.Set{{Name: setSelf4, Key: []nft.Type{nft.IPv4, nft.IPv4}}, {Name: setSelf6, Key: []nft.Type{nft.IPv6, nft.IPv6}}}
+	ownChains = []nft.Chain{
+		{Name: chainPorts},
+		{Name: chainGuard, Type: "filter", Hook: unix.NF_INET_PRE_ROUTING, Priority: prioRaw},
+		{Name: chainPre, Type: "nat", Hook: unix.NF_INET_PRE_ROUTING, Priority: prioDstNAT},
+		{Name: chainOut, Type: "nat", Hook: unix.NF_INET_LOCAL_OUT, Priority: prioDstNAT},
+		{Name: chainForward, Type: "filter", Hook: unix.NF_INET_FORWARD, Priority: prioFilter},
+		{Name: chainPost, Type: "nat", Hook: unix.NF_INET_POST_ROUTING, Priority: prioSrcNAT},
+	}
 	bridgeSets = []nft.Set{
 		{Name: setBridges, Key: []nft.Type{nft.IfName}}, {Name: setMasq, Key: []nft.Type{nft.IfName}},
 		{Name: setSame, Key: []nft.Type{nft.IfName, nft.IfName}}, {Name: setICC, Key: []nft.Type{nft.IfName, nft.IfName}}, {Name: setInternal, Key: []nft.Type{nft.IfName}},
@@ -64,14 +72,9 @@ func writeRules(tx *nft.Tx, table string) {
 		tx.AddSet(table, s)
 	}
 	tx.AddChain(table, nft.Chain{Name: chainUser})
-	tx.AddChain(table, nft.Chain{Name: chainPorts})
-	tx.AddChain(table, nft.Chain{Name: chainGuard, Type: "filter", Hook: unix.NF_INET_PRE_ROUTING, Priority: prioRaw})
-	tx.AddChain(table, nft.Chain{Name: chainPre, Type: "nat", Hook: unix.NF_INET_PRE_ROUTING, Priority: prioDstNAT})
-	tx.AddChain(table, nft.Chain{Name: chainOut, Type: "nat", Hook: unix.NF_INET_LOCAL_OUT, Priority: prioDstNAT})
-	tx.AddChain(table, nft.Chain{Name: chainForward, Type: "filter", Hook: unix.NF_INET_FORWARD, Priority: prioFilter})
-	tx.AddChain(table, nft.Chain{Name: chainPost, Type: "nat", Hook: unix.NF_INET_POST_ROUTING, Priority: prioSrcNAT})
-	for _, c := range []string{chainPorts, chainGuard, chainPre, chainOut, chainForward, chainPost} {
-		tx.FlushChain(table, c)
+	for _, c := range ownChains {
+		tx.AddChain(table, c)
+		tx.FlushChain(table, c.Name)
 	}
 	writeNAT(tx, table)
 	writeFilter(tx, table)

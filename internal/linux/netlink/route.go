@@ -44,6 +44,9 @@ func (b *Batch) AddBridge(name, alias string, mac net.HardwareAddr, mtu int) {
 		b.Nest(unix.IFLA_INFO_DATA, func() {
 			b.U32(unix.IFLA_BR_FORWARD_DELAY, 200) // the least; without spanning tree ports forward at once
 			b.U32(unix.IFLA_BR_STP_STATE, 0)
+			// With snooping the bridge now and then keeps the first neighbour solicitation from a port that it has just learned of: the first
+			// connection over IPv6 to a fresh container then takes a second.
+			b.U8(unix.IFLA_BR_MCAST_SNOOPING, 0)
 		})
 	})
 	b.End()

@@ -299,6 +299,29 @@ func (c *Conns) Commit(t *Tx) error {
 	return nil
 }
 
+// HasRules says whether a chain is there and has rules.
+func (c *Conns) HasRules(table, chain string) (bool, error) {
+	conn, err := c.pool.Take()
+	if err != nil {
+		return false, err
+	}
+	var b netlink.Batch
+	b.Begin("list rules of "+chain, subsys|unix.NFT_MSG_GETRULE, 0, header(unix.NFPROTO_INET, 0))
+	b.String(unix.NFTA_RULE_TABLE, table)
+	b.String(unix.NFTA_RULE_CHAIN, chain)
+	b.End()
+	found := false
+	err = conn.Dump(&b, func(typ uint16, _ []byte) error {
+		found = found || typ == subsys|unix.NFT_MSG_NEWRULE
+		return nil
+	})
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return false, errors.Join(err, conn.Close())
+	}
+	c.pool.Give(conn)
+	return found, nil
+}
+
 // Explain says what to enable where nftables is missing.
 func Explain(err error) error {
 	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) {
