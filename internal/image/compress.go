@@ -4,8 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"compress/bzip2"
+	"context"
 	"fmt"
 	"io"
+	"os/exec"
+	"strings"
+	"time"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -13,8 +17,8 @@ import (
 	"corten.dev/corten/internal/errs"
 )
 
-// decompress looks at the first bytes and undoes gzip, bzip2 or zstd. What is none of them is passed on as it is.
-func decompress(r io.Reader) (io.ReadCloser, error) {
+// decompress looks at the first bytes and undoes gzip, bzip2, zstd or xz. What is none of them is passed on as it is.
+func decompress(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
 	br := bufio.NewReaderSize(r, 64<<10)
 	head, err := br.Peek(6)
 	if err != nil && err != io.EOF && len(head) == 0 {
@@ -37,9 +41,65 @@ func decompress(r io.Reader) (io.ReadCloser, error) {
 		}
 		return &kinded{zr, func() error { zr.Close(); return nil }}, nil
 	case bytes.HasPrefix(head, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		return nil, errs.New(errs.NotImplemented, "archive is compressed with xz, which is not supported: decompress it first (xz -dc file | corten …)")
+		return unxz(ctx, br)
 	}
 	return io.NopCloser(br), nil
+}
+
+// unxz lets the host's xz do it, as Docker does: it is rare enough not to carry a library for it.
+func unxz(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
+	path, err := exec.LookPath("xz")
+	if err != nil {
+		return nil, errs.New(errs.NotImplemented, "archive is compressed with xz, and this host has no program xz: install xz-utils, or decompress the archive first")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	cmd := exec.CommandContext(ctx, path, "-d", "-c", "-q")
+	var said bytes.Buffer
+	cmd.Stdin, cmd.Stderr = r, &said
+	cmd.WaitDelay = time.Second
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("start xz: %w", err)
+	}
+	x := &xzReader{out: out, cmd: cmd, said: &said}
+	return &kinded{x, func() error {
+		cancel()
+		x.wait() // killed when it was not read to its end; that is no error
+		return nil
+	}}, nil
+}
+
+// xzReader turns a bad end of the program into an error of the stream.
+type xzReader struct {
+	out  io.Reader
+	cmd  *exec.Cmd
+	said *bytes.Buffer
+	done bool
+	err  error
+}
+
+func (x *xzReader) Read(p []byte) (int, error) {
+	n, err := x.out.Read(p)
+	if err == io.EOF {
+		if werr := x.wait(); werr != nil {
+			err = werr
+		}
+	}
+	return n, err
+}
+
+func (x *xzReader) wait() error {
+	if !x.done {
+		x.done = true
+		if err := x.cmd.Wait(); err != nil {
+			x.err = fmt.Errorf("xz: %s: %w", strings.TrimSpace(x.said.String()), err)
+		}
+	}
+	return x.err
 }
 
 // kinded gives damage in compressed data the kind Invalid, whichever library found it.

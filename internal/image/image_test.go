@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -190,3 +191,62 @@ func TestBrokenArchivesLeaveNothing(t *testing.T) {
 }
 
 func itoa(n uintptr) string { return strconv.Itoa(int(n)) }
+
+// A process that dies between the layers and the index leaves layers that no image names: the next one removes them. When the index itself
+// is damaged, nothing may be removed for not being in it.
+func TestStartUpCheck(t *testing.T) {
+	h := open(t, t.TempDir())
+	img, err := h.Import(ctx, bytes.NewReader(tree(t)), image.ImportOptions{Ref: "app"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	snapshottest.Apply(t, h.snaps, img.Chain, snapshottest.Tar(t, snapshottest.File("loose", "1")))
+	again := open(t, h.root)
+	if layers, _ := again.snaps.Layers(ctx); len(layers) != 1 {
+		t.Errorf("layers %v", layers)
+	}
+	if err := os.WriteFile(filepath.Join(h.root, "images/images.json"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		again = open(t, h.root)
+		if layers, _ := again.snaps.Layers(ctx); len(layers) != 1 {
+			t.Errorf("layers %v", layers)
+		}
+	}
+	if _, err := again.Import(ctx, bytes.NewReader(tree(t)), image.ImportOptions{Ref: "other"}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestImportXz(t *testing.T) {
+	xz, err := exec.LookPath("xz")
+	if err != nil {
+		t.Skip("needs xz")
+	}
+	cmd := exec.Command(xz, "-c")
+	cmd.Stdin = bytes.NewReader(tree(t))
+	data, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := open(t, t.TempDir())
+	if _, err := h.Import(ctx, bytes.NewReader(data), image.ImportOptions{Ref: "app"}); err != nil {
+		t.Error(err)
+	}
+	if _, err := h.Import(ctx, bytes.NewReader(data[:len(data)-20]), image.ImportOptions{Ref: "cut"}); !errors.Is(err, errs.Invalid) {
+		t.Error(err)
+	}
+}
+
+func BenchmarkGet(b *testing.B) {
+	h := open(b, b.TempDir())
+	if _, err := h.Import(ctx, bytes.NewReader(tree(b)), image.ImportOptions{Ref: "app"}); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		if _, err := h.Get(ctx, "app"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -30,7 +30,7 @@ func (s *Images) Import(ctx context.Context, r io.Reader, opts ImportOptions) (I
 	if err := ApplyChanges(&run, opts.Changes); err != nil {
 		return Image{}, fmt.Errorf("import: %w", err)
 	}
-	plain, err := decompress(r)
+	plain, err := decompress(ctx, r)
 	if err != nil {
 		return Image{}, fmt.Errorf("import: %w", err)
 	}

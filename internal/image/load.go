@@ -183,7 +183,7 @@ func (s *Images) Load(ctx context.Context, r io.Reader, progress Progress) ([]st
 	if progress == nil {
 		progress = func(string, string, int64, int64) {}
 	}
-	plain, err := decompress(r)
+	plain, err := decompress(ctx, r)
 	if err != nil {
 		return nil, fmt.Errorf("load: %w", err)
 	}
@@ -196,7 +196,7 @@ func (s *Images) Load(ctx context.Context, r io.Reader, progress Progress) ([]st
 	if err := sp.fill(ctx, plain); err != nil {
 		return nil, fmt.Errorf("load: %w", err)
 	}
-	images, err := sp.images(s.platform)
+	images, err := sp.images(ctx, s.platform)
 	if err != nil {
 		return nil, fmt.Errorf("load: %w", err)
 	}
@@ -224,14 +224,14 @@ func (s *Images) Load(ctx context.Context, r io.Reader, progress Progress) ([]st
 }
 
 // images finds out which of the formats it is.
-func (sp *spool) images(p Platform) ([]packed, error) {
+func (sp *spool) images(ctx context.Context, p Platform) ([]packed, error) {
 	switch {
 	case sp.has("manifest.json"):
 		return sp.dockerImages()
 	case sp.has("index.json"):
 		return sp.ociImages(p)
 	case sp.has("repositories"):
-		return sp.oldImages()
+		return sp.oldImages(ctx)
 	}
 	return nil, errs.New(errs.Invalid, "archive holds no image: it has none of manifest.json, index.json and repositories (for a plain file tree, use import)")
 }
@@ -271,7 +271,7 @@ func (s *Images) unpack(ctx context.Context, sp *spool, img packed, progress Pro
 }
 
 func (s *Images) apply(ctx context.Context, parent snapshot.ChainID, diff digest.Digest, r io.Reader) error {
-	plain, err := decompress(r)
+	plain, err := decompress(ctx, r)
 	if err != nil {
 		return err
 	}

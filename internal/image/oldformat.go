@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"sort"
@@ -26,7 +27,7 @@ type oldImage struct {
 }
 
 // oldImages reads the file repositories: name, tag, id of the topmost layer.
-func (sp *spool) oldImages() ([]packed, error) {
+func (sp *spool) oldImages(ctx context.Context) ([]packed, error) {
 	var repos map[string]map[string]string
 	if err := sp.json("repositories", &repos); err != nil {
 		return nil, err
@@ -42,7 +43,7 @@ func (sp *spool) oldImages() ([]packed, error) {
 			id := repos[name][tag]
 			n, again := byID[id]
 			if !again {
-				img, err := sp.oldImage(id)
+				img, err := sp.oldImage(ctx, id)
 				if err != nil {
 					return nil, err
 				}
@@ -69,7 +70,7 @@ func sortedKeys[V any](m map[string]V) []string {
 }
 
 // oldImage follows the parents down and makes today's config of what it finds.
-func (sp *spool) oldImage(top string) (packed, error) {
+func (sp *spool) oldImage(ctx context.Context, top string) (packed, error) {
 	var img packed
 	var history []History
 	var diffs []digest.Digest
@@ -84,7 +85,7 @@ func (sp *spool) oldImage(top string) (packed, error) {
 		if err := sp.json(id+"/json", &old); err != nil {
 			return img, err
 		}
-		diff, err := sp.diffID(id + "/layer.tar")
+		diff, err := sp.diffID(ctx, id+"/layer.tar")
 		if err != nil {
 			return img, err
 		}
@@ -127,12 +128,12 @@ func (sp *spool) oldConfig(id string, rootfs RootFS, history []History) ([]byte,
 }
 
 // diffID digests a layer's plain bytes: old archives do not state it.
-func (sp *spool) diffID(name string) (digest.Digest, error) {
+func (sp *spool) diffID(ctx context.Context, name string) (digest.Digest, error) {
 	r, _, err := sp.open(name)
 	if err != nil {
 		return "", err
 	}
-	plain, err := decompress(r)
+	plain, err := decompress(ctx, r)
 	if err != nil {
 		return "", err
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sort"
 	"sync"
 	"time"
@@ -56,10 +57,11 @@ type Images struct {
 	platform Platform
 	now      func() time.Time
 
-	mu     sync.RWMutex // guards byID and names
+	mu     sync.RWMutex // guards byID, names and known
 	byID   map[digest.Digest]*entry
 	names  map[string]digest.Digest // full name with tag, or with digest, to id
-	commit sync.Mutex               // one change of the index file at a time; taken before mu
+	known  map[digest.Digest]nameSet
+	commit sync.Mutex // one change of the index file at a time; taken before mu
 	gate   gate
 }
 
@@ -132,16 +134,8 @@ func New(opts Options) (*Images, error) {
 }
 
 func (s *Images) load(ctx context.Context) error {
-	data, err := os.ReadFile(filepath.Join(s.root, indexFile))
-	var rec indexRecord
-	if err == nil {
-		err = json.Unmarshal(data, &rec)
-		if err != nil {
-			lost := filepath.Join(s.root, indexFile+".lost")
-			s.log.Error("image index cannot be read, set aside", "to", lost, "error", err)
-			return os.Rename(filepath.Join(s.root, indexFile), lost)
-		}
-	} else if !errors.Is(err, os.ErrNotExist) {
+	rec, whole, err := s.readIndex()
+	if err != nil {
 		return err
 	}
 	for _, r := range rec.Images {
@@ -151,6 +145,7 @@ func (s *Images) load(ctx context.Context) error {
 			e, err = s.newEntry(ctx, r.ID, raw, r.Tagged)
 		}
 		if err != nil {
+			whole = false
 			s.log.Error("image is not complete, left out", "image", r.ID, "error", err)
 			continue
 		}
@@ -161,11 +156,14 @@ func (s *Images) load(ctx context.Context) error {
 			s.names[name] = id
 		}
 	}
-	for _, pattern := range []string{indexFile + ".*.tmp"} {
-		left, _ := filepath.Glob(filepath.Join(s.root, pattern))
-		for _, path := range left {
-			_ = os.Remove(path) // of a killed process; harmless when it stays
-		}
+	s.known = nameSets(s.names)
+	left, _ := filepath.Glob(filepath.Join(s.root, indexFile+".*.tmp"))
+	for _, path := range left {
+		_ = os.Remove(path) // of a killed process; harmless when it stays
+	}
+	if !whole {
+		s.log.Warn("layers without an image are kept this time, because the image index was not whole")
+		return nil
 	}
 	layers, err := s.snaps.Layers(ctx)
 	if err != nil {
@@ -177,6 +175,27 @@ func (s *Images) load(ctx context.Context) error {
 	}
 	s.gate.end()
 	return nil
+}
+
+// readIndex reads the index. whole is false when there was one that cannot be read: as long as that lies there, nobody knows which layers
+// it named.
+func (s *Images) readIndex() (rec indexRecord, whole bool, err error) {
+	path := filepath.Join(s.root, indexFile)
+	lost := path + ".lost"
+	_, err = os.Stat(lost)
+	whole = errors.Is(err, os.ErrNotExist)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return rec, whole, nil
+	}
+	if err != nil {
+		return rec, false, err
+	}
+	if err := json.Unmarshal(data, &rec); err != nil {
+		s.log.Error("image index cannot be read, set aside", "to", lost, "error", err)
+		return indexRecord{}, false, os.Rename(path, lost)
+	}
+	return rec, whole, nil
 }
 
 // newEntry parses a config and looks its layers up.
@@ -231,8 +250,9 @@ func (s *Images) change(edit func(byID map[digest.Digest]*entry, names map[strin
 	if err := s.writeIndex(rec); err != nil {
 		return fmt.Errorf("write image index: %w", err)
 	}
+	known := nameSets(names)
 	s.mu.Lock()
-	s.byID, s.names = byID, names
+	s.byID, s.names, s.known = byID, names, known
 	s.mu.Unlock()
 	return nil
 }
@@ -302,10 +322,9 @@ func (s *Images) Get(_ context.Context, ref string) (Image, error) {
 func (s *Images) List(_ context.Context) ([]Image, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	tags, digests := s.namesByID()
 	all := make([]Image, 0, len(s.byID))
 	for _, e := range s.byID {
-		all = append(all, e.image(tags[e.id], digests[e.id]))
+		all = append(all, s.describe(e))
 	}
 	sort.Slice(all, func(i, j int) bool {
 		a, b := created(all[i]), created(all[j])
@@ -324,42 +343,36 @@ func created(img Image) time.Time {
 	return *img.Config.Created
 }
 
-// describe needs mu.
+// describe builds the value for callers, who must not change what is inside. It needs mu.
 func (s *Images) describe(e *entry) Image {
-	var tags, digests []string
-	for name, id := range s.names {
-		if id == e.id {
-			tags, digests = appendName(name, tags, digests)
+	n := s.known[e.id]
+	return Image{ID: e.id, Config: e.cfg, Raw: e.raw, Chain: e.chain(), Tags: slices.Clone(n.tags), Digests: slices.Clone(n.digests), Size: e.size(), Tagged: e.tagged}
+}
+
+// nameSet are the familiar names of one image, sorted.
+type nameSet struct{ tags, digests []string }
+
+// nameSets is done with each change, so that looking an image up does not depend on how many there are.
+func nameSets(names map[string]digest.Digest) map[digest.Digest]nameSet {
+	all := map[digest.Digest]nameSet{}
+	for name, id := range names {
+		r, err := reference.Parse(name)
+		if err != nil {
+			continue
 		}
+		n := all[id]
+		if r.Digest != "" {
+			n.digests = append(n.digests, r.Familiar())
+		} else {
+			n.tags = append(n.tags, r.Familiar())
+		}
+		all[id] = n
 	}
-	return e.image(tags, digests)
-}
-
-// namesByID needs mu.
-func (s *Images) namesByID() (tags, digests map[digest.Digest][]string) {
-	tags, digests = map[digest.Digest][]string{}, map[digest.Digest][]string{}
-	for name, id := range s.names {
-		tags[id], digests[id] = appendName(name, tags[id], digests[id])
+	for _, n := range all {
+		sort.Strings(n.tags)
+		sort.Strings(n.digests)
 	}
-	return tags, digests
-}
-
-func appendName(name string, tags, digests []string) ([]string, []string) {
-	r, err := reference.Parse(name)
-	if err != nil {
-		return tags, digests
-	}
-	if r.Digest != "" {
-		return tags, append(digests, r.Familiar())
-	}
-	return append(tags, r.Familiar()), digests
-}
-
-// image builds the value for callers, who must not change what is inside.
-func (e *entry) image(tags, digests []string) Image {
-	sort.Strings(tags)
-	sort.Strings(digests)
-	return Image{ID: e.id, Config: e.cfg, Raw: e.raw, Chain: e.chain(), Tags: tags, Digests: digests, Size: e.size(), Tagged: e.tagged}
+	return all
 }
 
 // Tag gives an image another name; a name that is taken moves.

@@ -51,7 +51,8 @@ type Change struct {
 type Options struct {
 	// Labels are kept with the tree and given back by Walk; the engine writes whose tree it is.
 	Labels map[string]string
-	// Durable asks for the new tree's folders to be flushed. Trees of containers that vanish with their process need not be.
+	// Durable asks for the new tree's folders to be flushed. Trees of containers that vanish with their process need not be, and what is
+	// written into them may never reach the disk, whatever the container's programs ask for.
 	Durable bool
 	// UIDMap, GIDMap ask for a tree whose owners appear shifted, by an idmapped mount. Empty means unchanged.
 	IDMap []IDMap
@@ -93,7 +94,9 @@ type Store interface {
 
 	// Prepare makes a writable tree named key on chain. errs.Conflict when key exists.
 	Prepare(ctx context.Context, key string, chain ChainID, opts Options) error
-	// Mount makes the writable tree usable. Several mounts of one key at a time share one underlying mount.
+	// Mount makes the writable tree usable. Several mounts of one key at a time share one underlying mount, as long as one of them
+	// is open: keep it open while the tree is in use. A new process cannot know of mounts that live on inside of containers:
+	// it looks into those by /proc/<pid>/root, and calls Mount when they are gone.
 	Mount(ctx context.Context, key string) (*Mounted, error)
 	// View mounts a chain read-only.
 	View(ctx context.Context, chain ChainID) (*Mounted, error)
