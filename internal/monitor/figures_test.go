@@ -27,6 +27,16 @@ func TestMain(m *testing.M) {
 
 func play(part string, args []string) {
 	switch part {
+	case "play-eat":
+		var all [][]byte
+		for range 200 {
+			b := make([]byte, 1<<20)
+			for i := range b {
+				b[i] = 1
+			}
+			all = append(all, b)
+		}
+		fmt.Println(len(all))
 	case "play-terminal":
 		playTerminal(args[0])
 	case "play-lines": // n lines of 80 bytes, written in pieces of the given size (0: each line by itself; 1: a prepared block)
