@@ -32,9 +32,9 @@ func run(args []string) int {
 	if len(args) > 0 {
 		switch args[0] {
 		case "runtime":
-			return runtimecli.Main(args[1:], os.Stdin, os.Stdout, os.Stderr)
+			return runtimecli.Main(background(), args[1:], runtimecli.IO{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Version: version.Version})
 		case "portproxy":
-			return portproxy.Main(args[1:], os.Stderr)
+			return portproxy.Main()
 		}
 	}
 	set, err := settings.Parse(args, os.Stdout)
