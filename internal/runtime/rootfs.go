@@ -76,10 +76,21 @@ func (p *plan) attachRoot() {
 		p.fail(err)
 		p.note("make %s private", point)
 		b.Sys(unix.SYS_MOUNT, null, b.Str(point), null, launch.Imm(unix.MS_PRIVATE), null)
+		b.Sys(unix.SYS_MOUNT, null, b.Str("/proc"), null, launch.Imm(unix.MS_PRIVATE), null)
 	}
 	p.root = p.take(p.rootTree(at))
 	p.note("attach root file system at %s", at)
-	b.Sys(unix.SYS_MOVE_MOUNT, p.root, b.Str(""), launch.AtCwd(), b.Str(at), launch.Imm(moveEmpty))
+	if at == "/proc" {
+		b.Sys(unix.SYS_MOVE_MOUNT, p.root, b.Str(""), launch.AtCwd(), b.Str(at), launch.Imm(moveEmpty))
+	} else {
+		// The root of a user namespace may not reach the bundle's folder; it needs no name there, but /proc is always in reach.
+		done, unreachable := b.NewLabel(), b.NewLabel()
+		b.Sys(unix.SYS_MOVE_MOUNT, p.root, b.Str(""), launch.AtCwd(), b.Str(at), launch.Imm(moveEmpty)).On(unix.EACCES, unreachable)
+		b.Jump(done)
+		b.Mark(unreachable)
+		b.Sys(unix.SYS_MOVE_MOUNT, p.root, b.Str(""), launch.AtCwd(), b.Str("/proc"), launch.Imm(moveEmpty))
+		b.Mark(done)
+	}
 	p.note("set propagation of the root file system")
 	prop := p.prop
 	if prop&unix.MS_SHARED != 0 {

@@ -21,6 +21,18 @@ import (
 
 const busybox = "/bin/busybox"
 
+// testCgroups is the folder of the tests' cgroups.
+const testCgroups = "/corten-runtime-test"
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	dirs, _ := filepath.Glob("/sys/fs/cgroup/*" + testCgroups)
+	for _, d := range dirs {
+		_ = os.Remove(d)
+	}
+	os.Exit(code)
+}
+
 // needRoot skips where the tests cannot make containers.
 func needRoot(t testing.TB) {
 	t.Helper()
@@ -84,7 +96,7 @@ func dockerSpec(root string, args ...string) *specs.Spec {
 			{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=67108864"}},
 		},
 		Linux: &specs.Linux{
-			CgroupsPath: fmt.Sprintf("/corten-runtime-test/%d", time.Now().UnixNano()),
+			CgroupsPath: fmt.Sprintf(testCgroups+"/%d", time.Now().UnixNano()),
 			Resources:   &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}},
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.MountNamespace}, {Type: specs.NetworkNamespace}, {Type: specs.UTSNamespace}, {Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.CgroupNamespace},
