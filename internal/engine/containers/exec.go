@@ -52,7 +52,6 @@ func (t *execTable) add(ses *session) {
 		old.mu.Lock()
 		if !old.ended.IsZero() && time.Since(old.ended) > keepSessions {
 			delete(t.byID, id)
-			old.ctr.dropExec(id)
 		}
 		old.mu.Unlock()
 	}
@@ -331,6 +330,7 @@ func (s *Service) sessionEnded(ses *session, code int) {
 	}
 	ses.mu.Unlock()
 	if first {
+		ses.ctr.dropExec(ses.id)
 		s.emit(ses.ctr, "exec_die", map[string]string{"execID": ses.id, "exitCode": strconv.Itoa(code)})
 	}
 }

@@ -271,7 +271,7 @@ func (s *Service) Wait(ctx context.Context, ref string, cond WaitCondition) (<-c
 	st := ctr.record().State
 	idle := st.Status == container.Created || st.Status == container.Exited || st.Status == container.Dead
 	if cond == NotRunning && idle || cond == Removed && s.table.lost(ctr) {
-		w.c <- Ended{Code: st.ExitCode, Err: st.Error}
+		w.c <- Ended{Code: st.ExitCode}
 		return w.c, nil
 	}
 	ctr.waiters[w] = struct{}{}

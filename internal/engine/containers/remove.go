@@ -47,7 +47,7 @@ func (s *Service) removeFound(ctx context.Context, ctr *live, opts RemoveOptions
 		close(a.End)
 	}
 	s.emit(ctr, "destroy", nil)
-	ctr.tell(Ended{Code: rec.State.ExitCode, Err: rec.State.Error}, NotRunning, NextExit, Removed)
+	ctr.tell(Ended{Code: rec.State.ExitCode}, NotRunning, NextExit, Removed)
 	err := s.Trees.Remove(ctx, ctr.id)
 	if rerr := os.RemoveAll(s.dir(ctr.id)); err == nil {
 		err = rerr

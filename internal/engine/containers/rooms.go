@@ -22,7 +22,7 @@ func (r theRuntime) Create(ctx context.Context, opts runtime.RunOptions) (Proces
 	opts.Launcher = ownDescriptor{opts.Launcher}
 	ctr, err := r.rt.Create(ctx, opts)
 	if err != nil {
-		return nil, err
+		return nil, bare(err)
 	}
 	return theProcess{ctr}, nil
 }
@@ -60,7 +60,7 @@ func (p theProcess) Exec(ctx context.Context, exec runtime.Exec) (int, error) {
 	exec.Launcher = ownDescriptor{exec.Launcher}
 	pid, pidfd, err := p.Container.Exec(ctx, exec)
 	if err != nil {
-		return 0, err
+		return 0, bare(err)
 	}
 	return pid, pidfd.Close()
 }
@@ -86,3 +86,11 @@ func (p theProcess) PIDs(context.Context) ([]int, error) { return p.Pids() }
 func (p theProcess) Delete(ctx context.Context) error { return p.Container.Delete(ctx, true) }
 
 func (p theProcess) Stats(context.Context) (runtime.Stats, error) { return p.Container.Stats() }
+
+// bare takes the room's own "verb container id:" away: this service says it by name.
+func bare(err error) error {
+	if inner := errors.Unwrap(err); inner != nil {
+		return inner
+	}
+	return err
+}

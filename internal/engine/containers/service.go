@@ -15,6 +15,7 @@ import (
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/linux/cgroup"
 	"corten.dev/corten/internal/monitor"
 	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/runtime"
@@ -123,6 +124,7 @@ type Service struct {
 	Options
 	init *initProgram
 	sec  *security
+	host func() (*cgroup.Host, error) // looked at once
 
 	// ctx ends with Close; background work belongs to it.
 	ctx    context.Context
@@ -140,7 +142,7 @@ func New(opts Options) (*Service, error) {
 	if err := opts.fill(); err != nil {
 		return nil, err
 	}
-	s := &Service{Options: opts, sec: newSecurity(opts.Seccomp), init: &initProgram{dir: opts.ExecRoot}}
+	s := &Service{Options: opts, sec: newSecurity(opts.Seccomp), host: sync.OnceValues(cgroup.Discover), init: &initProgram{dir: opts.ExecRoot}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.table.byID, s.table.byName = map[string]*live{}, map[string]*live{}
 	s.execs.byID = map[string]*session{}

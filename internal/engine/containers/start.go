@@ -13,6 +13,7 @@ import (
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/cgroup"
 	"corten.dev/corten/internal/monitor"
 	"corten.dev/corten/internal/runtime"
 	"corten.dev/corten/internal/task"
@@ -284,6 +285,25 @@ func endMonitor(mon monitor.Monitor) error {
 	return mon.Close()
 }
 
+// oomPath is the file of the container's memory cgroup that counts kills; empty where there is none.
+func (s *Service) oomPath(rec *container.Record) string {
+	host, err := s.host()
+	if err != nil {
+		return "" // the runtime has said so already
+	}
+	group, err := cgroup.New(cgroup.Options{Path: s.cgroupsPath(rec), ID: rec.ID, Systemd: s.SystemdCgroup, Host: host})
+	if err != nil {
+		return ""
+	}
+	if file := group.OOMEvents(); file != "" {
+		return file
+	}
+	if dir := group.Paths()["memory"]; dir != "" {
+		return dir + "/memory.oom_control"
+	}
+	return ""
+}
+
 func (s *Service) launch(r *run, program []byte, files []*os.File) (monitor.Launch, error) {
 	cfg, host := &r.rec.Config, &r.rec.Host
 	log, err := parseLogConfig(host.Log)
@@ -297,7 +317,7 @@ func (s *Service) launch(r *run, program []byte, files []*os.File) (monitor.Laun
 		}
 	}
 	return monitor.Launch{
-		ID: r.ctr.id, Program: program, Files: files, Log: log, ExitPath: s.exitFile(r.ctr.id), Durable: !host.AutoRemove, Attached: r.ctr.takePending(),
+		ID: r.ctr.id, Program: program, Files: files, OOMPath: s.oomPath(r.rec), Log: log, ExitPath: s.exitFile(r.ctr.id), Durable: !host.AutoRemove, Attached: r.ctr.takePending(),
 		Stdio: monitor.Stdio{Terminal: cfg.Tty, Rows: uint16(host.ConsoleSize[0]), Cols: uint16(host.ConsoleSize[1]), Stdin: cfg.OpenStdin, StdinOnce: cfg.StdinOnce},
 	}, nil
 }
@@ -329,7 +349,7 @@ func (s *Service) startFailed(ctx context.Context, ctr *live, cause error) {
 		s.Log.Error("keep the state of a container that did not start", "container", ctr.id, "error", err)
 	}
 	if back == container.Exited {
-		ctr.tell(Ended{Code: code, Err: cause.Error()}, NotRunning, NextExit)
+		ctr.tell(Ended{Code: code}, NotRunning, NextExit)
 	}
 	if ctr.record().Host.AutoRemove {
 		if err := s.removeFound(ctx, ctr, RemoveOptions{Volumes: true}); err != nil {

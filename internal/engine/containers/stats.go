@@ -8,6 +8,7 @@ import (
 	goruntime "runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"corten.dev/corten/internal/errs"
@@ -70,12 +71,18 @@ func (s *Service) reading(ctx context.Context, ctr *live) (Stats, error) {
 		return now, err
 	}
 	now.Running = true
+	if now.MemoryLimit == 0 || now.MemoryLimit > hostMemory() { // no limit is what the host has
+		now.MemoryLimit = hostMemory()
+	}
 	now.SystemCPU = systemCPU()
 	if ctr.record().Host.NetworkMode != "host" {
 		now.Networks = netStats(mon.PID())
 	}
 	return now, nil
 }
+
+// hostMemory is the memory of this host in bytes.
+var hostMemory = sync.OnceValue(func() uint64 { return readHost().memory * 1024 })
 
 // systemCPU is the processor time of the whole host in nanoseconds.
 func systemCPU() uint64 {

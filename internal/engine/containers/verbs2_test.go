@@ -575,3 +575,14 @@ func itoa(n int) string {
 	}
 	return itoa(n/10) + itoa(n%10)
 }
+
+func TestOutOfMemory(t *testing.T) {
+	h := newHost(t)
+	req := sh("exec dd if=/dev/zero of=/dev/null bs=60M count=1")
+	req.Host.Resources.Memory = 10 << 20
+	id := h.run(req)
+	h.wait(id, containers.NotRunning)
+	if st := h.inspect(id).State; !st.OOMKilled || st.ExitCode != 137 {
+		t.Errorf("%+v", st)
+	}
+}
