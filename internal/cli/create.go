@@ -59,15 +59,8 @@ func (a *app) create(ctx context.Context, api *engineapi.Client, o *ctrFlags, re
 		return "", err
 	}
 	defer cid.close()
-	if req.NetworkingConfig != nil { // the request has no other place for what older engines would leave out
-		if err := api.Settle(ctx); err != nil {
-			return "", err
-		}
-		for _, ep := range req.NetworkingConfig.EndpointsConfig {
-			if ep.MacAddress != nil && engineapi.Less(api.Version(), "1.44") {
-				return "", invalid(`"specify mac-address per network" requires API version 1.44, but the Docker daemon API version is %s`, api.Version())
-			}
-		}
+	if err := checkMAC(ctx, api, req); err != nil {
+		return "", err
 	}
 	req.Config.Env = proxyEnv(req.Config.Env, a.cfg, a.ep.Host)
 	if o.pull == "always" {
@@ -95,6 +88,25 @@ func (a *app) create(ctx context.Context, api *engineapi.Client, o *ctrFlags, re
 		fmt.Fprintln(a.Err, "WARNING: "+w)
 	}
 	return made.ID, cid.write(made.ID)
+}
+
+// checkMAC refuses a MAC address towards an engine that is too old to read it where we write it.
+func checkMAC(ctx context.Context, api *engineapi.Client, req *container.CreateRequest) error {
+	if req.NetworkingConfig == nil {
+		return nil
+	}
+	for _, ep := range req.NetworkingConfig.EndpointsConfig {
+		if ep.MacAddress == nil {
+			continue
+		}
+		if err := api.Settle(ctx); err != nil {
+			return err
+		}
+		if engineapi.Less(api.Version(), "1.44") {
+			return invalid(`"specify mac-address per network" requires API version 1.44, but the Docker daemon API version is %s`, api.Version())
+		}
+	}
+	return nil
 }
 
 // withTag names the tag that a reference without one stands for.

@@ -206,13 +206,13 @@ func portList(ports []container.PortSummary) string {
 	sort.Slice(ports, func(i, j int) bool { return portLess(ports[i], ports[j]) })
 	type group struct{ first, last uint16 }
 	open := map[string]*group{}
-	var keys, out []string
+	var keys, out, moved []string // moved: published under another number, shown last
 	for _, p := range ports {
 		proto, cur := p.Type, p.PrivatePort
 		key := proto
 		if p.IP.IsValid() {
 			if p.PublicPort != cur {
-				out = append(out, fmt.Sprintf("%s:%d->%d/%s", hostIP(p.IP), p.PublicPort, cur, proto))
+				moved = append(moved, fmt.Sprintf("%s:%d->%d/%s", hostIP(p.IP), p.PublicPort, cur, proto))
 				continue
 			}
 			key = hostIP(p.IP) + "/" + proto
@@ -233,7 +233,7 @@ func portList(ports []container.PortSummary) string {
 	for _, key := range keys {
 		out = append(out, portGroup(key, open[key].first, open[key].last))
 	}
-	return strings.Join(out, ", ")
+	return strings.Join(append(out, moved...), ", ")
 }
 
 func hostIP(ip netip.Addr) string {
