@@ -7,7 +7,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -431,4 +433,56 @@ func BenchmarkLifecycle(b *testing.B) {
 			}
 		}
 	})
+}
+
+const joinerEnv = "CORTEN_TEST_CGROUP_JOINER"
+
+// TestJoiner is no test: it is the process that BenchmarkJoin measures.
+func TestJoiner(t *testing.T) {
+	n, err := strconv.Atoi(os.Getenv(joinerEnv))
+	if err != nil {
+		t.Skip("run by BenchmarkJoin")
+	}
+	runtime.LockOSThread()
+	start := time.Now()
+	for fd := 3; fd < 3+n; fd++ {
+		if _, err := unix.Write(fd, []byte("0")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fmt.Println("joined in", time.Since(start).Nanoseconds())
+}
+
+// BenchmarkJoin is what a child spends on moving itself into every v1 hierarchy.
+func BenchmarkJoin(b *testing.B) {
+	m := managed(b, "join")
+	if err := m.Create(&specs.LinuxResources{Devices: defaultDevices()}); err != nil {
+		b.Fatal(err)
+	}
+	var all []int
+	for b.Loop() {
+		files, err := m.JoinFiles()
+		if err != nil {
+			b.Fatal(err)
+		}
+		cmd := exec.Command(os.Args[0], "-test.run=^TestJoiner$")
+		cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", joinerEnv, len(files)))
+		cmd.ExtraFiles = files
+		out, err := cmd.Output()
+		if err != nil {
+			b.Fatal(err, string(out))
+		}
+		var ns int
+		if _, err := fmt.Sscanf(string(out), "joined in %d", &ns); err != nil {
+			b.Fatal(err)
+		}
+		all = append(all, ns)
+		for _, f := range files {
+			if err := f.Close(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	slices.Sort(all)
+	b.ReportMetric(float64(all[len(all)/2]), "ns/join")
 }
