@@ -167,15 +167,26 @@ func BenchmarkLaunch(b *testing.B) {
 	bn := newBench(b, monitor.Options{Pool: 2})
 	prog := monitortest.Program(b, 0, false, "true")
 	time.Sleep(50 * time.Millisecond)
+	var launch, exit, closing time.Duration
 	for b.Loop() {
+		t0 := time.Now()
 		m, err := bn.pool.Launch(context.Background(), monitor.Launch{ID: "c1", Program: prog, ExitPath: filepath.Join(bn.dir, "exit"), Log: monitor.LogOptions{Path: filepath.Join(bn.dir, "log")}})
 		if err != nil {
 			b.Fatal(err)
 		}
+		t1 := time.Now()
 		<-m.Exited()
+		t2 := time.Now()
 		m.Close()
+		launch, exit, closing = launch+t1.Sub(t0), exit+t2.Sub(t1), closing+time.Since(t2)
 		b.StopTimer()
 		time.Sleep(25 * time.Millisecond)
 		b.StartTimer()
+	}
+	for _, x := range []struct {
+		d    time.Duration
+		unit string
+	}{{launch, "launch-us"}, {exit, "until-exit-us"}, {closing, "close-us"}} {
+		b.ReportMetric(float64(x.d.Microseconds())/float64(b.N), x.unit)
 	}
 }

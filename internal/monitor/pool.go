@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -163,20 +162,6 @@ func (p *Pool) start() (*spare, error) {
 	}
 	defer null.Close()
 	n := null.Fd()
-	// The monitor is born with the signals blocked that are sent to end an engine's or a terminal's processes. Not ignored: that its children would inherit, while the
-	// mask they are born with is the program's affair.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var old unix.Sigset_t
-	deaf := unix.Sigset_t{}
-	for _, sig := range []unix.Signal{unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGALRM} {
-		deaf.Val[0] |= 1 << (sig - 1)
-	}
-	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &deaf, &old); err != nil {
-		unix.Close(pair[0])
-		return nil, fmt.Errorf("start a monitor: %w", err)
-	}
-	defer unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil)
 	pid, err := syscall.ForkExec(p.prog.path, []string{"corten-monitor"}, &syscall.ProcAttr{
 		Dir: "/", Env: environment(), Files: []uintptr{n, n, n, uintptr(pair[1])}, Sys: &syscall.SysProcAttr{Setsid: true},
 	})

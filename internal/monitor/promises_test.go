@@ -208,6 +208,10 @@ func TestSignals(t *testing.T) {
 			unix.Kill(m.MonitorPID(), sig)
 		}
 	}
+	time.Sleep(50 * time.Millisecond)
+	if dead(m.MonitorPID()) {
+		t.Error("the monitor is dead")
+	}
 	os.WriteFile(b.dir+"/go", nil, 0o600)
 	if x := b.wait(m); x.Code != 0 || x.Lost {
 		t.Error(x)

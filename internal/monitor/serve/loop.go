@@ -70,6 +70,7 @@ type Server struct {
 // Run serves on the control socket and returns when the monitor's work is done; the result is the process's exit code.
 func Run(control int) int {
 	runtime.LockOSThread() // the container's first process dies with the thread that made it (PR_SET_PDEATHSIG)
+	deafen()
 	ep, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
 	if err != nil {
 		return 1

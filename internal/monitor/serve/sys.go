@@ -17,6 +17,14 @@ const (
 	epollPri        = syscall.EPOLLPRI
 )
 
+// deafen has the process ignore what is sent to end an engine's or a terminal's processes. Its children do not inherit it: the walker of launch puts every signal back.
+func deafen() {
+	act := struct{ handler, flags, restorer, mask uintptr }{handler: 1} // SIG_IGN
+	for _, sig := range [...]syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM} {
+		syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&act)), 0, 8, 0, 0)
+	}
+}
+
 // clock reads a clock in ns. Package time would bring three times the code.
 func clock(id uintptr) int64 {
 	var ts syscall.Timespec
