@@ -107,11 +107,11 @@ func (s *Store) Put(ctx context.Context, want digest.Digest, size int64, r io.Re
 	s.mu.Unlock()
 	_, err = io.CopyBuffer(struct{ io.Writer }{in}, &ctxReader{ctx, r}, make([]byte, 256<<10))
 	if err != nil {
-		return Info{}, fmt.Errorf("store blob: %w", errors.Join(err, in.Abort()))
+		return Info{}, fmt.Errorf("store blob: %w", also(err, in.Abort()))
 	}
 	info, err := in.Commit(want, size)
 	if err != nil {
-		return Info{}, errors.Join(err, in.Abort())
+		return Info{}, also(err, in.Abort())
 	}
 	return info, nil
 }

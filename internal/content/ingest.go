@@ -43,7 +43,7 @@ func (s *Store) Begin(name string) (*Ingest, error) {
 		in.size, err = io.CopyBuffer(in.h, struct{ io.Reader }{f}, make([]byte, 256<<10))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("ingest %s: %w", name, errors.Join(err, in.Close()))
+		return nil, fmt.Errorf("ingest %s: %w", name, also(err, in.Close()))
 	}
 	return in, nil
 }
@@ -93,7 +93,7 @@ func (in *Ingest) Commit(want digest.Digest, size int64) (Info, error) {
 	}
 	dir, err := os.Open(in.s.blobs())
 	if err == nil {
-		err = errors.Join(dir.Sync(), dir.Close())
+		err = also(dir.Sync(), dir.Close())
 	}
 	if err != nil {
 		return Info{}, fmt.Errorf("store blob %s: %w", dgst, err)
@@ -114,7 +114,7 @@ func (in *Ingest) Abort() error {
 	if errors.Is(err, os.ErrNotExist) {
 		err = nil
 	}
-	return errors.Join(err, in.Close())
+	return also(err, in.Close())
 }
 
 // Close keeps the bytes. Safe to call again, and after Commit and Abort.
@@ -130,4 +130,18 @@ func (in *Ingest) Close() error {
 		return nil
 	}
 	return in.f.Close()
+}
+
+// also adds what else went wrong while cleaning up, on the same line.
+func also(err error, more ...error) error {
+	for _, m := range more {
+		switch {
+		case m == nil:
+		case err == nil:
+			err = m
+		default:
+			err = fmt.Errorf("%w; %w", err, m)
+		}
+	}
+	return err
 }

@@ -3,7 +3,6 @@ package image
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -37,7 +36,7 @@ func (s *Images) Import(ctx context.Context, r io.Reader, opts ImportOptions) (I
 	s.gate.begin()
 	defer s.gate.end()
 	layer, err := s.snaps.Apply(ctx, "", "", plain)
-	if err = errors.Join(err, plain.Close()); err != nil {
+	if err = also(err, plain.Close()); err != nil {
 		return Image{}, fmt.Errorf("import: %w", err)
 	}
 	s.gate.candidate(loose{name: layer.Chain})

@@ -276,7 +276,7 @@ func (s *Images) apply(ctx context.Context, parent snapshot.ChainID, diff digest
 		return err
 	}
 	_, err = s.snaps.Apply(ctx, parent, diff, plain)
-	return errors.Join(err, plain.Close())
+	return also(err, plain.Close())
 }
 
 // counter tells how far a reader is, not more often than every half megabyte.

@@ -267,18 +267,18 @@ func (s *Images) writeIndex(rec indexRecord) (err error) {
 		return err
 	}
 	_, err = f.Write(data)
-	err = errors.Join(err, f.Sync(), f.Close())
+	err = also(err, f.Sync(), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), filepath.Join(s.root, indexFile))
 	}
 	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
+		return also(err, os.Remove(f.Name()))
 	}
 	dir, err := os.Open(s.root)
 	if err != nil {
 		return err
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return also(dir.Sync(), dir.Close())
 }
 
 // add stores the config and gives the image its names. The layers must be there and held by the gate.

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/errs"
 )
 
 const paxXattr = "SCHILY.xattr."
@@ -37,11 +39,19 @@ func (x *extractor) owner(hdr *tar.Header) (uid, gid int) {
 	return hdr.Uid, hdr.Gid
 }
 
+// chownError says why a user other than the host's root cannot have files of just any owner.
+func chownError(uid, gid int, err error) error {
+	if err == unix.EINVAL {
+		return errs.New(errs.Invalid, "owner %d:%d has no number in this user namespace (give the user larger ranges in /etc/subuid and /etc/subgid): %w", uid, gid, err)
+	}
+	return err
+}
+
 // attributes gives an open file or directory owner, mode and xattrs, in this order: each step clears bits that the next one sets.
 func (x *extractor) attributes(fd int, path string, hdr *tar.Header) error {
 	uid, gid := x.owner(hdr)
 	if err := unix.Fchown(fd, uid, gid); err != nil {
-		return err
+		return chownError(uid, gid, err)
 	}
 	if err := unix.Fchmod(fd, uint32(hdr.Mode)&0o7777); err != nil {
 		return err
@@ -53,7 +63,7 @@ func (x *extractor) attributes(fd int, path string, hdr *tar.Header) error {
 func (x *extractor) nodeAttributes(parent *dir, base, path string, hdr *tar.Header) error {
 	uid, gid := x.owner(hdr)
 	if err := unix.Fchownat(parent.fd, base, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
+		return chownError(uid, gid, err)
 	}
 	if hdr.Typeflag != tar.TypeSymlink {
 		// We made this node a moment ago and it is no link: mode by name is safe as long as nobody else works in the tree, and a tree that

@@ -26,7 +26,7 @@ func WriteChanges(ctx context.Context, before, after *os.File, w io.Writer, opts
 		}
 		wr.err = wr.changed(int(after.Fd()), path[1:], how)
 	})
-	if err = errors.Join(err, wr.err); err != nil {
+	if err = also(err, wr.err); err != nil {
 		return err
 	}
 	return wr.tw.Close()

@@ -53,7 +53,7 @@ func Extract(ctx context.Context, root *os.File, r io.Reader, opts Options) (Sta
 	x.dirs.root = top
 	x.tr = tar.NewReader(x.rec)
 	err = x.run()
-	err = errors.Join(err, x.dirs.forget(), top.leave())
+	err = also(err, x.dirs.forget(), top.leave())
 	return x.stats, err
 }
 
@@ -288,7 +288,7 @@ func (x *extractor) file(parent *dir, base, path string, hdr *tar.Header) error 
 	if err == nil {
 		err = futimens(fd, times(hdr))
 	}
-	return errors.Join(err, f.Close())
+	return also(err, f.Close())
 }
 
 func isSparse(hdr *tar.Header) bool {
@@ -440,7 +440,8 @@ func (x *extractor) node(parent *dir, base, path string, hdr *tar.Header) error 
 		dev = unix.Mkdev(uint32(hdr.Devmajor), uint32(hdr.Devminor))
 	}
 	err := unix.Mknodat(parent.fd, base, mode, int(dev))
-	if err == unix.EPERM && x.opts.Skipped != nil && os.Geteuid() != 0 {
+	if err == unix.EPERM && x.opts.Skipped != nil && inUserNS() {
+		// Nobody but the host's root may make one; the container gets its devices from the runtime anyway.
 		x.opts.Skipped(path, "device node", err)
 		return nil
 	}
@@ -448,6 +449,12 @@ func (x *extractor) node(parent *dir, base, path string, hdr *tar.Header) error 
 		return err
 	}
 	return x.nodeAttributes(parent, base, path, hdr)
+}
+
+// inUserNS tells whether root here is not root of the host.
+func inUserNS() bool {
+	data, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && strings.Join(strings.Fields(string(data)), " ") != "0 0 4294967295"
 }
 
 func (x *extractor) mark(path string)     { x.seen[maphash.String(x.seed, path)] = struct{}{} }

@@ -209,8 +209,9 @@ func (d *Depot) loadTrees() error {
 		path := filepath.Join(d.root, treesDir, e.Name())
 		var rec treeFile
 		err := readRecord(filepath.Join(path, treeRecord), &rec)
-		if errors.Is(err, os.ErrNotExist) {
-			d.delete(path) // never finished
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, errEmpty) {
+			// Never finished; or the host went down under a tree that was not asked to be durable.
+			d.delete(path)
 			continue
 		}
 		if err == nil && (rec.Key == "" || d.trees[rec.Key] != nil) {
@@ -243,10 +244,15 @@ func (d *Depot) setAside(path string, why error) {
 	d.log.Error("snapshot record cannot be read, set aside", "from", path, "to", to, "why", why, "error", err)
 }
 
+var errEmpty = errors.New("record is empty")
+
 func readRecord(path string, rec any) error {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return err
+	}
+	if len(data) == 0 {
+		return errEmpty
 	}
 	return json.Unmarshal(data, rec)
 }

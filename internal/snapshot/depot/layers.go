@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -168,7 +167,7 @@ func (d *Depot) unpack(ctx context.Context, parent snapshot.ChainID, want digest
 	}
 	if err != nil {
 		if published {
-			err = errors.Join(err, d.discard(filepath.Join(d.root, layersDir, id)))
+			err = also(err, d.discard(filepath.Join(d.root, layersDir, id)))
 		}
 		return nil, err
 	}
@@ -198,7 +197,7 @@ func (d *Depot) write(ctx context.Context, dir string, parent snapshot.ChainID, 
 	if err != nil {
 		return rec, err
 	}
-	defer func() { err = errors.Join(err, meta.Close()) }()
+	defer func() { err = also(err, meta.Close()) }()
 	enc, err := zstd.NewWriter(meta, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(256<<10))
 	if err != nil {
 		return rec, err
@@ -208,7 +207,11 @@ func (d *Depot) write(ctx context.Context, dir string, parent snapshot.ChainID, 
 	stats, err := unpack(ctx, parent, tree, io.TeeReader(r, io.MultiWriter(h, &size)), tarfs.Options{Meta: enc, Kept: kept, Skipped: func(path, what string, err error) {
 		d.log.Debug("left out of a layer", "path", path, "what", what, "error", err)
 	}})
-	if err := errors.Join(err, enc.Close()); err != nil {
+	if err != nil {
+		_ = enc.Close() // only frees its memory: the file goes away with the layer
+		return rec, err
+	}
+	if err := enc.Close(); err != nil {
 		return rec, err
 	}
 	diff := digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(h.Sum(nil)))

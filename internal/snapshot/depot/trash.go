@@ -2,6 +2,7 @@ package depot
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
@@ -114,5 +115,19 @@ func syncDir(path string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return also(dir.Sync(), dir.Close())
+}
+
+// also adds what else went wrong while cleaning up, on the same line.
+func also(err error, more ...error) error {
+	for _, m := range more {
+		switch {
+		case m == nil:
+		case err == nil:
+			err = m
+		default:
+			err = fmt.Errorf("%w; %w", err, m)
+		}
+	}
+	return err
 }

@@ -3,7 +3,6 @@ package depot
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -42,7 +41,7 @@ func (d *Depot) NewTree(key string, chain snapshot.ChainID, opts snapshot.Option
 	d.mu.Unlock()
 	if err != nil {
 		d.drop(chain)
-		return fmt.Errorf("prepare tree %s: %w", key, errors.Join(err, d.discard(dir)))
+		return fmt.Errorf("prepare tree %s: %w", key, also(err, d.discard(dir)))
 	}
 	return nil
 }
@@ -93,14 +92,14 @@ func writeRecord(path string, data []byte, durable bool) error {
 	if err == nil && durable {
 		err = unix.Fsync(fd)
 	}
-	if err = errors.Join(err, unix.Close(fd)); err != nil {
+	if err = also(err, unix.Close(fd)); err != nil {
 		return &os.PathError{Op: "write", Path: path, Err: err}
 	}
 	if !durable {
 		return nil
 	}
 	dir := filepath.Dir(path)
-	return errors.Join(syncDir(dir), syncDir(filepath.Dir(dir)))
+	return also(syncDir(dir), syncDir(filepath.Dir(dir)))
 }
 
 // Get returns a tree that is ready.

@@ -11,7 +11,6 @@ package overlay
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -97,7 +96,7 @@ func (s *Store) unpack(ctx context.Context, parent snapshot.ChainID, tree *os.Fi
 	}
 	stats, err := tarfs.Extract(ctx, tree, r, opts)
 	if base != nil {
-		err = errors.Join(err, base.Close())
+		err = also(err, base.Close())
 	}
 	return stats, err
 }
