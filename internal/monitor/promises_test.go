@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -127,7 +126,6 @@ func TestEndWithoutEngine(t *testing.T) {
 		t.Error(ids)
 	}
 	wait4(pid)
-	t.Cleanup(func() {})
 }
 
 func wait4(pid int) { unix.Wait4(pid, nil, 0, nil) }
@@ -389,7 +387,6 @@ func TestDaemonKeepsThePipes(t *testing.T) {
 	if pid, _ := strconv.Atoi(strings.TrimSpace(string(p))); pid > 0 {
 		unix.Kill(pid, unix.SIGKILL)
 	}
-	exec.Command("true").Run()
 	if got := logged(t, log); got != "before\n" {
 		t.Errorf("%q", got)
 	}
@@ -469,6 +466,10 @@ func TestManyStartsAtOnce(t *testing.T) {
 	}
 	if _, err := b.pool.Launch(b.ctx, monitor.Launch{ID: "bad", Program: []byte("junk")}); err == nil {
 		t.Error("junk started")
+	}
+	noLog := monitor.Launch{ID: "bad", Program: monitortest.Program(t, 0, false, "sleep", "100"), Log: monitor.LogOptions{Path: "/proc/nowhere/log"}}
+	if _, err := b.pool.Launch(b.ctx, noLog); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "open log /proc/nowhere/log") {
+		t.Error(err)
 	}
 	if _, err := b.pool.Launch(b.ctx, monitor.Launch{ID: "../x"}); !errors.Is(err, errs.Invalid) {
 		t.Error(err)

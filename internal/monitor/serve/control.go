@@ -123,7 +123,7 @@ func (s *Server) handle(e *engine, m *wire.Message, fds []int) {
 			return
 		}
 		e.tell(&wire.Message{Kind: wire.Started, ID: m.ID, PID: uint32(p.pid)}, p.pidfd)
-		s.launched(m)
+		s.launched()
 	case wire.Exec:
 		p, err := s.exec(e, m, fds)
 		if err != nil {

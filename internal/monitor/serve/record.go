@@ -48,9 +48,8 @@ func (s *Server) syncFolder() {
 	}
 }
 
-// openLog opens the container's log. A log that cannot be opened does not stop the container: what it says goes to the attached clients alone, and the engine is told
-// by the log's absence.
-func (s *Server) openLog(m *wire.Message) {
+// openLog opens the container's log. A container whose log cannot be opened does not start.
+func (s *Server) openLog(m *wire.Message) error {
 	w, err := logfile.Open(logfile.Options{Path: m.LogPath, MaxSize: m.LogSize, MaxFiles: int(m.LogFiles), Sync: func(fd int) {
 		go func() { // a finished file is flushed without anyone waiting
 			syscall.Fdatasync(fd)
@@ -58,13 +57,14 @@ func (s *Server) openLog(m *wire.Message) {
 		}()
 	}})
 	if err != nil {
-		return
+		return &failure{"open log " + m.LogPath, errnoOf(err)}
 	}
 	if m.Flags&wire.NonBlocking != 0 {
 		s.log = newBackground(w, int(m.LogBuffer))
-		return
+		return nil
 	}
 	s.log = (*direct)(w)
+	return nil
 }
 
 // oomWatch hears of the kernel's out-of-memory kills in the container.

@@ -91,6 +91,11 @@ func (s *Server) launch(e *engine, m *wire.Message, fds []int) (*process, error)
 		s.nonblock = m.Flags&wire.NonBlocking != 0
 		p, err = s.start(m, pc)
 	}
+	if err == nil && m.LogPath != "" { // while the process sets itself up; it has said nothing yet that was read
+		if err = s.openLog(m); err != nil {
+			s.abandon(p)
+		}
+	}
 	pc.close(err != nil)
 	if err != nil {
 		return nil, err
@@ -105,11 +110,27 @@ func (s *Server) launch(e *engine, m *wire.Message, fds []int) (*process, error)
 	return p, nil
 }
 
-// launched does what need not come before the answer.
-func (s *Server) launched(m *wire.Message) {
-	if m.LogPath != "" {
-		s.openLog(m)
+// abandon undoes a start.
+func (s *Server) abandon(p *process) {
+	syscall.Kill(p.pid, syscall.SIGKILL)
+	for {
+		if _, err := syscall.Wait4(p.pid, nil, 0, nil); err != syscall.EINTR {
+			break
+		}
 	}
+	s.close(p.pidfd)
+	if p.console != nil {
+		s.close(p.console.fd)
+	}
+	p.in.close()
+	for i := range p.out {
+		p.out[i].close()
+	}
+	s.procs = s.procs[:0]
+}
+
+// launched does what need not come before the answer.
+func (s *Server) launched() {
 	if s.oom != nil {
 		s.oom.begin()
 	}
