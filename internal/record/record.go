@@ -64,7 +64,13 @@ func Open[T any](dir string, log *slog.Logger) (*Dir[T], error) {
 		return nil, errors.Join(fmt.Errorf("open records: %w", err), root.Close())
 	}
 	d := &Dir[T]{log: log, root: root, dir: f}
-	d.flush.sync = f.Sync
+	d.flush.sync = func() error {
+		err := f.Sync()
+		if errors.Is(err, unix.EINVAL) {
+			err = nil // a file system without flushes of folders keeps renames by itself
+		}
+		return err
+	}
 	names, err := d.list()
 	if err != nil {
 		return nil, errors.Join(err, d.Close())

@@ -19,16 +19,45 @@ type copier struct {
 	ctx   context.Context
 	root  *os.File         // the destination's root
 	links map[inode]string // first name, below root, of source files that have several
+	// flushed counts the files and directories that were flushed one by one. From flushOneByOne on the whole file system is flushed at the end instead.
+	flushed int
 }
 
+// flushOneByOne is up to where flushing each file beats flushing the file system, which waits for whatever else is being written, such as a pull.
+const flushOneByOne = 16
+
 // copyTree copies what is below from to below to: owners, modes, times, hard and symbolic links, extended attributes, holes, devices and pipes.
-// Sockets are left out, since they are nothing without their process.
+// Sockets are left out, since they are nothing without their process. When it returns, the copy is on disk.
 func copyTree(ctx context.Context, from, to *os.File) error {
 	c := &copier{ctx: ctx, root: to, links: make(map[inode]string)}
 	if err := c.dir(from, to, "", 0); err != nil {
 		return err
 	}
-	return copyAttributes(from, to)
+	if err := copyAttributes(from, to); err != nil {
+		return err
+	}
+	if err := c.flush(to); err != nil {
+		return err
+	}
+	if c.flushed <= flushOneByOne {
+		return nil
+	}
+	if err := retry(func() error { return unix.Syncfs(int(to.Fd())) }); err != nil {
+		return fmt.Errorf("flush %s: %w", to.Name(), err)
+	}
+	return nil
+}
+
+// flush flushes one file or directory, as long as they are few.
+func (c *copier) flush(f *os.File) error {
+	if c.flushed++; c.flushed > flushOneByOne {
+		return nil
+	}
+	err := f.Sync()
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) { // a file system that flushes as a whole only
+		c.flushed, err = flushOneByOne+1, nil
+	}
+	return err
 }
 
 // dir copies the entries of a directory; at is its path below the root.
@@ -105,6 +134,9 @@ func (c *copier) subdir(from, to *os.File, name, at string, depth int) error {
 	if err == nil {
 		err = copyAttributes(src, dst) // after its entries, which change its times
 	}
+	if err == nil {
+		err = c.flush(dst)
+	}
 	return errors.Join(err, dst.Close())
 }
 
@@ -129,6 +161,9 @@ func (c *copier) file(from, to *os.File, name string) error {
 	err = copyContent(c.ctx, src, dst, st.Size)
 	if err == nil {
 		err = copyAttributes(src, dst)
+	}
+	if err == nil {
+		err = c.flush(dst)
 	}
 	if err = errors.Join(err, dst.Close()); err != nil {
 		return fmt.Errorf("copy %s: %w", src.Name(), err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -15,7 +14,7 @@ import (
 //
 // Nothing that a container wrote is ever lost by it, and no half of it is ever seen as whole after a crash:
 //
-//	copy to _fill ─▶ flush ─▶ rename to _filled ─▶ move entry by entry into _data, never over a taken name ─▶ record "filled", flushed
+//	copy to _fill, flushed ─▶ rename to _filled ─▶ move entry by entry into _data, never over a taken name ─▶ record "filled", flushed
 //	(dropped at start)         (moved in at start)
 func (s *LocalStore) Fill(ctx context.Context, name string, src *os.File) error {
 	e, err := s.enter(ctx, name)
@@ -136,7 +135,7 @@ func (s *LocalStore) fillMounted(ctx context.Context, rec *stored, src *os.File)
 	return copyAttributes(from, to)
 }
 
-// gather copies the tree to a new directory and flushes it. On an error nothing is left of it.
+// gather copies the tree to a new directory. On an error nothing is left of it.
 func gather(ctx context.Context, from *os.File, aside string) (*os.File, error) {
 	if err := removeTree(aside); err != nil {
 		return nil, err
@@ -146,11 +145,7 @@ func gather(ctx context.Context, from *os.File, aside string) (*os.File, error) 
 	}
 	dir, err := openDir(unix.AT_FDCWD, aside, 0)
 	if err == nil {
-		if err = copyTree(ctx, from, dir); err == nil {
-			// One flush of the file system, instead of one per file: an image's folder has many small ones.
-			err = unix.Syncfs(int(dir.Fd()))
-		}
-		if err != nil {
+		if err = copyTree(ctx, from, dir); err != nil {
 			err = errors.Join(err, dir.Close())
 		}
 	}
@@ -166,8 +161,8 @@ func syncDir(path string) error {
 		return err
 	}
 	err = d.Sync()
-	if errors.Is(err, fs.ErrInvalid) {
-		err = nil
+	if errors.Is(err, unix.EINVAL) {
+		err = nil // a file system without flushes of folders
 	}
 	return errors.Join(err, d.Close())
 }
