@@ -291,7 +291,20 @@ func (l *Local) furnish(host, in *netlink.Conn, p plan, ns *os.File) error {
 	if err := configure(in, p); err != nil {
 		return err
 	}
-	return settleLinks(host, p.eps, linkName)
+	return settleHost(host, p.nets, p.eps)
+}
+
+// settleHost is settleLinks for the host's side: the ports, and the bridges, which have a carrier only once their first port has.
+func settleHost(host *netlink.Conn, nets []*network, eps []Endpoint) error {
+	if err := settleLinks(host, eps, linkName); err != nil {
+		return err
+	}
+	for _, nw := range nets {
+		if _, err := host.LinkByName(nw.br); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // settleLinks looks at the links once more. The kernel notes that a link's other end is up now a little later, in the background; until then the bridge does not

@@ -105,12 +105,16 @@ func (l *Local) publish(ctx context.Context, bx *box, p plan) error {
 		}
 		l.mu.Unlock()
 	}
-	var hairpin netlink.Batch
-	hairpin.Hairpin(linkName(ep))
-	if err := l.rt.Do(&hairpin); err != nil {
-		return fmt.Errorf("publish ports: %w", err)
-	}
+	go l.hairpin(ep) // only for a container that calls itself by its published port; not worth waiting for the kernel's lock of all links
 	return l.expose(ctx, bx.bindings)
+}
+
+func (l *Local) hairpin(ep Endpoint) {
+	var b netlink.Batch
+	b.Hairpin(linkName(ep))
+	if err := l.rt.Do(&b); err != nil && !errors.Is(err, unix.ENODEV) {
+		l.log.Warn("let a container reach itself by its published ports", "err", err)
+	}
 }
 
 // portEndpoint is the endpoint that published ports lead to: the one with the default route.
