@@ -137,7 +137,7 @@ func (ctr *Container) Start(ctx context.Context) (err error) {
 	if err := h.wait(ctx, 0); err != nil {
 		var f *failure
 		if errors.As(err, &f) {
-			return explainExec(f, ctr.rec.Process, nil)
+			return explainExec(f, ctr.rec.Process)
 		}
 		return err
 	}

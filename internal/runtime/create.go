@@ -218,6 +218,7 @@ func (p *plan) last(proc *specs.Process, filter *seccomp.Filter, gate *os.File) 
 	b := p.b
 	p.session(proc)
 	if gate != nil {
+		p.lookAhead(proc)
 		slot, conn := p.file(gate), b.NewReg()
 		p.stdio(proc, p.syncSlot, slot)
 		p.note("wait for the start")
@@ -359,7 +360,7 @@ func (c *creation) explain(err error) error {
 	if !errors.As(err, &f) {
 		return err
 	}
-	return explainExec(f, c.opts.Spec.Process, nil)
+	return explainExec(f, c.opts.Spec.Process)
 }
 
 // killAndWait ends a process that failed half-way; the parent (a monitor, or this process) reaps it.

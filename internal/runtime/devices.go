@@ -137,7 +137,10 @@ func (p *plan) bindDevice(d *specs.LinuxDevice, typ uint32, dir launch.Arg, name
 		clone = b.NewReg()
 		b.Sys(unix.SYS_OPEN_TREE, launch.AtCwd(), b.Str(d.Path), launch.Imm(cloneTree|unix.AT_SYMLINK_NOFOLLOW)).To(clone)
 	} else {
-		tree, err := mount.Tree(d.Path, false)
+		tree, err := nothing(), error(nil)
+		if !p.dry {
+			tree, err = mount.Tree(d.Path, false)
+		}
 		if err != nil {
 			p.fail(fmt.Errorf("device %s: %w", d.Path, err))
 			return

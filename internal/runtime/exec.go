@@ -94,7 +94,7 @@ func (ctr *Container) Exec(ctx context.Context, x Exec) (pid int, pidfd *os.File
 		killAndWait(pidfd)
 		var f *failure
 		if errors.As(err, &f) {
-			err = explainExec(f, x.Process, nil)
+			err = explainExec(f, x.Process)
 		}
 		return 0, nil, errors.Join(err, pidfd.Close())
 	}

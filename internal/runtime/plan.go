@@ -46,6 +46,7 @@ type plan struct {
 	syncSlot launch.Arg
 	// handshake: the runtime has something to do once the namespaces exist (id maps, a cgroup of systemd's).
 	handshake bool
+	dry       bool // only to see whether it can be written: nothing of the host is touched
 	bindDev   bool // /dev is a bind mount and left alone
 }
 
@@ -154,9 +155,12 @@ func (p *plan) namespaces() error {
 			p.newFlags |= flag
 			continue
 		}
-		f, err := ns.Open(n.Path, flag)
-		if err != nil {
-			return err
+		f := nothing()
+		if !p.dry {
+			var err error
+			if f, err = ns.Open(n.Path, flag); err != nil {
+				return err
+			}
 		}
 		p.joins[flag] = p.take(f)
 	}

@@ -260,6 +260,36 @@ func (p *plan) exec(proc *specs.Process) {
 	p.b.Exec(candidates(proc.Args[0], proc.Env), proc.Args, proc.Env)
 }
 
+// lookAhead has create fail, rather than start, when there is nothing to execute: callers know the error there, and clean up after it. It is a courtesy; execve decides.
+func (p *plan) lookAhead(proc *specs.Process) {
+	b := p.b
+	list := candidates(proc.Args[0], proc.Env)
+	p.note("exec %s", strconv.Quote(proc.Args[0]))
+	found := b.NewLabel()
+	for _, c := range list {
+		if !path.IsAbs(c) {
+			b.Jump(found) // relative to a directory that is not entered yet
+			b.Mark(found)
+			return
+		}
+		next, isFile := b.NewLabel(), b.NewLabel()
+		access := b.Sys(unix.SYS_FACCESSAT, launch.AtCwd(), b.Str(c), launch.Imm(unix.X_OK))
+		if len(list) > 1 {
+			access.On(0, next)
+		}
+		b.Sys(unix.SYS_OPENAT, launch.AtCwd(), b.Str(c), launch.Imm(dirOnly|closeExec)).On(0, isFile)
+		if len(list) == 1 {
+			b.Fail(unix.EISDIR)
+		}
+		b.Jump(next)
+		b.Mark(isFile)
+		b.Jump(found)
+		b.Mark(next)
+	}
+	b.Fail(unix.ENOENT)
+	b.Mark(found)
+}
+
 func candidates(name string, env []string) []string {
 	if strings.ContainsRune(name, '/') {
 		return []string{name}

@@ -71,7 +71,7 @@ func (p *plan) attachRoot() {
 	if p.opts.Root == nil || !p.opts.RootDetached {
 		at = p.opts.rootPath()
 	}
-	if p.prop&unix.MS_SHARED != 0 {
+	if p.prop&unix.MS_SHARED != 0 && !p.dry {
 		point, err := mountPoint(at)
 		p.fail(err)
 		p.note("make %s private", point)
@@ -104,6 +104,8 @@ func (p *plan) rootTree(at string) *os.File {
 	var f *os.File
 	var err error
 	switch {
+	case p.dry:
+		f = nothing()
 	case p.opts.Root != nil && p.opts.RootDetached:
 		fd, derr := unix.FcntlInt(p.opts.Root.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 		f, err = os.NewFile(uintptr(fd), "root"), derr
@@ -438,6 +440,9 @@ func (o *RunOptions) sourcePath(m *specs.Mount) string {
 // source clones the source of a bind mount, with its ids mapped if asked for.
 func (p *plan) source(m *specs.Mount, o *mount.Options) (fd launch.Arg, isDir bool) {
 	src := p.opts.sourcePath(m)
+	if p.dry {
+		return p.take(nothing()), true
+	}
 	st, err := os.Stat(src)
 	if err != nil {
 		p.fail(fmt.Errorf("mount %s: %w", m.Destination, err))

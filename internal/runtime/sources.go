@@ -33,6 +33,9 @@ func (p *plan) mapSource(m *specs.Mount, o *mount.Options, tree *os.File) error 
 
 // copyUpMount makes a tmpfs that already has what it covers.
 func (p *plan) copyUpMount(m *specs.Mount, o *mount.Options) {
+	if p.dry {
+		return
+	}
 	fs, err := mount.FS("tmpfs", m.Source, mount.Options{Data: o.Data, Super: o.Super, Set: o.Set &^ attrRdonly, ReadOnly: false})
 	if err == nil {
 		err = p.copyUp(m.Destination, fs)

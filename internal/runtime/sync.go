@@ -170,8 +170,8 @@ func openGate(dir string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "gate"), nil
 }
 
-// explainExec puts a failed execve into Docker's words. isDir tells whether the path named a directory.
-func explainExec(f *failure, proc *specs.Process, isDir func(string) bool) error {
+// explainExec puts a failed execve into Docker's words.
+func explainExec(f *failure, proc *specs.Process) error {
 	if !strings.HasPrefix(f.what, "exec ") {
 		return f
 	}
@@ -184,10 +184,9 @@ func explainExec(f *failure, proc *specs.Process, isDir func(string) bool) error
 		return errs.New(errs.NoCommand, "exec: %q: executable file not found in $PATH", name)
 	case unix.ENOTDIR:
 		return errs.New(errs.NoCommand, "exec: %q: stat %s: not a directory", name, name)
+	case unix.EISDIR:
+		return errs.New(errs.NotExecutable, "exec: %q: is a directory: permission denied", name)
 	case unix.EACCES:
-		if isDir != nil && strings.ContainsRune(name, '/') && isDir(name) {
-			return errs.New(errs.NotExecutable, "exec: %q: is a directory: permission denied", name)
-		}
 		return errs.New(errs.NotExecutable, "exec: %q: permission denied", name)
 	case unix.ENOEXEC:
 		return errs.New(errs.NotExecutable, "exec %s: exec format error", name)
