@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,8 +29,8 @@ type Engine struct {
 	Daemon func(ctx context.Context) (*exec.Cmd, error)
 	// Cleanup takes away what Daemon needed (bridge, folders).
 	Cleanup func() error
-	// OwnProcess tells which command lines belong to the containers themselves, for the memory row.
 	Busybox string // path of a static busybox
+	Dir     string // its folders lie here
 
 	daemon *exec.Cmd
 }
@@ -176,7 +177,7 @@ const (
 
 // output sends 10^6 lines of 80 bytes (81 with the newline) through run.
 func (e *Engine) output(name string) error {
-	return e.count("run", "--name", name, benchImage, "sh", "-c", fmt.Sprintf("yes '%s' | head -n %d", outputLine[:79], outputLines))
+	return e.count("run", "--name", name, "--log-opt", "max-size=200m", benchImage, "sh", "-c", fmt.Sprintf("yes '%s' | head -n %d", outputLine[:79], outputLines))
 }
 
 func (e *Engine) count(args ...string) error {
@@ -250,7 +251,7 @@ func (e *Engine) Memory(_ context.Context, n int) (perContainer, engine int64, e
 
 type usage struct{ engine, helpers int64 }
 
-// pss adds up the engine (daemon, and a containerd below it) and the helpers (monitors, shims): every process whose executable is one of them and that this engine started.
+// pss adds up the engine (daemon, and a containerd below it) and the helpers (monitors, shims) that this engine started.
 func (e *Engine) pss() (usage, error) {
 	var u usage
 	dirs, err := filepath.Glob("/proc/[0-9]*")
@@ -258,36 +259,40 @@ func (e *Engine) pss() (usage, error) {
 		return u, err
 	}
 	for _, dir := range dirs {
-		comm, err := os.ReadFile(dir + "/comm")
+		exe, err := os.Readlink(dir + "/exe")
 		if err != nil {
-			continue // it ended meanwhile
+			continue // it ended meanwhile, or is a thread of the kernel
 		}
-		name := strings.TrimSpace(string(comm))
-		kind := ""
-		switch {
-		case name == "dockerd" || name == "containerd" || name == "cortend":
-			kind = "engine"
-		case strings.HasPrefix(name, "corten-monit") || strings.HasPrefix(name, "containerd-shim"):
-			kind = "helper"
-		}
-		if kind == "" || !e.mine(name) {
+		var part *int64
+		switch name := filepath.Base(strings.TrimSuffix(exe, " (deleted)")); {
+		case name == "dockerd", name == "containerd", name == "cortend":
+			part = &u.engine
+		case strings.HasSuffix(name, "corten-monitor"), strings.HasPrefix(name, "containerd-shim"):
+			part = &u.helpers
+		default:
 			continue
 		}
-		bytes, err := procPSS(dir)
-		if err != nil {
+		if !e.owns(dir) {
 			continue
 		}
-		if kind == "engine" {
-			u.engine += bytes
-		} else {
-			u.helpers += bytes
+		if bytes, err := procPSS(dir); err == nil {
+			*part += bytes
 		}
 	}
 	return u, nil
 }
 
-func (e *Engine) mine(comm string) bool {
-	return strings.HasPrefix(comm, "corten") == (e.Label == "corten")
+// owns tells whether a process is the daemon, a child of it, or was given one of its folders.
+func (e *Engine) owns(dir string) bool {
+	daemon := strconv.Itoa(e.daemon.Process.Pid)
+	if filepath.Base(dir) == daemon {
+		return true
+	}
+	if status, err := os.ReadFile(dir + "/status"); err == nil && strings.Contains(string(status), "\nPPid:\t"+daemon+"\n") {
+		return true
+	}
+	cmdline, err := os.ReadFile(dir + "/cmdline")
+	return err == nil && e.Dir != "" && strings.Contains(string(cmdline), e.Dir)
 }
 
 func procPSS(dir string) (int64, error) {

@@ -16,7 +16,7 @@ import (
 func Corten(bin, dir, busybox string) *Engine {
 	sock := "unix://" + filepath.Join(dir, "exec", "corten.sock")
 	return &Engine{
-		Label: "corten", Client: []string{filepath.Join(bin, "corten"), "-H", sock}, Busybox: busybox,
+		Label: "corten", Client: []string{filepath.Join(bin, "corten"), "-H", sock}, Busybox: busybox, Dir: dir,
 		Daemon: func(context.Context) (*exec.Cmd, error) {
 			return daemon(filepath.Join(dir, "cortend.log"), filepath.Join(bin, "cortend"), "-H", sock, "--data-root", filepath.Join(dir, "data"),
 				"--exec-root", filepath.Join(dir, "exec"), "--bridge", "ctnbench0", "--bip", "10.213.1.1/24", "--nft-table", "corten-bench", "--config-file", emptyConfig(dir))
@@ -30,7 +30,7 @@ func Docker(dir, busybox string) *Engine {
 	sock := "unix://" + filepath.Join(dir, "docker.sock")
 	const bridge = "dckbench0"
 	return &Engine{
-		Label: "docker", Client: []string{"docker", "-H", sock}, Busybox: busybox,
+		Label: "docker", Client: []string{"docker", "-H", sock}, Busybox: busybox, Dir: dir,
 		Daemon: func(context.Context) (*exec.Cmd, error) {
 			if _, err := exec.LookPath("dockerd"); err != nil {
 				return nil, errors.New("dockerd is not installed")
@@ -56,7 +56,7 @@ func Docker(dir, busybox string) *Engine {
 // Podman is the contestant podman with a root of its own.
 func Podman(dir, busybox string) *Engine {
 	return &Engine{
-		Label: "podman", Busybox: busybox,
+		Label: "podman", Busybox: busybox, Dir: dir,
 		Client:  []string{"podman", "--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--tmpdir", filepath.Join(dir, "tmp"), "--cgroup-manager", "cgroupfs"},
 		Cleanup: func() error { return os.RemoveAll(dir) },
 	}

@@ -263,11 +263,11 @@ func TestEndedWhileAway(t *testing.T) {
 // Two engines with different roots do not see each other.
 func TestTwoEngines(t *testing.T) {
 	a, b := enginetest.Start(t), enginetest.Start(t)
-	a.Corten("run", "-d", "--name", "x", enginetest.Busybox, "sleep", "1000")
-	b.Corten("run", "-d", "--name", "x", enginetest.Busybox, "sleep", "1000")
-	a.Corten("rm", "-f", "x")
-	if got := b.Corten("inspect", "-f", "{{.State.Status}}", "x"); got != "running" {
-		t.Errorf("removing x in one engine made it %s in the other", got)
+	a.Corten("run", "-d", "--name", "xx", enginetest.Busybox, "sleep", "1000")
+	b.Corten("run", "-d", "--name", "xx", enginetest.Busybox, "sleep", "1000")
+	a.Corten("rm", "-f", "xx")
+	if got := b.Corten("inspect", "-f", "{{.State.Status}}", "xx"); got != "running" {
+		t.Errorf("removing xx in one engine made it %s in the other", got)
 	}
 }
 
@@ -289,14 +289,14 @@ func TestDockerClient(t *testing.T) {
 	if got := docker("run", "--rm", enginetest.Busybox, "echo", "hi"); got != "hi" {
 		t.Errorf("run: %q", got)
 	}
-	docker("run", "-d", "--name", "c", enginetest.Busybox, "sleep", "1000")
-	if got := docker("exec", "c", "echo", "in"); got != "in" {
+	docker("run", "-d", "--name", "cc", enginetest.Busybox, "sleep", "1000")
+	if got := docker("exec", "cc", "echo", "in"); got != "in" {
 		t.Errorf("exec: %q", got)
 	}
-	if got := docker("ps", "--format", "{{.Names}}"); got != "c" {
+	if got := docker("ps", "--format", "{{.Names}}"); got != "cc" {
 		t.Errorf("ps: %q", got)
 	}
-	docker("rm", "-f", "c")
+	docker("rm", "-f", "cc")
 	for _, args := range [][]string{{"version"}, {"info"}, {"images"}, {"network", "ls"}, {"volume", "ls"}, {"system", "df"}} {
 		docker(args...)
 	}
