@@ -47,6 +47,12 @@ func imageName(repo, tag string) string {
 	return repo + ":" + tag
 }
 
+// familiar shortens a name to what the user wrote: clients complete names before they send them.
+func familiar(name string) string {
+	name = strings.TrimPrefix(name, "docker.io/")
+	return strings.TrimPrefix(name, "library/")
+}
+
 func (s *Server) imagesList(w http.ResponseWriter, r *request) error {
 	filters, err := r.query.filters()
 	if err != nil {
@@ -241,7 +247,7 @@ func (s *Server) imagesLoad(w http.ResponseWriter, r *request) error {
 func (s *Server) imagesCreate(w http.ResponseWriter, r *request) error {
 	if name := r.query.get("fromImage"); name != "" {
 		return errs.New(errs.NotImplemented, "pulling from a registry is not part of this version: bring the image %s in with \"corten load\" or \"corten import\"",
-			imageName(name, r.query.get("tag")))
+			familiar(imageName(name, r.query.get("tag"))))
 	}
 	src := r.query.get("fromSrc")
 	if src == "" {
