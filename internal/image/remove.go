@@ -19,7 +19,10 @@ var errDigestName = errs.New(errs.Invalid, "refusing to create a tag with a dige
 //	by name, the last one           needs force when a stopped container uses it; a running one forbids it
 //	by id, one repository at most   all its names go, then as above
 //	by id, several repositories     needs force
-func (s *Images) Remove(ctx context.Context, ref string, force, prune bool, inUse func(id digest.Digest) (stopped, running []string)) (done []Removed, err error) {
+//
+// prune asks to remove untagged parent images, too. Layers that nobody else needs always go, and there are no other parents here:
+// an image of ours does not keep the image alive that it was made from. So both values mean the same.
+func (s *Images) Remove(ctx context.Context, ref string, force, _ bool, inUse func(id digest.Digest) (stopped, running []string)) (done []Removed, err error) {
 	s.gate.begin()
 	defer s.gate.end()
 	s.mu.RLock()

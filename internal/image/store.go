@@ -28,6 +28,7 @@ type Blobs interface {
 	Put(ctx context.Context, want digest.Digest, size int64, r io.Reader) (content.Info, error)
 	Read(ctx context.Context, dgst digest.Digest, limit int64) ([]byte, error)
 	Delete(ctx context.Context, dgst digest.Digest) error
+	List(ctx context.Context, fn func(content.Info) error) error
 }
 
 // Options describe a store.
@@ -169,12 +170,40 @@ func (s *Images) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	configs, err := s.looseConfigs(ctx)
+	if err != nil {
+		return err
+	}
 	s.gate.begin()
 	for _, l := range layers {
 		s.gate.candidate(loose{name: l.Chain})
 	}
+	for _, id := range configs {
+		s.gate.candidate(loose{config: true, name: id})
+	}
 	s.gate.end()
 	return nil
+}
+
+// looseConfigs finds config blobs that no image has: a process was killed between storing the blob and writing the index. Other kinds of blobs
+// are none of our business.
+func (s *Images) looseConfigs(ctx context.Context) (ids []digest.Digest, err error) {
+	const likely = 256 << 10
+	err = s.blobs.List(ctx, func(info content.Info) error {
+		if s.byID[info.Digest] != nil || info.Size > likely {
+			return nil
+		}
+		raw, err := s.blobs.Read(ctx, info.Digest, likely)
+		if err != nil {
+			s.log.Warn("blob cannot be read", "digest", info.Digest, "error", err)
+			return nil
+		}
+		if _, err := ParseConfig(raw); err == nil {
+			ids = append(ids, info.Digest)
+		}
+		return nil
+	})
+	return ids, err
 }
 
 // readIndex reads the index. whole is false when there was one that cannot be read: as long as that lies there, nobody knows which layers
