@@ -2,8 +2,10 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -195,5 +197,41 @@ func BenchmarkRows(b *testing.B) {
 			b.ReportMetric(float64(sum.Microseconds())/float64(n), "µs/join")
 			b.ReportMetric(float64(worst.Microseconds()), "µs/worst")
 		})
+	}
+}
+
+func TestNoDescriptorIsLeft(t *testing.T) {
+	count := func() int {
+		fds, err := os.ReadDir("/proc/self/fd")
+		check(t, err)
+		return len(fds)
+	}
+	r, p, err := os.Pipe() // the runtime's poller opens descriptors of its own with the first of these
+	check(t, err)
+	check(t, errors.Join(r.Close(), p.Close()))
+	before := count()
+	t.Run("world", func(t *testing.T) {
+		w := newWorld(t, func(o *Options) { o.PortProxy = []string{"/proc/self/exe", "portproxy"} })
+		check(t, w.Settle(bg))
+		w.network(t, Network{Name: "blue"})
+		for i, req := range []JoinRequest{
+			{}, {Endpoints: on("blue")}, {Endpoints: on("none")}, {Endpoints: on("host")}, {Endpoints: on("blue", "bridge")},
+			{Ports: []Port{{Proto: "tcp", ContainerPort: 80}, {Proto: "udp", ContainerPort: 80}}}, {DNS: []string{"127.0.0.1"}, Endpoints: on("blue")},
+		} {
+			req.Owner = fmt.Sprint("c", i)
+			sb := w.join(t, req)
+			if host := i == 3; host != (sb.NS == nil) {
+				t.Errorf("%d: namespace %v", i, sb.NS)
+			}
+			_, err := w.Join(bg, JoinRequest{Owner: "fails", Endpoints: req.Endpoints, Ports: []Port{{Proto: "tcp", ContainerPort: 80, HostPort: 1, HostIP: netip.MustParseAddr("198.51.100.1")}}})
+			if err == nil {
+				check(t, w.Leave(bg, "fails"))
+			}
+		}
+	})
+	for end := time.Now().Add(time.Second); count() > before && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	}
+	if after := count(); after > before {
+		t.Errorf("%d descriptors before, %d after", before, after)
 	}
 }

@@ -71,6 +71,7 @@ type box struct {
 	pid      int
 	bindings []*binding
 	ready    bool
+	ns       *os.File // only where names are asked for inside: see keepNS
 }
 
 // New opens the room: it restores the stored networks and the default ones, their bridges, and the table with its rules. Ready namespaces are
@@ -163,6 +164,9 @@ func (l *Local) shut() error {
 	for _, b := range l.boxes {
 		for _, x := range b.bindings {
 			all = append(all, x.closeFiles())
+		}
+		if b.ns != nil {
+			all = append(all, b.ns.Close())
 		}
 	}
 	if l.dns != nil {

@@ -1,9 +1,11 @@
 package network
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"iter"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -86,7 +88,7 @@ func (l *Local) serveNames(bx *box, ns *os.File) error {
 	if err != nil {
 		return err
 	}
-	return l.dns.Add(bx.req.Owner, udp, tcp)
+	return errors.Join(l.keepNS(bx, ns), l.dns.Add(bx.req.Owner, udp, tcp))
 }
 
 // redirect writes the rules that lead from port 53 to the server's ports; those of an earlier engine are replaced.
@@ -104,7 +106,16 @@ func redirect(tx *nft.Tx, udpPort, tcpPort uint16) {
 	}
 }
 
-func (l *Local) closeNames(bx *box) { l.dns.Remove(bx.req.Owner) }
+func (l *Local) closeNames(bx *box) {
+	l.dns.Remove(bx.req.Owner)
+	l.mu.Lock()
+	ns := bx.ns
+	bx.ns = nil
+	l.mu.Unlock()
+	if ns != nil {
+		_ = ns.Close() // only ever entered
+	}
+}
 
 // Lookup, Reverse and Upstreams make directory the dns server's view: what an owner may know is what is on its own user-defined networks.
 type directory struct{ l *Local }
@@ -182,6 +193,45 @@ func (d directory) Upstreams(owner string) ([]netip.AddrPort, bool) {
 		}
 	}
 	return servers, true
+}
+
+// Dial asks from the host's namespace, so that an upstream needs no way into the container's networks. Only a server on loopback that the container
+// itself named (--dns 127.0.0.1, for a name server in the container) is asked from inside.
+func (d directory) Dial(ctx context.Context, owner, network string, server netip.AddrPort) (conn net.Conn, err error) {
+	l := d.l
+	var dialer net.Dialer
+	var ns *os.File
+	l.mu.Lock()
+	if bx := l.boxes[owner]; bx != nil && bx.ns != nil && server.Addr().IsLoopback() {
+		ns = bx.ns
+	}
+	l.mu.Unlock()
+	if ns == nil {
+		return dialer.DialContext(ctx, network, server.String())
+	}
+	err = l.inside(ns, func(*netlink.Conn) error {
+		conn, err = dialer.DialContext(ctx, network, server.String())
+		return err
+	})
+	return conn, err
+}
+
+// keepNS keeps the namespace at hand for Dial, where the container wants that.
+func (l *Local) keepNS(bx *box, ns *os.File) error {
+	if !slices.ContainsFunc(bx.req.DNS, func(s string) bool {
+		a, err := netip.ParseAddr(s)
+		return err == nil && a.IsLoopback()
+	}) {
+		return nil
+	}
+	fd, err := unix.FcntlInt(ns.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("keep network namespace: %w", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	bx.ns = os.NewFile(uintptr(fd), "netns")
+	return nil
 }
 
 // networksOf goes through the bridge networks of an owner, in the order of its interfaces. mu is held.

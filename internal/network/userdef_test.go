@@ -372,3 +372,56 @@ func TestPortOfAHostProcess(t *testing.T) {
 		t.Error("half a sandbox is left")
 	}
 }
+
+func TestNameServerInTheContainer(t *testing.T) {
+	w := newWorld(t, nil)
+	w.network(t, Network{Name: "blue"})
+	sb := w.join(t, JoinRequest{Owner: "hole", Name: "hole", DNS: []string{"127.0.0.1"}, Endpoints: on("blue")})
+	in(t, sb.NS, func() { // on all addresses: the embedded server must not be in its way
+		pc, err := net.ListenPacket("udp4", "0.0.0.0:53")
+		check(t, err)
+		t.Cleanup(func() { pc.Close() })
+		go func() {
+			buf := make([]byte, 1500)
+			for {
+				n, from, err := pc.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				var m dnsmessage.Message
+				if m.Unpack(buf[:n]) == nil {
+					m.Response = true
+					m.Answers = []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: m.Questions[0].Name, Class: dnsmessage.ClassINET, TTL: 60}, Body: &dnsmessage.AResource{A: [4]byte{0, 0, 0, 0}}}}
+					p, _ := m.Pack()
+					pc.WriteTo(p, from)
+				}
+			}
+		}()
+	})
+	wantPrefix(t, "own server", lookup(t, sb.NS, "udp", "ads.example.com", dnsmessage.TypeA), "Success 0.0.0.0")
+	wantPrefix(t, "embedded server", lookup(t, sb.NS, "udp", "hole", dnsmessage.TypeA), "Success "+sb.Endpoints[0].IPv4.Addr().String())
+}
+
+// The bridges route 127.0.0.0/8, for published ports. A container with rights over its own network must not get at the host's loopback by that, nor
+// a neighbour outside at a port that is published there.
+func TestLoopbackOfTheHostIsOutOfReach(t *testing.T) {
+	w := newWorld(t, nil)
+	web := w.join(t, JoinRequest{Owner: "web", Name: "web", Ports: []Port{{Proto: "tcp", ContainerPort: 80, HostPort: 8097, HostIP: netip.MustParseAddr("127.0.0.1")}}})
+	evil := w.join(t, JoinRequest{Owner: "evil", Name: "evil"})
+	serve(t, web.NS, "web", 80)
+	serve(t, nil, "secret", 7777)
+	for name, c := range map[string]struct {
+		ns *os.File
+		gw string
+	}{"container": {evil.NS, evil.Endpoints[0].Gateway4.String()}, "neighbour": {w.outside, "203.0.113.1"}} {
+		in(t, c.ns, func() {
+			script := "ip addr del 127.0.0.1/8 dev lo; sysctl -qw net.ipv4.conf.eth0.route_localnet=1; ip route add 127.0.0.0/8 via " + c.gw + " dev eth0"
+			if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
+				t.Fatalf("%v %s", err, out)
+			}
+		})
+		wantPrefix(t, name+" at the host's loopback", ask(t, c.ns, "tcp", "127.0.0.1:7777"), "!")
+		wantPrefix(t, name+" at a port published on loopback", ask(t, c.ns, "tcp", "127.0.0.1:8097"), "!")
+	}
+	wantPrefix(t, "the host itself", ask(t, nil, "tcp", "127.0.0.1:8097"), "web")
+}

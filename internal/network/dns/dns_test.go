@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"log/slog"
@@ -34,6 +35,11 @@ func (b book) Reverse(owner string, a netip.Addr) (string, bool) {
 }
 
 func (b book) Upstreams(string) ([]netip.AddrPort, bool) { return b.upstream, len(b.upstream) > 0 }
+
+func (b book) Dial(ctx context.Context, _, network string, server netip.AddrPort) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, network, server.String())
+}
 
 func serverWith(tb testing.TB, dir Directory) *Server {
 	tb.Helper()

@@ -37,7 +37,12 @@ func (s *Server) forward(owner string, p []byte, q *question, stream bool) []byt
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), giveUp)
 	defer cancel()
-	answer, err := race(ctx, servers, p, q, stream)
+	dial := func(ctx context.Context, network string, server netip.AddrPort) (net.Conn, error) {
+		return s.dir.Dial(ctx, owner, network, server)
+	}
+	answer, err := race(ctx, servers, func(ctx context.Context, server netip.AddrPort) ([]byte, error) {
+		return exchange(ctx, dial, server, p, q, stream)
+	})
 	if err != nil {
 		s.log.Debug("no answer from upstream", "name", q.name, "err", err)
 		return failure(q.id)
@@ -48,7 +53,7 @@ func (s *Server) forward(owner string, p []byte, q *question, stream bool) []byt
 
 // race asks the servers one after the other, the next one after a little patience or at once when one failed; the first good answer counts. A
 // server that answers "server failure" or "refused" is believed only when no other says better.
-func race(ctx context.Context, servers []netip.AddrPort, p []byte, q *question, stream bool) ([]byte, error) {
+func race(ctx context.Context, servers []netip.AddrPort, ask func(context.Context, netip.AddrPort) ([]byte, error)) ([]byte, error) {
 	type result struct {
 		answer []byte
 		err    error
@@ -76,7 +81,7 @@ func race(ctx context.Context, servers []netip.AddrPort, p []byte, q *question, 
 				next++
 				running++
 				go func() {
-					answer, err := exchange(ctx, server, p, q, stream)
+					answer, err := ask(ctx, server)
 					results <- result{answer, err}
 				}()
 				timer.Reset(patience)
@@ -94,14 +99,15 @@ func race(ctx context.Context, servers []netip.AddrPort, p []byte, q *question, 
 	}
 }
 
+type dialer func(ctx context.Context, network string, server netip.AddrPort) (net.Conn, error)
+
 // exchange asks one server, by a socket of its own with a number of its own, and takes only the answer to this very question.
-func exchange(ctx context.Context, server netip.AddrPort, p []byte, q *question, stream bool) ([]byte, error) {
+func exchange(ctx context.Context, dial dialer, server netip.AddrPort, p []byte, q *question, stream bool) ([]byte, error) {
 	network := "udp"
 	if stream {
 		network = "tcp"
 	}
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, network, server.String())
+	conn, err := dial(ctx, network, server)
 	if err != nil {
 		return nil, err
 	}

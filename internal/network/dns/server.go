@@ -15,6 +15,7 @@
 package dns
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -34,8 +35,10 @@ type Directory interface {
 	Lookup(owner, name string) (addrs []netip.Addr, found bool)
 	// Reverse finds the full name of an address on the owner's networks.
 	Reverse(owner string, addr netip.Addr) (name string, found bool)
-	// Upstreams are the servers to ask for the rest, in the host's namespace; ok is false when the owner must not reach outside.
+	// Upstreams are the servers to ask for the rest; ok is false when the owner must not reach outside.
 	Upstreams(owner string) (servers []netip.AddrPort, ok bool)
+	// Dial connects to one of them, from the host's namespace or wherever it is meant to be reached from.
+	Dial(ctx context.Context, owner, network string, server netip.AddrPort) (net.Conn, error)
 }
 
 // Server serves any number of containers.
