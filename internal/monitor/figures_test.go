@@ -37,6 +37,8 @@ func play(part string, args []string) {
 			all = append(all, b)
 		}
 		fmt.Println(len(all))
+	case "play-engine":
+		playEngine(args)
 	case "play-terminal":
 		playTerminal(args[0])
 	case "play-lines": // n lines of 80 bytes, written in pieces of the given size (0: each line by itself; 1: a prepared block)

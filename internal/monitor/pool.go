@@ -146,7 +146,8 @@ func alive(c *net.UnixConn) bool {
 
 // environment tunes the monitor's Go runtime: one processor, and no collector of its own accord (see serve.Server.tend).
 func environment() []string {
-	return []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=8MiB", "GOTRACEBACK=none"}
+	// The runtime must not look at the cgroup's CPU bound either: it would keep its files open.
+	return []string{"GOMAXPROCS=1", "GOGC=off", "GOMEMLIMIT=8MiB", "GOTRACEBACK=none", "GODEBUG=containermaxprocs=0,updatemaxprocs=0"}
 }
 
 func (p *Pool) start() (*spare, error) {

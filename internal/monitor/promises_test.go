@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -441,53 +440,4 @@ func TestTCPClient(t *testing.T) {
 		t.Fatal(len(got), err)
 	}
 	<-end
-}
-
-func TestManyStartsAtOnce(t *testing.T) {
-	b := newBench(t, monitor.Options{})
-	errc := make(chan error)
-	for i := range 16 {
-		go func() {
-			m, err := b.pool.Launch(b.ctx, monitor.Launch{ID: fmt.Sprint("m", i), Program: monitortest.Shell(t, "exit "+strconv.Itoa(i))})
-			if err == nil {
-				<-m.Exited()
-				if m.Exit().Code != i {
-					err = fmt.Errorf("%d: %+v", i, m.Exit())
-				}
-				err = errors.Join(err, m.Close())
-			}
-			errc <- err
-		}()
-	}
-	for range 16 {
-		if err := <-errc; err != nil {
-			t.Error(err)
-		}
-	}
-	if _, err := b.pool.Launch(b.ctx, monitor.Launch{ID: "bad", Program: []byte("junk")}); err == nil {
-		t.Error("junk started")
-	}
-	noLog := monitor.Launch{ID: "bad", Program: monitortest.Program(t, 0, false, "sleep", "100"), Log: monitor.LogOptions{Path: "/proc/nowhere/log"}}
-	if _, err := b.pool.Launch(b.ctx, noLog); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "open log /proc/nowhere/log") {
-		t.Error(err)
-	}
-	if _, err := b.pool.Launch(b.ctx, monitor.Launch{ID: "../x"}); !errors.Is(err, errs.Invalid) {
-		t.Error(err)
-	}
-	if ids, _ := b.pool.List(); len(ids) != 0 {
-		t.Error(ids)
-	}
-}
-
-// Waiting monitors end with their engine, however it ends.
-func TestPoolEnds(t *testing.T) {
-	pids := make(chan int, 10)
-	b := newBench(t, monitor.Options{Pool: 3, Started: func(pid int) error { pids <- pid; return nil }})
-	a, c, d := <-pids, <-pids, <-pids
-	b.pool.Close()
-	for _, pid := range []int{a, c, d} {
-		if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
-			t.Error(pid, err)
-		}
-	}
 }

@@ -71,6 +71,7 @@ type Server struct {
 func Run(control int) int {
 	runtime.LockOSThread() // the container's first process dies with the thread that made it (PR_SET_PDEATHSIG)
 	deafen()
+	closeFrom(control + 1)
 	ep, err := syscall.EpollCreate1(syscall.EPOLL_CLOEXEC)
 	if err != nil {
 		return 1
