@@ -251,6 +251,14 @@ func (s *Service) clearFolder(ctr *live) {
 	if err := os.RemoveAll(s.dir(ctr.id)); err != nil {
 		s.Log.Warn("remove a container's folder", "container", ctr.id, "error", err)
 	}
+	s.sweepImages()
+}
+
+// sweepImages lets go of layers of deleted images that only a tree held.
+func (s *Service) sweepImages() {
+	if imgs, ok := s.Images.(interface{ Sweep() }); ok {
+		imgs.Sweep()
+	}
 }
 
 // Wait answers when a condition holds. The channel gets one answer, or none when ctx ends first.

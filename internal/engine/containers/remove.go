@@ -56,6 +56,7 @@ func (s *Service) removeFound(ctx context.Context, ctr *live, opts RemoveOptions
 		// It does not exist any more; the rest is tried again when the engine starts.
 		s.Log.Warn("remove what a container left", "container", rec.Name, "error", err)
 	}
+	s.sweepImages()
 	return nil
 }
 

@@ -306,43 +306,11 @@ func (s *Service) ArchivePath(ctx context.Context, ref, name string, begin func(
 		return err
 	}
 	defer dir.Close()
-	w := begin(st)
-	if base == "." {
-		return tarfs.Write(ctx, dir, w, tarfs.WriteOptions{Root: true})
+	opts := tarfs.WriteOptions{Root: true}
+	if base != "." {
+		opts.Base = base
 	}
-	return rebase(ctx, dir, w, base)
-}
-
-// rebase writes a tree with a directory in front of every name.
-func rebase(ctx context.Context, dir *os.File, w io.Writer, base string) error {
-	pr, pw := io.Pipe()
-	go func() { pw.CloseWithError(tarfs.Write(ctx, dir, pw, tarfs.WriteOptions{Root: true})) }()
-	defer pr.Close()
-	in, out := tar.NewReader(pr), tar.NewWriter(w)
-	for {
-		hdr, err := in.Next()
-		if err == io.EOF {
-			return out.Close()
-		}
-		if err != nil {
-			return err
-		}
-		slash := strings.HasSuffix(hdr.Name, "/")
-		hdr.Name = path.Join(base, hdr.Name)
-		if slash {
-			hdr.Name += "/"
-		}
-		if hdr.Typeflag == tar.TypeLink {
-			hdr.Linkname = path.Join(base, hdr.Linkname)
-		}
-		hdr.Format = tar.FormatPAX
-		if err := out.WriteHeader(hdr); err != nil {
-			return err
-		}
-		if _, err := io.Copy(out, in); err != nil {
-			return err
-		}
-	}
+	return tarfs.Write(ctx, dir, begin(st), opts)
 }
 
 func (pl *place) archiveFile(w io.Writer, base string) error {

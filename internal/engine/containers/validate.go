@@ -2,6 +2,7 @@ package containers
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path"
 	"runtime"
@@ -61,8 +62,12 @@ func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 		return nil, err
 	}
 	for _, extra := range host.ExtraHosts {
-		if _, _, ok := cutHost(extra); !ok {
+		_, addr, ok := cutHost(extra)
+		if !ok {
 			return nil, errs.New(errs.Invalid, "bad format for add-host: %q", extra)
+		}
+		if _, err := netip.ParseAddr(addr); err != nil && addr != "host-gateway" {
+			return nil, errs.New(errs.Invalid, "invalid IP address in add-host: %q", addr)
 		}
 	}
 	for key := range host.Sysctls {

@@ -193,8 +193,9 @@ var rlimits = map[string]string{
 // cutHost splits --add-host name:address (or name=address).
 func cutHost(extra string) (name, addr string, ok bool) {
 	i := strings.IndexAny(extra, ":=")
-	if i <= 0 || i == len(extra)-1 {
+	if i <= 0 {
 		return "", "", false
 	}
-	return extra[:i], strings.Trim(extra[i+1:], "[]"), true
+	addr = strings.Trim(extra[i+1:], "[]")
+	return extra[:i], addr, addr != ""
 }

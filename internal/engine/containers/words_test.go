@@ -1,0 +1,124 @@
+package containers
+
+import (
+	"errors"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/monitor"
+)
+
+func FuzzParseBind(f *testing.F) {
+	for _, s := range []string{"/a:/b", "/a:/b:ro", "name:/x:nocopy", "/only", "a:b:c:d", "/a:/b:ro,rshared,z", ":/x", "/a/../b:/c/"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		mnt, err := ParseBind(s)
+		if err != nil {
+			if !errors.Is(err, errs.Invalid) {
+				t.Errorf("%q: %v is of no kind", s, err)
+			}
+			return
+		}
+		if !path.IsAbs(mnt.Target) || mnt.Target == "/" || path.Clean(mnt.Target) != mnt.Target {
+			t.Errorf("%q: target %q", s, mnt.Target)
+		}
+		if mnt.Type == "bind" && !path.IsAbs(mnt.Source) || mnt.Type == "volume" && (mnt.Source != "" || !mnt.Anonymous && mnt.Name == "") {
+			t.Errorf("%q: %+v", s, mnt)
+		}
+	})
+}
+
+func FuzzWords(f *testing.F) {
+	for _, s := range []string{"c 1:3 rwm", "a *:* m", "seccomp=unconfined", "label=disable", "ctrl-p,ctrl-q", "a,ctrl-@", "-o pid,comm", "aux", "0-3,5", "10.5", "2024-01-02", "h:1.2.3.4", "host=[::1]", "10m"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if dev, err := parseDeviceRule(s); err == nil && (dev.Access == "" || dev.Major == nil || dev.Minor == nil) {
+			t.Errorf("rule %q: %+v", s, dev)
+		}
+		if keys, err := parseDetachKeys(s); err == nil && len(keys) == 0 {
+			t.Errorf("keys %q are none", s)
+		}
+		if cols, err := psColumns([]string{s}); err == nil {
+			for _, col := range cols {
+				if col.show == nil {
+					t.Errorf("ps %q: a column without content", s)
+				}
+			}
+		}
+		if name, addr, ok := cutHost(s); ok && (name == "" || addr == "") {
+			t.Errorf("host %q: %q %q", s, name, addr)
+		}
+		_, _ = parseSecurityOpt([]string{s})
+		_, _ = parseSet(s)
+		_, _ = Moment(s, time.Now())
+		_, _ = portFilter([]string{s})
+		_, _ = parseLogConfig(container.LogConfig{Config: map[string]string{"max-size": s, "max-file": s}})
+	})
+}
+
+func TestBackoff(t *testing.T) {
+	var got []time.Duration
+	for n := range 12 {
+		got = append(got, backoff(n))
+	}
+	if got[0] != 100*time.Millisecond || got[1] != 200*time.Millisecond || got[9] != 51200*time.Millisecond || got[10] != time.Minute || got[11] != time.Minute {
+		t.Error(got)
+	}
+}
+
+// The policy as a table: what happens after an exit.
+func TestRestarts(t *testing.T) {
+	s := &Service{}
+	s.ctx, s.cancel = t.Context(), func() {}
+	start := time.Now()
+	for _, c := range []struct {
+		policy  string
+		max     int
+		count   int
+		code    int
+		stopped bool
+		want    bool
+	}{
+		{"no", 0, 0, 1, false, false}, {"always", 0, 9, 0, false, true}, {"always", 0, 0, 0, true, false}, {"unless-stopped", 0, 0, 0, false, true},
+		{"on-failure", 0, 99, 1, false, true}, {"on-failure", 0, 0, 0, false, false}, {"on-failure", 3, 2, 1, false, true}, {"on-failure", 3, 3, 1, false, false},
+	} {
+		rec := container.Record{RestartCount: c.count, StoppedByUser: c.stopped, State: container.State{StartedAt: start}}
+		rec.Host.Restart = container.RestartPolicy{Name: c.policy, MaxRetries: c.max}
+		ctr := newLive(rec)
+		ctr.failures = 5
+		if got := s.restarts(ctr, &rec, monitor.Exit{Code: c.code, At: start.Add(time.Second)}); got != c.want {
+			t.Errorf("%+v: %v", c, got)
+		}
+		if s.restarts(ctr, &rec, monitor.Exit{Code: c.code, At: start.Add(11 * time.Second)}); !c.stopped && ctr.failures != 0 {
+			t.Errorf("%+v: a run of 11 seconds did not start the back-off anew", c)
+		}
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	got := environment("host", true, []string{"PATH=/x", "A=1", "TERM", "A=2"}, "/home/me")
+	if !slices.Equal(got, []string{"PATH=/x", "HOSTNAME=host", "A=2", "HOME=/home/me"}) {
+		t.Error(got)
+	}
+}
+
+func TestTmpfsOptions(t *testing.T) {
+	if got := tmpfsOptions([]string{"exec", "size=1m", "exec"}); strings.Join(got, " ") != "nosuid nodev exec size=1m rprivate" {
+		t.Error(got)
+	}
+}
+
+func TestMadeUpNames(t *testing.T) {
+	for try := range 10 {
+		if name := madeUpName(try); !nameRule.MatchString(name) {
+			t.Error(name)
+		}
+	}
+}
