@@ -32,7 +32,6 @@ type Options struct {
 // Store is the driver.
 type Store struct {
 	*depot.Depot
-	log *slog.Logger
 }
 
 var _ snapshot.Store = (*Store)(nil)
@@ -47,7 +46,7 @@ func New(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
-	return &Store{Depot: d, log: log}, nil
+	return &Store{Depot: d}, nil
 }
 
 // Name is "plain".
