@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"sync"
@@ -233,5 +234,31 @@ func TestNoDescriptorIsLeft(t *testing.T) {
 	}
 	if after := count(); after > before {
 		t.Errorf("%d descriptors before, %d after", before, after)
+	}
+}
+
+// A udp sender that keeps its port, as name servers and games do, went on talking to the address of a container that was gone: the kernel remembers
+// where a flow goes for minutes after the rule changed.
+func TestUDPSenderFindsTheNextContainer(t *testing.T) {
+	w := newWorld(t, nil)
+	from, err := net.ListenPacket("udp4", "203.0.113.1:0")
+	check(t, err)
+	defer from.Close()
+	to := &net.UDPAddr{IP: net.IPv4(203, 0, 113, 1), Port: 8098}
+	for i := range 3 {
+		owner := fmt.Sprint("c", i)
+		sb, err := w.Join(bg, JoinRequest{Owner: owner, Name: owner, Ports: []Port{{Proto: "udp", ContainerPort: 80, HostPort: 8098}}})
+		check(t, err)
+		serve(t, sb.NS, owner, 80)
+		_, err = from.WriteTo([]byte("?"), to)
+		check(t, err)
+		check(t, from.SetReadDeadline(time.Now().Add(2*time.Second)))
+		buf := make([]byte, 100)
+		n, _, err := from.ReadFrom(buf)
+		if err != nil || string(buf[:n]) != owner {
+			t.Errorf("round %d: %q %v", i, buf[:n], err)
+		}
+		check(t, sb.NS.Close())
+		check(t, w.Leave(bg, owner))
 	}
 }

@@ -77,8 +77,7 @@ func (l *Local) serveNames(bx *box, ns *os.File) error {
 			return err
 		}
 		conns := nft.NewConns() // sockets of this namespace
-		tx := nft.Get()
-		defer nft.Put(tx)
+		tx := &nft.Tx{}
 		redirect(tx, udpPort, tcpPort)
 		if err := errors.Join(conns.Commit(tx), conns.Close()); err != nil {
 			return errors.Join(fmt.Errorf("redirect names: %w", err), unix.Close(udp), unix.Close(tcp))

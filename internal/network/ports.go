@@ -334,8 +334,7 @@ func hostHasIPv6() bool {
 
 // expose makes the bindings answer: elements of the table's maps for what the kernel passes on, a message to the proxy for the rest.
 func (l *Local) expose(ctx context.Context, bindings []*binding) error {
-	tx := nft.Get()
-	defer nft.Put(tx)
+	tx := &nft.Tx{}
 	addElements(tx, l.opt.Table, bindings)
 	if err := l.commit(tx); err != nil {
 		return fmt.Errorf("publish ports: %w", err)
@@ -353,8 +352,7 @@ func (l *Local) unpublish(ctx context.Context, bx *box) error {
 	if len(list) == 0 {
 		return nil
 	}
-	tx := nft.Get()
-	defer nft.Put(tx)
+	tx := &nft.Tx{}
 	delElements(tx, l.opt.Table, list)
 	err := l.commit(tx)
 	if errors.Is(err, syscall.ENOENT) { // flushed by someone, or never there: the table is made right as a whole

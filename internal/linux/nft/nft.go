@@ -336,15 +336,3 @@ func (m *missing) Error() string {
 	return "the kernel has no nftables (enable CONFIG_NF_TABLES, CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT, CONFIG_NFT_MASQ and CONFIG_NFT_FIB_INET, or load nf_tables): " + m.err.Error()
 }
 func (m *missing) Unwrap() error { return m.err }
-
-var bufs = sync.Pool{New: func() any { return new(Tx) }}
-
-// Get hands out an empty transaction with memory to build in; Put takes it back.
-func Get() *Tx { return bufs.Get().(*Tx) }
-
-// Put empties the transaction and keeps its memory for the next.
-func Put(t *Tx) {
-	t.b.Reset()
-	t.setID = 0
-	bufs.Put(t)
-}

@@ -83,8 +83,7 @@ func TestElements(t *testing.T) {
 		t.Fatal(err)
 	}
 	commit := func(fill func(*Tx)) error {
-		tx := Get()
-		defer Put(tx)
+		tx := &Tx{}
 		fill(tx)
 		return c.Commit(tx)
 	}
@@ -115,7 +114,7 @@ func BenchmarkElement(b *testing.B) {
 	}
 	for range b.N {
 		for _, del := range []bool{false, true} {
-			tx := Get()
+			tx := &Tx{}
 			if del {
 				tx.DelElems("t", "ports", elem(80))
 			} else {
@@ -124,7 +123,6 @@ func BenchmarkElement(b *testing.B) {
 			if err := c.Commit(tx); err != nil {
 				b.Fatal(err)
 			}
-			Put(tx)
 		}
 	}
 }
