@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -31,7 +32,7 @@ func managed(t testing.TB, name string) *Manager {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	m, err := New(Options{Path: testParent() + "/" + name, ID: name})
+	m, err := New(Options{Path: testParent() + "/" + name, ID: filepath.Base(name)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -337,6 +338,44 @@ func TestInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait() // killed
+}
+
+// Containers that start side by side find the parent half made by each other.
+func TestConcurrentCreate(t *testing.T) {
+	host, err := Discover()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []*Manager
+	for i := range 8 {
+		all = append(all, managed(t, fmt.Sprintf("side/by/side%d", i)))
+	}
+	t.Cleanup(func() { // runs first: the containers, then their folders
+		for _, m := range all {
+			if err := m.Destroy(); err != nil {
+				t.Error(err)
+			}
+		}
+		for _, p := range []string{"/side/by", "/side"} {
+			if err := RemoveParent(host, testParent()+p); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	var wg sync.WaitGroup
+	for _, m := range all {
+		wg.Go(func() {
+			if err := m.Create(&specs.LinuxResources{Devices: defaultDevices()}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, m := range all {
+		if err := inside(t, m, "true").Wait(); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 func TestRefusedPaths(t *testing.T) {
