@@ -215,7 +215,8 @@ func (s *Service) SetNetwork(ref, name string, ep *container.EndpointSettings, c
 	if err != nil {
 		return err
 	}
-	ctr.change(func(rec *container.Record) {
+	before := ctr.record().Sandbox
+	rec := ctr.change(func(rec *container.Record) {
 		rec.Networks = maps.Clone(rec.Networks)
 		if rec.Networks == nil {
 			rec.Networks = map[string]container.EndpointSettings{}
@@ -229,5 +230,10 @@ func (s *Service) SetNetwork(ref, name string, ep *container.EndpointSettings, c
 			change(rec)
 		}
 	})
+	if rec.State.Status.Live() && before != nil && rec.Sandbox != nil {
+		if err := s.editHosts(rec, before); err != nil {
+			return fmt.Errorf("hosts file of container %s: %w", rec.Name, err)
+		}
+	}
 	return s.save(ctr, true)
 }

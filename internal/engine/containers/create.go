@@ -16,6 +16,7 @@ import (
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/task"
 )
@@ -282,4 +283,18 @@ func (s *Service) emit(ctr *live, action string, extra map[string]string) {
 	attrs["image"], attrs["name"] = rec.ImageRef, rec.Name
 	maps.Copy(attrs, extra)
 	s.Events.Publish(events.Event{Type: "container", Action: action, ID: ctr.id, Attributes: attrs})
+}
+
+// emitNetworks publishes that a container came to, or left, its networks.
+func (s *Service) emitNetworks(ctx context.Context, id, action string, sb *network.Sandbox) {
+	if sb == nil {
+		return
+	}
+	for _, ep := range sb.Endpoints {
+		driver := ""
+		if nw, err := s.Networks.Get(ctx, ep.NetworkID); err == nil {
+			driver = nw.Driver
+		}
+		s.Events.Publish(events.Event{Type: "network", Action: action, ID: ep.NetworkID, Attributes: map[string]string{"container": id, "name": ep.Network, "type": driver}})
+	}
 }

@@ -336,14 +336,34 @@ func (s *Service) sessionEnded(ses *session, code int) {
 }
 
 // ExecInspect shows a session.
-func (s *Service) ExecInspect(_ context.Context, id string) (ExecView, error) {
+func (s *Service) ExecInspect(ctx context.Context, id string) (ExecView, error) {
 	ses, err := s.execs.find(id)
 	if err != nil {
 		return ExecView{}, err
 	}
+	s.awaitExit(ctx, ses)
 	ses.mu.Lock()
 	defer ses.mu.Unlock()
 	return ExecView{ExecRequest: ses.req, ID: ses.id, Container: ses.ctr.id, Running: ses.running, ExitCode: ses.code, PID: ses.pid}, nil
+}
+
+// exitNews bounds how long the news of an exit may be on its way from the monitor.
+const exitNews = 2 * time.Second
+
+// awaitExit waits for the exit code of a session whose process is dead already: the client saw its stream end, asks for the code, and must not overtake the news.
+func (s *Service) awaitExit(ctx context.Context, ses *session) {
+	ses.mu.Lock()
+	proc, running := ses.proc, ses.running
+	ses.mu.Unlock()
+	if !running || proc == nil || stillThere(proc.PIDFD()) == nil {
+		return
+	}
+	select {
+	case <-proc.Exited():
+		s.sessionEnded(ses, proc.Exit().Code)
+	case <-time.After(exitNews):
+	case <-ctx.Done():
+	}
 }
 
 // ExecResize changes the size of a session's terminal.

@@ -52,6 +52,7 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 	}
 	proc := ctr.proc
 	rec := ctr.record()
+	sandbox := rec.Sandbox
 	again := s.restarts(ctr, rec, exit)
 	text := ""
 	if exit.Lost {
@@ -60,7 +61,7 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 	if exit.At.IsZero() {
 		exit.At = time.Now()
 	}
-	ctr.mon, ctr.proc, ctr.sandbox = nil, nil, nil
+	ctr.mon, ctr.proc = nil, nil
 	cleaned := make(chan struct{})
 	ctr.cleaned = cleaned
 	remove := rec.Host.AutoRemove && !ctr.keep
@@ -94,6 +95,7 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 	}
 	ctr.tell(end, NotRunning, NextExit)
 	s.giveBack(ctx, ctr)
+	s.emitNetworks(ctx, ctr.id, "disconnect", sandbox)
 	s.dropSessions(ctr)
 	if remove {
 		if err := s.vanish(ctx, ctr); err != nil {

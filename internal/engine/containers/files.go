@@ -77,20 +77,45 @@ func (s *Service) hostsFile(rec *container.Record, sb *network.Sandbox) ([]byte,
 	if err := s.linkHosts(rec, &b); err != nil {
 		return nil, err
 	}
+	writeHosts(&b, rec, sb.Endpoints)
+	return b.Bytes(), nil
+}
+
+// writeHosts writes the container's own names for its addresses.
+func writeHosts(b *bytes.Buffer, rec *container.Record, endpoints []network.Endpoint) {
 	names := rec.Config.Hostname
 	if short, _, dotted := strings.Cut(names, "."); dotted {
 		names += " " + short
 	} else if rec.Config.Domainname != "" {
 		names = names + "." + rec.Config.Domainname + " " + names
 	}
-	for _, ep := range sb.Endpoints {
+	for _, ep := range endpoints {
 		for _, addr := range []netip.Prefix{ep.IPv4, ep.IPv6} {
 			if addr.IsValid() {
-				fmt.Fprintf(&b, "%s\t%s\n", addr.Addr(), names)
+				fmt.Fprintf(b, "%s\t%s\n", addr.Addr(), names)
 			}
 		}
 	}
-	return b.Bytes(), nil
+}
+
+// editHosts changes a running container's hosts file from the addresses that it had to those that it has; what the program wrote there stays.
+func (s *Service) editHosts(rec *container.Record, before *network.Sandbox) error {
+	path := s.generatedFiles(rec).hosts
+	have, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	var old, now bytes.Buffer
+	writeHosts(&old, rec, before.Endpoints)
+	writeHosts(&now, rec, rec.Sandbox.Endpoints)
+	var b bytes.Buffer
+	for line := range bytes.Lines(have) {
+		if !bytes.Contains(old.Bytes(), line) {
+			b.Write(line)
+		}
+	}
+	b.Write(now.Bytes())
+	return os.WriteFile(path, b.Bytes(), 0o644) // in place: the container has this very file mounted
 }
 
 // linkHosts writes the names of --link: other:alias.

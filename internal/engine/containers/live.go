@@ -11,7 +11,6 @@ import (
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/monitor"
-	"corten.dev/corten/internal/network"
 )
 
 // live is a container in memory: its record and the handles that only a running engine has.
@@ -34,8 +33,6 @@ type live struct {
 	keep     bool               // restart by the user: the exit is not to be acted upon
 	failures int                // runs in a row that ended too soon
 	execs    []string           // ids of its exec sessions
-	sandbox  *network.Sandbox
-	unmount  []func(context.Context) error // volumes and shm of the run
 }
 
 type waiter struct {

@@ -106,7 +106,7 @@ func (s *Service) restoreOne(ctx context.Context, ctr *live) {
 	case wasLive || mon != nil || proc != nil:
 		s.endRun(ctx, ctr, mon, proc)
 	default:
-		s.settle(ctr)
+		s.atRest(ctr)
 	}
 }
 
@@ -114,7 +114,7 @@ func (s *Service) restoreOne(ctx context.Context, ctr *live) {
 func (s *Service) takeOver(ctx context.Context, ctr *live, mon monitor.Monitor, proc Process) {
 	rec := ctr.record()
 	ctr.mu.Lock()
-	ctr.mon, ctr.proc, ctr.sandbox = mon, proc, rec.Sandbox
+	ctr.mon, ctr.proc = mon, proc
 	ctr.changeLocked(func(rec *container.Record) {
 		rec.State.PID = mon.PID()
 		if rec.State.Status == container.Starting {
@@ -211,7 +211,7 @@ func (s *Service) endRun(ctx context.Context, ctr *live, mon monitor.Monitor, pr
 		ctr.changeLocked(func(rec *container.Record) { rec.State.Status = container.Restarting })
 		ctr.mu.Unlock()
 	}
-	s.settle(ctr)
+	s.atRest(ctr)
 }
 
 // howItEnded reads what the monitor wrote of this run.
@@ -229,8 +229,8 @@ func (s *Service) howItEnded(rec *container.Record) (monitor.Exit, string) {
 	return monitor.Exit{Code: 137, At: time.Now(), Lost: true}, "the container's monitor process was killed: its exit code is not known"
 }
 
-// settle ends in-between states, and removes what should be gone.
-func (s *Service) settle(ctr *live) {
+// atRest ends in-between states, and removes what should be gone.
+func (s *Service) atRest(ctr *live) {
 	rec := ctr.record()
 	switch rec.State.Status {
 	case container.Starting:

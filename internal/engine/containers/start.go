@@ -240,19 +240,19 @@ func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *t
 		return endMonitor(mon)
 	})
 	opts := runtime.RunOptions{ID: ctr.id, Bundle: s.dir(ctr.id), Spec: spec, Root: r.mounted.Root, RootDetached: r.mounted.Detached, Launcher: launcher, SystemdCgroup: s.SystemdCgroup}
-	if r.sandbox != nil {
-		opts.NetNS = r.sandbox.NS
-	}
+	opts.NetNS = r.sandbox.NS
 	proc, err := s.Runtime.Create(ctx, opts)
 	if err != nil {
 		return err
 	}
 	now := time.Now().UTC()
+	kept := *r.sandbox
+	kept.NS = nil // a handle is not part of a record
 	ctr.mu.Lock()
-	ctr.mon, ctr.proc, ctr.sandbox = mon, proc, r.sandbox
+	ctr.mon, ctr.proc = mon, proc
 	ctr.changeLocked(func(rec *container.Record) {
 		rec.State = container.State{Status: container.Running, PID: mon.PID(), StartedAt: now, FinishedAt: rec.State.FinishedAt, Boot: s.BootID}
-		rec.Sandbox = r.sandbox
+		rec.Sandbox = &kept
 	})
 	ctr.mu.Unlock()
 	if err := closeNS(r); err != nil {
@@ -265,6 +265,7 @@ func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *t
 	if err := s.save(ctr, false); err != nil {
 		s.Log.Error("the container runs, but its record could not be written", "container", rec.Name, "error", err)
 	}
+	s.emitNetworks(ctx, ctr.id, "connect", r.sandbox)
 	s.emit(ctr, "start", nil)
 	s.attachLate(ctx, ctr, mon)
 	s.watch(ctr, mon)
@@ -336,7 +337,7 @@ func (s *Service) startFailed(ctx context.Context, ctr *live, cause error) {
 	if back == container.Restarting { // no more tries: the policy is about programs that end, not about ones that cannot begin
 		back = container.Exited
 	}
-	ctr.mon, ctr.proc, ctr.sandbox = nil, nil, nil
+	ctr.mon, ctr.proc = nil, nil
 	ctr.changeLocked(func(rec *container.Record) {
 		rec.State.Status, rec.State.PID, rec.State.ExitCode, rec.State.Error, rec.Sandbox = back, 0, code, cause.Error(), nil
 	})
