@@ -65,15 +65,15 @@ func play(part string, args []string) {
 	}
 }
 
-// pss is the proportional set size of a process in kB.
-func pss(t testing.TB, pid int) (total int) {
+// pss is the proportional set size of a process in kB, or a part of it.
+func pss(t testing.TB, pid int, part string) (total int) {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, l := range strings.Split(string(b), "\n") {
-		if strings.HasPrefix(l, "Pss:") {
+		if strings.HasPrefix(l, part) {
 			total, _ = strconv.Atoi(strings.Fields(l)[1])
 		}
 	}
@@ -92,7 +92,7 @@ func TestIdleMonitorsAreSmall(t *testing.T) {
 	time.Sleep(200 * time.Millisecond)
 	sum := 0
 	for _, m := range all {
-		sum += pss(t, m.MonitorPID())
+		sum += pss(t, m.MonitorPID(), "Pss:")
 	}
 	tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", all[0].MonitorPID()))
 	t.Logf("%d kB PSS and %d threads each", sum/n, len(tasks))
@@ -143,5 +143,32 @@ func BenchmarkOutput(b *testing.B) {
 				m.Close()
 			}
 		})
+	}
+}
+
+// What a talkative phase needed is given back when the container is quiet again.
+func TestMemoryIsGivenBack(t *testing.T) {
+	b := newBench(t, monitor.Options{})
+	client, engine := pair(t)
+	m := b.launch(monitor.Launch{Program: monitortest.Program(t, 0, false, "sh", "-c", os.Args[0]+" play-lines 100000 4096; for i in 1 2 3 4 5 6; do sleep 0.3; echo; done; exec sleep 100"),
+		Stdio: monitor.Stdio{Stdin: true}, Log: monitor.LogOptions{Path: filepath.Join(b.dir, "log")},
+		Attached: []monitor.AttachRequest{{Conn: engine, Options: monitor.AttachOptions{Stdin: true, Stdout: true}, End: make(chan monitor.AttachEnd, 1)}}})
+	if _, err := io.ReadFull(client, make([]byte, 100000*80)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 100 { // and after many sessions
+		s, err := m.Exec(b.ctx, fmt.Sprint(i), monitortest.Program(t, 0, false, "true"), nil, monitor.Stdio{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.wait(s)
+	}
+	least := 1 << 30
+	const bound = 1500 // of its own; the program's text is shared with the other monitors
+	for begin := time.Now(); least > bound && time.Since(begin) < 4*time.Second; time.Sleep(50 * time.Millisecond) {
+		least = min(least, pss(t, m.MonitorPID(), "Pss_Anon:"))
+	}
+	if t.Logf("%d kB of its own", least); least > bound {
+		t.Error("not small again")
 	}
 }

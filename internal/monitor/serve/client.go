@@ -51,6 +51,7 @@ func (s *Server) attach(e *engine, p *process, fd int, a *wire.Attachment) {
 		p.waitFirst = 0
 		if p.ended {
 			p.drain()
+			p.release()
 			return
 		}
 		p.flow()

@@ -83,7 +83,7 @@ func (e *engine) receive() {
 		e.close()
 		return
 	}
-	e.s.asked++
+	e.s.asked += 4096 + 3*int(n)
 	if n > 16<<10 {
 		e.s.busy = monotonic()
 	}

@@ -28,7 +28,7 @@ const (
 	tick         = 250
 	trimAfter    = 1 * second // big buffers of an idle monitor are given back
 	scratchSize  = 256 << 10
-	collectEvery = 256 // control messages between two garbage collections
+	collectEvery = 96 << 10 // bytes of garbage, roughly, between two collections
 )
 
 // watcher is what owns a descriptor.
@@ -62,7 +62,7 @@ type Server struct {
 	durable  bool
 	nonblock bool // the container must never wait for anyone
 	quit     bool
-	asked    int   // control messages since the last collection
+	asked    int   // bytes that requests have cost since the last collection, roughly
 	busy     int64 // when the scratch memory was last used beyond its first pages
 	score    score
 }

@@ -206,6 +206,7 @@ func (p *process) tend(now int64) {
 		p.flow()
 		if p.ended {
 			p.drain()
+			p.release()
 		}
 	}
 }
@@ -257,10 +258,11 @@ func (p *process) reaped(status syscall.WaitStatus) {
 		s.record(&p.exit)
 	}
 	s.tellAll(&p.exit)
+	p.release()
 	s.sweep()
 }
 
-// drain takes what is in the pipes now, without regard to slow clients (their queues grow by at most a pipe), closes them, and lets the clients finish.
+// drain takes what is in the pipes now, without regard to slow clients (their queues grow by at most a pipe), and closes them.
 func (p *process) drain() {
 	if p.done {
 		return
@@ -282,6 +284,13 @@ func (p *process) drain() {
 		o.close()
 	}
 	p.in.close()
+}
+
+// release lets the clients of a drained process finish. It comes after the exit was told: a client that asks for the exit code when its stream ended must get one.
+func (p *process) release() {
+	if !p.done || !p.ended {
+		return
+	}
 	for i := len(p.s.clients) - 1; i >= 0; i-- {
 		if c := p.s.clients[i]; c.p == p {
 			c.finish()
