@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/spf13/pflag"
@@ -107,17 +108,24 @@ func (o *execOptions) run(ctx context.Context, a *app, name string, cmd []string
 	return execExit(ctx, api, path)
 }
 
-// execExit asks how the command ended.
+// execExit asks how the command ended. Its output may end a moment before its exit is known; a command that closed its
+// output and lives on is left alone after that moment, as docker does.
 func execExit(ctx context.Context, api *engineapi.Client, path string) error {
-	var state struct {
-		Running  bool
-		ExitCode *int
+	for pause := time.Millisecond; ; pause *= 2 {
+		var state struct {
+			Running  bool
+			ExitCode *int
+		}
+		if err := api.Get(ctx, path+"/json", nil, &state); err != nil {
+			return &exitError{code: 125, text: fmt.Sprintf("read exit code: %v", err)}
+		}
+		if state.Running && pause < time.Second {
+			time.Sleep(pause)
+			continue
+		}
+		if state.ExitCode == nil || *state.ExitCode == 0 {
+			return nil
+		}
+		return &exitError{code: *state.ExitCode}
 	}
-	if err := api.Get(ctx, path+"/json", nil, &state); err != nil {
-		return &exitError{code: 125, text: fmt.Sprintf("read exit code: %v", err)}
-	}
-	if state.ExitCode == nil || *state.ExitCode == 0 {
-		return nil
-	}
-	return &exitError{code: *state.ExitCode}
 }
