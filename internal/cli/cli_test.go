@@ -271,7 +271,7 @@ func TestPagesAreCurrent(t *testing.T) {
 	for name, text := range Pages() {
 		got, err := os.ReadFile(filepath.Join("..", "..", "docs", name))
 		if err != nil || string(got) != text {
-			t.Errorf("docs/%s is not what the help says: run go run ./internal/cli/gendocs docs (%v)", name, err)
+			t.Errorf("docs/%s is not what the help says: run go run ./cmd/corten-docs docs (%v)", name, err)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-// Command gendocs writes the pages of the command line's reference into a folder, and removes those of commands that
+// Command corten-docs writes the pages of the command line's reference into a folder, and removes those of commands that
 // are gone.
 package main
 
@@ -13,7 +13,7 @@ import (
 func main() {
 	log.SetFlags(0)
 	if len(os.Args) != 2 {
-		log.Fatal("usage: gendocs FOLDER")
+		log.Fatal("usage: corten-docs FOLDER")
 	}
 	if err := write(os.Args[1]); err != nil {
 		log.Fatal(err)
