@@ -22,9 +22,14 @@ const (
 	optMasq   = "com.docker.network.bridge.enable_ip_masquerade"
 	optHostIP = "com.docker.network.bridge.host_binding_ipv4"
 	optMTU    = "com.docker.network.driver.mtu"
-	optPrefix = "com.docker.network.container_iface_prefix"
+	optIfName = "com.docker.network.endpoint.ifname" // of an endpoint, not of the network
 	optDflt   = "com.docker.network.bridge.default_bridge"
 )
+
+// goodLinkName says whether the kernel takes s as the name of an interface.
+func goodLinkName(s string) bool {
+	return s != "" && len(s) < unix.IFNAMSIZ && !strings.ContainsAny(s, "/: \t\n") && s != "." && s != ".." && s != "lo" && s != "all" && s != "default"
+}
 
 // live makes the live side of a record; an error names the option that makes no sense.
 func live(rec Network) (*network, error) {
@@ -37,7 +42,7 @@ func live(rec Network) (*network, error) {
 		var err error
 		switch key {
 		case optName:
-			if val == "" || len(val) >= unix.IFNAMSIZ || strings.ContainsAny(val, "/: \t\n") || val == "." || val == ".." {
+			if !goodLinkName(val) {
 				err = errors.New("not a name of an interface")
 			}
 			nw.br = val

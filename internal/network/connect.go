@@ -97,11 +97,10 @@ func (l *Local) reserveConnect(owner string, req EndpointRequest) (*box, *networ
 	if err != nil {
 		return nil, nil, Endpoint{}, err
 	}
-	for i := 0; ; i++ {
+	for i := 0; ep.Interface == ""; i++ {
 		name := fmt.Sprintf("eth%d", i)
 		if !slices.ContainsFunc(bx.sb.Endpoints, func(ep Endpoint) bool { return ep.Interface == name }) {
 			ep.Interface = name
-			break
 		}
 	}
 	ep.Aliases = req.Aliases

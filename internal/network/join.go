@@ -114,7 +114,9 @@ func (l *Local) tryReserve(req *JoinRequest, bx *box) (p plan, ready *readyBox, 
 			if err != nil {
 				return p, nil, err
 			}
-			ep.Interface = fmt.Sprintf("eth%d", i)
+			if ep.Interface == "" {
+				ep.Interface = fmt.Sprintf("eth%d", i)
+			}
 			p.eps = append(p.eps, ep)
 		}
 	} else {
@@ -136,6 +138,15 @@ func (l *Local) newEndpoint(nw *network, er EndpointRequest) (Endpoint, error) {
 	ep := Endpoint{Network: nw.rec.Name, NetworkID: nw.rec.ID, ID: newID()}
 	if (er.IPv4.IsValid() || er.IPv6.IsValid()) && nw.rec.Predefined {
 		return ep, errs.New(errs.Invalid, "user specified IP address is supported on user defined networks only")
+	}
+	for key, val := range er.Options {
+		if key != optIfName {
+			return ep, errs.New(errs.NotImplemented, "endpoint option %s is not supported", key)
+		}
+		if !goodLinkName(val) {
+			return ep, errs.New(errs.Invalid, "endpoint option %s=%s: not a name of an interface", key, val)
+		}
+		ep.Interface = val
 	}
 	if nw.index == 0 {
 		return ep, errs.New(errs.Unavailable, "network %s has no bridge on this host", nw.rec.Name)
@@ -377,7 +388,27 @@ func configure(in *netlink.Conn, p plan) error {
 	if err := in.Do(&b); err != nil {
 		return err
 	}
-	return settleLinks(in, p.eps, func(ep Endpoint) string { return ep.Interface })
+	if err := settleLinks(in, p.eps, func(ep Endpoint) string { return ep.Interface }); err != nil {
+		return err
+	}
+	return awaitIPv6(in, p.eps)
+}
+
+// awaitIPv6 waits until the IPv6 addresses take packets. The kernel does that in the background, also without looking for duplicates, normally within a
+// fraction of a millisecond; a neighbour that asks before is not answered, and asks again only after a second. IPv4 has no such gap.
+func awaitIPv6(in *netlink.Conn, eps []Endpoint) error {
+	end := time.Now().Add(200 * time.Millisecond) // slower than that, the start is worth more than the first packet
+	for _, ep := range eps {
+		for pause := 50 * time.Microsecond; ep.IPv6.IsValid() && time.Now().Before(end); pause *= 2 {
+			if ready, err := in.IsLocal(ep.IPv6.Addr()); err == nil && ready {
+				break
+			} else if err != nil && !errors.Is(err, unix.ENETUNREACH) && !errors.Is(err, unix.EHOSTUNREACH) {
+				return err
+			}
+			time.Sleep(pause)
+		}
+	}
+	return nil
 }
 
 func addAddrs(b *netlink.Batch, index int, ep Endpoint) {

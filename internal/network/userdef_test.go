@@ -233,6 +233,14 @@ func TestConnectAndDisconnectLive(t *testing.T) {
 	w.network(t, Network{Name: "red"})
 	a := w.join(t, JoinRequest{Owner: "a", Name: "a", Endpoints: on("blue"), Ports: []Port{{Proto: "tcp", ContainerPort: 80, HostPort: 8091}}})
 	b := w.join(t, JoinRequest{Owner: "b", Name: "b", Endpoints: on("red")})
+	_, err := w.Join(bg, JoinRequest{Owner: "c", Endpoints: []EndpointRequest{{Network: "red", Options: map[string]string{"com.docker.network.endpoint.sysctls": "x"}}}})
+	if err == nil || !strings.Contains(err.Error(), "not supported") {
+		t.Errorf("unknown option: %v", err)
+	}
+	named := w.join(t, JoinRequest{Owner: "c", Endpoints: []EndpointRequest{{Network: "red", Options: map[string]string{optIfName: "lan0"}}}})
+	if named.Endpoints[0].Interface != "lan0" {
+		t.Errorf("named interface: %+v", named.Endpoints)
+	}
 	pid := process(t, a.NS)
 	serve(t, a.NS, "a", 80)
 	ep, err := w.Connect(bg, "a", pid, EndpointRequest{Network: "red", Aliases: []string{"friend"}})

@@ -394,6 +394,21 @@ func (c *Conn) Routes() ([]Route, error) {
 	return all, err
 }
 
+// IsLocal says whether the namespace takes packets for the address already: the kernel puts an IPv6 address to work a little after it was added.
+func (c *Conn) IsLocal(a netip.Addr) (bool, error) {
+	h := make([]byte, unix.SizeofRtMsg)
+	h[0], h[1] = family(a), uint8(a.BitLen())
+	var b Batch
+	b.Begin("find route to "+a.String(), unix.RTM_GETROUTE, 0, h)
+	b.Addr(unix.RTA_DST, a)
+	b.End()
+	p, err := c.Get(&b)
+	if err != nil || len(p) < unix.SizeofRtMsg {
+		return false, err
+	}
+	return p[7] == unix.RTN_LOCAL, nil
+}
+
 // Listen opens a socket of proto that receives the groups, for [Conn.Next].
 func Listen(proto int, groups ...int) (*Conn, error) {
 	c, err := Dial(proto)
