@@ -44,7 +44,8 @@ bench-scale: build
 	$(GO) run ./cmd/corten-bench -bin bin -scale 0,20,200,1000
 
 docs:
-	$(GO) run ./internal/cli/gendocs docs
+	$(GO) run ./cmd/corten-docs docs
+	UPDATE=1 $(GO) test ./internal/settings
 
 # The command line for the desks of people, both binaries for the other Linux machines.
 cross: embed

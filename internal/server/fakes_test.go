@@ -379,8 +379,8 @@ func (f fakeContainers) StatPath(_ context.Context, ref, path string) (container
 	}
 	return containers.PathStat{Name: "f", Size: 3, Mode: uint32(os.ModeDir | 0o755), Mtime: birth}, f.verb("stat", ref, path)
 }
-func (f fakeContainers) ArchivePath(_ context.Context, ref, path string, begin func(containers.PathStat) io.Writer) error {
-	st, err := f.StatPath(nil, ref, path)
+func (f fakeContainers) ArchivePath(ctx context.Context, ref, path string, begin func(containers.PathStat) io.Writer) error {
+	st, err := f.StatPath(ctx, ref, path)
 	if err != nil {
 		return err
 	}

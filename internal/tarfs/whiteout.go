@@ -182,7 +182,7 @@ func (x *extractor) deletion(at, base string) error {
 // hide makes overlayfs' mark for name.
 func (x *extractor) hide(parent *dir, name string) error {
 	parent.dirty = true
-	err := unix.Mknodat(parent.fd, name, unix.S_IFCHR|0o000, 0)
+	err := unix.Mknodat(parent.fd, name, unix.S_IFCHR, 0)
 	if err != unix.EEXIST {
 		return err
 	}
@@ -221,7 +221,6 @@ func (x *extractor) setOpaque(fd int) error {
 
 // remove carries a deletion out in a tree that holds the layers below. Missing is fine.
 func (x *extractor) remove(at, name string) error {
-	path := join(at, name)
 	fd, real, err := openDir(x.dirs.root.fd, at)
 	if err == unix.ENOENT || err == unix.ENOTDIR {
 		return nil
@@ -230,7 +229,7 @@ func (x *extractor) remove(at, name string) error {
 		return err
 	}
 	unix.Close(fd)
-	path = join(real, name)
+	path := join(real, name)
 	parent, err := x.parent(real)
 	if err != nil {
 		return err

@@ -69,8 +69,13 @@ func cpuAsked(c *specs.LinuxCPU) bool {
 	return c.Shares != nil || c.Quota != nil || c.Period != nil || c.Burst != nil || c.Idle != nil || c.RealtimePeriod != nil || c.RealtimeRuntime != nil
 }
 
+// kernelLimit is the limit of kernel memory, which cgroup v1 on older kernels has.
+func kernelLimit(c *specs.LinuxMemory) *int64 {
+	return c.Kernel //lint:ignore SA1019 asked for is asked for: it is applied where the kernel has it, and refused where not
+}
+
 func memoryAsked(c *specs.LinuxMemory) bool {
-	return set(c.Limit) || set(c.Swap) || set(c.Reservation) || set(c.Kernel) || set(c.KernelTCP) || c.Swappiness != nil || c.DisableOOMKiller != nil && *c.DisableOOMKiller
+	return set(c.Limit) || set(c.Swap) || set(c.Reservation) || set(kernelLimit(c)) || set(c.KernelTCP) || c.Swappiness != nil || c.DisableOOMKiller != nil && *c.DisableOOMKiller
 }
 
 func blkioAsked(b *specs.LinuxBlockIO) bool {

@@ -60,7 +60,7 @@ func (m *Manager) memoryV1(dir string, c *specs.LinuxMemory) error {
 		val  *int64
 	}{
 		{"memory.soft_limit_in_bytes", c.Reservation},
-		{"memory.kmem.limit_in_bytes", c.Kernel},
+		{"memory.kmem.limit_in_bytes", kernelLimit(c)},
 		{"memory.kmem.tcp.limit_in_bytes", c.KernelTCP},
 	} {
 		if !set(w.val) {

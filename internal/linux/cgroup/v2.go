@@ -11,7 +11,7 @@ import (
 
 // memoryV2 sets memory limits. The spec's swap is memory and swap together; the file memory.swap.max is swap alone.
 func (m *Manager) memoryV2(dir string, c *specs.LinuxMemory) error {
-	if set(c.Kernel) || set(c.KernelTCP) {
+	if set(kernelLimit(c)) || set(c.KernelTCP) {
 		return errs.New(errs.Invalid, "limit kernel memory of %s: not possible with cgroup v2", m.id)
 	}
 	if c.Swappiness != nil && int64(*c.Swappiness) != -1 {

@@ -108,6 +108,7 @@ func TestV2Files(t *testing.T) {
 func TestV2Refused(t *testing.T) {
 	p64 := ptr[int64]
 	for text, res := range map[string]specs.LinuxResources{
+		//lint:ignore SA1019 users still ask for it
 		"kernel memory":                    {Memory: &specs.LinuxMemory{Kernel: p64(1)}},
 		"swappiness":                       {Memory: &specs.LinuxMemory{Swappiness: ptr(uint64(60))}},
 		"disable the out-of-memory killer": {Memory: &specs.LinuxMemory{DisableOOMKiller: ptr(true)}},

@@ -35,7 +35,6 @@ type process struct {
 	life      life
 	paused    bool
 	waitFirst int64 // deadline until which the output waits for the first client
-	hadStdin  bool  // a client with stdin was attached
 	ended     bool  // reaped; its exit is told
 	done      bool  // its output was delivered to the clients' queues
 	forgotten bool
