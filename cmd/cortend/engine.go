@@ -134,7 +134,7 @@ func openSnapshots(set settings.Settings, log *slog.Logger) (snapshot.Store, err
 
 func openNetwork(set settings.Settings, log *slog.Logger) (*network.Local, error) {
 	opts := network.Options{
-		Root: filepath.Join(set.DataRoot, "networks"), ExecRoot: set.ExecRoot, Table: set.NftTable, Bridge: set.Bridge, MTU: set.MTU,
+		Root: set.DataRoot, ExecRoot: set.ExecRoot, Table: set.NftTable, Bridge: set.Bridge, MTU: set.MTU,
 		NoForward: !set.IPForward, DNS: set.DNS, DNSSearch: set.DNSSearch, DNSOptions: set.DNSOptions, Logger: log,
 	}
 	// The settings were checked when they were read.
