@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"corten.dev/corten/internal/errs"
@@ -147,6 +148,7 @@ func (c *creation) program(context.Context) (err error) {
 		p.own = append(p.own, p.cgroup.dir)
 	}
 	p.cgroup.paths = c.ctr.cg.Paths()
+	p.cgroup.top = strings.TrimSuffix(p.cgroup.paths[""], c.ctr.cg.Path())
 	if c.opts.Gate {
 		if c.gate, err = listenGate(c.ctr.dir); err != nil {
 			return err
@@ -216,6 +218,7 @@ func (p *plan) createShared(filter *seccomp.Filter, gate *os.File) error {
 // last is what comes after the root was entered.
 func (p *plan) last(proc *specs.Process, filter *seccomp.Filter, gate *os.File) {
 	b := p.b
+	p.protect()
 	p.session(proc)
 	if gate != nil {
 		p.lookAhead(proc)
@@ -233,6 +236,12 @@ func (p *plan) last(proc *specs.Process, filter *seccomp.Filter, gate *os.File) 
 	p.limits(proc)
 	p.credentials(proc, filter)
 	p.exec(proc)
+}
+
+// protect keeps others in the container's namespaces from looking into the process (its memory, its descriptors, its executable) until execve makes it one of them.
+func (p *plan) protect() {
+	p.note("protect the process")
+	p.b.Sys(unix.SYS_PRCTL, launch.Imm(unix.PR_SET_DUMPABLE), null, null, null, null)
 }
 
 func (p *plan) hostnames() {

@@ -196,7 +196,7 @@ func (p *plan) cgroupMount(m *specs.Mount, o *mount.Options) {
 			p.fail(errs.New(errs.Unavailable, "mount cgroup on %s: the container has no cgroups", dest))
 			return
 		}
-		p.cgroupBind(unified, dest, o)
+		p.cgroupTree(unified, dest, o)
 		return
 	}
 	tmp := specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: dest}
@@ -221,8 +221,24 @@ func (p *plan) cgroupMount(m *specs.Mount, o *mount.Options) {
 	}
 }
 
+// cgroupTree shows a v2 tree: a new mount has the cgroup namespace's root as its own, which is also right where systemd makes the cgroup only once the process exists;
+// without a namespace the whole tree of the host is seen, as /proc/self/cgroup tells paths in it. It is bound then, because mounting cgroup2 in the host's own namespace
+// would take the options (nsdelegate, memory_recursiveprot) off the host's mount.
+func (p *plan) cgroupTree(own, dest string, o *mount.Options) {
+	switch {
+	case p.newFlags&unix.CLONE_NEWCGROUP != 0:
+		fs := *o
+		fs.Data, fs.Super = nil, nil
+		p.fsMount(&specs.Mount{Type: "cgroup2", Source: "cgroup", Destination: dest}, &fs)
+	case p.has(unix.CLONE_NEWCGROUP):
+		p.cgroupBind(own, dest, o)
+	default:
+		p.cgroupBind(p.cgroup.top, dest, o)
+	}
+}
+
 func (p *plan) cgroupBind(dir, dest string, o *mount.Options) {
 	bind := *o
 	bind.Bind, bind.Rec, bind.Data, bind.Super = true, false, nil, nil
-	p.bindMount(&specs.Mount{Source: dir, Destination: dest}, &bind)
+	p.bindMount(&specs.Mount{Type: "cgroup", Source: dir, Destination: dest}, &bind)
 }

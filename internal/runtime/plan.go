@@ -55,6 +55,7 @@ type cgroupPlan struct {
 	join  []*os.File // v1 tasks files
 	dir   *os.File   // v2 directory
 	paths map[string]string
+	top   string // the host's mount of the v2 tree
 }
 
 func newPlan(spec *specs.Spec, opts *RunOptions) *plan {

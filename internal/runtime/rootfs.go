@@ -350,6 +350,10 @@ func (p *plan) bindMount(m *specs.Mount, o *mount.Options) {
 	if !p.procSource(m) {
 		p.notProc(m.Destination, target)
 	}
+	if o.Rec && o.Set&attrRdonly != 0 && path.Clean(m.Source) == "/sys" {
+		// Someone who shares the host's network has to share its /sys, and believes it read-only; the cgroups mounted below it must be too.
+		o.RecSet |= attrRdonly
+	}
 	attrs := func() {
 		if o.Set|o.Clear != 0 {
 			clear := o.Clear
@@ -415,7 +419,10 @@ func (p *plan) openSources() {
 		case err != nil:
 			return // told when its turn comes
 		case m.Type == "cgroup":
-			for _, dir := range p.cgroup.paths {
+			for ctrl, dir := range p.cgroup.paths {
+				if ctrl == "" && len(p.cgroup.paths) == 1 && !p.has(unix.CLONE_NEWCGROUP) {
+					dir = p.cgroup.top
+				}
 				open(dir)
 			}
 		case (m.Type == "bind" || o.Bind) && !mapped(m, &o):
@@ -443,20 +450,20 @@ func (p *plan) source(m *specs.Mount, o *mount.Options) (fd launch.Arg, isDir bo
 	if p.dry {
 		return p.take(nothing()), true
 	}
-	st, err := os.Stat(src)
-	if err != nil {
-		p.fail(fmt.Errorf("mount %s: %w", m.Destination, err))
-		return
-	}
 	flags := cloneTree
 	if o.Rec {
 		flags |= unix.AT_RECURSIVE
 	}
+	st, err := os.Stat(src)
+	if at, ok := p.sources[src]; ok && m.Type == "cgroup" && os.IsNotExist(err) {
+		return p.cloneOf(at, m, flags), true // systemd makes it when the process exists, which is before the child opens it
+	}
+	if err != nil {
+		p.fail(fmt.Errorf("mount %s: %w", m.Destination, err))
+		return
+	}
 	if at, ok := p.sources[src]; ok && !mapped(m, o) {
-		r := p.b.NewReg()
-		p.note("mount %s on %s", src, m.Destination)
-		p.b.Sys(unix.SYS_OPEN_TREE, at, p.b.Str(""), launch.Imm(flags|emptyPath)).To(r)
-		return r, st.IsDir()
+		return p.cloneOf(at, m, flags), st.IsDir()
 	}
 	if p.opts.Rootless && p.newFlags&unix.CLONE_NEWUSER != 0 {
 		r := p.b.NewReg()
@@ -474,4 +481,12 @@ func (p *plan) source(m *specs.Mount, o *mount.Options) (fd launch.Arg, isDir bo
 		p.fail(p.mapSource(m, o, tree))
 	}
 	return slot, st.IsDir()
+}
+
+// cloneOf clones what the child has opened.
+func (p *plan) cloneOf(at launch.Arg, m *specs.Mount, flags int) launch.Arg {
+	r := p.b.NewReg()
+	p.note("mount %s on %s", m.Source, m.Destination)
+	p.b.Sys(unix.SYS_OPEN_TREE, at, p.b.Str(""), launch.Imm(flags|emptyPath)).To(r)
+	return r
 }
