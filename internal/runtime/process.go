@@ -319,7 +319,11 @@ func (p *plan) label(proc *specs.Process) {
 			p.fail(errs.New(errs.Unavailable, "apparmor profile %q: the kernel runs without AppArmor", l))
 			return
 		}
-		p.note("set apparmor profile %s", l)
+		if !apparmorLoaded(l) {
+			p.fail(errs.New(errs.Unavailable, "AppArmor profile %q is not loaded on this host (apparmor_parser -r loads one)", l))
+			return
+		}
+		p.note("set AppArmor profile %s", l)
 		name := "self/attr/exec"
 		if exists("/proc/self/attr/apparmor/exec") {
 			name = "self/attr/apparmor/exec"

@@ -110,6 +110,15 @@ func (rt *Runtime) List() ([]string, error) {
 	return ids, nil
 }
 
+// apparmorLoaded tells whether the kernel has a profile. Where that cannot be seen, or the name is one of several or of another policy namespace, the kernel shall say.
+func apparmorLoaded(name string) bool {
+	list, err := os.ReadFile("/sys/kernel/security/apparmor/profiles")
+	if err != nil || strings.Contains(name, "//") || strings.HasPrefix(name, ":") {
+		return true
+	}
+	return strings.Contains("\n"+string(list), "\n"+name+" (")
+}
+
 // apparmorEnabled tells whether the kernel runs AppArmor.
 func apparmorEnabled() bool {
 	body, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")

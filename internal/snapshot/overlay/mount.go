@@ -47,8 +47,8 @@ func (s *Store) mount(l layout) (*os.File, error) {
 		}
 	}
 	fd, err := s.detached(l)
-	if errors.Is(err, errTooLong) || errors.Is(err, unix.ENOSYS) {
-		fd, err = s.elsewhere(l)
+	if errors.Is(err, errTooLong) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) && !singleLayers() {
+		fd, err = s.elsewhere(l) // EINVAL: before 6.5 all values together have a page, and none may hold a comma
 	}
 	if err != nil {
 		return nil, err
@@ -58,12 +58,12 @@ func (s *Store) mount(l layout) (*os.File, error) {
 
 var errTooLong = errors.New("mount options are too long for fsconfig")
 
-// detached uses fsopen, fsconfig and fsmount. lowerdir+ adds one layer at a time (since 6.8; EINVAL before).
+// singleLayers tells whether lowerdir+ adds one layer at a time (since 6.8; EINVAL before).
+func singleLayers() bool { return !kernelBefore(6, 8) }
+
+// detached uses fsopen, fsconfig and fsmount.
 func (s *Store) detached(l layout) (int, error) {
-	fd, err := s.configure(l, true)
-	if errors.Is(err, unix.EINVAL) && kernelBefore(6, 8) {
-		fd, err = s.configure(l, false)
-	}
+	fd, err := s.configure(l, singleLayers())
 	if err != nil {
 		return -1, err
 	}
