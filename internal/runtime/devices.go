@@ -149,9 +149,20 @@ func (p *plan) bindDevice(d *specs.LinuxDevice, typ uint32, dir launch.Arg, name
 	}
 	b.CheckNode(clone, typ, uint32(d.Major), uint32(d.Minor))
 	b.OpenIn(dir, name, oPath|noFollow, launch.MakeFile, 0o666).To(fd)
+	p.fileOrNode(fd, typ, uint32(d.Major), uint32(d.Minor))
 	p.attach(clone, fd)
 	b.Close(fd)
 	b.FreeReg(fd)
+}
+
+// fileOrNode demands that a mount point is a plain file or the very device: never a link, which would have the mount land elsewhere.
+func (p *plan) fileOrNode(fd launch.Arg, typ, major, minor uint32) {
+	ok, other := p.b.NewLabel(), p.b.NewLabel()
+	p.b.CheckNode(fd, unix.S_IFREG, 0, 0).On(unix.EPROTO, other)
+	p.b.Jump(ok)
+	p.b.Mark(other)
+	p.b.CheckNode(fd, typ, major, minor)
+	p.b.Mark(ok)
 }
 
 // terminal opens a terminal of the container's own devpts, shows it as /dev/console and sends the master away.
@@ -176,6 +187,7 @@ func (p *plan) terminal(proc *specs.Process, console bool) {
 		p.note("mount /dev/console")
 		cons, clone := b.NewReg(), b.NewReg()
 		b.OpenIn(p.dev, "console", oPath|noFollow, launch.MakeFile, 0o620).To(cons)
+		p.fileOrNode(cons, unix.S_IFCHR, 5, 1)
 		// The clone is of the terminal that the kernel just gave us, not of a name.
 		b.Sys(unix.SYS_OPEN_TREE, slave, b.Str(""), launch.Imm(cloneTree|emptyPath)).To(clone)
 		p.attach(clone, cons)

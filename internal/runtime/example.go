@@ -55,7 +55,7 @@ func MakeRootless(s *specs.Spec, uid, gid int) {
 	for i := range s.Mounts {
 		m := &s.Mounts[i]
 		if m.Destination == "/sys" {
-			*m = specs.Mount{Destination: "/sys", Type: "none", Source: "/sys", Options: []string{"rbind", "nosuid", "noexec", "nodev", "ro"}}
+			*m = specs.Mount{Destination: "/sys", Type: "none", Source: "/sys", Options: []string{"rbind", "nosuid", "noexec", "nodev", "rro"}}
 		}
 		m.Options = slices.DeleteFunc(m.Options, func(o string) bool { return o == "gid=5" }) // an id that is not mapped
 	}

@@ -106,9 +106,7 @@ func (p *plan) execInside(proc *specs.Process, sync *os.File, rec *record) {
 	b := p.b
 	p.syncSlot = p.file(sync)
 	b.Sync(p.syncSlot)
-	p.note("protect the process")
-	// Until it is a process of the container it must not be one that the container's root can trace.
-	b.Sys(unix.SYS_PRCTL, launch.Imm(unix.PR_SET_DUMPABLE), null, null, null, null)
+	p.protect()
 	p.openProc()
 	if a := proc.ExecCPUAffinity; a != nil {
 		p.affinity(a.Initial)

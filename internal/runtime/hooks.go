@@ -139,6 +139,7 @@ func (ctr *Container) hookInside(ctx context.Context, h *specs.Hook, status spec
 	defer theirs.Close()
 	p.files = append(p.files, theirs)
 	p.b.Sync(p.syncSlot)
+	p.protect()
 	p.openProc()
 	p.enter()
 	p.stdio(spec.Process, p.syncSlot)

@@ -17,11 +17,15 @@ type terminal struct {
 	ours, theirs *os.File
 	in, out      *os.File
 	saved        *unix.Termios
+	signals      chan os.Signal // kept from before the process starts: one that comes in between is the process's, not ours to die of
 }
 
 // ownTerminal readies a terminal where the process wants one and nobody else takes it.
 func (c *call) ownTerminal(l *runtime.Launcher, proc *specs.Process, s *starting, detach bool) (*terminal, error) {
-	t := &terminal{in: c.In, out: c.Out}
+	t := &terminal{in: c.In, out: c.Out, signals: make(chan os.Signal, 64)}
+	if !detach {
+		signal.Notify(t.signals)
+	}
 	if proc == nil || !proc.Terminal || s.console != "" {
 		return t, nil
 	}
@@ -91,12 +95,11 @@ func (t *terminal) raw() {
 
 // attend waits for the process, which is our child: signals go to it, and its terminal is ours meanwhile.
 func (c *call) attend(pid int, pidfd *os.File, t *terminal) (int, error) {
-	signals := make(chan os.Signal, 64)
-	signal.Notify(signals)
+	signals := t.signals
 	defer signal.Stop(signals)
 	var master *os.File
 	copied := make(chan struct{})
-	if t != nil && t.ours != nil {
+	if t.ours != nil {
 		var err error
 		if master, err = t.master(); err != nil {
 			return 1, err

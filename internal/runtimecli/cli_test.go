@@ -375,3 +375,52 @@ func FuzzConfig(f *testing.F) {
 		_ = runtime.Check(&s)
 	})
 }
+
+// CVE-2019-5736: a container that executes /proc/self/exe runs the file of the process that made it, and could overwrite it on the host.
+func TestRuntimeCannotBeOverwritten(t *testing.T) {
+	c := newCLI(t)
+	c.config("/proc/self/exe")
+	c.ok("create", "w")
+	var st stateJSON
+	if err := json.Unmarshal([]byte(c.ok("state", "w")), &st); err != nil {
+		t.Fatal(err)
+	}
+	fd, err := unix.Open(fmt.Sprintf("/proc/%d/exe", st.Pid), unix.O_PATH, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if !sealed(fd) {
+		t.Fatal("the runtime's file is writable")
+	}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err != nil || fs.Flags&unix.ST_RDONLY == 0 {
+		t.Fatal("the mount of the runtime's file is writable")
+	}
+	// And the mount cannot be made writable, or cloned, by who finds it.
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}); err == nil {
+		t.Fatal("the mount was made writable")
+	}
+}
+
+// Where no mount can be made, the runtime runs from a sealed copy.
+func TestSealedCopy(t *testing.T) {
+	fd, err := memoryCopy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Pwrite(fd, []byte("x"), 0); err != unix.EPERM {
+		t.Fatal(err)
+	}
+}
+
+// CVE-2022-29162: `exec --cap` put capabilities into the inheritable set, from where programs with file capabilities take them.
+func TestExecCapIsNotInheritable(t *testing.T) {
+	c := newCLI(t)
+	c.ok("run", "-d", "x")
+	out := c.ok("exec", "--cap", "CAP_NET_ADMIN", "x", "cat", "/proc/self/status")
+	if !strings.Contains(out, "CapInh:\t0000000000000000") || !strings.Contains(out, "CapEff:\t0000000020001420") {
+		t.Fatal(out)
+	}
+}

@@ -44,27 +44,28 @@ type globals struct {
 type verb struct {
 	name, args, help string
 	run              func(c *call, fs *flag.FlagSet) func(args []string) (int, error)
+	makes            bool // makes processes in containers
 }
 
 func verbs() []verb {
 	return []verb{
-		{"create", "ID", "create a container; it waits for start", create},
-		{"start", "ID", "start a created container", simple((*runtime.Container).Start)},
-		{"run", "ID", "create and start a container, and wait for it", run},
-		{"state", "ID", "print the state of a container", state},
-		{"kill", "ID [SIGNAL]", "send a signal to a container", kill},
-		{"delete", "ID", "remove a container", remove},
-		{"exec", "ID COMMAND [ARG…]", "run another process in a container", execute},
-		{"list", "", "list containers", list},
-		{"ps", "ID [PS OPTION…]", "list the processes of a container", ps},
-		{"events", "ID", "print events and figures of a container", events},
-		{"update", "ID", "change the limits of a container", update},
-		{"pause", "ID", "freeze a container", simple((*runtime.Container).Pause)},
-		{"resume", "ID", "thaw a container", simple((*runtime.Container).Resume)},
-		{"spec", "", "write a config.json to start from", spec},
-		{"features", "", "print what this runtime can", features},
-		{"checkpoint", "ID", "not supported", refuse("checkpoint")},
-		{"restore", "ID", "not supported", refuse("restore")},
+		{"create", "ID", "create a container; it waits for start", create, true},
+		{"start", "ID", "start a created container", simple((*runtime.Container).Start), true},
+		{"run", "ID", "create and start a container, and wait for it", run, true},
+		{"state", "ID", "print the state of a container", state, false},
+		{"kill", "ID [SIGNAL]", "send a signal to a container", kill, false},
+		{"delete", "ID", "remove a container", remove, false},
+		{"exec", "ID COMMAND [ARG…]", "run another process in a container", execute, true},
+		{"list", "", "list containers", list, false},
+		{"ps", "ID [PS OPTION…]", "list the processes of a container", ps, false},
+		{"events", "ID", "print events and figures of a container", events, false},
+		{"update", "ID", "change the limits of a container", update, false},
+		{"pause", "ID", "freeze a container", simple((*runtime.Container).Pause), false},
+		{"resume", "ID", "thaw a container", simple((*runtime.Container).Resume), false},
+		{"spec", "", "write a config.json to start from", spec, false},
+		{"features", "", "print what this runtime can", features, false},
+		{"checkpoint", "ID", "not supported", refuse("checkpoint"), false},
+		{"restore", "ID", "not supported", refuse("restore"), false},
 	}
 }
 
@@ -127,6 +128,11 @@ func (c *call) dispatch(args []string) (int, error) {
 		act := v.run(c, fs)
 		if err := fs.Parse(args[1:]); err != nil {
 			return usageCode(err), nil
+		}
+		if v.makes {
+			if err := seal(); err != nil {
+				return 1, err
+			}
 		}
 		if err := c.open(); err != nil {
 			return 1, err
