@@ -52,7 +52,7 @@ func play(part string, args []string) {
 		}
 		line := make([]byte, 0, 96)
 		if size == 1 { // as fast as a writer can be
-			block := []byte(strings.Repeat(strings.Repeat("x", 79)+"\n", 800))
+			block := []byte(strings.Repeat(strings.Repeat("x", 78)+"e\n", 800))
 			for range n / 800 {
 				os.Stdout.Write(block)
 			}
