@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+	"time"
 
 	"corten.dev/corten/internal/cli/engineapi"
 	"corten.dev/corten/internal/cli/http1"
@@ -283,10 +284,14 @@ func (e *escapeReader) take(in []byte) {
 	}
 }
 
-// proxySignals sends the signals that we get to the container, until the returned function is called.
+// allSignalsAfter is when the rarer signals are caught as well. Catching all of them takes a millisecond, which a container that ends at once need not pay.
+const allSignalsAfter = 50 * time.Millisecond
+
+// proxySignals sends the signals that we get to the container, until the returned function is called. The command ends then, so that nothing is given back.
 func (a *app) proxySignals(ctx context.Context, api *engineapi.Client, id string) func() {
 	sigs := make(chan os.Signal, 128)
-	signal.Notify(sigs)
+	signal.Notify(sigs, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	rest := time.AfterFunc(allSignalsAfter, func() { signal.Notify(sigs) })
 	done := make(chan struct{})
 	go func() {
 		for {
@@ -305,5 +310,5 @@ func (a *app) proxySignals(ctx context.Context, api *engineapi.Client, id string
 			}
 		}
 	}()
-	return func() { signal.Stop(sigs); close(done) }
+	return func() { rest.Stop(); close(done) }
 }

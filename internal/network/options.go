@@ -61,7 +61,7 @@ func (o Options) withDefaults() Options {
 		o.PoolSize = 8
 	}
 	if o.PoolDelay == 0 {
-		o.PoolDelay = 10 * time.Millisecond
+		o.PoolDelay = 25 * time.Millisecond
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -88,7 +88,9 @@ func (p *readyPool) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-p.kick:
-			if !armed { // not put off again by the next start: a long row of them would else find the pool empty
+			// Every start puts the filling off, so that it does not compete with the container that was just started (which may end, and be waited for,
+			// in a few milliseconds); but a long row of starts must not find the pool empty.
+			if !armed || !p.low() {
 				armed = true
 				timer.Reset(p.l.opt.PoolDelay)
 			}
@@ -104,6 +106,13 @@ func (p *readyPool) run(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// low says that the next few starts would empty the pool.
+func (p *readyPool) low() bool {
+	p.l.mu.Lock()
+	defer p.l.mu.Unlock()
+	return len(p.bridge) < p.l.opt.PoolSize/2
 }
 
 // fill makes one ready namespace, and says whether more are missing.
