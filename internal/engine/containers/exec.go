@@ -215,7 +215,7 @@ func (s *Service) runSession(ctx context.Context, ses *session, mon monitor.Moni
 		}
 		return made.PID(), made.PIDFD(), nil
 	})
-	pid, err := proc.Exec(ctx, runtime.Exec{Process: p, Launcher: launcher})
+	pid, err := proc.Exec(ctx, runtime.Exec{Process: p, Launcher: launcher, DieWithLauncher: true})
 	if err != nil {
 		return err
 	}

@@ -9,9 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,6 +17,7 @@ import (
 	"corten.dev/corten/internal/engine/containers"
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/monitor"
+	"corten.dev/corten/internal/monitor/monitortest"
 	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/runtime"
 	"corten.dev/corten/internal/snapshot/overlay"
@@ -30,6 +29,7 @@ type host struct {
 	t        testing.TB
 	dir      string
 	execRoot string
+	program  string
 	opts     containers.Options
 	svc      *containers.Service
 	net      *network.Local
@@ -39,23 +39,6 @@ type host struct {
 }
 
 // program is the path of a monitor that is built from the source as it is; without a Go tool it is the embedded one (empty).
-var program = sync.OnceValues(func() (string, error) {
-	if _, err := exec.LookPath("go"); err != nil && monitor.Embedded() != nil {
-		return "", nil
-	}
-	dir, err := os.MkdirTemp("", "corten-engine-test")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "corten-monitor")
-	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", path, "corten.dev/corten/cmd/corten-monitor")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return string(out), err
-	}
-	return path, nil
-})
-
 func newHost(t testing.TB) *host {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -64,12 +47,7 @@ func newHost(t testing.TB) *host {
 	if _, err := os.Stat("/bin/busybox"); err != nil {
 		t.Skip("needs busybox-static")
 	}
-	prog, err := program()
-	if err != nil {
-		t.Fatal(prog, err)
-	}
-	t.Cleanup(func() {}) // the program is small and shared by all tests of the package; TestMain removes it
-	h := &host{t: t, dir: t.TempDir(), execRoot: t.TempDir()}
+	h := &host{t: t, program: monitortest.Binary(t), dir: t.TempDir(), execRoot: t.TempDir()}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	trees, err := overlay.New(overlay.Options{Root: h.dir + "/snapshots", Logger: log})
 	must(t, err)
@@ -96,13 +74,12 @@ func newHost(t testing.TB) *host {
 func (h *host) open() {
 	h.t.Helper()
 	log := h.opts.Log
-	prog, _ := program()
 	var err error
 	h.net, err = network.New(network.Options{
 		Root: h.dir + "/networks", ExecRoot: h.execRoot, Table: "cortenenginetest", Bridge: "ctengine0", BIP: netip.MustParsePrefix("10.203.7.1/24"), Logger: log,
 	})
 	must(h.t, err)
-	h.mons, err = monitor.New(monitor.Options{Root: h.execRoot + "/monitors", Program: prog, Logger: log})
+	h.mons, err = monitor.New(monitor.Options{Root: h.execRoot + "/monitors", Program: h.program, Logger: log})
 	must(h.t, err)
 	h.opts.Networks, h.opts.Monitors = h.net, h.mons
 	h.svc, err = containers.New(h.opts)

@@ -240,7 +240,7 @@ func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *t
 		return endMonitor(mon)
 	})
 	opts := runtime.RunOptions{ID: ctr.id, Bundle: s.dir(ctr.id), Spec: spec, Root: r.mounted.Root, RootDetached: r.mounted.Detached, Launcher: launcher, SystemdCgroup: s.SystemdCgroup}
-	opts.NetNS = r.sandbox.NS
+	opts.NetNS, opts.DieWithLauncher = r.sandbox.NS, true
 	proc, err := s.Runtime.Create(ctx, opts)
 	if err != nil {
 		return err

@@ -559,7 +559,7 @@ func TestMonitorIsKilled(t *testing.T) {
 	}
 	pid := h.inspect(id).State.PID
 	killMonitorOf(t, pid)
-	if end := h.wait(id, containers.NotRunning); end.Code != 137 || end.Err == "" {
+	if end := h.wait(id, containers.NotRunning); end.Code != 137 || h.inspect(id).State.Error == "" {
 		t.Errorf("end %+v", end)
 	}
 	if h.logs(id) != "said\n" {
