@@ -167,7 +167,13 @@ func (s *Service) ExecStart(ctx context.Context, id string, opts ExecStart) erro
 	})
 	if err != nil {
 		conn.Close()
-		return fmt.Errorf("attach to exec session %s: %w", ses.id, err)
+		s.settle(ctx, ses)
+		select {
+		case <-ses.proc.Exited(): // the container ended, and the session with it, before it could be attached
+			return nil
+		default:
+			return fmt.Errorf("attach to exec session %s: %w", ses.id, err)
+		}
 	}
 	if end := <-ended; end.Detached {
 		s.emit(ses.ctr, "exec_detach", map[string]string{"execID": ses.id})
