@@ -171,6 +171,7 @@ func (p *plan) create(filter *seccomp.Filter, gate *os.File) error {
 	p.procWrites(proc)
 	p.handshake = p.newFlags&unix.CLONE_NEWUSER != 0 || p.opts.SystemdCgroup
 	p.enter()
+	p.dieWithLauncher()
 	p.personality(p.spec.Linux.Personality)
 	p.hostnames()
 	p.sysctls()

@@ -54,7 +54,7 @@ func (ctr *Container) Exec(ctx context.Context, x Exec) (pid int, pidfd *os.File
 		return 0, nil, errs.New(errs.Conflict, "container is paused, unpause the container before exec")
 	}
 	spec := &specs.Spec{Linux: &specs.Linux{}, Process: x.Process}
-	p := newPlan(spec, &RunOptions{ID: ctr.rec.ID, PreserveFDs: x.PreserveFDs, Rootless: ctr.rec.Rootless})
+	p := newPlan(spec, &RunOptions{ID: ctr.rec.ID, PreserveFDs: x.PreserveFDs, Rootless: ctr.rec.Rootless, DieWithLauncher: x.DieWithLauncher})
 	defer p.close()
 	if p.cgroup.join, err = ctr.cg.JoinFiles(); err != nil {
 		return 0, nil, err
@@ -113,6 +113,7 @@ func (p *plan) execInside(proc *specs.Process, sync *os.File, rec *record) {
 	}
 	p.procWrites(proc)
 	p.enter()
+	p.dieWithLauncher()
 	if a := proc.ExecCPUAffinity; a != nil {
 		p.affinity(a.Final)
 	}

@@ -52,6 +52,16 @@ var rlimits = map[string]int{
 	"RLIMIT_MSGQUEUE": unix.RLIMIT_MSGQUEUE, "RLIMIT_NICE": unix.RLIMIT_NICE, "RLIMIT_RTPRIO": unix.RLIMIT_RTPRIO, "RLIMIT_RTTIME": unix.RLIMIT_RTTIME,
 }
 
+// dieWithLauncher has the kernel kill the process when its launcher ends, whatever ends it, and whether or not an engine is there to see it. It comes twice: as soon as
+// the process is the one that stays, and once more after its ids changed, because a change of ids clears it. Two short gaps remain, before each; a launcher that dies in one
+// is found by the engine, or by the next one when it starts.
+func (p *plan) dieWithLauncher() {
+	if p.opts.DieWithLauncher {
+		p.note("tie the process to its launcher")
+		p.b.Sys(unix.SYS_PRCTL, launch.Imm(unix.PR_SET_PDEATHSIG), launch.Imm(unix.SIGKILL), null, null, null)
+	}
+}
+
 // session gives the process a session, a keyring and, with a terminal, its controlling terminal.
 func (p *plan) session(proc *specs.Process) {
 	b := p.b
@@ -107,6 +117,7 @@ func (p *plan) credentials(proc *specs.Process, filter *seccomp.Filter) {
 	}
 	prctl(launch.Imm(unix.PR_SET_KEEPCAPS), launch.Imm(1))
 	p.ids(proc)
+	p.dieWithLauncher()
 	p.note("change to directory %s", proc.Cwd)
 	p.chdir(proc.Cwd)
 	umask := uint32(0o022)

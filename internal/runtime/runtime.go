@@ -59,6 +59,8 @@ type RunOptions struct {
 	Gate bool
 	// Terminal programs open their console and send its master over launch.SlotConsole.
 	Launcher Launcher
+	// DieWithLauncher has the kernel kill the process when the thread that cloned it ends. It is for launchers that stay as long as the process, as a monitor does.
+	DieWithLauncher bool
 	// SystemdCgroup makes cgroups through systemd over D-Bus.
 	SystemdCgroup bool
 	PreserveFDs   int
@@ -105,6 +107,7 @@ type BlkioEntry struct {
 type Exec struct {
 	Process  *specs.Process
 	Launcher Launcher
-	// PreserveFDs as in RunOptions.
-	PreserveFDs int
+	// DieWithLauncher and PreserveFDs as in RunOptions.
+	DieWithLauncher bool
+	PreserveFDs     int
 }
