@@ -1,0 +1,81 @@
+package runtime
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"corten.dev/corten/internal/errs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"path/filepath"
+)
+
+func TestErrorsLeaveNothing(t *testing.T) {
+	root := rootfs(t)
+	dir := t.TempDir()
+	rt := New(Options{Root: dir})
+	os.WriteFile(root+"/plain", []byte("x"), 0o644)
+	os.WriteFile(root+"/text", []byte("garbage"), 0o755)
+	for name, c := range map[string]struct {
+		edit func(*specs.Spec)
+		kind error
+		text string
+	}{
+		"missing":   {func(s *specs.Spec) { s.Process.Args = []string{"nope"} }, errs.NoCommand, `exec: "nope": executable file not found in $PATH`},
+		"plain":     {func(s *specs.Spec) { s.Process.Args = []string{"/plain"} }, errs.NotExecutable, `exec: "/plain": permission denied`},
+		"text":      {func(s *specs.Spec) { s.Process.Args = []string{"/text"} }, errs.NotExecutable, `exec format error`},
+		"directory": {func(s *specs.Spec) { s.Process.Args = []string{"/etc"} }, errs.NotExecutable, `permission denied`},
+		"mount":     {func(s *specs.Spec) { s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Type: "nofs"}) }, nil, "mount nofs on /x: no such device"},
+		"bind": {func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Source: "/nowhere", Options: []string{"bind"}})
+		}, os.ErrNotExist, "/nowhere"},
+		"option":     {func(s *specs.Spec) { s.Mounts[1].Options = append(s.Mounts[1].Options, "wrong=1") }, nil, "mount tmpfs on /dev: option wrong=1: invalid argument"},
+		"sysctl":     {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel.core_pattern": "x"} }, errs.Invalid, "not namespaced"},
+		"rlimit":     {func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_X"}} }, errs.Invalid, "RLIMIT_X"},
+		"capability": {func(s *specs.Spec) { s.Process.Capabilities.Bounding = []string{"what"} }, errs.Invalid, "what"},
+		"namespace":  {func(s *specs.Spec) { s.Linux.Namespaces[0].Path = "/proc/self/ns/net" }, errs.Invalid, "is a net namespace, not mnt"},
+		"fake":       {func(s *specs.Spec) { s.Linux.Namespaces[1].Path = "/etc/passwd" }, errs.Invalid, "is not a namespace"},
+		"maps": {func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "user"})
+		}, errs.Invalid, "mappings"},
+		"apparmor":    {func(s *specs.Spec) { s.Process.ApparmorProfile = "x" }, errs.Unavailable, "AppArmor"},
+		"relativeCwd": {func(s *specs.Spec) { s.Process.Cwd = "x" }, errs.Invalid, "not absolute"},
+	} {
+		spec := dockerSpec(root, "/bin/true")
+		c.edit(spec)
+		_, err := create(t, rt, RunOptions{ID: "x", Spec: spec})
+		if err == nil || !strings.Contains(err.Error(), c.text) || c.kind != nil && !errors.Is(err, c.kind) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if left, _ := os.ReadDir(dir); len(left) > 0 {
+			t.Fatalf("%s: left %v", name, left)
+		}
+		if _, err := os.Stat("/sys/fs/cgroup/memory" + spec.Linux.CgroupsPath); err == nil {
+			t.Errorf("%s: left its cgroup", name)
+		}
+	}
+}
+
+func TestPreservedDescriptors(t *testing.T) {
+	spec := dockerSpec(rootfs(t), "/bin/sh", "-c", "ls /proc/self/fd | wc -l; cat <&3")
+	f := filepath.Join(t.TempDir(), "f")
+	os.WriteFile(f, []byte("kept\n"), 0o644)
+	fd, err := unix.Open(f, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	p := newPlan(spec, &RunOptions{})
+	p.close()
+	if fd != 3 {
+		t.Skip("descriptor 3 is taken in this process; the command line's test covers it")
+	}
+	b, err := create(t, New(Options{Root: t.TempDir()}), RunOptions{Spec: spec, PreserveFDs: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, code := b.wait(t)
+	want(t, out, code, "5\nkept\n")
+}
