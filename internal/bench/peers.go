@@ -19,7 +19,7 @@ func Corten(bin, dir, busybox string) *Engine {
 		Label: "corten", Client: []string{filepath.Join(bin, "corten"), "-H", sock}, Busybox: busybox, Dir: dir,
 		Daemon: func(context.Context) (*exec.Cmd, error) {
 			return daemon(filepath.Join(dir, "cortend.log"), filepath.Join(bin, "cortend"), "-H", sock, "--data-root", filepath.Join(dir, "data"),
-				"--exec-root", filepath.Join(dir, "exec"), "--bridge", "ctnbench0", "--bip", "10.213.1.1/24", "--nft-table", "corten-bench", "--config-file", emptyConfig(dir))
+				"--exec-root", filepath.Join(dir, "exec"), "--bridge", "ctnbench0", "--bip", "10.213.0.1/16", "--nft-table", "corten-bench", "--config-file", emptyConfig(dir))
 		},
 		Cleanup: func() error { return os.RemoveAll(dir) },
 	}
