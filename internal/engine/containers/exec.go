@@ -167,11 +167,10 @@ func (s *Service) ExecStart(ctx context.Context, id string, opts ExecStart) erro
 	})
 	if err != nil {
 		conn.Close()
-		s.settle(ctx, ses)
 		select {
 		case <-ses.proc.Exited(): // the container ended, and the session with it, before it could be attached
 			return nil
-		default:
+		case <-time.After(time.Second):
 			return fmt.Errorf("attach to exec session %s: %w", ses.id, err)
 		}
 	}
