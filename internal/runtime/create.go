@@ -134,7 +134,7 @@ func (c *creation) program(context.Context) (err error) {
 	spec := c.opts.Spec
 	p := newPlan(spec, c.opts)
 	c.plan = p
-	if c.filter, err = compileSeccomp(spec.Linux.Seccomp); err != nil {
+	if c.filter, err = c.rt.filters.compile(spec.Linux.Seccomp); err != nil {
 		return err
 	}
 	if p.cgroup.join, err = c.ctr.cg.JoinFiles(); err != nil {

@@ -32,6 +32,8 @@ type Runtime struct {
 	opts Options
 	log  *slog.Logger
 	host func() (*cgroup.Host, error) // looked at once
+
+	filters filters
 }
 
 // New makes a Runtime. It touches nothing.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"corten.dev/corten/internal/errs"
 )
@@ -28,8 +29,12 @@ const Known = len(names) - 1
 // lastFile is where the kernel tells its highest capability.
 const lastFile = "/proc/sys/kernel/cap_last_cap"
 
-// Last is the highest capability of this kernel. Where /proc cannot be asked it is the highest known one.
-func Last() int {
+// Last is the highest capability of this kernel. Where /proc cannot be asked it is the highest known one. The kernel is asked once.
+func Last() int { return last() }
+
+var last = sync.OnceValue(askLast)
+
+func askLast() int {
 	data, err := os.ReadFile(lastFile)
 	if err != nil {
 		return Known
