@@ -14,7 +14,7 @@ import (
 )
 
 type imagesOptions struct {
-	all, digests, noTrunc, quiet, tree bool
+	all, digests, noTrunc, quiet bool
 	format                             string
 	filter                             filters
 }

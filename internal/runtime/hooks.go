@@ -23,14 +23,19 @@ func hooksOf(h *specs.Hooks) *specs.Hooks {
 	return h
 }
 
+// prestart is the deprecated kind of hook.
+func prestart(h *specs.Hooks) []specs.Hook {
+	return h.Prestart //lint:ignore SA1019 dockerd still uses it
+}
+
 func hooksBeforePivot(h *specs.Hooks) bool {
-	return h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer) > 0
+	return h != nil && len(prestart(h))+len(h.CreateRuntime)+len(h.CreateContainer) > 0
 }
 
 // hooksBeforePivot runs the hooks that see the root mounted but not entered.
 func (ctr *Container) hooksBeforePivot(ctx context.Context) error {
 	h := hooksOf(ctr.rec.Hooks)
-	for _, list := range [][]specs.Hook{h.Prestart, h.CreateRuntime} { //nolint:staticcheck // prestart is deprecated, and still what dockerd uses
+	for _, list := range [][]specs.Hook{prestart(h), h.CreateRuntime} {
 		if err := ctr.runHooks(ctx, list, specs.StateCreating); err != nil {
 			return err
 		}

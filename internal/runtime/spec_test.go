@@ -252,6 +252,7 @@ func TestHooks(t *testing.T) {
 	}
 	spec := dockerSpec(rootfs(t), "/bin/cat", "/started")
 	spec.Hooks = &specs.Hooks{
+		//lint:ignore SA1019 dockerd still uses it
 		Prestart: []specs.Hook{hook("prestart")}, CreateRuntime: []specs.Hook{hook("createRuntime")}, CreateContainer: []specs.Hook{hook("createContainer")},
 		StartContainer: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "hostname > /started"}}},
 		Poststart:      []specs.Hook{hook("poststart")}, Poststop: []specs.Hook{hook("poststop")},

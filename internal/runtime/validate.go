@@ -96,7 +96,7 @@ func allHooks(h *specs.Hooks) (all []specs.Hook) {
 	if h == nil {
 		return nil
 	}
-	for _, list := range [][]specs.Hook{h.Prestart, h.CreateRuntime, h.CreateContainer, h.StartContainer, h.Poststart, h.Poststop} { //nolint:staticcheck // see hooks.go
+	for _, list := range [][]specs.Hook{prestart(h), h.CreateRuntime, h.CreateContainer, h.StartContainer, h.Poststart, h.Poststop} {
 		all = append(all, list...)
 	}
 	return all

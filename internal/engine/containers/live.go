@@ -76,23 +76,19 @@ func (ctr *live) claim(to container.Status) error {
 	return nil
 }
 
-// unclaim goes back to where claim came from.
-func (ctr *live) unclaim() {
+// shown is the record as doors see it: the two in-between states appear as what they came from. It must not be changed.
+func (ctr *live) shown() *container.Record {
+	rec := ctr.record()
+	if rec.State.Status != container.Starting {
+		return rec
+	}
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
-	ctr.changeLocked(func(rec *container.Record) { rec.State.Status = ctr.from })
-}
-
-// shown is the record as doors see it: the two in-between states appear as what they came from.
-func (ctr *live) shown() container.Record {
-	rec := *ctr.record()
+	rec = ctr.record()
 	if rec.State.Status == container.Starting {
-		ctr.mu.Lock()
-		rec = *ctr.record()
-		if rec.State.Status == container.Starting {
-			rec.State.Status = ctr.from
-		}
-		ctr.mu.Unlock()
+		back := *rec
+		back.State.Status = ctr.from
+		rec = &back
 	}
 	return rec
 }

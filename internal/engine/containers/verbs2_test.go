@@ -457,13 +457,6 @@ func TestRestartPolicies(t *testing.T) {
 	}
 }
 
-// restart ends the engine as kill -9 would leave things, as far as one process can play it: nothing is told to anybody, and a new one looks at what there is.
-func (h *host) restart() {
-	h.t.Helper()
-	h.close()
-	h.open()
-}
-
 func TestEngineComesBack(t *testing.T) {
 	h := newHost(t)
 	run := sh("sleep 0.1; echo before; while ! test -e /go; do sleep 0.02; done; echo after; exit 9")

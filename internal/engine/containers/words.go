@@ -1,7 +1,6 @@
 package containers
 
 import (
-	"bytes"
 	"encoding/json"
 	"strconv"
 	"strings"
@@ -142,15 +141,6 @@ func parseSecurityOpt(opts []string) (o securityOpt, err error) {
 		}
 	}
 	return o, nil
-}
-
-// compactJSON is a profile without the white space that people write.
-func compactJSON(s string) string {
-	var b bytes.Buffer
-	if json.Compact(&b, []byte(s)) != nil {
-		return s
-	}
-	return b.String()
 }
 
 // parseDeviceRule reads one --device-cgroup-rule: "c 1:3 mr".
