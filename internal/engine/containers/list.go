@@ -22,19 +22,19 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]View, error) {
 		return nil, err
 	}
 	all := s.table.all()
-	recs := make([]container.Record, 0, len(all))
+	recs := make([]*container.Record, 0, len(all)) // records are large: with a thousand of them, copies would be most of the time
 	for _, ctr := range all {
-		if rec := ctr.shown(); match(&rec) {
+		if rec := ctr.shown(); match(rec) {
 			recs = append(recs, rec)
 		}
 	}
-	slices.SortFunc(recs, func(a, b container.Record) int { return b.Created.Compare(a.Created) })
+	slices.SortFunc(recs, func(a, b *container.Record) int { return b.Created.Compare(a.Created) })
 	if opts.Limit > 0 && len(recs) > opts.Limit {
 		recs = recs[:opts.Limit]
 	}
 	views := make([]View, len(recs))
 	for i, rec := range recs {
-		views[i] = s.view(rec)
+		views[i] = s.view(*rec)
 		if opts.Size {
 			if err := s.sizes(ctx, &views[i]); err != nil {
 				return nil, err
@@ -50,7 +50,7 @@ func (s *Service) Inspect(ctx context.Context, ref string, size bool) (View, err
 	if err != nil {
 		return View{}, err
 	}
-	view := s.view(ctr.shown())
+	view := s.view(*ctr.shown())
 	ctr.mu.Lock()
 	view.Execs = ctr.execs
 	ctr.mu.Unlock()
