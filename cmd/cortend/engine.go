@@ -107,6 +107,9 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 		Version: server.VersionInfo{Version: version.Version, Commit: version.Commit},
 		Driver:  trees.Name(), Logger: log,
 	})
+	lean, stop := context.WithCancel(background())
+	e.closers = append(e.closers, func() error { stop(); return nil })
+	go leanMemory(lean)
 	return e, nil
 }
 
