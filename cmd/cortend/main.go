@@ -53,8 +53,7 @@ func run(args []string) int {
 		return 0
 	}
 	if os.Getenv("GOGC") == "" {
-		// The live heap is a few megabytes: collecting at each doubling would be in the way of every third start, and saves nothing that counts.
-		debug.SetGCPercent(300)
+		debug.SetGCPercent(gcPercent)
 	}
 	level := logLevel(set)
 	log := newLog(os.Stderr, set.LogFormat, level)
@@ -116,6 +115,9 @@ func serve(set settings.Settings, level *slog.LevelVar, log *slog.Logger) (err e
 		return err
 	}
 	log.Info("cortend serves", "version", version.Version, "api", version.API, "hosts", set.Hosts)
+	if err := notify("READY=1"); err != nil {
+		log.Warn("the service manager does not know that the engine serves", "err", err)
+	}
 	for {
 		select {
 		case sig := <-ends:

@@ -173,8 +173,8 @@ func mergeResources(old, upd container.Resources) (container.Resources, error) {
 		return old, errs.New(errs.Invalid, "Conflicting options: CPU Period or Quota cannot be updated as NanoCPUs has already been set")
 	case upd.Memory > 0 && upd.MemorySwap == 0 && old.MemorySwap > 0 && upd.Memory > old.MemorySwap:
 		return old, errs.New(errs.Invalid, "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time")
-	case upd.CPURealtimePeriod != 0 || upd.CPURealtimeRuntime != 0 || upd.KernelMemory != 0:
-		return old, errs.New(errs.NotImplemented, "real-time CPU time and kernel memory limits are not supported")
+	case upd.CPURealtimePeriod != 0 || upd.CPURealtimeRuntime != 0:
+		return old, errs.New(errs.NotImplemented, "real-time CPU time is not supported")
 	}
 	num(&old.CPUShares, upd.CPUShares)
 	num(&old.NanoCPUs, upd.NanoCPUs)
@@ -185,6 +185,7 @@ func mergeResources(old, upd container.Resources) (container.Resources, error) {
 	num(&old.CpusetMems, upd.CpusetMems)
 	num(&old.Memory, upd.Memory)
 	num(&old.MemorySwap, upd.MemorySwap)
+	num(&old.KernelMemory, upd.KernelMemory)
 	num(&old.MemoryReservation, upd.MemoryReservation)
 	num(&old.PidsLimit, upd.PidsLimit)
 	num(&old.MemorySwappiness, upd.MemorySwappiness)

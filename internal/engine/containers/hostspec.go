@@ -20,7 +20,9 @@ import (
 )
 
 // recursiveReadonly: mount_setattr(2) came with 5.12.
-var recursiveReadonly = sync.OnceValue(func() bool {
+var recursiveReadonly = sync.OnceValue(func() bool { return kernelSince(5, 12) })
+
+func kernelSince(wantMajor, wantMinor int) bool {
 	var u unix.Utsname
 	if unix.Uname(&u) != nil {
 		return false
@@ -29,8 +31,8 @@ var recursiveReadonly = sync.OnceValue(func() bool {
 	if n, _ := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); n != 2 {
 		return false
 	}
-	return major > 5 || major == 5 && minor >= 12
-})
+	return major > wantMajor || major == wantMajor && minor >= wantMinor
+}
 
 func errNoRecursiveReadonly(target string) error {
 	return errs.New(errs.NotImplemented, "mount %s: recursive read-only mounts need a kernel of 5.12 or later", target)
@@ -174,6 +176,9 @@ func resources(res *container.Resources) (*specs.LinuxResources, error) {
 	}
 	if res.MemorySwap != 0 {
 		mem.Swap = ptr(res.MemorySwap)
+	}
+	if res.KernelMemory > 0 {
+		mem.Kernel = ptr(res.KernelMemory) //lint:ignore SA1019 older kernels have it
 	}
 	if sw := res.MemorySwappiness; sw != nil && *sw >= 0 {
 		mem.Swappiness = ptr(uint64(*sw))

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/network"
@@ -140,10 +141,11 @@ func capabilities(names []string, uid uint32) *specs.LinuxCapabilities {
 }
 
 func (s *Service) rlimits(asked []container.Ulimit) []specs.POSIXRlimit {
-	all := maps.Clone(s.Ulimits)
-	if all == nil {
-		all = make(map[string]container.Ulimit, len(asked))
+	all := make(map[string]container.Ulimit, len(s.Ulimits)+len(asked)+1)
+	if files, ok := openFiles(); ok {
+		all["nofile"] = files
 	}
+	maps.Copy(all, s.Ulimits)
 	for _, u := range asked {
 		all[u.Name] = u
 	}
@@ -153,6 +155,16 @@ func (s *Service) rlimits(asked []container.Ulimit) []specs.POSIXRlimit {
 		limits = append(limits, specs.POSIXRlimit{Type: rlimits[name], Soft: uint64(u.Soft), Hard: uint64(u.Hard)}) // -1 is the kernel's infinity
 	}
 	return limits
+}
+
+// openFiles is the engine's bound of open files, as it was given by who started it: Go raises its own soft one to one below the hard one. A program that closes every
+// descriptor up to its bound, or has a table of that size, would suffer from what Go likes. Lower ones were 1024, which is the kernel's and systemd's default.
+func openFiles() (container.Ulimit, bool) {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil || lim.Cur != lim.Max-1 {
+		return container.Ulimit{}, false
+	}
+	return container.Ulimit{Name: "nofile", Soft: int64(min(1024, lim.Cur)), Hard: int64(lim.Max)}, true
 }
 
 func (s *Service) cgroupsPath(rec *container.Record) string {

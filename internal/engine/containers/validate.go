@@ -21,6 +21,12 @@ var cgroup2 = sync.OnceValue(func() bool {
 	return err == nil
 })
 
+// kernelMemory tells whether the kernel can limit its own memory apart: cgroup v1 only, and not since 5.16.
+var kernelMemory = sync.OnceValue(func() bool {
+	_, err := os.Stat("/sys/fs/cgroup/memory/memory.kmem.limit_in_bytes")
+	return err == nil && !kernelSince(5, 16)
+})
+
 // validate refuses what is wrong or cannot be done, in Docker's words where it has some, and returns warnings.
 func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 	cfg, host := &req.Config, &req.Host
@@ -80,6 +86,9 @@ func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 			warnings = append(warnings, "Published ports are discarded when using host network mode")
 		}
 	}
+	if parent := host.Resources.CgroupParent; s.SystemdCgroup && parent != "" && (len(parent) <= len(".slice") || !strings.HasSuffix(parent, ".slice")) {
+		return nil, errs.New(errs.Invalid, `cgroup-parent for systemd cgroup should be a valid slice named as "xxx.slice"`)
+	}
 	more, err := validateResources(&host.Resources)
 	return append(warnings, more...), err
 }
@@ -104,8 +113,6 @@ func refuseUnsupported(cfg *container.Config, host *container.Host) error {
 		return errs.New(errs.Invalid, "invalid cgroup mode: %v", host.Cgroup)
 	case host.Resources.CPURealtimePeriod != 0 || host.Resources.CPURealtimeRuntime != 0:
 		return no("real-time CPU time (--cpu-rt-period, --cpu-rt-runtime)", "kernels with real-time group scheduling are not supported")
-	case host.Resources.KernelMemory != 0:
-		return no("a kernel memory limit", "the kernel removed it")
 	}
 	if h := cfg.Healthcheck; h != nil && len(h.Test) > 0 && h.Test[0] != "NONE" {
 		return no("a health check given at create", "health checks come in a later version; those of images are kept but not run")
@@ -191,10 +198,15 @@ func validateResources(res *container.Resources) (warnings []string, err error) 
 		return bad("CPU cfs quota can not be less than 1ms (i.e. 1000)")
 	case res.BlkioWeight != 0 && (res.BlkioWeight < 10 || res.BlkioWeight > 1000):
 		return bad("range of blkio weight is from 10 to 1000")
+	case res.KernelMemory != 0 && res.KernelMemory < 4<<20:
+		return bad("Minimum kernel memory limit allowed is 4MB")
 	case res.CPUShares < 0:
 		return bad("shares must be greater than or equal to 0")
 	case res.PidsLimit != nil && *res.PidsLimit < -1:
 		return bad("invalid pids limit %d", *res.PidsLimit)
+	}
+	if res.KernelMemory > 0 && !kernelMemory() {
+		warnings, res.KernelMemory = append(warnings, "Your kernel does not support kernel memory limit capabilities or the cgroup is not mounted. Limitation discarded."), 0
 	}
 	if sw := res.MemorySwappiness; sw != nil {
 		if *sw != -1 && (*sw < 0 || *sw > 100) {

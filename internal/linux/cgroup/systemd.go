@@ -153,6 +153,7 @@ func ociResources(res *specs.LinuxResources) (*ocicgroups.Resources, error) {
 	}
 	if cpu := res.CPU; cpu != nil {
 		out.CpuShares, out.CpuQuota, out.CpuPeriod, out.CpuBurst = deref(cpu.Shares), deref(cpu.Quota), deref(cpu.Period), cpu.Burst
+		out.CpuWeight = ocicgroups.ConvertCPUSharesToCgroupV2Value(out.CpuShares) // what v2 knows; 0 stays 0
 		out.CpuRtRuntime, out.CpuRtPeriod = deref(cpu.RealtimeRuntime), deref(cpu.RealtimePeriod)
 		out.CpusetCpus, out.CpusetMems, out.CPUIdle = cpu.Cpus, cpu.Mems, cpu.Idle
 	}

@@ -100,7 +100,7 @@ func (s *Server) loop() {
 				}
 			}
 		}
-		timeout = s.tend()
+		timeout = s.oom.tend(s.tend())
 	}
 }
 

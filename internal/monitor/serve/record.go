@@ -78,22 +78,64 @@ type oomWatch struct {
 	counts int64 // oom_kill at the start; -1: not known
 	last   int64
 	seen   bool
+	again  int64 // after how many milliseconds to look for path once more; 0 for never
+	since  int64 // when it was looked for
 }
 
 func (o *oomWatch) begin() {
 	o.file = -1
-	if o.path != "" {
-		if fd, err := syscall.Open(o.path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0); err == nil {
-			o.file = fd
-			o.counts = o.kills()
-			o.last = o.counts
-			o.s.watch(fd, epollPri, (*oomFile)(o)) // an ordinary file cannot be watched; then only the exit tells
-		}
+	if o.path != "" && !o.open() {
+		o.again, o.since = 1, monotonic()
 	}
 	if o.event >= 0 {
 		syscall.SetNonblock(o.event, true)
 		o.s.watch(o.event, epollIn, o)
 	}
+}
+
+// lookFor is how long a file is looked for: systemd makes the container's cgroup when its process exists already.
+const lookFor = 4096
+
+// open takes the file, and tells whether it was there.
+func (o *oomWatch) open() bool {
+	fd, err := syscall.Open(o.path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	o.file = fd
+	o.last = o.kills()
+	o.counts = o.last
+	if o.again > 0 { // it did not exist when the process was made, so that all of its kills are the container's
+		o.counts = min(o.last, 0)
+	}
+	o.again = 0
+	o.s.watch(fd, epollPri, (*oomFile)(o)) // an ordinary file cannot be watched; then only the exit tells
+	if o.last > o.counts && o.event < 0 {
+		o.s.tellAll(&wire.Message{Kind: wire.OOM})
+	}
+	return true
+}
+
+// tend looks for the file when it is time to, and returns how many milliseconds the loop may wait; -1 is for ever.
+func (o *oomWatch) tend(timeout int) int {
+	if o == nil || o.again == 0 {
+		return timeout
+	}
+	left := o.again - (monotonic()-o.since)/(second/1000)
+	if left <= 0 {
+		if o.open() {
+			return timeout
+		}
+		if o.again *= 2; o.again > lookFor {
+			o.again = 0
+			return timeout
+		}
+		o.since, left = monotonic(), o.again
+	}
+	if timeout >= 0 {
+		return min(timeout, int(left))
+	}
+	return int(left)
 }
 
 // ready is the eventfd's.
@@ -141,10 +183,12 @@ func (o *oomWatch) killed() bool {
 	if o == nil {
 		return false
 	}
+	if o.again > 0 {
+		o.open()
+	}
 	if o.counts >= 0 {
-		if n := o.kills(); n >= 0 {
-			return n > o.counts
-		}
+		// systemd takes a cgroup away as soon as it is empty: what was seen last is true then.
+		return max(o.kills(), o.last) > o.counts
 	}
 	if o.event >= 0 {
 		var b [8]byte
