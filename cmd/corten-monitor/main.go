@@ -5,6 +5,7 @@ package main
 
 import (
 	"syscall"
+	"unsafe"
 
 	"corten.dev/corten/internal/monitor/serve"
 )
@@ -16,5 +17,7 @@ func main() {
 		syscall.Exit(2)
 	}
 	syscall.CloseOnExec(control)
+	name := [16]byte{'c', 'o', 'r', 't', 'e', 'n', '-', 'm', 'o', 'n', 'i', 't', 'o', 'r'} // executed from a descriptor, it would be called by its number
+	syscall.RawSyscall(syscall.SYS_PRCTL, syscall.PR_SET_NAME, uintptr(unsafe.Pointer(&name)), 0)
 	syscall.Exit(serve.Run(control))
 }

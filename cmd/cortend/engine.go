@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"corten.dev/corten/internal/container"
@@ -38,6 +39,8 @@ type engine struct {
 	log     *slog.Logger
 	server  *server.Server
 	closers []func() error
+	// containers is set once the service exists; monitors that are found again before have nothing to tell it yet.
+	containers atomic.Pointer[containers.Service]
 }
 
 // join makes the rooms' drivers, and the services and doors on top of them.
@@ -74,7 +77,11 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 		return nil, err
 	}
 	e.closers = append(e.closers, nets.Close)
-	monitors, err := monitor.New(monitor.Options{Root: filepath.Join(set.ExecRoot, "monitors"), Logger: log})
+	monitors, err := monitor.New(monitor.Options{Root: filepath.Join(set.ExecRoot, "monitors"), Logger: log, OnOOM: func(id string) {
+		if ctrs := e.containers.Load(); ctrs != nil {
+			ctrs.OOM(id)
+		}
+	}})
 	if err != nil {
 		return nil, err
 	}
@@ -91,6 +98,7 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 	if err != nil {
 		return nil, err
 	}
+	e.containers.Store(ctrs)
 	e.closers = append(e.closers, ctrs.Close)
 	if err := nets.Settle(background()); err != nil {
 		return nil, err

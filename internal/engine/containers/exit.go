@@ -62,6 +62,8 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 		exit.At = time.Now()
 	}
 	ctr.mon, ctr.proc = nil, nil
+	told := ctr.oomTold
+	ctr.oomTold = false
 	cleaned := make(chan struct{})
 	ctr.cleaned = cleaned
 	remove := rec.Host.AutoRemove && !ctr.keep
@@ -78,7 +80,7 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 	})
 	ctr.mu.Unlock()
 
-	if exit.OOMKilled {
+	if exit.OOMKilled && !told {
 		s.emit(ctr, "oom", nil)
 	}
 	s.emit(ctr, "die", map[string]string{"exitCode": strconv.Itoa(exit.Code), "execDuration": strconv.Itoa(int(exit.At.Sub(rec.State.StartedAt).Seconds()))})
@@ -112,6 +114,18 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 	if again {
 		s.restartLater(ctr)
 	}
+}
+
+// OOM is told by a monitor when the kernel killed for memory in a container, also when the first process survived.
+func (s *Service) OOM(id string) {
+	ctr, err := s.table.find(id)
+	if err != nil {
+		return // removed meanwhile
+	}
+	ctr.mu.Lock()
+	ctr.oomTold = true
+	ctr.mu.Unlock()
+	s.emit(ctr, "oom", nil)
 }
 
 // giveBack returns what others may want at once: addresses, ports, volumes.

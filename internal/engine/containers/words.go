@@ -61,8 +61,11 @@ func parseLogConfig(cfg container.LogConfig) (monitor.LogOptions, error) {
 			}
 		case "max-buffer-size":
 			opts.BufferSize, err = units.RAMInBytes(value)
-		case "compress": // old files are kept as they are
-			_, err = strconv.ParseBool(value)
+		case "compress":
+			on := false
+			if on, err = strconv.ParseBool(value); err == nil && on {
+				err = errs.New(errs.NotImplemented, "finished files are not compressed in this version; bound them with max-size and max-file")
+			}
 		case "labels", "labels-regex", "env", "env-regex", "tag":
 			// shown by `logs --details`, see logs.go
 		default:
