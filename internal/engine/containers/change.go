@@ -235,6 +235,9 @@ func (s *Service) SetNetwork(ref, name string, ep *container.EndpointSettings, c
 		if err := s.editHosts(rec, before); err != nil {
 			return fmt.Errorf("hosts file of container %s: %w", rec.Name, err)
 		}
+		if err := s.editResolvConf(rec, before); err != nil {
+			return fmt.Errorf("resolv.conf of container %s: %w", rec.Name, err)
+		}
 	}
 	return s.save(ctr, true)
 }

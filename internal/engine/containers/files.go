@@ -118,6 +118,20 @@ func (s *Service) editHosts(rec *container.Record, before *network.Sandbox) erro
 	return os.WriteFile(path, b.Bytes(), 0o644) // in place: the container has this very file mounted
 }
 
+// editResolvConf renews a running container's resolv.conf: on its first network of its own, the embedded name server comes in, and with the last one it goes. A file that
+// the program wrote anew is its own.
+func (s *Service) editResolvConf(rec *container.Record, before *network.Sandbox) error {
+	if bytes.Equal(before.ResolvConf, rec.Sandbox.ResolvConf) {
+		return nil
+	}
+	path := s.generatedFiles(rec).resolvConf
+	have, err := os.ReadFile(path)
+	if err != nil || !bytes.Equal(have, before.ResolvConf) {
+		return err
+	}
+	return os.WriteFile(path, rec.Sandbox.ResolvConf, 0o644)
+}
+
 // linkHosts writes the names of --link: other:alias.
 func (s *Service) linkHosts(rec *container.Record, b *bytes.Buffer) error {
 	for _, link := range rec.Host.Links {

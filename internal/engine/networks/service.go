@@ -28,6 +28,8 @@ type Rooms interface {
 type Live interface {
 	Connect(ctx context.Context, owner string, pid int, req network.EndpointRequest) (network.Endpoint, error)
 	Disconnect(ctx context.Context, owner string, pid int, network string) error
+	// Sandbox is what the container has after that: addresses, ports, resolv.conf.
+	Sandbox(owner string) (network.Sandbox, bool)
 }
 
 // Containers are those that may be on a network.
@@ -215,19 +217,12 @@ func (s *Service) Connect(ctx context.Context, ref, containerRef string, ep cont
 	if _, on := onNetwork(&rec, nw); on && live {
 		return errs.New(errs.Forbidden, "endpoint with name %s already exists in network %s", rec.Name, nw.Name)
 	}
-	var made network.Endpoint
 	if live {
-		if made, err = s.Networks.Connect(ctx, rec.ID, rec.State.PID, containers.Endpoint(&rec, nw.Name, ep)); err != nil {
+		if _, err = s.Networks.Connect(ctx, rec.ID, rec.State.PID, containers.Endpoint(&rec, nw.Name, ep)); err != nil {
 			return err
 		}
 	}
-	err = s.Containers.SetNetwork(rec.ID, nw.Name, &ep, func(rec *container.Record) {
-		if live && rec.Sandbox != nil {
-			sb := *rec.Sandbox
-			sb.Endpoints = append(slices.Clone(sb.Endpoints), made)
-			rec.Sandbox = &sb
-		}
-	})
+	err = s.Containers.SetNetwork(rec.ID, nw.Name, &ep, s.keepSandbox)
 	if err != nil {
 		return err
 	}
@@ -243,6 +238,17 @@ func onNetwork(rec *container.Record, nw network.Network) (string, bool) {
 		}
 	}
 	return "", false
+}
+
+// keepSandbox notes what a running container has now: by a network more or less, its ports and its resolv.conf may have changed too.
+func (s *Service) keepSandbox(rec *container.Record) {
+	if rec.Sandbox == nil {
+		return
+	}
+	if sb, ok := s.Networks.Sandbox(rec.ID); ok {
+		sb.NS = nil // the descriptor is the room's
+		rec.Sandbox = &sb
+	}
 }
 
 // Disconnect implements [API].
@@ -268,13 +274,7 @@ func (s *Service) Disconnect(ctx context.Context, ref, containerRef string, forc
 			return err
 		}
 	}
-	err = s.Containers.SetNetwork(rec.ID, key, nil, func(rec *container.Record) {
-		if rec.Sandbox != nil {
-			sb := *rec.Sandbox
-			sb.Endpoints = slices.DeleteFunc(slices.Clone(sb.Endpoints), func(e network.Endpoint) bool { return e.NetworkID == nw.ID || e.Network == nw.Name })
-			rec.Sandbox = &sb
-		}
-	})
+	err = s.Containers.SetNetwork(rec.ID, key, nil, s.keepSandbox)
 	if err != nil {
 		return err
 	}
