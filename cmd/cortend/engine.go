@@ -22,6 +22,7 @@ import (
 	"corten.dev/corten/internal/engine/volumes"
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/linux/cgroup"
 	"corten.dev/corten/internal/monitor"
 	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/runtime"
@@ -77,7 +78,7 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 		return nil, err
 	}
 	e.closers = append(e.closers, nets.Close)
-	monitors, err := monitor.New(monitor.Options{Root: filepath.Join(set.ExecRoot, "monitors"), Logger: log, OnOOM: func(id string) {
+	monitors, err := monitor.New(monitor.Options{Root: filepath.Join(set.ExecRoot, "monitors"), Logger: log, Cgroup: monitorsPlace(log), OnOOM: func(id string) {
 		if ctrs := e.containers.Load(); ctrs != nil {
 			ctrs.OOM(id)
 		}
@@ -119,6 +120,24 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 	e.closers = append(e.closers, func() error { stop(); return nil })
 	go leanMemory(lean)
 	return e, nil
+}
+
+// monitorsPlace is a cgroup for monitors where the engine itself lives in a unit of systemd (its own service, or the session of who needed it first): what is in a unit
+// may end with it. Nil leaves them with the engine.
+func monitorsPlace(log *slog.Logger) *os.File {
+	host, err := cgroup.Discover()
+	if err != nil || host.Mode() != cgroup.V2 {
+		return nil
+	}
+	if unit, err := host.Unit(); err != nil || unit == "" {
+		return nil
+	}
+	place, err := cgroup.Folder(host, cgroup.DefaultParent+"/monitors")
+	if err != nil {
+		log.Warn("monitors stay in the engine's unit: stopping it may end containers, unless it has KillMode=process", "err", err)
+		return nil
+	}
+	return place
 }
 
 // openSnapshots chooses the driver: what was asked, or overlay where the file system carries it, or plain copies.

@@ -25,6 +25,8 @@ type Options struct {
 	Pool   int // monitors started beforehand; 0 is 4, negative none
 	// Program is the path of the monitor's program, for tests; empty is the embedded one.
 	Program string
+	// Cgroup is an open cgroup v2 that monitors are born in, so that they do not end with the engine's service; nil leaves them in the engine's. The pool closes it.
+	Cgroup *os.File
 	// Started is called with each monitor process before it gets work, so that the engine can put it into a cgroup of its own; nil does nothing.
 	Started func(pid int) error
 	// OnOOM is called when the kernel killed for memory in a container, also when the first process survived; nil does nothing.
@@ -166,8 +168,12 @@ func (p *Pool) start() (*spare, error) {
 	}
 	defer null.Close()
 	n := null.Fd()
+	sys := &syscall.SysProcAttr{Setsid: true}
+	if p.opts.Cgroup != nil {
+		sys.UseCgroupFD, sys.CgroupFD = true, int(p.opts.Cgroup.Fd())
+	}
 	pid, err := syscall.ForkExec(p.prog.path, []string{"corten-monitor"}, &syscall.ProcAttr{
-		Dir: "/", Env: environment(), Files: []uintptr{n, n, n, uintptr(pair[1])}, Sys: &syscall.SysProcAttr{Setsid: true},
+		Dir: "/", Env: environment(), Files: []uintptr{n, n, n, uintptr(pair[1])}, Sys: sys,
 	})
 	if err != nil {
 		unix.Close(pair[0])
@@ -215,7 +221,11 @@ func (p *Pool) Close() error {
 		case s := <-p.ready:
 			s.end()
 		default:
-			return p.prog.close()
+			err := p.prog.close()
+			if p.opts.Cgroup != nil {
+				err = errors.Join(err, p.opts.Cgroup.Close())
+			}
+			return err
 		}
 	}
 }

@@ -14,7 +14,8 @@ engine() {
   engine=$!
   eventually 20 corten version >/dev/null 2>&1 || { cat "$dir/log"; exit 1; }
 }
-before=$(find /sys/fs/cgroup -type d | sort)
+cgroups() { find /sys/fs/cgroup -type d | grep -vE '/corten(/monitors)?$' | sort; } # the folder of ours stays
+before=$(cgroups)
 engine
 busybox_image
 is "driver that info tells" "$(corten info -f '{{.CgroupDriver}} {{.CgroupVersion}}')" "$driver 2"
@@ -88,6 +89,16 @@ corten update --memory 64m --memory-swap -1 dev >/dev/null || bad "update of mem
 has "default, after an update" "$(corten exec dev sh -c "$node 2>&1")" "Operation not permitted"
 corten rm -f dev >/dev/null
 
+echo "AppArmor"
+label() { corten run --rm "$@" busybox cat /proc/self/attr/current 2>&1; }
+is "default" "$(label)" "corten-default (enforce)"
+is "unconfined" "$(label --security-opt apparmor=unconfined)" unconfined
+is "privileged" "$(label --privileged)" unconfined
+has "not loaded" "$(label --security-opt apparmor=nosuch)" 'AppArmor profile "nosuch" is not loaded'
+has "mount" "$(corten run --rm --cap-add SYS_ADMIN busybox busybox mount -t tmpfs x /tmp 2>&1)" "ermission denied"
+is "mount, unconfined" "$(corten run --rm --cap-add SYS_ADMIN --security-opt apparmor=unconfined busybox busybox mount -t tmpfs x /tmp 2>&1)" ""
+is "signals among its own" "$(corten run --rm busybox sh -c 'sleep 100 & kill $!; wait $!; echo $?')" 143
+
 echo "out of memory"
 since=$(date +%s)
 corten run --name oom --memory 16m --memory-swap 16m busybox tail /dev/zero
@@ -154,8 +165,8 @@ corten rm -f stays >/dev/null || bad "rm -f stays"
 
 kill $engine; wait $engine
 is "exit code of the engine" $? 0
-after() { [ "$(find /sys/fs/cgroup -type d | grep -v '/corten$' | sort)" = "$(echo "$before" | grep -v '/corten$')" ]; }
-eventually 10 after || bad "left behind: $(diff <(echo "$before") <(find /sys/fs/cgroup -type d | sort))"
+after() { [ "$(cgroups)" = "$before" ]; }
+eventually 10 after || bad "left behind: $(diff <(echo "$before") <(cgroups))"
 mount | grep -F "$dir" && bad "mounts are left"
 [ $failures -eq 0 ] || cat "$dir/log"
 rm -rf "$dir"

@@ -52,6 +52,16 @@ same "after kill -9"
 is "log: no line lost or doubled" "$(corten logs count | awk '$1 != NR { print "line " NR " is " $1; exit }')" ""
 systemctl daemon-reload
 same "after daemon-reload"
+# A unit of somebody's own, which ends all that is in its control group.
+mkdir -p /etc/systemd/system/cortend.service.d
+printf '[Service]\nKillMode=control-group\n' >/etc/systemd/system/cortend.service.d/own.conf
+systemctl daemon-reload
+systemctl stop cortend
+[ -d "/proc/$count" ] && [ -d "/proc/$web" ] && say "stopped with KillMode=control-group: both run" || bad "stopped with KillMode=control-group: a container ended"
+systemctl start cortend
+same "after stop and start with KillMode=control-group"
+rm -r /etc/systemd/system/cortend.service.d
+systemctl daemon-reload
 corten rm -f count web >/dev/null || bad "rm"
 corten rmi busybox >/dev/null || bad "rmi"
 systemctl stop cortend

@@ -1,7 +1,7 @@
 package containers
 
 import (
-	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"strconv"
@@ -20,6 +20,9 @@ import (
 type security struct {
 	def      string // default profile: "" built in, "unconfined", or JSON
 	apparmor bool
+	log      *slog.Logger
+	profile  sync.Once // guards name, the AppArmor profile of containers that ask for none
+	name     string
 	own      []string // capabilities that the engine itself has; nobody can be given more
 
 	mu    sync.Mutex
@@ -28,9 +31,9 @@ type security struct {
 
 const cachedProfiles = 64
 
-func newSecurity(def string) *security {
+func newSecurity(def string, log *slog.Logger) *security {
 	enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
-	return &security{def: def, own: ownCapabilities(), apparmor: err == nil && strings.HasPrefix(string(enabled), "Y"), cache: map[string]*specs.LinuxSeccomp{}}
+	return &security{def: def, log: log, own: ownCapabilities(), apparmor: err == nil && strings.HasPrefix(string(enabled), "Y"), cache: map[string]*specs.LinuxSeccomp{}}
 }
 
 // seccomp gives the profile for a set of capabilities; nil for none.
@@ -83,17 +86,24 @@ func (s *security) appArmor(asked string, privileged bool) (string, error) {
 	case asked != "":
 		return asked, nil
 	}
-	// A profile of ours is used where the administrator loaded one; none is loaded behind their back.
-	loaded, err := os.ReadFile("/sys/kernel/security/apparmor/profiles")
+	s.profile.Do(func() { s.name = s.defaultProfile() })
+	return s.name, nil
+}
+
+// defaultProfile is what a container gets that asks for none: one that the administrator loaded, or ours. A host that has neither, and no tool to load one, goes without.
+func (s *security) defaultProfile() string {
+	name, err := loadedProfile(ownProfile, "docker-default")
 	if err != nil {
-		return "", nil //nolint:nilerr // unreadable in a container of the engine itself: then there is none to use
+		return "" // the list cannot be read inside a container: then loading is not for us either
 	}
-	for _, name := range []string{"corten-default", "docker-default"} {
-		if strings.Contains("\n"+string(loaded), fmt.Sprintf("\n%s (", name)) {
-			return name, nil
-		}
+	if name != "" {
+		return name
 	}
-	return "", nil
+	if err := loadOwnProfile(); err != nil {
+		s.log.Warn("containers run without an AppArmor profile", "err", err)
+		return ""
+	}
+	return ownProfile
 }
 
 // capabilities resolves --cap-add, --cap-drop and --privileged. "All" means all that the engine can give: on a host whose root lacks one, asking for all is no error,

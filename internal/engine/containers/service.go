@@ -142,7 +142,7 @@ func New(opts Options) (*Service, error) {
 	if err := opts.fill(); err != nil {
 		return nil, err
 	}
-	s := &Service{Options: opts, sec: newSecurity(opts.Seccomp), host: sync.OnceValues(cgroup.Discover), init: &initProgram{dir: opts.ExecRoot}}
+	s := &Service{Options: opts, sec: newSecurity(opts.Seccomp, opts.Log), host: sync.OnceValues(cgroup.Discover), init: &initProgram{dir: opts.ExecRoot}}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.table.byID, s.table.byName = map[string]*live{}, map[string]*live{}
 	s.execs.byID = map[string]*session{}

@@ -362,6 +362,42 @@ func removeChildren(p string) error {
 	return nil
 }
 
+// Unit is the systemd unit (a service or scope) that this process lives in, as the last part of its path in the v2 tree; empty outside of one.
+func (h *Host) Unit() (string, error) {
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", fmt.Errorf("find own cgroup: %w", err)
+	}
+	for line := range strings.Lines(string(own)) {
+		p, ok := strings.CutPrefix(strings.TrimSpace(line), "0::")
+		if !ok {
+			continue
+		}
+		for _, part := range strings.Split(p, "/") {
+			if strings.HasSuffix(part, ".service") || strings.HasSuffix(part, ".scope") {
+				return part, nil
+			}
+		}
+	}
+	return "", nil
+}
+
+// Folder makes a cgroup of the v2 tree without limits and opens it, for CLONE_INTO_CGROUP: a place for processes that are to outlive the unit that started them. One
+// that is there is taken as it is. The caller closes it.
+func Folder(host *Host, name string) (*os.File, error) {
+	m, err := New(Options{Path: name, ID: "folder", Host: host})
+	if err != nil {
+		return nil, err
+	}
+	if m.v2 == "" {
+		return nil, errs.New(errs.Unavailable, "cgroup %s: this host has no v2 tree", name)
+	}
+	if err := m.mkdirParents(host.v2, m.v2, false); err != nil {
+		return nil, err
+	}
+	return m.V2Dir()
+}
+
 // RemoveParent removes a folder of cgroups (such as DefaultParent) from every hierarchy if nothing is in it any more; with containers left it does nothing.
 func RemoveParent(host *Host, parent string) error {
 	m, err := New(Options{Path: parent, ID: "parent", Host: host})
