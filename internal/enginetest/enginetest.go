@@ -1,7 +1,7 @@
 // Package enginetest runs a private engine for tests that drive the real binaries.
 //
 // It owns the engine's temporary roots, its bridge, its packet table and its subnet, all of names that nobody else uses. It promises that the engine is stopped at the end of the test, and that
-// the test fails when mounts, links, tables, cgroups or processes of the engine are left behind.
+// the test fails when mounts, links, tables, cgroups or processes of the engine or its containers are left behind.
 package enginetest
 
 import (
@@ -114,6 +114,9 @@ func (e *Engine) Up() {
 	defer log.Close()
 	args := append([]string{"-H", e.Socket(), "--data-root", filepath.Join(e.Dir, "d"), "--exec-root", filepath.Join(e.Dir, "e"),
 		"--bridge", e.Bridge, "--bip", e.Subnet, "--nft-table", e.Table, "--config-file", config, "--log-level", "debug"}, e.Flags...)
+	if _, err := os.Stat("/run/systemd/system"); err != nil { // systemd has units, not folders
+		args = append(args, "--cgroup-parent", e.Table)
+	}
 	e.Cmd = exec.Command(filepath.Join(e.Bin, "cortend"), args...)
 	e.Cmd.Stdout, e.Cmd.Stderr = log, log
 	if err := e.Cmd.Start(); err != nil {
@@ -225,9 +228,24 @@ func (e *Engine) finish() {
 	if len(left) > 0 {
 		e.t.Errorf("left behind:\n%s\n%s", strings.Join(left, "\n"), e.Log())
 	}
+	for _, parent := range e.cgroups() {
+		if err := os.Remove(parent); err != nil {
+			e.t.Error(err)
+		}
+	}
 	if err := os.RemoveAll(e.Dir); err != nil {
 		e.t.Error(err)
 	}
+}
+
+// cgroups are the folders, one per hierarchy, in which the engine's containers have theirs.
+func (e *Engine) cgroups() []string {
+	var all []string
+	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		found, _ := filepath.Glob(pattern + e.Table)
+		all = append(all, found...)
+	}
+	return all
 }
 
 // traces lists what this engine has in the kernel.
@@ -242,6 +260,19 @@ func (e *Engine) traces() map[string]bool {
 	}
 	if _, err := os.Stat("/sys/class/net/" + e.Bridge); err == nil {
 		found["bridge "+e.Bridge] = true
+	}
+	aliases, _ := filepath.Glob("/sys/class/net/*/ifalias")
+	for _, path := range aliases {
+		if raw, err := os.ReadFile(path); err == nil && strings.Contains(string(raw), e.Table) {
+			found["link "+path+" "+strings.TrimSpace(string(raw))] = true
+		}
+	}
+	for _, parent := range e.cgroups() {
+		groups, _ := filepath.Glob(filepath.Join(parent, "*", "cgroup.procs"))
+		for _, path := range groups {
+			raw, _ := os.ReadFile(path) // gone is good
+			found["cgroup "+filepath.Dir(path)+" with processes: "+strings.Join(strings.Fields(string(raw)), " ")] = true
+		}
 	}
 	if out, err := exec.Command("nft", "list", "tables").Output(); err == nil {
 		for line := range strings.Lines(string(out)) {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"corten.dev/corten/internal/errs"
@@ -336,15 +337,17 @@ func (l *Local) makeLinks(host *netlink.Conn, b *netlink.Batch, eps []Endpoint) 
 		return nil
 	}
 	var del netlink.Batch
+	var names []string
 	for _, ep := range eps {
 		del.DelLink(linkName(ep))
+		names = append(names, ep.Network)
 	}
 	_ = host.Do(&del) // those that were made, or were there before: gone or never there, both are right
 	switch {
 	case errors.Is(err, unix.EEXIST):
 		return host.Do(b)
 	case errors.Is(err, unix.EXFULL):
-		return errs.New(errs.Unavailable, "network is full: a bridge of the kernel has 1023 ports: %w", err)
+		return errs.New(errs.Unavailable, "network %s is full: a bridge of the kernel has 1023 ports", strings.Join(names, " or "))
 	}
 	return err
 }

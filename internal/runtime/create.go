@@ -99,11 +99,31 @@ func (c *creation) cgroups(context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := c.announce(); err != nil {
+		return err
+	}
 	if err := c.ctr.cg.Create(withDefaultRules(spec.Linux.Resources)); err != nil {
 		return err
 	}
 	c.undo.Push(func(context.Context) error { return c.ctr.cg.Destroy() })
 	return nil
+}
+
+// announce stores where the cgroups will be before they are there: whoever is killed in the middle of a start leaves none that nobody knows of. The record has no
+// process yet, so what Load makes of it can only be deleted.
+func (c *creation) announce() error {
+	dir := c.ctr.dir
+	if dir == "" {
+		return nil
+	}
+	c.undo.Push(func(context.Context) error {
+		if err := os.Remove(filepath.Join(dir, recordName)); !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return nil
+	})
+	rec := record{ID: c.opts.ID, Bundle: c.opts.Bundle, Created: time.Now().UTC(), Owner: os.Geteuid(), Cgroup: c.ctr.cg.State(), Version: c.opts.Spec.Version}
+	return rec.save(dir)
 }
 
 // withDefaultRules lets the devices that every container has through, after what the spec says. A spec without rules keeps them all.

@@ -17,7 +17,7 @@ import (
 
 const recordName = "state.json"
 
-// record is what is stored of a container, in state.json. It is written once, when the process exists; whether a created container was started shows in the
+// record is what is stored of a container, in state.json. It is written twice: before the cgroups are made, without a process, and when the process exists. Whether a created container was started shows in the
 // presence of start.sock, whether it runs in the process itself.
 type record struct {
 	ID          string            `json:"id"`

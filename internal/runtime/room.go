@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/cgroup"
@@ -105,8 +106,11 @@ func (rt *Runtime) List() ([]string, error) {
 	}
 	var ids []string
 	for _, e := range entries {
-		if _, err := os.Stat(filepath.Join(rt.opts.Root, e.Name(), recordName)); err == nil {
+		dir := filepath.Join(rt.opts.Root, e.Name())
+		if _, err := os.Stat(filepath.Join(dir, recordName)); err == nil {
 			ids = append(ids, e.Name())
+		} else if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > time.Minute {
+			_ = os.Remove(dir) // someone was killed between the folder and the record; if it is not empty, it is not that
 		}
 	}
 	return ids, nil

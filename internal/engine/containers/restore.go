@@ -101,7 +101,7 @@ func (s *Service) restoreOne(ctx context.Context, ctr *live) {
 	was := rec.State.Status
 	wasLive := was.Live() || was == container.Starting
 	switch {
-	case mon != nil && wasLive && proc != nil:
+	case mon != nil && wasLive && proc != nil && proc.PID() != 0: // 0: killed in the middle of a start
 		s.takeOver(ctx, ctr, mon, proc)
 	case wasLive || mon != nil || proc != nil:
 		s.endRun(ctx, ctr, mon, proc)
