@@ -140,6 +140,11 @@ func monitorsPlace(log *slog.Logger) *os.File {
 	return place
 }
 
+// skeleton is what every container gets mounted over, or looks for.
+func skeleton() []string {
+	return []string{".dockerenv", "dev/", "etc/", "etc/hostname", "etc/hosts", "etc/resolv.conf", "proc/", "sys/"}
+}
+
 // openSnapshots chooses the driver: what was asked, or overlay where the file system carries it, or plain copies.
 func openSnapshots(set settings.Settings, log *slog.Logger) (snapshot.Store, error) {
 	root := filepath.Join(set.DataRoot, "snapshots")
@@ -159,7 +164,7 @@ func openSnapshots(set settings.Settings, log *slog.Logger) (snapshot.Store, err
 			return nil, fmt.Errorf("storage driver overlay: %w", err)
 		}
 	}
-	return overlay.New(overlay.Options{Root: filepath.Join(root, "overlay"), Logger: log})
+	return overlay.New(overlay.Options{Root: filepath.Join(root, "overlay"), Logger: log, Skeleton: skeleton()})
 }
 
 func openNetwork(set settings.Settings, log *slog.Logger) (*network.Local, error) {

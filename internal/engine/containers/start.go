@@ -123,7 +123,7 @@ func (s *Service) prepareTree(ctx context.Context, r *run, undo *task.Undo) erro
 	r.mounted = mounted
 	undo.Push(func(context.Context) error { return mounted.Close() })
 	// Programs look for this file to learn that they are in a container.
-	mark, err := openIn(mounted.Root, "/.dockerenv", unix.O_WRONLY|unix.O_CREAT|unix.O_NOFOLLOW, 0o755)
+	mark, err := openIn(mounted.Root, "/.dockerenv", unix.O_RDONLY|unix.O_CREAT|unix.O_NOFOLLOW, 0o755)
 	if err != nil {
 		return err
 	}

@@ -11,10 +11,14 @@ package overlay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -30,6 +34,10 @@ import (
 type Options struct {
 	Root   string // folder that the store owns; made when missing
 	Logger *slog.Logger
+	// Skeleton lists what every mounted writable tree has at least, although no layer holds it: empty directories (names that end in a slash) and empty files, parents
+	// first. It is one directory below all layers, shared by all trees, so that what is only there to be mounted over need not be made and deleted in each of
+	// them. Layers and changes are not affected.
+	Skeleton []string
 }
 
 // Store is the driver.
@@ -38,6 +46,7 @@ type Store struct {
 	log *slog.Logger
 	// userXattr: not the host's root, so marks are user.overlay.* and the mount gets userxattr.
 	userXattr bool
+	skeleton  string // directory; empty for none
 
 	mu      sync.Mutex // guards both maps
 	live    map[string]*shared
@@ -57,7 +66,34 @@ func New(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
-	return &Store{Depot: d, log: log, userXattr: !initialUserNS(), live: map[string]*shared{}, closing: map[string]chan struct{}{}}, nil
+	s := &Store{Depot: d, log: log, userXattr: !initialUserNS(), live: map[string]*shared{}, closing: map[string]chan struct{}{}}
+	if len(opts.Skeleton) > 0 {
+		s.skeleton = opts.Root + "/skeleton"
+		if err := makeSkeleton(s.skeleton, opts.Skeleton); err != nil {
+			return nil, fmt.Errorf("open snapshots: skeleton: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// makeSkeleton makes what is missing. Nothing in it is ever changed, so nothing needs to be flushed: what a crash takes is made again.
+func makeSkeleton(dir string, names []string) error {
+	for _, name := range append([]string{"/"}, names...) {
+		path := filepath.Join(dir, name)
+		var err error
+		if strings.HasSuffix(name, "/") {
+			err = os.Mkdir(path, 0o755)
+		} else {
+			var f *os.File
+			if f, err = os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644); err == nil {
+				err = f.Close()
+			}
+		}
+		if err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // Close waits for what goes on in the background.
@@ -127,6 +163,9 @@ func (s *Store) Mount(ctx context.Context, key string) (*snapshot.Mounted, error
 		lower, err := s.Chain(t.Chain)
 		if err != nil {
 			return nil, err
+		}
+		if s.skeleton != "" && len(lower) < maxLayers {
+			lower = append(lower[:len(lower):len(lower)], s.skeleton)
 		}
 		return s.mount(layout{lower: lower, upper: t.Dir + "/upper", work: t.Dir + "/work", volatile: !t.Durable})
 	})

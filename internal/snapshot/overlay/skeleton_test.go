@@ -1,0 +1,45 @@
+package overlay
+
+import (
+	"context"
+	"os"
+	"strconv"
+	"testing"
+
+	"corten.dev/corten/internal/snapshot"
+)
+
+// What a container is mounted over need not be made in its tree: it is there, and it is no change.
+func TestSkeleton(t *testing.T) {
+	if err := Supported(t.TempDir()); err != nil {
+		t.Skip("needs overlay mounts: ", err)
+	}
+	s, err := New(Options{Root: t.TempDir() + "/store", Skeleton: []string{"etc/", "etc/hosts", "proc/"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	ctx := context.Background()
+	if err := s.Prepare(ctx, "tree", "", snapshot.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	mounted, err := s.Mount(ctx, "tree")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := "/proc/self/fd/" + strconv.Itoa(int(mounted.Root.Fd()))
+	for _, name := range []string{"/etc/hosts", "/proc"} {
+		if _, err := os.Stat(root + name); err != nil {
+			t.Error(err)
+		}
+	}
+	if changes, err := s.Changes(ctx, "tree"); err != nil || len(changes) > 0 {
+		t.Errorf("changes %v, %v", changes, err)
+	}
+	if err := mounted.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Remove(ctx, "tree"); err != nil {
+		t.Fatal(err)
+	}
+}
