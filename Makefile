@@ -1,5 +1,6 @@
 # Corten. `make demo` shows the main job end to end, `make test` runs every test.
 GO      ?= go
+BIN     ?= bin
 VERSION ?= 0.1.0
 COMMIT  := $(shell git rev-parse --short=9 HEAD 2>/dev/null || echo unknown)
 LD      := -s -w -X corten.dev/corten/internal/version.Version=$(VERSION) -X corten.dev/corten/internal/version.Commit=$(COMMIT)
@@ -10,8 +11,8 @@ EMBED   := internal/monitor/bin/corten-monitor internal/image/hello/bin/corten-h
 .DEFAULT_GOAL := build
 
 build: embed
-	$(BUILD) -ldflags '$(LD)' -o bin/corten ./cmd/corten
-	$(BUILD) -ldflags '$(LD)' -o bin/cortend ./cmd/cortend
+	$(BUILD) -ldflags '$(LD)' -o $(BIN)/corten ./cmd/corten
+	$(BUILD) -ldflags '$(LD)' -o $(BIN)/cortend ./cmd/cortend
 
 # The small programs that cortend carries inside itself. Always built: the Go build cache makes it cheap, and they are never stale.
 embed:

@@ -110,7 +110,7 @@ func (b *Bytes) Type() string { return "bytes" }
 func Default() Settings {
 	return Settings{
 		Hosts: nil, DataRoot: "/var/lib/corten", ExecRoot: "/run/corten", LogLevel: "info", LogFormat: "text",
-		Group: "docker", NftTable: "", IPForward: true, MTU: 0, LogDriver: "local", ShmSize: 64 << 20,
+		Group: "docker", NftTable: "", IPForward: true, MTU: 0, LogDriver: "json-file", ShmSize: 64 << 20,
 	}
 }
 
@@ -167,7 +167,7 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 	set.StringArrayVar(&s.DNS, "dns", nil, "DNS server for containers")
 	set.StringArrayVar(&s.DNSSearch, "dns-search", nil, "DNS search domain for containers")
 	set.StringArrayVar(&s.DNSOptions, "dns-opt", nil, "DNS option for containers")
-	set.StringVar(&s.LogDriver, "log-driver", s.LogDriver, "Default log driver (local, json-file, none)")
+	set.StringVar(&s.LogDriver, "log-driver", s.LogDriver, "Default log driver (json-file, local, none)")
 	set.StringToStringVar(&s.LogOpts, "log-opt", nil, "Default log options")
 	set.Var(&s.ShmSize, "default-shm-size", "Size of /dev/shm")
 	set.Var(&ulimitFlag{s}, "default-ulimit", "Default ulimit (name=soft[:hard])")
@@ -244,7 +244,7 @@ func (s *Settings) check() error {
 		return errs.New(errs.Invalid, "storage driver %q: choose overlay or plain", s.Storage)
 	}
 	if !slices.Contains([]string{"local", "json-file", "none"}, s.LogDriver) {
-		return errs.New(errs.Invalid, "log driver %q is not part of this version: choose local, json-file or none", s.LogDriver)
+		return errs.New(errs.Invalid, "log driver %q is not part of this version: choose json-file, local or none", s.LogDriver)
 	}
 	for _, folder := range []string{s.DataRoot, s.ExecRoot} {
 		if !strings.HasPrefix(folder, "/") {

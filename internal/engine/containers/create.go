@@ -211,7 +211,7 @@ func (s *Service) complete(rec *container.Record) error {
 	if ref, ok := strings.CutPrefix(host.NetworkMode, "container:"); ok { // who shares a network shares its names
 		other, err := s.find(ref)
 		if err != nil {
-			return err
+			return noOther(err)
 		}
 		host.NetworkMode = "container:" + other.id
 		cfg.Hostname, cfg.Domainname = other.record().Config.Hostname, other.record().Config.Domainname
@@ -250,6 +250,12 @@ func (s *Service) complete(rec *container.Record) error {
 	}
 	if host.Restart.Name == "" {
 		host.Restart.Name = "no"
+	}
+	if n := host.Resources.PidsLimit; n != nil && *n <= 0 { // both mean no limit, and inspect shows none
+		host.Resources.PidsLimit = nil
+	}
+	if n := host.Resources.MemorySwappiness; n != nil && *n == -1 {
+		host.Resources.MemorySwappiness = nil
 	}
 	if host.ShmSize == 0 {
 		host.ShmSize = s.ShmSize

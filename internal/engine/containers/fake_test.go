@@ -443,9 +443,11 @@ func TestRefusals(t *testing.T) {
 			r.Host.Log = container.LogConfig{Type: "local", Config: map[string]string{"colour": "red"}}
 		},
 		"user namespace mode \"keep-id\" is not supported": func(r *containers.CreateRequest) { r.Host.UsernsMode = "keep-id" },
-		"health check given at create is not supported": func(r *containers.CreateRequest) {
+		"a health check given at create": func(r *containers.CreateRequest) {
 			r.Config.Healthcheck = &image.Healthcheck{Test: []string{"CMD", "true"}}
 		},
+		"a health check given at create is not supported": func(r *containers.CreateRequest) { r.Config.Healthcheck = &image.Healthcheck{Retries: 2} },
+		`invalid CapAdd: unknown capability: "CAP_FLY"`:   func(r *containers.CreateRequest) { r.Host.CapAdd = []string{"FLY"} },
 		"could not select device driver": func(r *containers.CreateRequest) {
 			r.Host.Resources.DeviceRequests = []container.DeviceRequest{{Count: -1}}
 		},

@@ -68,6 +68,9 @@ func (s *Service) view(rec container.Record) View {
 	if rec.Host.Log.Type != "none" {
 		view.LogPath = s.logDir(rec.ID)
 	}
+	if sec, err := parseSecurityOpt(rec.Host.SecurityOpt); err == nil {
+		view.Host.MaskedPaths, view.Host.ReadonlyPaths = hiddenPaths(&rec.Host, sec)
+	}
 	return view
 }
 

@@ -100,7 +100,7 @@ func (s *Service) mountsFrom(spec string, byTarget map[string]container.Mount) e
 	}
 	ctr, err := s.find(ref)
 	if err != nil {
-		return err
+		return noOther(err)
 	}
 	for _, mnt := range ctr.record().Mounts {
 		mnt.RW = mnt.RW && mode != "ro"
@@ -112,6 +112,9 @@ func (s *Service) mountsFrom(spec string, byTarget map[string]container.Mount) e
 	}
 	return nil
 }
+
+// noOther: a create that names another container which does not exist is a wrong request. With "not found", clients would pull the image and try again.
+func noOther(err error) error { return errs.New(errs.Invalid, "%v", err) }
 
 // ParseBind reads one -v: source:target[:options], or a target alone.
 func ParseBind(bind string) (container.Mount, error) {

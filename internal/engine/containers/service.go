@@ -110,7 +110,7 @@ type Options struct {
 	Init          bool                             // --init for all containers
 	Ulimits       map[string]container.Ulimit      // defaults of all containers
 	ShmSize       int64                            // default 64 MB
-	LogConfig     container.LogConfig              // default "local"
+	LogConfig     container.LogConfig              // default "json-file"
 	Seccomp       string                           // default profile: "" built in, "unconfined", or JSON
 	NoNewPrivs    bool                             // default of all containers
 	StopTimeout   int                              // seconds, default 10
@@ -179,7 +179,7 @@ func (o *Options) fill() error {
 		o.ShmSize = 64 << 20
 	}
 	if o.LogConfig.Type == "" {
-		o.LogConfig.Type = "local"
+		o.LogConfig.Type = "json-file" // client libraries read the logs of json-file and journald only
 	}
 	if o.StopTimeout == 0 {
 		o.StopTimeout = 10

@@ -80,15 +80,7 @@ func (s *Service) spec(r *run) (*specs.Spec, error) {
 	if host.UTSMode != "host" {
 		spec.Hostname, spec.Domainname = cfg.Hostname, cfg.Domainname
 	}
-	if !host.Privileged && !sec.SystemUnconfined {
-		spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = defaultMasked, defaultReadonly
-		if host.MaskedPaths != nil {
-			spec.Linux.MaskedPaths = host.MaskedPaths
-		}
-		if host.ReadonlyPaths != nil {
-			spec.Linux.ReadonlyPaths = host.ReadonlyPaths
-		}
-	}
+	spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = hiddenPaths(host, sec)
 	if err := labels(spec, sec, host.Privileged); err != nil {
 		return nil, err
 	}
@@ -129,6 +121,21 @@ func (s *Service) process(r *run, sec securityOpt) (*specs.Process, error) {
 		p.ConsoleSize = &specs.Box{Height: host.ConsoleSize[0], Width: host.ConsoleSize[1]}
 	}
 	return p, nil
+}
+
+// hiddenPaths are the paths that a container does not see, and those that it cannot write.
+func hiddenPaths(host *container.Host, sec securityOpt) (masked, readonly []string) {
+	if host.Privileged || sec.SystemUnconfined {
+		return nil, nil
+	}
+	masked, readonly = host.MaskedPaths, host.ReadonlyPaths
+	if masked == nil {
+		masked = defaultMasked
+	}
+	if readonly == nil {
+		readonly = defaultReadonly
+	}
+	return masked, readonly
 }
 
 // capabilities gives a process its sets: an ordinary user has them within reach (bounding), but not in hand.

@@ -113,6 +113,8 @@ func (s *Service) Commit(ctx context.Context, req CommitRequest) (imageID string
 // place is a path found in a container, open.
 type place struct {
 	file     *os.File // O_PATH; the link itself when it is one and was not to be followed
+	root     *os.File // what links mean with "/": the container's root, or that of the volume the path lies in
+	sub      string   // the path below root
 	readonly string   // why nothing can be written there; empty when it can
 	close    func()
 }
@@ -138,6 +140,7 @@ func (s *Service) locate(ctx context.Context, ctr *live, name string, flags int)
 			return nil, err
 		}
 	}
+	pl.root, pl.sub = root, sub
 	if pl.readonly == "" {
 		pl.readonly = readonlyAt(rec, name)
 	}
@@ -363,18 +366,18 @@ func (s *Service) ExtractTo(ctx context.Context, ref, name string, r io.Reader, 
 	if pl.readonly != "" {
 		return errs.New(errs.Forbidden, "%s", pl.readonly)
 	}
-	dir, err := reopen(pl.file, unix.O_RDONLY|unix.O_DIRECTORY)
+	root, err := reopen(pl.root, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
-	defer dir.Close()
+	defer root.Close()
 	opts := tarfs.Options{NoOverwriteDirNonDir: noOverwriteDirNonDir}
 	if copyUIDGID && ctr.record().Config.User != "" {
 		if opts.Owner, err = s.ownerOf(ctx, ctr); err != nil {
 			return err
 		}
 	}
-	if _, err := tarfs.Extract(ctx, dir, r, opts); err != nil {
+	if err := tarfs.ExtractTo(ctx, root, pl.sub, r, opts); err != nil { // links on the way mean the container's root, not this directory
 		return fmt.Errorf("copy to %s in container %s: %w", name, ctr.record().Name, err)
 	}
 	s.emit(ctr, "extract-to-dir", nil)

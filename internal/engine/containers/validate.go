@@ -13,6 +13,7 @@ import (
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/caps"
 )
 
 // cgroup2 tells whether this host has the unified hierarchy alone.
@@ -64,6 +65,12 @@ func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 	if _, err := parseLogConfig(host.Log); err != nil {
 		return nil, err
 	}
+	if _, err := caps.Resolve(host.CapAdd, nil, false); err != nil {
+		return nil, errs.New(errs.Invalid, "invalid CapAdd: %w", err)
+	}
+	if _, err := caps.Resolve(nil, host.CapDrop, false); err != nil {
+		return nil, errs.New(errs.Invalid, "invalid CapDrop: %w", err)
+	}
 	if _, err := parseSecurityOpt(host.SecurityOpt); err != nil {
 		return nil, err
 	}
@@ -114,7 +121,7 @@ func refuseUnsupported(cfg *container.Config, host *container.Host) error {
 	case host.Resources.CPURealtimePeriod != 0 || host.Resources.CPURealtimeRuntime != 0:
 		return no("real-time CPU time (--cpu-rt-period, --cpu-rt-runtime)", "kernels with real-time group scheduling are not supported")
 	}
-	if h := cfg.Healthcheck; h != nil && len(h.Test) > 0 && h.Test[0] != "NONE" {
+	if h := cfg.Healthcheck; h != nil && (len(h.Test) > 0 && h.Test[0] != "NONE" || h.Interval+h.Timeout+h.StartPeriod+h.StartInterval != 0 || h.Retries != 0) {
 		return no("a health check given at create", "health checks come in a later version; those of images are kept but not run")
 	}
 	return nil

@@ -1,6 +1,7 @@
 package containers
 
 import (
+	"cmp"
 	"encoding/json"
 	"strconv"
 	"strings"
@@ -32,7 +33,7 @@ func parseLogConfig(cfg container.LogConfig) (monitor.LogOptions, error) {
 	case "none":
 		return monitor.LogOptions{}, nil
 	default:
-		return opts, errs.New(errs.NotImplemented, "log driver %q is not supported: this engine keeps logs itself (local, json-file) or not at all (none)", cfg.Type)
+		return opts, errs.New(errs.NotImplemented, "log driver %q is not supported: this engine keeps logs itself (json-file, local) or not at all (none)", cfg.Type)
 	}
 	for key, value := range cfg.Config {
 		var err error
@@ -69,7 +70,7 @@ func parseLogConfig(cfg container.LogConfig) (monitor.LogOptions, error) {
 		case "labels", "labels-regex", "env", "env-regex", "tag":
 			// shown by `logs --details`, see logs.go
 		default:
-			return opts, errs.New(errs.Invalid, "unknown log opt '%s' for %s log driver", key, cfg.Type)
+			return opts, errs.New(errs.Invalid, "unknown log opt '%s' for %s log driver", key, cmp.Or(cfg.Type, "json-file"))
 		}
 		if err != nil {
 			return opts, errs.New(errs.Invalid, "log opt %s=%s: %w", key, value, err)

@@ -105,7 +105,7 @@ func (s *Service) Info(ctx context.Context) (Info, error) {
 	info := Info{
 		ID: s.id, Containers: len(list), Images: len(imgs), Driver: s.Trees.Name(), DriverStatus: s.driverStatus(), DataRoot: s.DataRoot, Debug: s.Debug, Labels: s.Labels,
 		OSType: "linux", Architecture: machine(), NCPU: goruntime.NumCPU(), DefaultRuntime: "corten", Runtimes: map[string]string{"corten": "built in"},
-		Goroutines: goruntime.NumGoroutine(), FDs: descriptors(), LogDrivers: []string{"local", "json-file", "none"}, VolumeDrivers: []string{"local"},
+		Goroutines: goruntime.NumGoroutine(), FDs: descriptors(), LogDrivers: []string{"json-file", "local", "none"}, VolumeDrivers: []string{"local"},
 		NetworkDrivers: []string{"bridge", "host", "null"}, HTTPProxy: proxy("HTTP_PROXY"), HTTPSProxy: proxy("HTTPS_PROXY"), NoProxy: proxy("NO_PROXY"), InitBinary: "corten-init",
 	}
 	for _, view := range list {
