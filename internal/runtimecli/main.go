@@ -70,7 +70,7 @@ func verbs() []verb {
 }
 
 // DefaultRoot is where records are kept unless --root says otherwise.
-const DefaultRoot = "/run/corten/runtime"
+const DefaultRoot = "/run/corten-runtime"
 
 // Main runs one command line (without the program's name) and returns the exit code.
 func Main(ctx context.Context, args []string, io IO) int {
