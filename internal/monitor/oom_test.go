@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -90,5 +91,35 @@ func TestOOM(t *testing.T) {
 		for len(told) > 0 {
 			<-told
 		}
+	}
+}
+
+// systemd makes the container's cgroup only once its process exists, and a kill may come before the engine's answer was sent: a monitor that read the count once, when it
+// found the time, took that kill for one of an earlier life.
+func TestOOMCountThatComesLate(t *testing.T) {
+	b := newBench(t, monitor.Options{})
+	for name, c := range map[string]struct {
+		before, script string
+		oom            bool
+	}{
+		"late":      {"", "sleep 0.05; echo oom_kill 1 > FILE", true},
+		"very late": {"", "sleep 0.3; echo oom_kill 0 > FILE; sleep 0.5; echo oom_kill 1 > FILE", true},
+		"none":      {"", "sleep 0.05; echo oom_kill 0 > FILE", false},
+		"never":     {"", "true", false},
+		"at once":   {"oom_kill 4\n", "echo oom_kill 5 > FILE", true},
+		"before":    {"oom_kill 4\n", "true", false},
+	} {
+		file := filepath.Join(b.dir, "events of "+name)
+		if c.before != "" {
+			if err := os.WriteFile(file, []byte(c.before), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		script := strings.ReplaceAll(c.script, "FILE", "'"+file+"'")
+		m := b.launch(monitor.Launch{ID: strings.ReplaceAll(name, " ", "-"), Program: monitortest.Shell(t, script), OOMPath: file, Log: monitor.LogOptions{Path: filepath.Join(b.dir, name)}})
+		if x := b.wait(m); x.OOMKilled != c.oom || x.Code != 0 {
+			t.Errorf("%s: %+v", name, x)
+		}
+		m.Close()
 	}
 }

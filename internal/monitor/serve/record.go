@@ -82,9 +82,21 @@ type oomWatch struct {
 	since  int64 // when it was looked for
 }
 
+// newOOMWatch takes the count before there is a process that could be killed.
+func newOOMWatch(s *Server, event int, path string) *oomWatch {
+	o := &oomWatch{s: s, event: event, path: path, file: -1, counts: -1, last: -1}
+	if path != "" && o.open() {
+		o.counts = o.last
+	}
+	return o
+}
+
+// begin listens.
 func (o *oomWatch) begin() {
-	o.file = -1
-	if o.path != "" && !o.open() {
+	switch {
+	case o.file >= 0:
+		o.listen()
+	case o.path != "":
 		o.again, o.since = 1, monotonic()
 	}
 	if o.event >= 0 {
@@ -104,16 +116,18 @@ func (o *oomWatch) open() bool {
 	}
 	o.file = fd
 	o.last = o.kills()
-	o.counts = o.last
 	if o.again > 0 { // it did not exist when the process was made, so that all of its kills are the container's
-		o.counts = min(o.last, 0)
-	}
-	o.again = 0
-	o.s.watch(fd, epollPri, (*oomFile)(o)) // an ordinary file cannot be watched; then only the exit tells
-	if o.last > o.counts && o.event < 0 {
-		o.s.tellAll(&wire.Message{Kind: wire.OOM})
+		o.again, o.counts = 0, min(o.last, 0)
 	}
 	return true
+}
+
+// listen waits for changes, after one look for what changed before.
+func (o *oomWatch) listen() {
+	o.s.watch(o.file, epollPri, (*oomFile)(o)) // an ordinary file cannot be watched; then only the exit tells
+	if o.last = max(o.kills(), o.last); o.last > o.counts && o.counts >= 0 && o.event < 0 {
+		o.s.tellAll(&wire.Message{Kind: wire.OOM})
+	}
 }
 
 // tend looks for the file when it is time to, and returns how many milliseconds the loop may wait; -1 is for ever.
@@ -124,6 +138,7 @@ func (o *oomWatch) tend(timeout int) int {
 	left := o.again - (monotonic()-o.since)/(second/1000)
 	if left <= 0 {
 		if o.open() {
+			o.listen()
 			return timeout
 		}
 		if o.again *= 2; o.again > lookFor {

@@ -89,6 +89,9 @@ func (s *Server) launch(e *engine, m *wire.Message, fds []int) (*process, error)
 	var p *process
 	if err == nil {
 		s.nonblock = m.Flags&wire.NonBlocking != 0
+		if pc.oom >= 0 || m.OOMPath != "" {
+			s.oom = newOOMWatch(s, pc.oom, m.OOMPath)
+		}
 		p, err = s.start(m, pc)
 	}
 	if err == nil && m.LogPath != "" { // while the process sets itself up; it has said nothing yet that was read
@@ -98,12 +101,13 @@ func (s *Server) launch(e *engine, m *wire.Message, fds []int) (*process, error)
 	}
 	pc.close(err != nil)
 	if err != nil {
+		if s.oom != nil {
+			s.close(s.oom.file)
+			s.oom = nil
+		}
 		return nil, err
 	}
 	s.exitPath, s.durable = m.ExitPath, m.Flags&wire.Durable != 0
-	if pc.oom >= 0 || m.OOMPath != "" {
-		s.oom = &oomWatch{s: s, event: pc.oom, path: m.OOMPath, counts: -1}
-	}
 	for i := range m.Attached {
 		s.attach(e, p, pc.attached[i], &m.Attached[i])
 	}
