@@ -40,6 +40,6 @@ func Markdown() string {
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", name, key, value, f.Usage)
 	})
-	b.WriteString("\nWithout `--host` the engine listens on `corten.sock` in its exec root. Several engines with different `--data-root`, `--exec-root`, `--bridge`, `--bip` and `--nft-table` run side by side on one host.\n")
+	b.WriteString("\nWithout `--host` the engine listens on `corten.sock` in its exec root. Several engines with different `--data-root`, `--exec-root`, `--bridge`, `--bip` and `--nft-table` run side by side on one host.\n\nAs a service of systemd: [cortend.service](cortend.service). It ends the engine alone; containers and their monitors outlive a stop or restart.\n")
 	return b.String()
 }
