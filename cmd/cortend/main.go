@@ -148,7 +148,8 @@ func lock(dir string) (func(), error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	// A lock of the process, not of the descriptor: a monitor that was just forked has the descriptor for a moment, and must not hold the lock when this engine is killed.
+	if err := unix.FcntlFlock(f.Fd(), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
 		return nil, errors.Join(fmt.Errorf("another engine uses %s: %w", dir, err), f.Close())
 	}
 	return func() { _ = f.Close() }, nil // the lock ends with the descriptor

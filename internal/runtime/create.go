@@ -56,74 +56,77 @@ func (rt *Runtime) Create(ctx context.Context, opts RunOptions) (ctr *Container,
 	return c.ctr, nil
 }
 
-// folder makes the container's folder; who makes it owns the id.
-func (c *creation) folder(context.Context) error {
-	dir := c.opts.StateDir
-	if dir == "" {
-		if c.rt.opts.Root == "" {
-			if c.opts.Gate {
-				return errs.New(errs.Invalid, "a gate needs a folder for its state")
-			}
-			return nil
-		}
-		if err := os.MkdirAll(c.rt.opts.Root, 0o700); err != nil {
-			return fmt.Errorf("folder: %w", err)
-		}
-		dir = c.rt.dir(c.opts.ID)
-	}
-	err := os.Mkdir(dir, 0o700)
-	if errors.Is(err, os.ErrExist) {
-		if exists(filepath.Join(dir, recordName)) || c.opts.StateDir == "" {
-			return errs.New(errs.Conflict, "container with id exists: %s", c.opts.ID)
-		}
-		err = nil // the caller's folder, without a container in it
-	} else if err == nil {
-		c.undo.Push(func(context.Context) error { return os.RemoveAll(dir) })
-	}
-	if err != nil {
-		return fmt.Errorf("folder: %w", err)
-	}
-	c.ctr.dir = dir
-	return nil
-}
+// newFolder begins the name of a folder in the making; no id has such a letter.
+const newFolder = ":new-"
 
-func (c *creation) cgroups(context.Context) error {
-	spec := c.opts.Spec
+// folder makes the container's folder with a record in it; who makes it owns the id. The record says where the cgroups will be before they are there, so that whoever is
+// killed in the middle of a start leaves none that nobody knows of. It names no process yet: what Load makes of it can only be deleted.
+func (c *creation) folder(context.Context) (err error) {
 	host, err := c.rt.host()
 	if err != nil {
 		return err
 	}
 	c.ctr.cg, err = cgroup.New(cgroup.Options{
-		Path: spec.Linux.CgroupsPath, ID: c.opts.ID, Systemd: c.opts.SystemdCgroup, Rootless: c.opts.Rootless, Host: host,
+		Path: c.opts.Spec.Linux.CgroupsPath, ID: c.opts.ID, Systemd: c.opts.SystemdCgroup, Rootless: c.opts.Rootless, Host: host,
 	})
 	if err != nil {
 		return err
 	}
-	if err := c.announce(); err != nil {
-		return err
+	rec := record{ID: c.opts.ID, Bundle: c.opts.Bundle, Created: time.Now().UTC(), Owner: os.Geteuid(), Cgroup: c.ctr.cg.State(), Version: c.opts.Spec.Version}
+	if c.opts.StateDir != "" {
+		return c.callersFolder(&rec)
 	}
-	if err := c.ctr.cg.Create(withDefaultRules(spec.Linux.Resources)); err != nil {
+	if c.rt.opts.Root == "" {
+		if c.opts.Gate {
+			return errs.New(errs.Invalid, "a gate needs a folder for its state")
+		}
+		return nil
+	}
+	if err := os.MkdirAll(c.rt.opts.Root, 0o700); err != nil {
+		return fmt.Errorf("folder: %w", err)
+	}
+	made, err := os.MkdirTemp(c.rt.opts.Root, newFolder)
+	if err != nil {
+		return fmt.Errorf("folder: %w", err)
+	}
+	dir := c.rt.dir(c.opts.ID)
+	if err = rec.save(made); err == nil {
+		err = unix.Rename(made, dir) // an empty one, of someone who was killed, is replaced
+	}
+	switch {
+	case errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.EEXIST):
+		return errors.Join(errs.New(errs.Conflict, "container with id exists: %s", c.opts.ID), os.RemoveAll(made))
+	case err != nil:
+		return errors.Join(fmt.Errorf("folder: %w", err), os.RemoveAll(made))
+	}
+	c.undo.Push(func(context.Context) error { return os.RemoveAll(dir) })
+	c.ctr.dir = dir
+	return nil
+}
+
+// callersFolder uses a folder that the caller named, and may have other files in.
+func (c *creation) callersFolder(rec *record) error {
+	dir := c.opts.StateDir
+	switch err := os.Mkdir(dir, 0o700); {
+	case err == nil:
+		c.undo.Push(func(context.Context) error { return os.RemoveAll(dir) })
+	case !errors.Is(err, os.ErrExist):
+		return fmt.Errorf("folder: %w", err)
+	case exists(filepath.Join(dir, recordName)):
+		return errs.New(errs.Conflict, "container with id exists: %s", c.opts.ID)
+	default:
+		c.undo.Push(func(context.Context) error { return os.Remove(filepath.Join(dir, recordName)) })
+	}
+	c.ctr.dir = dir
+	return rec.save(dir)
+}
+
+func (c *creation) cgroups(context.Context) error {
+	if err := c.ctr.cg.Create(withDefaultRules(c.opts.Spec.Linux.Resources)); err != nil {
 		return err
 	}
 	c.undo.Push(func(context.Context) error { return c.ctr.cg.Destroy() })
 	return nil
-}
-
-// announce stores where the cgroups will be before they are there: whoever is killed in the middle of a start leaves none that nobody knows of. The record has no
-// process yet, so what Load makes of it can only be deleted.
-func (c *creation) announce() error {
-	dir := c.ctr.dir
-	if dir == "" {
-		return nil
-	}
-	c.undo.Push(func(context.Context) error {
-		if err := os.Remove(filepath.Join(dir, recordName)); !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
-		return nil
-	})
-	rec := record{ID: c.opts.ID, Bundle: c.opts.Bundle, Created: time.Now().UTC(), Owner: os.Geteuid(), Cgroup: c.ctr.cg.State(), Version: c.opts.Spec.Version}
-	return rec.save(dir)
 }
 
 // withDefaultRules lets the devices that every container has through, after what the spec says. A spec without rules keeps them all.

@@ -107,10 +107,12 @@ func (rt *Runtime) List() ([]string, error) {
 	var ids []string
 	for _, e := range entries {
 		dir := filepath.Join(rt.opts.Root, e.Name())
-		if _, err := os.Stat(filepath.Join(dir, recordName)); err == nil {
+		if strings.HasPrefix(e.Name(), newFolder) {
+			if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > time.Minute {
+				_ = os.RemoveAll(dir) // someone was killed there; a name that stays is a nuisance at worst
+			}
+		} else if _, err := os.Stat(filepath.Join(dir, recordName)); err == nil {
 			ids = append(ids, e.Name())
-		} else if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > time.Minute {
-			_ = os.Remove(dir) // someone was killed between the folder and the record; if it is not empty, it is not that
 		}
 	}
 	return ids, nil
