@@ -73,12 +73,16 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	nets, err := openNetwork(set, log)
+	helpers := helpersPlace(log)
+	if helpers != nil {
+		e.closers = append(e.closers, helpers.Close)
+	}
+	nets, err := openNetwork(set, helpers, log)
 	if err != nil {
 		return nil, err
 	}
 	e.closers = append(e.closers, nets.Close)
-	monitors, err := monitor.New(monitor.Options{Root: filepath.Join(set.ExecRoot, "monitors"), Logger: log, Cgroup: monitorsPlace(log), OnOOM: func(id string) {
+	monitors, err := monitor.New(monitor.Options{Root: filepath.Join(set.ExecRoot, "monitors"), Logger: log, Cgroup: helpers, OnOOM: func(id string) {
 		if ctrs := e.containers.Load(); ctrs != nil {
 			ctrs.OOM(id)
 		}
@@ -122,9 +126,9 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 	return e, nil
 }
 
-// monitorsPlace is a cgroup for monitors where the engine itself lives in a unit of systemd (its own service, or the session of who needed it first): what is in a unit
+// helpersPlace is a cgroup for monitors and the port proxy where the engine itself lives in a unit of systemd (its own service, or the session of who needed it first): what is in a unit
 // may end with it. Nil leaves them with the engine.
-func monitorsPlace(log *slog.Logger) *os.File {
+func helpersPlace(log *slog.Logger) *os.File {
 	host, err := cgroup.Discover()
 	if err != nil || host.Mode() != cgroup.V2 {
 		return nil
@@ -132,7 +136,7 @@ func monitorsPlace(log *slog.Logger) *os.File {
 	if unit, err := host.Unit(); err != nil || unit == "" {
 		return nil
 	}
-	place, err := cgroup.Folder(host, cgroup.DefaultParent+"/monitors")
+	place, err := cgroup.Folder(host, cgroup.DefaultParent+"/helpers")
 	if err != nil {
 		log.Warn("monitors stay in the engine's unit: stopping it may end containers, unless it has KillMode=process", "err", err)
 		return nil
@@ -167,10 +171,10 @@ func openSnapshots(set settings.Settings, log *slog.Logger) (snapshot.Store, err
 	return overlay.New(overlay.Options{Root: filepath.Join(root, "overlay"), Logger: log, Skeleton: skeleton()})
 }
 
-func openNetwork(set settings.Settings, log *slog.Logger) (*network.Local, error) {
+func openNetwork(set settings.Settings, helpers *os.File, log *slog.Logger) (*network.Local, error) {
 	opts := network.Options{
 		Root: set.DataRoot, ExecRoot: set.ExecRoot, Table: set.NftTable, Bridge: set.Bridge, MTU: set.MTU,
-		NoForward: !set.IPForward, DNS: set.DNS, DNSSearch: set.DNSSearch, DNSOptions: set.DNSOptions, Logger: log,
+		NoForward: !set.IPForward, DNS: set.DNS, DNSSearch: set.DNSSearch, DNSOptions: set.DNSOptions, Cgroup: helpers, Logger: log,
 	}
 	// The settings were checked when they were read.
 	opts.BIP, _ = netip.ParsePrefix(set.BIP)

@@ -25,7 +25,7 @@ type Options struct {
 	Pool   int // monitors started beforehand; 0 is 4, negative none
 	// Program is the path of the monitor's program, for tests; empty is the embedded one.
 	Program string
-	// Cgroup is an open cgroup v2 that monitors are born in, so that they do not end with the engine's service; nil leaves them in the engine's. The pool closes it.
+	// Cgroup is an open cgroup v2 that monitors are born in, so that they do not end with the engine's service; nil leaves them in the engine's. It stays open as long as the pool.
 	Cgroup *os.File
 	// Started is called with each monitor process before it gets work, so that the engine can put it into a cgroup of its own; nil does nothing.
 	Started func(pid int) error
@@ -221,11 +221,7 @@ func (p *Pool) Close() error {
 		case s := <-p.ready:
 			s.end()
 		default:
-			err := p.prog.close()
-			if p.opts.Cgroup != nil {
-				err = errors.Join(err, p.opts.Cgroup.Close())
-			}
-			return err
+			return p.prog.close()
 		}
 	}
 }

@@ -3,6 +3,7 @@ package network
 import (
 	"log/slog"
 	"net/netip"
+	"os"
 	"time"
 )
 
@@ -41,7 +42,9 @@ type Options struct {
 	// PortProxy is the command that runs the port proxy (see package portproxy), for instance cortend's own path and "portproxy"; empty: ports on IPv6
 	// addresses work only for containers with an IPv6 address.
 	PortProxy []string
-	Logger    *slog.Logger
+	// Cgroup is an open cgroup v2 that the port proxy is born in, so that it does not end with the engine's service; nil leaves it in the engine's.
+	Cgroup *os.File
+	Logger *slog.Logger
 }
 
 func (o Options) withDefaults() Options {

@@ -98,6 +98,9 @@ func (l *Local) spawnProxy() error {
 	cmd.ExtraFiles = []*os.File{f}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if l.opt.Cgroup != nil {
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(l.opt.Cgroup.Fd())
+	}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start port proxy: %w", err)
 	}

@@ -14,7 +14,7 @@ engine() {
   engine=$!
   eventually 20 corten version >/dev/null 2>&1 || { cat "$dir/log"; exit 1; }
 }
-cgroups() { find /sys/fs/cgroup -type d | grep -vE '/corten(/monitors)?$' | sort; } # the folder of ours stays
+cgroups() { find /sys/fs/cgroup -type d | grep -vE '/corten(/helpers)?$' | sort; } # the folder of ours stays
 before=$(cgroups)
 engine
 busybox_image
