@@ -29,6 +29,9 @@ func openat2(dir int, name string, how *unix.OpenHow) (int, error) {
 	return -1, unix.EAGAIN
 }
 
+// Handle opens what is there as a mere handle (O_PATH): nothing can be read through it, no device or fifo is touched. It is a flag for [Open].
+const Handle = unix.O_PATH
+
 // Root opens a directory as a root for the other functions.
 func Root(dir string) (*os.File, error) {
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -102,8 +105,24 @@ const maxLinks = 40
 
 // MkdirAll makes the directory name below root with all that is missing, and returns it open (O_PATH). A link that leads nowhere is followed: what it names is made, below root.
 func MkdirAll(root *os.File, name string, mode os.FileMode) (*os.File, error) {
-	if f, err := Open(root, name, unix.O_PATH|unix.O_DIRECTORY, 0); err == nil || !errors.Is(err, unix.ENOENT) {
-		return f, err
+	return maker{root, mode, -1, -1, true}.all(name)
+}
+
+// MkdirAllOwned is MkdirAll for somebody: what is made belongs to uid and gid. A link that leads nowhere is in the way, as a file is: it is not for us to decide who gets what.
+func MkdirAllOwned(root *os.File, name string, mode os.FileMode, uid, gid int) (*os.File, error) {
+	return maker{root, mode, uid, gid, false}.all(name)
+}
+
+type maker struct {
+	root     *os.File
+	mode     os.FileMode
+	uid, gid int  // -1 is whoever makes it
+	dangling bool // links that lead nowhere are followed
+}
+
+func (m maker) all(name string) (*os.File, error) {
+	if f, err := Open(m.root, name, unix.O_PATH|unix.O_DIRECTORY, 0); err == nil {
+		return f, nil
 	}
 	done := "/"
 	todo := split(name)
@@ -114,7 +133,7 @@ func MkdirAll(root *os.File, name string, mode os.FileMode) (*os.File, error) {
 			done = path.Dir(done)
 			continue
 		}
-		target, err := step(root, done, part, mode)
+		target, err := m.step(done, part)
 		if err != nil {
 			return nil, fmt.Errorf("make directory %s: %w", name, err)
 		}
@@ -130,7 +149,7 @@ func MkdirAll(root *os.File, name string, mode os.FileMode) (*os.File, error) {
 		}
 		todo = append(split(target), todo...)
 	}
-	return Open(root, done, unix.O_PATH|unix.O_DIRECTORY, 0)
+	return Open(m.root, done, unix.O_PATH|unix.O_DIRECTORY, 0)
 }
 
 func split(name string) (parts []string) {
@@ -143,28 +162,68 @@ func split(name string) (parts []string) {
 }
 
 // step makes one directory, or returns the target of the link that stands in its place.
-func step(root *os.File, parent, part string, mode os.FileMode) (target string, err error) {
-	dir, err := Open(root, parent, unix.O_PATH|unix.O_DIRECTORY, 0)
+func (m maker) step(parent, part string) (target string, err error) {
+	dir, err := Open(m.root, parent, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return "", err
 	}
 	defer dir.Close()
-	err = unix.Mkdirat(int(dir.Fd()), part, uint32(mode.Perm()))
+	err = unix.Mkdirat(int(dir.Fd()), part, uint32(m.mode.Perm()))
 	if err == nil {
-		return "", nil
+		if m.uid < 0 && m.gid < 0 {
+			return "", nil
+		}
+		return "", unix.Fchownat(int(dir.Fd()), part, m.uid, m.gid, unix.AT_SYMLINK_NOFOLLOW)
 	}
 	if err != unix.EEXIST {
 		return "", err
 	}
-	buf := make([]byte, unix.PathMax)
-	n, err := unix.Readlinkat(int(dir.Fd()), part, buf)
-	if err == unix.EINVAL { // not a link
-		return "", nil
+	target, err = readlink(dir, part)
+	if err != nil && err != unix.EINVAL { // EINVAL: not a link
+		return "", err
+	}
+	if target != "" && m.dangling {
+		return target, nil
+	}
+	at := path.Join(parent, part)
+	there, err := Open(m.root, at, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ENOENT) {
+		return "", fmt.Errorf("%s exists and is not a directory", at)
 	}
 	if err != nil {
 		return "", err
 	}
+	there.Close()
+	return target, nil
+}
+
+func readlink(dir *os.File, name string) (string, error) {
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(int(dir.Fd()), name, buf)
+	if err != nil {
+		return "", err
+	}
 	return string(buf[:n]), nil
+}
+
+// Readlink reads the target of a link that is open itself ([Handle] with O_NOFOLLOW).
+func Readlink(link *os.File) (string, error) { return readlink(link, "") }
+
+// Reopen gives a descriptor with the given flags of what another one names, which may be a mere [Handle].
+func Reopen(f *os.File, flags int) (*os.File, error) {
+	fd, err := unix.Openat(int(f.Fd()), ".", flags|unix.O_CLOEXEC, 0)
+	if err == unix.ENOTDIR {
+		fd, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), flags|unix.O_CLOEXEC, 0)
+	}
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: f.Name(), Err: err}
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// Symlink makes the link name in a directory held open; name is one single name.
+func Symlink(target string, dir *os.File, name string) error {
+	return unix.Symlinkat(target, int(dir.Fd()), name)
 }
 
 // Parent opens the directory that name is in, below root, for calls that take a directory and a single name. What is missing is an error.

@@ -1,6 +1,8 @@
 package safefs
 
 import (
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -46,6 +48,92 @@ func TestMkdirAllStaysInside(t *testing.T) {
 		if st, err := os.Stat(dir + want); err != nil || !st.IsDir() {
 			t.Errorf("%s was not made inside: %v", want, err)
 		}
+	}
+}
+
+// A working directory is made for the container's user, and an image that has something else there is told so by name.
+func TestMkdirAllOwned(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("not root")
+	}
+	root, dir, outside := tree(t)
+	os.MkdirAll(dir+"/have/it", 0o755)
+	os.Symlink("/have", dir+"/link")
+	os.Symlink(outside, dir+"/nowhere")
+	os.WriteFile(dir+"/have/file", nil, 0o644)
+	for _, name := range []string{"/have/it/a/b", "/link/it/c", "/have"} {
+		f, err := MkdirAllOwned(root, name, 0o750, 1234, 4321)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		f.Close()
+	}
+	for name, uid := range map[string]uint32{"/have": 0, "/have/it": 0, "/have/it/a": 1234, "/have/it/a/b": 1234, "/have/it/c": 1234} {
+		var st unix.Stat_t
+		if err := unix.Lstat(dir+name, &st); err != nil || st.Uid != uid || st.Gid != 0 && st.Gid != 4321 {
+			t.Errorf("%s is of %d:%d, %v", name, st.Uid, st.Gid, err)
+		}
+	}
+	for name, at := range map[string]string{"/have/file": "/have/file", "/have/file/x": "/have/file", "/nowhere": "/nowhere", "/nowhere/x": "/nowhere"} {
+		_, err := MkdirAllOwned(root, name, 0o750, 0, 0)
+		if want := "make directory " + name + ": " + at + " exists and is not a directory"; err == nil || err.Error() != want {
+			t.Errorf("%v\nwant %s", err, want)
+		}
+	}
+	if left, _ := os.ReadDir(outside); len(left) > 0 {
+		t.Error("something was made outside")
+	}
+}
+
+func TestReopen(t *testing.T) {
+	root, dir, _ := tree(t)
+	os.WriteFile(dir+"/f", []byte("hello"), 0o644)
+	os.Mkdir(dir+"/d", 0o755)
+	f, err := Open(root, "f", Handle, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	os.Rename(dir+"/f", dir+"/d/g") // the same file, whatever it is called
+	again, err := Reopen(f, os.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	if b, err := io.ReadAll(again); err != nil || string(b) != "hello" {
+		t.Errorf("%q, %v", b, err)
+	}
+	d, err := Reopen(root, os.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if names, err := d.Readdirnames(-1); err != nil || len(names) != 1 {
+		t.Error(names, err)
+	}
+	if _, err := Reopen(f, os.O_RDONLY|unix.O_DIRECTORY); err == nil {
+		t.Error("a file was opened as a directory")
+	}
+}
+
+func TestLinks(t *testing.T) {
+	root, _, _ := tree(t)
+	if err := Symlink("/proc/mounts", root, "mtab"); err != nil {
+		t.Fatal(err)
+	}
+	if err := Symlink("elsewhere", root, "mtab"); !errors.Is(err, os.ErrExist) {
+		t.Error(err)
+	}
+	link, err := Open(root, "mtab", Handle|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer link.Close()
+	if target, err := Readlink(link); err != nil || target != "/proc/mounts" {
+		t.Errorf("%q, %v", target, err)
+	}
+	if _, err := Readlink(root); err == nil {
+		t.Error("a directory has a target")
 	}
 }
 
@@ -144,6 +232,9 @@ func FuzzMkdirAll(f *testing.F) {
 		root, dir, outside := tree(t)
 		if len(name) > 200 || os.Symlink(link, dir+"/l") != nil {
 			return
+		}
+		if d, err := MkdirAllOwned(root, name, 0o755, os.Getuid(), os.Getgid()); err == nil {
+			d.Close()
 		}
 		if d, err := MkdirAll(root, name, 0o755); err == nil {
 			d.Close()

@@ -1,10 +1,11 @@
 // Package mount reads mount options as the OCI runtime specification and mount(8) write them, and makes detached mounts: mounts that are a descriptor and stand nowhere yet.
 //
-// It owns nothing that outlives the descriptors it returns: a detached mount is gone when its last descriptor closes, unless it was attached. It promises
+// It owns nothing that outlives the descriptors it returns, but what [Tmpfs] mounts: a detached mount is gone when its last descriptor closes, unless it was attached. It promises
 // that an option it does not know becomes data of the file system, never nothing, and that options which contradict each other resolve as in mount(8): the last one counts.
 package mount
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -300,4 +301,18 @@ func Attach(tree, target *os.File) error {
 // HasSetattr tells whether the kernel has mount_setattr (5.12).
 func HasSetattr() bool {
 	return unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{}) != unix.ENOSYS
+}
+
+// Tmpfs makes a tmpfs and mounts it on dir, without programs, set-uid bits and devices; o are the file system's own options (size=…, mode=…). It stands in the mount table
+// until [Detach].
+func Tmpfs(source, dir, o string) error {
+	return unix.Mount(source, dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, o)
+}
+
+// Detach takes the mount at dir out of the tree; it ends with its last user. What is not mounted or not there is no error.
+func Detach(dir string) error {
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
 }

@@ -1,0 +1,73 @@
+package host
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+)
+
+func TestKernel(t *testing.T) {
+	b, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		t.Skip("no procfs")
+	}
+	if got, want := Kernel(), strings.TrimSpace(string(b)); got != want {
+		t.Errorf("release %q, want %q", got, want)
+	}
+	if !KernelSince(2, 6) || KernelSince(999, 0) {
+		t.Error("this kernel is older than 2.6 or newer than 999")
+	}
+	if Machine() == "" {
+		t.Error("no machine")
+	}
+}
+
+func TestSince(t *testing.T) {
+	for _, c := range []struct {
+		release      string
+		major, minor int
+		want         bool
+	}{
+		{"5.12.0-rc1", 5, 12, true}, {"5.11.22", 5, 12, false}, {"6.1", 5, 12, true}, {"4.19.0-cloud", 5, 0, false}, {"10.0.1+", 5, 12, true}, {"", 0, 0, false}, {"next", 1, 0, false},
+	} {
+		if got := since(c.release, c.major, c.minor); got != c.want {
+			t.Errorf("%q since %d.%d: %v", c.release, c.major, c.minor, got)
+		}
+	}
+}
+
+func TestMemory(t *testing.T) {
+	if got := Memory(); got < 16<<20 {
+		t.Errorf("%d bytes of memory", got)
+	}
+}
+
+func TestFileSystem(t *testing.T) {
+	if name, err := FileSystem(t.TempDir()); err != nil || name == "" {
+		t.Errorf("%q, %v", name, err)
+	}
+	if name, err := FileSystem("/proc"); err != nil || name != "0x9fa0" {
+		t.Errorf("procfs is %q, %v", name, err)
+	}
+	if _, err := FileSystem("/no/such/path"); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+func TestOpenFiles(t *testing.T) {
+	soft, hard, err := OpenFiles()
+	if err != nil || soft == 0 || hard < soft {
+		t.Errorf("%d, %d, %v", soft, hard, err)
+	}
+}
+
+func TestDevice(t *testing.T) {
+	major, minor, err := Device("/dev/null")
+	if err != nil || major != 1 || minor != 3 {
+		t.Errorf("/dev/null is %d:%d, %v", major, minor, err)
+	}
+	if _, _, err := Device("/dev/no-such-device"); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,99 @@
+package pidfd
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"testing"
+
+	"corten.dev/corten/internal/errs"
+	"golang.org/x/sys/unix"
+)
+
+// process starts a process that waits, with a pidfd of it.
+func process(t *testing.T) (*exec.Cmd, *os.File) {
+	t.Helper()
+	cmd := exec.Command("sleep", "60")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	n, err := unix.PidfdOpen(cmd.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd := os.NewFile(uintptr(n), "pidfd")
+	t.Cleanup(func() { fd.Close() })
+	return cmd, fd
+}
+
+func TestLifeAndEnd(t *testing.T) {
+	cmd, fd := process(t)
+	if err := Alive(fd); err != nil {
+		t.Fatal(err)
+	}
+	if err := Kill(fd); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Wait()
+	if err := Alive(fd); !errors.Is(err, errs.Conflict) {
+		t.Errorf("after the end: %v", err)
+	}
+	if err := Kill(fd); err != nil {
+		t.Errorf("killing what has ended: %v", err)
+	}
+	if err := Alive(nil); !errors.Is(err, errs.Conflict) {
+		t.Errorf("without a descriptor: %v", err)
+	}
+}
+
+func TestDupLivesOnItsOwn(t *testing.T) {
+	_, fd := process(t)
+	second, err := Dup(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer second.Close()
+	fd.Close()
+	if err := Alive(second); err != nil {
+		t.Fatal(err)
+	}
+	flags, err := unix.FcntlInt(second.Fd(), unix.F_GETFD, 0)
+	if err != nil || flags&unix.FD_CLOEXEC == 0 {
+		t.Errorf("flags %#x, %v: a child would get it", flags, err)
+	}
+	if _, err := Dup(fd); err == nil {
+		t.Error("a closed descriptor was doubled")
+	}
+}
+
+func TestOpen(t *testing.T) {
+	cmd, fd := process(t)
+	ns, err := Open(fd, cmd.Process.Pid, "ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns.Close()
+	root, err := Root(fd, cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if fi, err := root.Stat(); err != nil || !fi.IsDir() {
+		t.Errorf("%v, %v is no directory", fi, err)
+	}
+	if _, err := Open(fd, cmd.Process.Pid, "ns/none"); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+// The pid of an ended process may be another's by now: what is opened by it must not be given out.
+func TestNothingOfAnotherProcess(t *testing.T) {
+	cmd, fd := process(t)
+	cmd.Process.Kill()
+	cmd.Wait()
+	if f, err := Root(fd, os.Getpid()); !errors.Is(err, errs.Conflict) {
+		f.Close()
+		t.Errorf("the root of another process was opened: %v", err)
+	}
+}
