@@ -9,20 +9,34 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 )
 
-// Corten is the contestant made of the binaries in bin, with roots below dir.
+// Corten is the contestant made of the binaries in bin, with roots below dir. Its exec root lies on a tmpfs, as /run does on nearly every host.
 func Corten(bin, dir, busybox string) *Engine {
-	sock := "unix://" + filepath.Join(dir, "exec", "corten.sock")
+	run := filepath.Join(runDir(), filepath.Base(filepath.Dir(dir)))
+	sock := "unix://" + filepath.Join(run, "corten.sock")
 	return &Engine{
 		Label: "corten", Client: []string{filepath.Join(bin, "corten"), "-H", sock}, Busybox: busybox, Dir: dir,
 		Daemon: func(context.Context) (*exec.Cmd, error) {
 			return daemon(filepath.Join(dir, "cortend.log"), filepath.Join(bin, "cortend"), "-H", sock, "--data-root", filepath.Join(dir, "data"),
-				"--exec-root", filepath.Join(dir, "exec"), "--bridge", "ctnbench0", "--bip", "10.213.0.1/16", "--nft-table", "corten-bench", "--config-file", emptyConfig(dir))
+				"--exec-root", run, "--bridge", "ctnbench0", "--bip", "10.213.0.1/16", "--nft-table", "corten-bench", "--config-file", emptyConfig(dir))
 		},
-		Cleanup: func() error { return os.RemoveAll(dir) },
+		Cleanup: func() error { return errors.Join(os.RemoveAll(run), os.RemoveAll(dir)) },
 	}
+}
+
+// runDir is /run where that is a tmpfs, else another tmpfs, else the folder for temporary files.
+func runDir() string {
+	const tmpfs = 0x01021994 // statfs(2)
+	for _, d := range []string{"/run", "/dev/shm"} {
+		var st syscall.Statfs_t
+		if syscall.Statfs(d, &st) == nil && st.Type == tmpfs {
+			return d
+		}
+	}
+	return os.TempDir()
 }
 
 // Docker is the contestant dockerd (Debian: docker.io) with roots and a bridge of its own, and without packet rules, which only makes it faster.
