@@ -85,7 +85,7 @@ type AttachOptions struct {
 // Process is one live process under a monitor: the container's first, or an exec session.
 type Process interface {
 	PID() int
-	// PIDFD is the process's pidfd; valid until the process was reaped and Close was called.
+	// PIDFD is the process's pidfd; valid until the process was reaped and Close was called. That of an exec session is the caller's to close once it has ended.
 	PIDFD() *os.File
 	// Attach hands conn over to the monitor and returns a channel that gets one value and closes when the attachment ended (process gone and all output
 	// delivered, client gone, or detach keys). Unix and TCP connections travel as descriptors and are closed here; others are copied through and closed at the

@@ -255,6 +255,11 @@ func (m *monitor) Close() error {
 	m.closing = true
 	m.mu.Unlock()
 	if ended && m.child {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.pidfd != nil {
+			m.pidfd.Close()
+		}
 		return err // its socket closes when it has delivered everything, and run reaps it
 	}
 	cerr := m.conn.Close()

@@ -222,6 +222,7 @@ func (s *Service) runSession(ctx context.Context, ses *session, mon monitor.Moni
 	})
 	pid, err := proc.Exec(ctx, runtime.Exec{Process: p, Launcher: launcher, DieWithLauncher: true})
 	if err != nil {
+		dropPIDFD(made)
 		return err
 	}
 	ses.mu.Lock()
@@ -333,10 +334,22 @@ func (s *Service) sessionEnded(ses *session, code int) {
 	if first {
 		ses.running, ses.code, ses.ended = false, &code, time.Now()
 	}
+	proc := ses.proc
 	ses.mu.Unlock()
 	if first {
+		dropPIDFD(proc)
 		ses.ctr.dropExec(ses.id)
 		s.emit(ses.ctr, "exec_die", map[string]string{"execID": ses.id, "exitCode": strconv.Itoa(code)})
+	}
+}
+
+// dropPIDFD closes the descriptor of a session's process; waiting for the collector to find it would pile up hundreds.
+func dropPIDFD(proc monitor.Process) {
+	if proc == nil {
+		return
+	}
+	if fd := proc.PIDFD(); fd != nil {
+		fd.Close()
 	}
 }
 
