@@ -3,15 +3,19 @@ package containers
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/moby/sys/user"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/safefs"
 )
 
 // identity is a user resolved in an image.
@@ -55,8 +59,21 @@ func resolveUser(root *os.File, spec string, groupAdd []string) (identity, error
 	return id, nil
 }
 
+// readIn reads a file inside root, up to a bound: what an image contains is not to fill the engine's memory.
+func readIn(root *os.File, name string) ([]byte, error) {
+	f, err := safefs.Open(root, name, syscall.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return nil, errors.Join(err, fmt.Errorf("%s is not a regular file", name))
+	}
+	return io.ReadAll(io.LimitReader(f, 4<<20))
+}
+
 func missing(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "not a directory")
+	return err != nil && (errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "not a directory"))
 }
 
 // environment is what a process of the container gets: the engine's own words first, the user's above them.
