@@ -14,10 +14,10 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/pidfd"
 	"corten.dev/corten/internal/monitor"
 	"corten.dev/corten/internal/runtime"
 )
@@ -286,16 +286,11 @@ func environmentExec(env, more []string, home string) []string {
 
 // rootOf opens the root of a running container as its processes see it, volumes included.
 func rootOf(mon monitor.Process) (*os.File, error) {
-	fd, err := unix.Open("/proc/"+strconv.Itoa(mon.PID())+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open the root of the running container: %w", err)
+	root, err := pidfd.Root(mon.PIDFD(), mon.PID())
+	if err != nil && !errors.Is(err, errs.Conflict) { // that is: it has ended meanwhile
+		err = fmt.Errorf("open the root of the running container: %w", err)
 	}
-	root := os.NewFile(uintptr(fd), "root of the container")
-	if err := stillThere(mon.PIDFD()); err != nil {
-		root.Close()
-		return nil, err
-	}
-	return root, nil
+	return root, err
 }
 
 // sessionFailed keeps the code that a shell would give. A client that waits on its stream reads the reason there, as with Docker.
@@ -373,7 +368,7 @@ func (s *Service) awaitExit(ctx context.Context, ses *session) {
 	ses.mu.Lock()
 	proc, running := ses.proc, ses.running
 	ses.mu.Unlock()
-	if !running || proc == nil || stillThere(proc.PIDFD()) == nil {
+	if !running || proc == nil || pidfd.Alive(proc.PIDFD()) == nil {
 		return
 	}
 	select {

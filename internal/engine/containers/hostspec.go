@@ -1,7 +1,6 @@
 package containers
 
 import (
-	"fmt"
 	"io/fs"
 	"os"
 	"path"
@@ -13,26 +12,14 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/selinux/go-selinux"
 	"github.com/opencontainers/selinux/go-selinux/label"
-	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
+	linuxhost "corten.dev/corten/internal/linux/host"
 )
 
 // recursiveReadonly: mount_setattr(2) came with 5.12.
-var recursiveReadonly = sync.OnceValue(func() bool { return kernelSince(5, 12) })
-
-func kernelSince(wantMajor, wantMinor int) bool {
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return false
-	}
-	major, minor := 0, 0
-	if n, _ := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor); n != 2 {
-		return false
-	}
-	return major > wantMajor || major == wantMajor && minor >= wantMinor
-}
+var recursiveReadonly = sync.OnceValue(func() bool { return linuxhost.KernelSince(5, 12) })
 
 func errNoRecursiveReadonly(target string) error {
 	return errs.New(errs.NotImplemented, "mount %s: recursive read-only mounts need a kernel of 5.12 or later", target)
@@ -159,7 +146,7 @@ func deviceNode(fi fs.FileInfo, target string) (specs.LinuxDevice, bool) {
 	if !ok {
 		return d, false
 	}
-	d.Major, d.Minor = int64(unix.Major(uint64(st.Rdev))), int64(unix.Minor(uint64(st.Rdev)))
+	d.Major, d.Minor = linuxhost.Numbers(uint64(st.Rdev))
 	d.UID, d.GID = ptr(st.Uid), ptr(st.Gid)
 	return d, true
 }
@@ -241,11 +228,11 @@ func blockIO(res *container.Resources) (*specs.LinuxBlockIO, error) {
 }
 
 func blockDevice(name string) (specs.LinuxBlockIODevice, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(name, &st); err != nil {
+	major, minor, err := linuxhost.Device(name)
+	if err != nil {
 		return specs.LinuxBlockIODevice{}, errs.New(errs.Invalid, "block device %s: %w", name, err)
 	}
-	return specs.LinuxBlockIODevice{Major: int64(unix.Major(uint64(st.Rdev))), Minor: int64(unix.Minor(uint64(st.Rdev)))}, nil
+	return specs.LinuxBlockIODevice{Major: major, Minor: minor}, nil
 }
 
 // labels sets SELinux labels where the host has SELinux.

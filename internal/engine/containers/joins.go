@@ -13,10 +13,11 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/mount"
+	"corten.dev/corten/internal/linux/pidfd"
 	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/task"
 )
@@ -171,26 +172,14 @@ func (s *Service) namespaceOf(ref, kind string) (*os.File, error) {
 	if err != nil {
 		return nil, errs.New(errs.Conflict, "cannot join namespace of a non running container: %s", ctr.id)
 	}
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", mon.PID(), kind))
+	ns, err := pidfd.Open(mon.PIDFD(), mon.PID(), "ns/"+kind)
+	if errors.Is(err, errs.Conflict) { // it has ended meanwhile
+		return nil, err
+	}
 	if err != nil {
 		return nil, errs.New(errs.Conflict, "cannot join namespace of a non running container: %s: %w", ctr.id, err)
 	}
-	if err := stillThere(mon.PIDFD()); err != nil {
-		ns.Close()
-		return nil, err
-	}
 	return ns, nil
-}
-
-// stillThere fails when the process of a pidfd has ended.
-func stillThere(pidfd *os.File) error {
-	if pidfd == nil {
-		return errs.New(errs.Conflict, "the process has ended")
-	}
-	if err := unix.PidfdSendSignal(int(pidfd.Fd()), 0, nil, 0); err != nil {
-		return errs.New(errs.Conflict, "the process has ended: %w", err)
-	}
-	return nil
 }
 
 func (s *Service) shmDir(id string) string { return filepath.Join(s.ExecRoot, "shm", id) }
@@ -201,7 +190,7 @@ func (s *Service) mountShm(r *run, undo *task.Undo) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	if err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("mode=1777,size=%d", r.rec.Host.ShmSize)); err != nil {
+	if err := mount.Tmpfs("shm", dir, fmt.Sprintf("mode=1777,size=%d", r.rec.Host.ShmSize)); err != nil {
 		return fmt.Errorf("mount shared memory: %w", err)
 	}
 	undo.Push(func(context.Context) error { return s.unmountShm(r.ctr.id) })
@@ -211,7 +200,7 @@ func (s *Service) mountShm(r *run, undo *task.Undo) error {
 
 func (s *Service) unmountShm(id string) error {
 	dir := s.shmDir(id)
-	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+	if err := mount.Detach(dir); err != nil {
 		return fmt.Errorf("unmount shared memory of %s: %w", id, err)
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {

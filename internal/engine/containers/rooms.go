@@ -7,9 +7,9 @@ import (
 	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/pidfd"
 	"corten.dev/corten/internal/runtime"
 )
 
@@ -41,15 +41,15 @@ func (r theRuntime) List(context.Context) ([]string, error) { return r.rt.List()
 type ownDescriptor struct{ runtime.Launcher }
 
 func (l ownDescriptor) Launch(ctx context.Context, program []byte, files []*os.File) (int, *os.File, error) {
-	pid, pidfd, err := l.Launcher.Launch(ctx, program, files)
+	pid, fd, err := l.Launcher.Launch(ctx, program, files)
 	if err != nil {
 		return 0, nil, err
 	}
-	fd, err := unix.FcntlInt(pidfd.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	own, err := pidfd.Dup(fd)
 	if err != nil {
 		return 0, nil, err
 	}
-	return pid, os.NewFile(uintptr(fd), "pidfd"), nil
+	return pid, own, nil
 }
 
 type theProcess struct{ *runtime.Container }
@@ -58,11 +58,11 @@ func (p theProcess) PID() int { return p.Pid() }
 
 func (p theProcess) Exec(ctx context.Context, exec runtime.Exec) (int, error) {
 	exec.Launcher = ownDescriptor{exec.Launcher}
-	pid, pidfd, err := p.Container.Exec(ctx, exec)
+	pid, fd, err := p.Container.Exec(ctx, exec)
 	if err != nil {
 		return 0, bare(err)
 	}
-	return pid, pidfd.Close()
+	return pid, fd.Close()
 }
 
 func (p theProcess) Signal(ctx context.Context, sig syscall.Signal, all bool) error {

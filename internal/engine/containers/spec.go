@@ -9,9 +9,9 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/container"
+	linuxhost "corten.dev/corten/internal/linux/host"
 	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/snapshot"
 )
@@ -167,11 +167,11 @@ func (s *Service) rlimits(asked []container.Ulimit) []specs.POSIXRlimit {
 // openFiles is the engine's bound of open files, as it was given by who started it: Go raises its own soft one to one below the hard one. A program that closes every
 // descriptor up to its bound, or has a table of that size, would suffer from what Go likes. Lower ones were 1024, which is the kernel's and systemd's default.
 func openFiles() (container.Ulimit, bool) {
-	var lim unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil || lim.Cur != lim.Max-1 {
+	soft, hard, err := linuxhost.OpenFiles()
+	if err != nil || soft != hard-1 {
 		return container.Ulimit{}, false
 	}
-	return container.Ulimit{Name: "nofile", Soft: int64(min(1024, lim.Cur)), Hard: int64(lim.Max)}, true
+	return container.Ulimit{Name: "nofile", Soft: int64(min(1024, soft)), Hard: int64(hard)}, true
 }
 
 func (s *Service) cgroupsPath(rec *container.Record) string {

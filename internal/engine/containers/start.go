@@ -6,16 +6,19 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
+	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/cgroup"
+	"corten.dev/corten/internal/linux/pidfd"
 	"corten.dev/corten/internal/monitor"
 	"corten.dev/corten/internal/runtime"
+	"corten.dev/corten/internal/safefs"
 	"corten.dev/corten/internal/task"
 )
 
@@ -123,7 +126,7 @@ func (s *Service) prepareTree(ctx context.Context, r *run, undo *task.Undo) erro
 	r.mounted = mounted
 	undo.Push(func(context.Context) error { return mounted.Close() })
 	// Programs look for this file to learn that they are in a container.
-	mark, err := openIn(mounted.Root, "/.dockerenv", unix.O_RDONLY|unix.O_CREAT|unix.O_NOFOLLOW, 0o755)
+	mark, err := safefs.Open(mounted.Root, "/.dockerenv", syscall.O_RDONLY|syscall.O_CREAT|syscall.O_NOFOLLOW, 0o755)
 	if err != nil {
 		return err
 	}
@@ -132,7 +135,7 @@ func (s *Service) prepareTree(ctx context.Context, r *run, undo *task.Undo) erro
 		return err
 	}
 	if dir := r.rec.Config.WorkingDir; dir != "" && dir != "/" {
-		f, err := mkdirIn(mounted.Root, dir, 0o755, 0, 0)
+		f, err := safefs.MkdirAllOwned(mounted.Root, path.Clean("/"+dir), 0o755, 0, 0)
 		if err != nil {
 			return err
 		}
@@ -184,9 +187,9 @@ func (s *Service) prepareMount(ctx context.Context, r *run, mnt container.Mount,
 
 // fill copies what the image has at the target into a volume that is new; the room knows whether it is.
 func (s *Service) fill(ctx context.Context, r *run, mnt container.Mount) error {
-	src, err := openIn(r.mounted.Root, mnt.Target, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	src, err := safefs.Open(r.mounted.Root, path.Join("/", mnt.Target), syscall.O_RDONLY|syscall.O_DIRECTORY, 0)
 	if err != nil {
-		if missing(err) || errors.Is(err, unix.ENOTDIR) {
+		if missing(err) || errors.Is(err, syscall.ENOTDIR) {
 			return nil // the image has nothing there
 		}
 		return err
@@ -205,7 +208,7 @@ func subpath(dir, sub string) (*os.File, error) {
 		return nil, err
 	}
 	defer root.Close()
-	f, err := openIn(root, sub, unix.O_PATH, 0)
+	f, err := safefs.Open(root, path.Join("/", sub), safefs.Handle, 0)
 	if err != nil {
 		return nil, errs.New(errs.Invalid, "cannot access path %s: no such file or directory", sub)
 	}
@@ -275,7 +278,7 @@ func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *t
 // endMonitor kills what a monitor holds, waits for its end, and lets it go.
 func endMonitor(mon monitor.Monitor) error {
 	if fd := mon.PIDFD(); fd != nil {
-		if err := unix.PidfdSendSignal(int(fd.Fd()), unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		if err := pidfd.Kill(fd); err != nil {
 			return err
 		}
 	}

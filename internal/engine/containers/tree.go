@@ -10,12 +10,12 @@ import (
 	"path"
 	"slices"
 	"strings"
-
-	"golang.org/x/sys/unix"
+	"syscall"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/safefs"
 	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/tarfs"
 )
@@ -61,7 +61,7 @@ func (s *Service) Export(ctx context.Context, ref string, begin func() io.Writer
 		return fmt.Errorf("export container %s: %w", ref, err)
 	}
 	defer mounted.Close()
-	root, err := reopen(mounted.Root, unix.O_RDONLY|unix.O_DIRECTORY)
+	root, err := safefs.Reopen(mounted.Root, syscall.O_RDONLY|syscall.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
@@ -144,9 +144,9 @@ func (s *Service) locate(ctx context.Context, ctr *live, name string, flags int)
 	if pl.readonly == "" {
 		pl.readonly = readonlyAt(rec, name)
 	}
-	if pl.file, err = openIn(root, sub, unix.O_PATH|flags, 0); err != nil {
+	if pl.file, err = safefs.Open(root, path.Join("/", sub), safefs.Handle|flags, 0); err != nil {
 		pl.close()
-		if missing(err) || errors.Is(err, unix.ENOTDIR) {
+		if missing(err) || errors.Is(err, syscall.ENOTDIR) {
 			return nil, errs.New(errs.NotFound, "Could not find the file %s in container %s", name, ctr.id)
 		}
 		return nil, err
@@ -232,7 +232,7 @@ func asLink(name string) int {
 	if strings.HasSuffix(name, "/") || strings.HasSuffix(name, "/.") {
 		return 0
 	}
-	return unix.O_NOFOLLOW
+	return syscall.O_NOFOLLOW
 }
 
 // StatPath tells about a path in a container; a link is not followed but named.
@@ -256,7 +256,7 @@ func (pl *place) stat(name string) (PathStat, error) {
 	}
 	st := PathStat{Name: path.Base(path.Clean("/" + name)), Size: fi.Size(), Mode: uint32(fi.Mode()), Mtime: fi.ModTime()}
 	if fi.Mode()&os.ModeSymlink != 0 {
-		target, err := pl.readlink()
+		target, err := safefs.Readlink(pl.file)
 		if err != nil {
 			return st, err
 		}
@@ -266,15 +266,6 @@ func (pl *place) stat(name string) (PathStat, error) {
 		st.LinkTarget = path.Clean(target)
 	}
 	return st, nil
-}
-
-func (pl *place) readlink() (string, error) {
-	buf := make([]byte, 4096)
-	n, err := unix.Readlinkat(int(pl.file.Fd()), "", buf)
-	if err != nil {
-		return "", err
-	}
-	return string(buf[:n]), nil
 }
 
 // ArchivePath writes what lies at a path as tar; its names begin with the path's last part.
@@ -304,7 +295,7 @@ func (s *Service) ArchivePath(ctx context.Context, ref, name string, begin func(
 	if !fi.IsDir() {
 		return pl.archiveFile(begin(st), base)
 	}
-	dir, err := reopen(pl.file, unix.O_RDONLY|unix.O_DIRECTORY)
+	dir, err := safefs.Reopen(pl.file, syscall.O_RDONLY|syscall.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
@@ -323,7 +314,7 @@ func (pl *place) archiveFile(w io.Writer, base string) error {
 	}
 	link := ""
 	if fi.Mode()&os.ModeSymlink != 0 {
-		if link, err = pl.readlink(); err != nil {
+		if link, err = safefs.Readlink(pl.file); err != nil {
 			return err
 		}
 	}
@@ -337,7 +328,7 @@ func (pl *place) archiveFile(w io.Writer, base string) error {
 		return err
 	}
 	if fi.Mode().IsRegular() {
-		f, err := reopen(pl.file, unix.O_RDONLY)
+		f, err := safefs.Reopen(pl.file, syscall.O_RDONLY)
 		if err != nil {
 			return err
 		}
@@ -366,7 +357,7 @@ func (s *Service) ExtractTo(ctx context.Context, ref, name string, r io.Reader, 
 	if pl.readonly != "" {
 		return errs.New(errs.Forbidden, "%s", pl.readonly)
 	}
-	root, err := reopen(pl.root, unix.O_RDONLY|unix.O_DIRECTORY)
+	root, err := safefs.Reopen(pl.root, syscall.O_RDONLY|syscall.O_DIRECTORY)
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/caps"
+	linuxhost "corten.dev/corten/internal/linux/host"
 )
 
 // cgroup2 tells whether this host has the unified hierarchy alone.
@@ -25,7 +26,7 @@ var cgroup2 = sync.OnceValue(func() bool {
 // kernelMemory tells whether the kernel can limit its own memory apart: cgroup v1 only, and not since 5.16.
 var kernelMemory = sync.OnceValue(func() bool {
 	_, err := os.Stat("/sys/fs/cgroup/memory/memory.kmem.limit_in_bytes")
-	return err == nil && !kernelSince(5, 16)
+	return err == nil && !linuxhost.KernelSince(5, 16)
 })
 
 // validate refuses what is wrong or cannot be done, in Docker's words where it has some, and returns warnings.

@@ -1,6 +1,7 @@
 package system
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -14,7 +15,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/engine/containers"
@@ -23,6 +23,7 @@ import (
 	"corten.dev/corten/internal/filter"
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/linux/cgroup"
+	linuxhost "corten.dev/corten/internal/linux/host"
 	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/volume"
 )
@@ -127,26 +128,15 @@ func (s *Service) Info(ctx context.Context) (Info, error) {
 }
 
 func (s *Service) driverStatus() [][2]string {
-	var st unix.Statfs_t
-	if unix.Statfs(s.DataRoot, &st) != nil {
+	name, err := linuxhost.FileSystem(s.DataRoot)
+	if err != nil {
 		return nil
-	}
-	names := map[int64]string{
-		unix.EXT4_SUPER_MAGIC: "extfs", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.TMPFS_MAGIC: "tmpfs", unix.OVERLAYFS_SUPER_MAGIC: "overlayfs", 0x2fc12fc1: "zfs",
-	}
-	name := names[int64(st.Type)]
-	if name == "" {
-		name = fmt.Sprintf("%#x", st.Type)
 	}
 	return [][2]string{{"Backing Filesystem", name}}
 }
 
 func machine() string {
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return goruntime.GOARCH
-	}
-	return unix.ByteSliceToString(u.Machine[:])
+	return cmp.Or(linuxhost.Machine(), goruntime.GOARCH)
 }
 
 func proxy(name string) string {
@@ -171,14 +161,7 @@ func descriptors() int {
 
 // host fills in what the kernel and the distribution say of themselves.
 func host(info *Info) {
-	var u unix.Utsname
-	if unix.Uname(&u) == nil {
-		info.KernelVersion = unix.ByteSliceToString(u.Release[:])
-	}
-	var si unix.Sysinfo_t
-	if unix.Sysinfo(&si) == nil {
-		info.MemTotal = int64(si.Totalram) * int64(si.Unit)
-	}
+	info.KernelVersion, info.MemTotal = linuxhost.Kernel(), linuxhost.Memory()
 	for _, path := range []string{"/etc/os-release", "/usr/lib/os-release"} {
 		b, err := os.ReadFile(path)
 		if err != nil {
