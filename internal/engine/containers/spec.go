@@ -7,12 +7,14 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"corten.dev/corten/internal/container"
 	linuxhost "corten.dev/corten/internal/linux/host"
 	"corten.dev/corten/internal/network"
+	"corten.dev/corten/internal/safefs"
 	"corten.dev/corten/internal/snapshot"
 )
 
@@ -297,7 +299,7 @@ func (s *Service) askedMounts(r *run) ([]specs.Mount, error) {
 	for _, mnt := range r.rec.Mounts {
 		switch mnt.Type {
 		case "tmpfs":
-			list = append(list, specs.Mount{Destination: mnt.Target, Type: "tmpfs", Source: "tmpfs", Options: tmpfsRequest(mnt.Request)})
+			list = append(list, specs.Mount{Destination: mnt.Target, Type: "tmpfs", Source: "tmpfs", Options: withMode(r, mnt.Target, tmpfsRequest(mnt.Request))})
 		default:
 			opts, err := bindOptions(mnt)
 			if err != nil {
@@ -311,9 +313,30 @@ func (s *Service) askedMounts(r *run) ([]specs.Mount, error) {
 		if v := r.rec.Host.Tmpfs[target]; v != "" {
 			asked = strings.Split(v, ",")
 		}
-		list = append(list, specs.Mount{Destination: path.Clean(target), Type: "tmpfs", Source: "tmpfs", Options: tmpfsOptions(asked)})
+		list = append(list, specs.Mount{Destination: path.Clean(target), Type: "tmpfs", Source: "tmpfs", Options: withMode(r, target, tmpfsOptions(asked))})
 	}
 	return list, nil
+}
+
+// withMode gives a tmpfs the mode of the directory that it covers, unless another was asked for: /run stays closed to writing, /tmp stays open.
+func withMode(r *run, target string, opts []string) []string {
+	if r.mounted == nil || slices.ContainsFunc(opts, func(opt string) bool { return strings.HasPrefix(opt, "mode=") }) {
+		return opts
+	}
+	dir, err := safefs.Open(r.mounted.Root, path.Join("/", target), safefs.Handle|syscall.O_DIRECTORY, 0)
+	if err != nil {
+		return opts
+	}
+	defer dir.Close()
+	fi, err := dir.Stat()
+	if err != nil {
+		return opts
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return opts
+	}
+	return append(opts, fmt.Sprintf("mode=%o", st.Mode&0o7777))
 }
 
 func bindOptions(mnt container.Mount) ([]string, error) {

@@ -131,6 +131,9 @@ func (s *Service) prepareTree(ctx context.Context, r *run, undo *task.Undo) erro
 		return err
 	}
 	mark.Close()
+	if err := linkMtab(mounted.Root); err != nil {
+		return err
+	}
 	if r.user, err = resolveUser(mounted.Root, r.rec.Config.User, r.rec.Host.GroupAdd); err != nil {
 		return err
 	}
@@ -149,18 +152,39 @@ func (s *Service) prepareTree(ctx context.Context, r *run, undo *task.Undo) erro
 	return nil
 }
 
+// linkMtab: programs with an old C library look there for what is mounted, as in Docker's containers. An image's own file stays; a root without /etc goes without.
+func linkMtab(root *os.File) error {
+	etc, err := safefs.Open(root, "/etc", safefs.Handle|syscall.O_DIRECTORY, 0)
+	if missing(err) || errors.Is(err, syscall.ENOTDIR) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer etc.Close()
+	if err := safefs.Symlink("/proc/mounts", etc, "mtab"); err != nil && !errors.Is(err, syscall.EEXIST) {
+		return fmt.Errorf("link /etc/mtab: %w", err)
+	}
+	return nil
+}
+
 func (s *Service) prepareMount(ctx context.Context, r *run, mnt container.Mount, undo *task.Undo) error {
 	switch mnt.Type {
 	case "bind":
 		r.sources[mnt.Target] = mnt.Source
-		_, err := os.Stat(mnt.Source)
+		source, err := os.Stat(mnt.Source)
 		if err != nil && errors.Is(err, fs.ErrNotExist) && mnt.Request.CreateMountpoint {
-			err = os.MkdirAll(mnt.Source, 0o755)
+			if err = os.MkdirAll(mnt.Source, 0o755); err == nil {
+				source, err = os.Stat(mnt.Source)
+			}
 		}
 		if err != nil && errors.Is(err, fs.ErrNotExist) {
 			return errs.New(errs.Invalid, `invalid mount config for type "bind": bind source path does not exist: %s`, mnt.Source)
 		}
-		return err
+		if err != nil {
+			return err
+		}
+		return checkBind(r, mnt, source)
 	case "volume":
 		dir, err := s.Volumes.Mount(ctx, mnt.Name, r.ctr.id)
 		if err != nil {

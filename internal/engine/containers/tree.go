@@ -300,11 +300,7 @@ func (s *Service) ArchivePath(ctx context.Context, ref, name string, begin func(
 		return err
 	}
 	defer dir.Close()
-	opts := tarfs.WriteOptions{Root: true}
-	if base != "." {
-		opts.Base = base
-	}
-	return tarfs.Write(ctx, dir, begin(st), opts)
+	return tarfs.Write(ctx, dir, begin(st), tarfs.WriteOptions{Root: true, Base: base}) // "./file" too: clients put their own name in the place of "."
 }
 
 func (pl *place) archiveFile(w io.Writer, base string) error {

@@ -165,6 +165,9 @@ func (s *Service) Tag(ctx context.Context, ref, name string) error {
 		return err
 	}
 	if img, err := s.Store.Get(ctx, name); err == nil {
+		if ref, err := reference.Parse(name); err == nil {
+			name = ref.WithDefaultTag().Familiar()
+		}
 		s.emit("tag", img.ID.String(), name, img.Config.Config.Labels)
 	}
 	return nil
