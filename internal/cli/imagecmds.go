@@ -15,8 +15,8 @@ import (
 
 type imagesOptions struct {
 	all, digests, noTrunc, quiet bool
-	format                             string
-	filter                             filters
+	format                       string
+	filter                       filters
 }
 
 func newImages() *verb {
