@@ -112,7 +112,7 @@ func (p *readyPool) run(ctx context.Context) {
 func (p *readyPool) low() bool {
 	p.l.mu.Lock()
 	defer p.l.mu.Unlock()
-	return len(p.bridge) < p.l.opt.PoolSize/2
+	return len(p.bridge) < p.l.opt.PoolSize/2 || len(p.bare) < (p.l.opt.PoolSize+3)/4
 }
 
 // fill makes one ready namespace, and says whether more are missing.

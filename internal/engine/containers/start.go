@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -72,6 +73,12 @@ func (s *Service) start(ctx context.Context, ctr *live) (err error) {
 			err = fmt.Errorf("start container %s: %w", ctr.record().Name, err)
 			undo.OnError(ctx, &err)
 			s.startFailed(ctx, ctr, err)
+		}
+	}()
+	defer func() { // a bug must not leave the container between two states, where everyone waits for it
+		if bug := recover(); bug != nil {
+			s.Log.Error("a start failed by a bug of the engine", "container", ctr.record().Name, "bug", bug, "stack", string(debug.Stack()))
+			err = fmt.Errorf("bug of the engine: %v; its log has the details", bug)
 		}
 	}()
 	ctr.waitCleaned()
