@@ -79,6 +79,7 @@ func TestParallelJoins(t *testing.T) {
 				t.Errorf("%d and %d share an address", i, other)
 			}
 			check(t, sb.NS.Close())
+			seen.Delete(sb.Endpoints[0].IPv4) // on a slow machine a later one may rightly get it
 			check(t, w.Leave(context.Background(), fmt.Sprint("c", i)))
 		})
 	}

@@ -192,6 +192,9 @@ func (l *Local) adopt() error {
 		return err
 	}
 	defer l.rt.Give(c)
+	if err := l.dropStrayBridges(c); err != nil {
+		return err
+	}
 	links, err := c.Links("veth")
 	if err != nil {
 		return err
@@ -215,6 +218,33 @@ func (l *Local) adopt() error {
 			}
 		}
 		l.reap.dying[link.Name] = dying{ep: ep, orphan: true}
+	}
+	return nil
+}
+
+// dropStrayBridges removes bridges of ours that belong to no network: an engine was killed between making one and recording its network, or between forgetting
+// a network and removing its bridge.
+func (l *Local) dropStrayBridges(c *netlink.Conn) error {
+	links, err := c.Links("bridge")
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	known := make(map[string]bool, len(l.nets))
+	for _, nw := range l.nets {
+		known[nw.br] = true
+	}
+	l.mu.Unlock()
+	for _, link := range links {
+		if link.Alias != l.bridgeAlias() || known[link.Name] {
+			continue
+		}
+		var b netlink.Batch
+		b.DelLink(link.Name)
+		if err := c.Do(&b); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("remove stray bridge %s: %w", link.Name, err)
+		}
+		l.log.Info("removed a bridge that belonged to no network", "bridge", link.Name)
 	}
 	return nil
 }

@@ -76,13 +76,26 @@ func load(e *enginetest.Engine, wg *sync.WaitGroup, stop <-chan struct{}, worker
 		default:
 		}
 		name := fmt.Sprintf("load-%d-%d-%d", round, worker, i)
-		switch i % 3 {
+		switch i % 6 {
 		case 0:
 			_, _ = e.Try("run", "--rm", "--name", name, enginetest.Busybox, "true")
 		case 1:
 			_, _ = e.Try("run", "-d", "--name", name, enginetest.Busybox, "sh", "-c", "sleep 0.1; exit 7")
 		case 2:
 			_, _ = e.Try("create", "--name", name, enginetest.Busybox, "true")
+		case 3: // a client that is killed at a random moment
+			cmd := e.Client("run", "--rm", "--name", name, "-v", "/anonymous", enginetest.Busybox, "true")
+			if cmd.Start() == nil {
+				time.Sleep(time.Duration(rand.IntN(15)) * time.Millisecond)
+				_ = cmd.Process.Kill()
+				_ = cmd.Wait()
+			}
+		case 4:
+			_, _ = e.Try("exec", "steady", "true")
+		case 5:
+			_, _ = e.Try("network", "create", name)
+			_, _ = e.Try("run", "--rm", "--network", name, "--name", name, "-v", name+":/data", enginetest.Busybox, "true")
+			_, _ = e.Try("network", "rm", name)
 		}
 	}
 }
@@ -106,7 +119,13 @@ func checkLoad(t *testing.T, e *enginetest.Engine) {
 		}
 	}
 	if ids := e.Corten("ps", "-aq", "--filter", "name=load-"); ids != "" {
-		e.Corten(append([]string{"rm", "-f"}, strings.Fields(ids)...)...)
+		e.Corten(append([]string{"rm", "-f", "-v"}, strings.Fields(ids)...)...)
+	}
+	if names := e.Corten("network", "ls", "-q", "--filter", "name=load-"); names != "" {
+		e.Corten(append([]string{"network", "rm"}, strings.Fields(names)...)...)
+	}
+	if names := e.Corten("volume", "ls", "-q"); names != "" {
+		e.Corten(append([]string{"volume", "rm"}, strings.Fields(names)...)...)
 	}
 }
 
