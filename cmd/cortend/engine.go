@@ -105,9 +105,6 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 	}
 	e.containers.Store(ctrs)
 	e.closers = append(e.closers, ctrs.Close)
-	if err := nets.Settle(background()); err != nil {
-		return nil, err
-	}
 	e.server = server.New(server.Options{
 		Containers: ctrs,
 		Images:     images.New(images.Options{Store: imgs, Containers: ctrs, Events: bus}),

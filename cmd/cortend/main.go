@@ -23,6 +23,7 @@ import (
 
 	"corten.dev/corten/internal/network/portproxy"
 	"corten.dev/corten/internal/runtimecli"
+	"corten.dev/corten/internal/server"
 	"corten.dev/corten/internal/settings"
 	"corten.dev/corten/internal/version"
 )
@@ -114,7 +115,7 @@ func serve(set settings.Settings, level *slog.LevelVar, log *slog.Logger) (err e
 	if err != nil {
 		return err
 	}
-	log.Info("cortend serves", "version", version.Version, "api", version.API, "hosts", set.Hosts)
+	log.Info("cortend serves", "version", version.Version, "api", server.MaxAPI(), "hosts", set.Hosts)
 	if err := notify("READY=1"); err != nil {
 		log.Warn("the service manager does not know that the engine serves", "err", err)
 	}

@@ -28,6 +28,9 @@ type infoView struct {
 // oldCommit is the version of a helper program; there are none here.
 type oldCommit struct{ ID, Expected string }
 
+// MaxAPI is the newest version of the Docker Engine API that is served.
+func MaxAPI() string { return api(maxVersion) }
+
 func api(version int) string {
 	return "1." + string([]byte{byte('0' + version/10), byte('0' + version%10)})
 }

@@ -123,7 +123,7 @@ func (r *request) steady() context.Context { return context.WithoutCancel(r.Cont
 func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	h := w.Header()
 	h["Server"] = []string{s.name}
-	h["Api-Version"] = []string{"1." + strconv.Itoa(maxVersion)}
+	h["Api-Version"] = []string{MaxAPI()}
 	h["Ostype"] = []string{"linux"}
 	h["Docker-Experimental"] = []string{"false"}
 	if err := s.origins.Check(hr); err != nil {

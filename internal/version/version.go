@@ -8,9 +8,3 @@ var (
 	Version = "0.1.0-dev"
 	Commit  = "unknown"
 )
-
-// API versions of the Docker Engine API that the engine serves.
-const (
-	API    = "1.56"
-	MinAPI = "1.24"
-)
