@@ -23,7 +23,7 @@ type room struct {
 }
 
 const (
-	words = "errs filter units version reference"
+	words = "errs filter units version reference manifest"
 	tools = words + " task record events safefs tarfs linux"
 )
 
@@ -33,6 +33,7 @@ var table = []room{
 	{"filter", "errs", "a pure value"},
 	{"version", "", "two strings"},
 	{"reference", "errs", "names of images, for the engine and the client alike"},
+	{"manifest", "errs", "what registries and layouts keep, as pure values"},
 	// Floor 1: tools. They know words and, where named, each other.
 	{"task", "errs", "undo stacks know nothing"},
 	{"events", words, "a bus of plain values"},
@@ -49,9 +50,11 @@ var table = []room{
 	{"monitor", tools + " logs", "a monitor writes the log"},
 	{"network", tools, "an endpoint has an opaque owner"},
 	{"volume", tools, "a volume is a directory and a record of who uses it"},
+	{"registry/client", words, "the distribution protocol, asking"},
+	{"registry/server", tools, "the distribution protocol, answering; its disk driver keeps blobs"},
 	{"container", words + " image network", "the stored record embeds what images and networks store"},
 	// Floor 3: the engine's services.
-	{"engine", tools + " content snapshot image runtime logs monitor network volume container", "one service per noun over the rooms"},
+	{"engine", tools + " content snapshot image runtime logs monitor network volume container registry/client", "one service per noun over the rooms"},
 	// Floor 4: doors translate, never decide.
 	{"server", words + " task events container image network volume snapshot runtime engine", "the Docker API"},
 	{"runtimecli", tools + " runtime", "the OCI command line of the runtime room"},
@@ -185,7 +188,7 @@ func checkImport(t *testing.T, path, folder string, rule room, name string) {
 
 // Foreign packages that are for some rooms only, each with the reason.
 var foreign = []struct{ prefix, rooms, why string }{
-	{"net/http", "server cli demo engine/images", "HTTP belongs to the doors; image import fetches a URL"},
+	{"net/http", "server cli demo engine/images registry", "HTTP belongs to the doors and the registry; image import fetches a URL"},
 	{"github.com/moby/moby/api", "server cli", "wire types belong to the doors"},
 	{"github.com/moby/moby/client", "", "the reference client is a judge in tests, not a part"},
 	{"github.com/distribution/reference", "", "430 KB of regular expressions at start; tests compare with it"},

@@ -2,8 +2,6 @@ package image
 
 import (
 	"encoding/json"
-	"runtime"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -31,80 +29,4 @@ func ParseConfig(raw []byte) (Config, error) {
 		}
 	}
 	return cfg, nil
-}
-
-// Platform says what a program was built for.
-type Platform struct{ OS, Arch, Variant string }
-
-// ParsePlatform reads "os/arch[/variant]", "arch" or "os", with the usual other names of architectures.
-func ParsePlatform(s string) (Platform, error) {
-	p := Platform{OS: "linux", Arch: runtime.GOARCH}
-	parts := strings.Split(strings.ToLower(s), "/")
-	for _, part := range parts {
-		if part == "" || strings.Trim(part, "abcdefghijklmnopqrstuvwxyz0123456789_.-") != "" {
-			return p, errs.New(errs.Invalid, "platform %q is not os/arch[/variant]", s)
-		}
-	}
-	switch len(parts) {
-	case 1:
-		switch parts[0] {
-		case "linux", "windows", "darwin", "freebsd":
-			p.OS = parts[0]
-		default:
-			p.Arch = parts[0]
-		}
-	case 2:
-		p.OS, p.Arch = parts[0], parts[1]
-	case 3:
-		p.OS, p.Arch, p.Variant = parts[0], parts[1], parts[2]
-	default:
-		return p, errs.New(errs.Invalid, "platform %q is not os/arch[/variant]", s)
-	}
-	return p.normal(), nil
-}
-
-func (p Platform) normal() Platform {
-	switch p.Arch {
-	case "x86_64", "x86-64":
-		p.Arch = "amd64"
-	case "aarch64":
-		p.Arch = "arm64"
-	case "i386", "i486", "i586", "i686":
-		p.Arch = "386"
-	case "armhf":
-		p.Arch, p.Variant = "arm", "v7"
-	case "armel":
-		p.Arch, p.Variant = "arm", "v6"
-	}
-	if p.Arch == "arm64" && (p.Variant == "v8" || p.Variant == "8") || p.Arch == "amd64" && p.Variant == "v1" {
-		p.Variant = ""
-	}
-	return p
-}
-
-// match tells how well an image for have runs here; 0 is not at all.
-func (p Platform) match(have Platform) int {
-	have = have.normal()
-	if have.OS != p.OS && have.OS != "" || have.Arch != p.Arch && have.Arch != "" {
-		return 0
-	}
-	if have.OS == "" || have.Arch == "" {
-		return 1
-	}
-	if have.Variant == p.Variant {
-		return 3
-	}
-	if p.Variant == "" || have.Variant == "" {
-		return 2
-	}
-	return 0
-}
-
-// String is os/arch[/variant].
-func (p Platform) String() string {
-	s := p.OS + "/" + p.Arch
-	if p.Variant != "" {
-		s += "/" + p.Variant
-	}
-	return s
 }

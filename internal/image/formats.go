@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
 )
 
@@ -134,7 +135,7 @@ func blobName(d digest.Digest) (string, error) {
 }
 
 // ociImages reads an OCI layout: of each top entry the best image for the platform.
-func (sp *spool) ociImages(p Platform) ([]packed, error) {
+func (sp *spool) ociImages(p manifest.Platform) ([]packed, error) {
 	var idx ociIndex
 	if err := sp.json("index.json", &idx); err != nil {
 		return nil, err
@@ -202,7 +203,7 @@ func ociName(b blob) (*reference.Ref, error) {
 const maxNesting = 8
 
 // choose finds the manifest to take from an entry, which may be an index of indexes. nil: none fits.
-func (sp *spool) choose(b blob, p Platform, depth int, others map[string]bool) (*blob, error) {
+func (sp *spool) choose(b blob, p manifest.Platform, depth int, others map[string]bool) (*blob, error) {
 	if depth == maxNesting {
 		return nil, errs.New(errs.Invalid, "archive: indexes are nested more than %d deep", maxNesting)
 	}
@@ -217,7 +218,7 @@ func (sp *spool) choose(b blob, p Platform, depth int, others map[string]bool) (
 		if err != nil || !ok {
 			return nil, err
 		}
-		if p.match(have) == 0 {
+		if p.Match(have) == 0 {
 			others[have.String()] = true
 			return nil, nil
 		}
@@ -244,7 +245,7 @@ func (sp *spool) choose(b blob, p Platform, depth int, others map[string]bool) (
 		if err != nil {
 			return nil, err
 		}
-		if n := p.match(have); n > score {
+		if n := p.Match(have); n > score {
 			best, score = found, n
 		}
 	}
@@ -252,23 +253,23 @@ func (sp *spool) choose(b blob, p Platform, depth int, others map[string]bool) (
 }
 
 // platformOf is what the entry or, if that is silent, the config says. Not ok: it is no image (an attestation, an artifact).
-func (sp *spool) platformOf(b blob) (Platform, bool, error) {
+func (sp *spool) platformOf(b blob) (manifest.Platform, bool, error) {
 	if b.Platform != nil {
-		have := Platform{b.Platform.OS, b.Platform.Architecture, b.Platform.Variant}
+		have := manifest.Platform{OS: b.Platform.OS, Arch: b.Platform.Architecture, Variant: b.Platform.Variant}
 		return have, have.OS != "unknown", nil
 	}
 	var m ociManifest
 	if _, err := sp.blobJSON(b, &m); err != nil {
-		return Platform{}, false, err
+		return manifest.Platform{}, false, err
 	}
 	if m.Config.MediaType != "" && m.Config.MediaType != typeOCIConfig && m.Config.MediaType != "application/vnd.docker.container.image.v1+json" {
-		return Platform{}, false, nil
+		return manifest.Platform{}, false, nil
 	}
 	var cfg Config
 	if _, err := sp.blobJSON(m.Config, &cfg); err != nil {
-		return Platform{}, false, err
+		return manifest.Platform{}, false, err
 	}
-	return Platform{cfg.OS, cfg.Architecture, cfg.Variant}, true, nil
+	return manifest.Platform{OS: cfg.OS, Arch: cfg.Architecture, Variant: cfg.Variant}, true, nil
 }
 
 func (sp *spool) ociImage(b blob) (packed, error) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/snapshot"
 )
@@ -21,7 +22,7 @@ func (s *Images) Import(ctx context.Context, r io.Reader, opts ImportOptions) (I
 	}
 	platform := s.platform
 	if opts.Platform != "" {
-		if platform, err = ParsePlatform(opts.Platform); err != nil {
+		if platform, err = manifest.ParsePlatform(opts.Platform); err != nil {
 			return Image{}, fmt.Errorf("import: %w", err)
 		}
 	}

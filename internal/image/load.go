@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/snapshot"
 )
@@ -224,7 +225,7 @@ func (s *Images) Load(ctx context.Context, r io.Reader, progress Progress) ([]st
 }
 
 // images finds out which of the formats it is.
-func (sp *spool) images(ctx context.Context, p Platform) ([]packed, error) {
+func (sp *spool) images(ctx context.Context, p manifest.Platform) ([]packed, error) {
 	switch {
 	case sp.has("manifest.json"):
 		return sp.dockerImages()

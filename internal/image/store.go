@@ -19,6 +19,7 @@ import (
 
 	"corten.dev/corten/internal/content"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/snapshot"
 )
@@ -55,7 +56,7 @@ type Images struct {
 	snaps    snapshot.Store
 	blobs    Blobs
 	log      *slog.Logger
-	platform Platform
+	platform manifest.Platform
 	now      func() time.Time
 
 	mu     sync.RWMutex // guards byID, names and known
@@ -121,7 +122,7 @@ func New(opts Options) (*Images, error) {
 		opts.Platform = runtime.GOOS + "/" + runtime.GOARCH
 	}
 	var err error
-	if s.platform, err = ParsePlatform(opts.Platform); err != nil {
+	if s.platform, err = manifest.ParsePlatform(opts.Platform); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(s.root, 0o700); err != nil {
