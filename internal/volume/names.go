@@ -14,10 +14,10 @@ const nameChars = "[a-zA-Z0-9][a-zA-Z0-9_.-]"
 // CheckName refuses what Docker refuses as the name of a local volume, in Docker's words.
 func CheckName(name string) error {
 	if len(name) == 1 {
-		return errs.New(errs.Invalid, "volume name is too short, names should be at least two alphanumeric characters")
+		return errs.New(errs.Invalid, "create %s: volume name is too short, names should be at least two alphanumeric characters", name)
 	}
 	if len(name) > maxName {
-		return errs.New(errs.Invalid, "volume name is too long, names should be at most %d characters", maxName)
+		return errs.New(errs.Invalid, "create %s: volume name is too long, names should be at most %d characters", name, maxName)
 	}
 	alnum := func(c byte) bool { return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' }
 	ok := len(name) > 0 && alnum(name[0])

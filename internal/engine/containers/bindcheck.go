@@ -31,8 +31,8 @@ func checkBind(r *run, mnt container.Mount, source os.FileInfo) error {
 	if fi, err := target.Stat(); err != nil || fi.IsDir() == source.IsDir() {
 		return err
 	}
-	return errs.New(errs.Invalid, "mount %s on %s: not a directory: Are you trying to mount a directory onto a file (or vice-versa)? "+
-		"Check if the specified host path exists and is the expected type", mnt.Source, mnt.Target)
+	return errs.New(errs.Invalid, "%s: error mounting %q to rootfs at %q: not a directory: Are you trying to mount a directory onto a file (or vice-versa)? "+
+		"Check if the specified host path exists and is the expected type", notCreated, mnt.Source, mnt.Target)
 }
 
 // checkPropagation: mounts come in or go out only where the host's mount that the source lies on does that too.

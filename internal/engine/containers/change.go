@@ -76,7 +76,7 @@ func (s *Service) Rename(ctx context.Context, ref, name string) (err error) {
 		return errs.New(errs.Invalid, "Neither old nor new names may be empty")
 	}
 	if !nameRule.MatchString(name) {
-		return errs.New(errs.Invalid, "Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
+		return errs.New(errs.Invalid, "Error when allocating new name: Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
 	}
 	name = strings.TrimPrefix(name, "/")
 	old := ctr.record().Name
@@ -89,7 +89,7 @@ func (s *Service) Rename(ctx context.Context, ref, name string) (err error) {
 	var undo task.Undo
 	defer undo.OnError(ctx, &err)
 	if err := s.table.reserve(name, ctr); err != nil {
-		return err
+		return fmt.Errorf("Error when allocating new name: %w", err) //nolint:staticcheck // Docker's words
 	}
 	undo.Push(func(context.Context) error { s.table.free(name, ctr); return nil })
 	ctr.change(func(rec *container.Record) { rec.Name = name })

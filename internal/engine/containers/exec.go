@@ -103,12 +103,9 @@ func (s *Service) ExecCreate(ctx context.Context, ref string, req ExecRequest) (
 	}
 	switch status := ctr.record().State.Status; {
 	case status == container.Paused:
-		return "", errs.New(errs.Conflict, "container %s is paused, unpause the container before exec", ctr.id)
+		return "", errs.New(errs.Conflict, "container %s is paused, unpause the container before exec", ref)
 	case status != container.Running:
 		return "", errs.New(errs.Conflict, "container %s is not running", ctr.id)
-	}
-	if req.WorkingDir != "" && !path.IsAbs(req.WorkingDir) {
-		return "", errs.New(errs.Invalid, "OCI runtime exec failed: exec failed: Cwd must be an absolute path: %s", req.WorkingDir)
 	}
 	if _, err := parseDetachKeys(req.DetachKeys); err != nil {
 		return "", err
@@ -223,7 +220,7 @@ func (s *Service) runSession(ctx context.Context, ses *session, mon monitor.Moni
 	pid, err := proc.Exec(ctx, runtime.Exec{Process: p, Launcher: launcher, DieWithLauncher: true})
 	if err != nil {
 		dropPIDFD(made)
-		return err
+		return fmt.Errorf("%s: %w", notExecuted, err)
 	}
 	ses.mu.Lock()
 	ses.pid, ses.proc = pid, made
@@ -261,6 +258,9 @@ func (s *Service) sessionProcess(ses *session, mon monitor.Monitor) (*specs.Proc
 		return nil, err
 	}
 	cwd := req.WorkingDir
+	if cwd != "" && !path.IsAbs(cwd) {
+		return nil, errs.New(errs.Invalid, "OCI runtime exec failed: exec failed: Cwd must be an absolute path: %s", cwd)
+	}
 	if cwd == "" {
 		cwd = cfg.WorkingDir
 	}
@@ -308,7 +308,7 @@ func (s *Service) sessionFailed(ses *session, cause error, opts ExecStart, attac
 		return err
 	}
 	defer conn.Close()
-	text := "OCI runtime exec failed: " + cause.Error() + "\r\n"
+	text := cause.Error() + "\r\n"
 	return writeFramed(conn, !ses.req.Tty, text)
 }
 

@@ -25,9 +25,9 @@ import (
 // joinNetwork makes or finds the network namespace of a run, and writes the files that depend on it.
 func (s *Service) joinNetwork(ctx context.Context, r *run) error {
 	if ref, ok := strings.CutPrefix(r.rec.Host.NetworkMode, "container:"); ok {
-		ns, err := s.namespaceOf(ref, "net")
+		ns, err := s.namespaceOf(ref, "net", "cannot join network of a non running container: %s")
 		if err != nil {
-			return fmt.Errorf("join the network of %s: %w", ref, err)
+			return err
 		}
 		r.sandbox = &network.Sandbox{Owner: r.ctr.id, NS: ns}
 		return nil
@@ -129,9 +129,9 @@ func (s *Service) joinOthers(r *run, undo *task.Undo) error {
 		if !ok {
 			return nil
 		}
-		ns, err := s.namespaceOf(ref, name)
+		ns, err := s.namespaceOf(ref, name, "container %s is not running")
 		if err != nil {
-			return fmt.Errorf("join the %s namespace of %s: %w", name, ref, err)
+			return err
 		}
 		r.held = append(r.held, ns)
 		r.joins[kind] = procPath(ns)
@@ -144,6 +144,9 @@ func (s *Service) joinOthers(r *run, undo *task.Undo) error {
 		other, err := s.find(ref)
 		if err != nil {
 			return err
+		}
+		if !other.record().State.Status.Live() {
+			return errs.New(errs.Conflict, "can't join IPC of container %s: container %s is not running", other.id, other.id)
 		}
 		if mode := other.record().Host.IpcMode; mode != "shareable" {
 			return errs.New(errs.Conflict, "can't join IPC of container %s: non-shareable IPC (hint: use IpcMode:shareable for the donor container)", other.id)
@@ -162,22 +165,22 @@ func (s *Service) joinOthers(r *run, undo *task.Undo) error {
 	return nil
 }
 
-// namespaceOf opens a namespace of a running container. The pidfd tells afterwards that the process was still the same.
-func (s *Service) namespaceOf(ref, kind string) (*os.File, error) {
+// namespaceOf opens a namespace of a running container; notRunning is what to say of another. The pidfd tells afterwards that the process was still the same.
+func (s *Service) namespaceOf(ref, kind, notRunning string) (*os.File, error) {
 	ctr, err := s.find(ref)
 	if err != nil {
 		return nil, err
 	}
 	mon, _, err := ctr.handles()
 	if err != nil {
-		return nil, errs.New(errs.Conflict, "cannot join namespace of a non running container: %s", ctr.id)
+		return nil, errs.New(errs.Conflict, notRunning, ctr.id)
 	}
 	ns, err := pidfd.Open(mon.PIDFD(), mon.PID(), "ns/"+kind)
 	if errors.Is(err, errs.Conflict) { // it has ended meanwhile
-		return nil, err
+		return nil, errs.New(errs.Conflict, notRunning, ctr.id)
 	}
 	if err != nil {
-		return nil, errs.New(errs.Conflict, "cannot join namespace of a non running container: %s: %w", ctr.id, err)
+		return nil, fmt.Errorf("join the %s namespace of container %s: %w", kind, ctr.id, err)
 	}
 	return ns, nil
 }

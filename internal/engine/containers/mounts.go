@@ -6,7 +6,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -15,8 +14,6 @@ import (
 	"corten.dev/corten/internal/task"
 	"corten.dev/corten/internal/volume"
 )
-
-var volumeName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
 
 // resolveMounts turns --volumes-from, -v, --mount and the image's volumes into one list; a later kind gives way to an earlier one at the same place, except that
 // -v and --mount may not both name it, and replace what --volumes-from brought.
@@ -148,8 +145,8 @@ func ParseBind(bind string) (container.Mount, error) {
 		mnt.Source = path.Clean(mnt.Source)
 		mnt.Request.CreateMountpoint = true
 	default:
-		if !volumeName.MatchString(mnt.Source) {
-			return mnt, errs.New(errs.Invalid, `%q includes invalid characters for a local volume name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path`, mnt.Source)
+		if err := volume.CheckName(mnt.Source); err != nil {
+			return mnt, err
 		}
 		mnt.Type, mnt.Driver, mnt.Name, mnt.Source = "volume", "local", mnt.Source, ""
 	}
@@ -231,8 +228,10 @@ func resolveRequest(req container.MountRequest) (container.Mount, error) {
 			}
 		}
 	case "volume":
-		if req.Source != "" && !volumeName.MatchString(req.Source) {
-			return bad(`%q includes invalid characters for a local volume name, only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path`, req.Source)
+		if req.Source != "" {
+			if err := volume.CheckName(req.Source); err != nil {
+				return container.Mount{}, err
+			}
 		}
 		if req.Driver != "" && req.Driver != "local" {
 			return container.Mount{}, errs.New(errs.NotFound, "error looking up volume plugin %s: plugin %q not found", req.Driver, req.Driver)

@@ -70,7 +70,6 @@ func (s *Service) start(ctx context.Context, ctr *live) (err error) {
 	var undo task.Undo
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("start container %s: %w", ctr.record().Name, err)
 			undo.OnError(ctx, &err)
 			s.startFailed(ctx, ctr, err)
 		}
@@ -78,7 +77,7 @@ func (s *Service) start(ctx context.Context, ctr *live) (err error) {
 	defer func() { // a bug must not leave the container between two states, where everyone waits for it
 		if bug := recover(); bug != nil {
 			s.Log.Error("a start failed by a bug of the engine", "container", ctr.record().Name, "bug", bug, "stack", string(debug.Stack()))
-			err = fmt.Errorf("bug of the engine: %v; its log has the details", bug)
+			err = fmt.Errorf("start container %s: bug of the engine: %v; its log has the details", ctr.record().Name, bug)
 		}
 	}()
 	ctr.waitCleaned()
@@ -92,8 +91,13 @@ func (s *Service) start(ctx context.Context, ctr *live) (err error) {
 	terr := s.prepareTree(ctx, r, &undo)
 	jerr := <-joined
 	undo.Push(func(context.Context) error { return closeNS(r) })
-	if err := errors.Join(terr, jerr); err != nil {
-		return err
+	switch {
+	case terr != nil && jerr != nil:
+		return fmt.Errorf("%w; and %w", terr, jerr)
+	case terr != nil:
+		return terr
+	case jerr != nil:
+		return jerr
 	}
 	if err := s.joinOthers(r, &undo); err != nil {
 		return err
@@ -249,6 +253,12 @@ func subpath(dir, sub string) (*os.File, error) {
 // procPath names an open file for those who take a path; it is good while the file is open.
 func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
+// What stands before the reason when a program could not be started: Docker's words, by which people and tools know it.
+const (
+	notCreated  = "failed to create task for container: failed to create shim task: OCI runtime create failed: unable to start container process: error during container init"
+	notExecuted = "OCI runtime exec failed: exec failed: unable to start container process"
+)
+
 // execute is the last step: the runtime makes a program of the spec, the monitor clones the process that walks it.
 func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *task.Undo) error {
 	ctr, rec := r.ctr, r.rec
@@ -277,7 +287,7 @@ func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *t
 	opts.NetNS, opts.DieWithLauncher = r.sandbox.NS, true
 	proc, err := s.Runtime.Create(ctx, opts)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", notCreated, err)
 	}
 	now := time.Now().UTC()
 	kept := *r.sandbox

@@ -120,7 +120,7 @@ type place struct {
 }
 
 // locate opens a path in a container as its processes see it: of a running one through its own mounts, of another one in its tree and its volumes.
-func (s *Service) locate(ctx context.Context, ctr *live, name string, flags int) (*place, error) {
+func (s *Service) locate(ctx context.Context, ctr *live, ref, name string, flags int) (*place, error) {
 	rec := ctr.record()
 	pl := &place{}
 	var err error
@@ -147,12 +147,18 @@ func (s *Service) locate(ctx context.Context, ctr *live, name string, flags int)
 	if pl.file, err = safefs.Open(root, path.Join("/", sub), safefs.Handle|flags, 0); err != nil {
 		pl.close()
 		if missing(err) || errors.Is(err, syscall.ENOTDIR) {
-			return nil, errs.New(errs.NotFound, "Could not find the file %s in container %s", name, ctr.id)
+			return nil, errs.New(errs.NotFound, "Could not find the file %s in container %s", name, ref)
 		}
 		return nil, err
 	}
 	inner := pl.close
 	pl.close = func() { pl.file.Close(); inner() }
+	if asLink(name) == 0 { // "/file/" and "/file/." say that it is a directory
+		if fi, err := pl.file.Stat(); err != nil || !fi.IsDir() {
+			pl.close()
+			return nil, errs.New(errs.Invalid, "lstat %s: not a directory", name)
+		}
+	}
 	return pl, nil
 }
 
@@ -241,7 +247,7 @@ func (s *Service) StatPath(ctx context.Context, ref, name string) (PathStat, err
 	if err != nil {
 		return PathStat{}, err
 	}
-	pl, err := s.locate(ctx, ctr, name, asLink(name))
+	pl, err := s.locate(ctx, ctr, ref, name, asLink(name))
 	if err != nil {
 		return PathStat{}, err
 	}
@@ -274,7 +280,7 @@ func (s *Service) ArchivePath(ctx context.Context, ref, name string, begin func(
 	if err != nil {
 		return err
 	}
-	pl, err := s.locate(ctx, ctr, name, asLink(name))
+	pl, err := s.locate(ctx, ctr, ref, name, asLink(name))
 	if err != nil {
 		return err
 	}
@@ -342,7 +348,7 @@ func (s *Service) ExtractTo(ctx context.Context, ref, name string, r io.Reader, 
 	if err != nil {
 		return err
 	}
-	pl, err := s.locate(ctx, ctr, name, 0)
+	pl, err := s.locate(ctx, ctr, ref, name, 0)
 	if err != nil {
 		return err
 	}

@@ -79,9 +79,9 @@ func VolumeName(name string) error {
 		return nil
 	}
 	if len(name) == 1 {
-		return errs.New(errs.Invalid, "volume name is too short, names should be at least two alphanumeric characters")
+		return errs.New(errs.Invalid, "create %s: volume name is too short, names should be at least two alphanumeric characters", name)
 	}
-	return errs.New(errs.Invalid, "%q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", name)
+	return errs.New(errs.Invalid, "create %s: %q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", name, name)
 }
 
 // Name tells whether s fits Docker's rule for names of containers and volumes: [a-zA-Z0-9][a-zA-Z0-9_.-]+.
