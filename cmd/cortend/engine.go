@@ -115,12 +115,20 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 			DataRoot: set.DataRoot, Labels: set.Labels, SystemdCgroup: systemd, Debug: log.Enabled(background(), slog.LevelDebug), Version: version.Version,
 		}),
 		Version: server.VersionInfo{Version: version.Version, Commit: version.Commit},
-		Driver:  trees.Name(), Logger: log,
+		Driver:  trees.Name(), Layers: layersOf(trees), Logger: log,
 	})
 	lean, stop := context.WithCancel(background())
 	e.closers = append(e.closers, func() error { stop(); return nil })
 	go leanMemory(lean)
 	return e, nil
+}
+
+// layersOf is how the driver tells where layers lie, if it can.
+func layersOf(trees snapshot.Store) func(snapshot.ChainID) ([]string, error) {
+	if at, ok := trees.(snapshot.Locator); ok {
+		return at.LocateLayers
+	}
+	return nil
 }
 
 // helpersPlace is a cgroup for monitors and the port proxy where the engine itself lives in a unit of systemd (its own service, or the session of who needed it first): what is in a unit

@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -143,6 +144,23 @@ func stateView(st container.State) *wire.State {
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
+// treeData says where a container's file tree lies, in the words of Docker's overlay2. The merged tree stands in no mount table of the host: it is seen through the container's first
+// process, while there is one.
+func treeData(view containers.View) map[string]string {
+	data := map[string]string{}
+	if view.Place.Upper == "" {
+		return data
+	}
+	data["UpperDir"], data["WorkDir"] = view.Place.Upper, view.Place.Work
+	if len(view.Place.Lower) > 0 {
+		data["LowerDir"] = strings.Join(view.Place.Lower, ":")
+	}
+	if view.State.Status.Live() && view.State.PID > 0 {
+		data["MergedDir"] = "/proc/" + strconv.Itoa(view.State.PID) + "/root"
+	}
+	return data
+}
+
 // inspection converts a container for inspect.
 func inspection(view containers.View, version int) inspectView {
 	out := inspectView{
@@ -152,7 +170,7 @@ func inspection(view containers.View, version int) inspectView {
 			ResolvConfPath: view.ResolvConfPath, HostnamePath: view.HostnamePath, HostsPath: view.HostsPath, LogPath: view.LogPath,
 			Name: "/" + view.Name, RestartCount: view.RestartCount, Driver: view.Driver, Platform: osOf(view.Platform),
 			ExecIDs:     view.Execs,
-			GraphDriver: &storage.DriverData{Name: view.Driver, Data: map[string]string{}},
+			GraphDriver: &storage.DriverData{Name: view.Driver, Data: treeData(view)},
 			SizeRw:      view.SizeRw, SizeRootFs: view.SizeRootFs,
 			Mounts: mountPoints(view.Mounts),
 		},

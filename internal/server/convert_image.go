@@ -3,12 +3,15 @@ package server
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"strings"
 
 	wire "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/storage"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/engine/images"
+	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/image"
 )
 
@@ -113,13 +116,33 @@ type oldImageFields struct {
 	ContainerConfig *configView `json:",omitempty"`
 }
 
+// layerData says where an image's layers lie, in the words of Docker's overlay2: the topmost one, and those below it.
+func (s *Server) layerData(img image.Image) (*storage.DriverData, error) {
+	out := &storage.DriverData{Name: s.Driver, Data: map[string]string{}}
+	if s.Layers == nil {
+		return out, nil
+	}
+	dirs, err := s.Layers(img.Chain)
+	if errors.Is(err, errs.NotFound) || len(dirs) == 0 { // an image that is known but not unpacked
+		return out, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	out.Data["UpperDir"] = dirs[0]
+	if len(dirs) > 1 {
+		out.Data["LowerDir"] = strings.Join(dirs[1:], ":")
+	}
+	return out, nil
+}
+
 // imageInspection converts an image for inspect.
-func imageInspection(img image.Image, driver string, version int) (map[string]any, error) {
+func imageInspection(img image.Image, driver *storage.DriverData, version int) (map[string]any, error) {
 	cfg := img.Config
 	base := wire.InspectResponse{
 		ID: img.ID.String(), RepoTags: orEmpty(img.Tags), RepoDigests: orEmpty(img.Digests), Comment: cfg.Comment, Author: cfg.Author,
 		Architecture: cfg.Architecture, Variant: cfg.Variant, Os: cfg.OS, OsVersion: cfg.OSVersion, Size: img.Size,
-		GraphDriver: &storage.DriverData{Name: driver, Data: map[string]string{}},
+		GraphDriver: driver,
 		RootFS:      wire.RootFS{Type: cfg.RootFS.Type},
 		Metadata:    wire.Metadata{LastTagTime: img.Tagged},
 	}

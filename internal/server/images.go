@@ -89,7 +89,11 @@ func (s *Server) imageInspect(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	out, err := imageInspection(img, s.Driver, r.version)
+	driver, err := s.layerData(img)
+	if err != nil {
+		return err
+	}
+	out, err := imageInspection(img, driver, r.version)
 	if err != nil {
 		return err
 	}

@@ -22,6 +22,7 @@ import (
 	"corten.dev/corten/internal/engine/networks"
 	"corten.dev/corten/internal/engine/system"
 	"corten.dev/corten/internal/engine/volumes"
+	"corten.dev/corten/internal/snapshot"
 )
 
 // The API versions served; the first number is always 1.
@@ -48,6 +49,8 @@ type Options struct {
 	Version    VersionInfo
 	// Driver is the snapshot driver that image inspection names.
 	Driver string
+	// Layers tells where the layers of an image lie on the host, topmost first; nil where the driver keeps no such folders.
+	Layers func(chain snapshot.ChainID) ([]string, error)
 	// CgroupV2 tells which default older clients expect for the cgroup namespace.
 	CgroupV2 bool
 	Logger   *slog.Logger

@@ -74,6 +74,20 @@ type Mounted struct {
 	Close func() error
 }
 
+// Place is where a writable tree lies on the host by name: for people and tools that look at it there, not for the engine. Lower is topmost first.
+type Place struct {
+	Lower       []string
+	Upper, Work string
+}
+
+// Locator is what a driver offers besides, if its trees are made of directories that can be told apart (overlay).
+type Locator interface {
+	// Locate tells where a writable tree lies; errs.NotFound when it is not there.
+	Locate(key string) (Place, error)
+	// LocateLayers tells where the layers of a chain lie, topmost first.
+	LocateLayers(chain ChainID) ([]string, error)
+}
+
 // Store is the contract of every driver (overlay, plain). All methods may be called concurrently, and take no lock that is held over
 // file system work of another key.
 type Store interface {

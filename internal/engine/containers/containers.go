@@ -37,8 +37,9 @@ type View struct {
 	container.Record
 	Execs      []string
 	LogPath    string
-	Driver     string // snapshot driver
-	SizeRw     *int64 // only when asked
+	Driver     string         // snapshot driver
+	Place      snapshot.Place // of the tree, for inspection; empty where the driver has no such thing
+	SizeRw     *int64         // only when asked
 	SizeRootFs *int64
 	// Paths of the generated files.
 	ResolvConfPath, HostnamePath, HostsPath string

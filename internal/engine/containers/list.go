@@ -2,6 +2,7 @@ package containers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/filter"
 	"corten.dev/corten/internal/network"
+	"corten.dev/corten/internal/snapshot"
 )
 
 // List answers from memory: it waits for no container.
@@ -54,6 +56,11 @@ func (s *Service) Inspect(ctx context.Context, ref string, size bool) (View, err
 	ctr.mu.Lock()
 	view.Execs = ctr.execs
 	ctr.mu.Unlock()
+	if at, ok := s.Trees.(snapshot.Locator); ok {
+		if view.Place, err = at.Locate(ctr.id); err != nil && !errors.Is(err, errs.NotFound) { // one that is being removed has lost its tree
+			return View{}, err
+		}
+	}
 	if size {
 		if err := s.sizes(ctx, &view); err != nil {
 			return View{}, err

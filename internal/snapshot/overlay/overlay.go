@@ -54,7 +54,10 @@ type Store struct {
 	down    sync.WaitGroup
 }
 
-var _ snapshot.Store = (*Store)(nil)
+var (
+	_ snapshot.Store   = (*Store)(nil)
+	_ snapshot.Locator = (*Store)(nil)
+)
 
 // New opens the store. It does not try whether overlayfs works there: see Supported.
 func New(opts Options) (*Store, error) {
@@ -170,6 +173,22 @@ func (s *Store) Mount(ctx context.Context, key string) (*snapshot.Mounted, error
 		return s.mount(layout{lower: lower, upper: t.Dir + "/upper", work: t.Dir + "/work", volatile: !t.Durable})
 	})
 }
+
+// Locate tells where a tree's directories are.
+func (s *Store) Locate(key string) (snapshot.Place, error) {
+	t, err := s.Get(key)
+	if err != nil {
+		return snapshot.Place{}, err
+	}
+	lower, err := s.Chain(t.Chain)
+	if err != nil {
+		return snapshot.Place{}, err
+	}
+	return snapshot.Place{Lower: lower, Upper: t.Dir + "/upper", Work: t.Dir + "/work"}, nil
+}
+
+// LocateLayers tells where a chain's directories are.
+func (s *Store) LocateLayers(chain snapshot.ChainID) ([]string, error) { return s.Chain(chain) }
 
 // View mounts a chain read-only.
 func (s *Store) View(ctx context.Context, chain snapshot.ChainID) (*snapshot.Mounted, error) {
