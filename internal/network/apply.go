@@ -141,7 +141,7 @@ func (l *Local) watchRules(ctx context.Context) error {
 			l.mu.Lock()
 			settled := l.settled
 			l.mu.Unlock()
-			if err := l.applyRules(settled); err != nil {
+			if err := errors.Join(l.applyRules(settled), l.forgetUnanswered()); err != nil {
 				l.log.Error("write rules again", "err", err)
 				time.AfterFunc(time.Second, l.rules.again)
 			} else {
@@ -177,10 +177,27 @@ func (l *Local) tellsOfLoss(p []byte) bool {
 // forgetFlows makes the kernel forget the udp flows to ports that changed hands: a sender that keeps its port would else go on talking to whoever
 // had the port before. A tcp connection ends by itself.
 func (l *Local) forgetFlows(bindings []*binding) error {
-	ports := map[[3]byte]bool{}
+	return l.forgetWhich(bindings, func(proto string, _ bool) bool { return proto != "tcp" })
+}
+
+// forgetUnanswered makes it forget what came while the rules were gone: the packet was dropped, but the kernel remembers that its flow goes nowhere else, and would
+// keep the ones that are sent again from the rules, too.
+func (l *Local) forgetUnanswered() error {
+	l.mu.Lock()
+	var all []*binding
+	for _, bx := range l.boxes {
+		all = append(all, bx.bindings...)
+	}
+	l.mu.Unlock()
+	return l.forgetWhich(all, func(_ string, answered bool) bool { return !answered })
+}
+
+// forgetWhich removes the flows to the ports of which which says so.
+func (l *Local) forgetWhich(bindings []*binding, which func(proto string, answered bool) bool) error {
+	ports := map[[3]byte]string{}
 	for _, b := range bindings {
-		if b.Proto != "tcp" {
-			ports[[3]byte{protoNumber[b.Proto], byte(b.HostPort >> 8), byte(b.HostPort)}] = true
+		if which(b.Proto, false) {
+			ports[[3]byte{protoNumber[b.Proto], byte(b.HostPort >> 8), byte(b.HostPort)}] = b.Proto
 		}
 	}
 	if len(ports) == 0 {
@@ -199,13 +216,22 @@ func (l *Local) forgetFlows(bindings []*binding) error {
 		if len(p) < 4 {
 			return netlink.ErrMalformed
 		}
-		return netlink.Attrs(p[4:], func(typ uint16, tuple []byte) {
-			if typ == 1 && ports[destination(tuple)] { // CTA_TUPLE_ORIG
-				del.Begin("forget connection", ctnetlink|2, 0, []byte{p[0], 0, 0, 0}) // IPCTNL_MSG_CT_DELETE
-				del.Bytes(1|unix.NLA_F_NESTED, tuple)
-				del.End()
+		var tuple []byte
+		answered := false
+		err := netlink.Attrs(p[4:], func(typ uint16, data []byte) {
+			switch {
+			case typ == 1: // CTA_TUPLE_ORIG
+				tuple = data
+			case typ == 3 && len(data) == 4: // CTA_STATUS
+				answered = binary.BigEndian.Uint32(data)&2 != 0 // IPS_SEEN_REPLY
 			}
 		})
+		if proto := ports[destination(tuple)]; proto != "" && which(proto, answered) {
+			del.Begin("forget connection", ctnetlink|2, 0, []byte{p[0], 0, 0, 0}) // IPCTNL_MSG_CT_DELETE
+			del.Bytes(1|unix.NLA_F_NESTED, tuple)
+			del.End()
+		}
+		return err
 	})
 	if err == nil {
 		err = c.Do(&del)

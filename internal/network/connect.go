@@ -58,7 +58,7 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 		if err := configure(in, plan{eps: []Endpoint{ep}, gw4: -1, gw6: -1}); err != nil {
 			return err
 		}
-		return settleHost(host, []*network{nw}, []Endpoint{ep})
+		return l.settleHost(host, []*network{nw}, []Endpoint{ep})
 	})
 	if err != nil {
 		return Endpoint{}, fmt.Errorf("connect to network %s: %w", nw.rec.Name, err)

@@ -198,18 +198,42 @@ func serve(tb testing.TB, ns *os.File, name string, port int) {
 	})
 }
 
+// patience is how long the tests wait for what must come. A slow machine makes them slow; only a broken one makes them fail.
+const patience = 20 * time.Second
+
 // ask connects from a namespace and returns what the server says, or the error as "! …".
-func ask(tb testing.TB, ns *os.File, network, addr string) (answer string) {
+func ask(tb testing.TB, ns *os.File, network, addr string) string {
+	tb.Helper()
+	return askFor(tb, ns, network, addr, patience)
+}
+
+// knock is ask where no answer is expected: it does not wait long.
+func knock(tb testing.TB, ns *os.File, network, addr string) string {
+	tb.Helper()
+	return askFor(tb, ns, network, addr, 700*time.Millisecond)
+}
+
+// eventually asks until the answer begins with what is wanted.
+func eventually(tb testing.TB, what, want string, ask func() string) {
+	tb.Helper()
+	got := ask()
+	for end := time.Now().Add(patience); time.Now().Before(end) && !strings.HasPrefix(got, want); time.Sleep(20 * time.Millisecond) {
+		got = ask()
+	}
+	wantPrefix(tb, what, got, want)
+}
+
+func askFor(tb testing.TB, ns *os.File, network, addr string, limit time.Duration) (answer string) {
 	tb.Helper()
 	in(tb, ns, func() {
-		d := net.Dialer{Timeout: 700 * time.Millisecond}
+		d := net.Dialer{Timeout: limit}
 		c, err := d.Dial(network, addr)
 		if err != nil {
 			answer = "! " + err.Error()
 			return
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(700 * time.Millisecond))
+		c.SetDeadline(time.Now().Add(limit))
 		if strings.HasPrefix(network, "udp") {
 			if _, err := c.Write([]byte("?")); err != nil {
 				answer = "! " + err.Error()

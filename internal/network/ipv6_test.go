@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,7 +24,7 @@ func TestIPv6PortsOfIPv4Containers(t *testing.T) {
 		wantPrefix(t, proto+" outside", ask(t, w.outside, proto, "[2001:db8::1]:8080"), "web")
 	}
 	wantPrefix(t, "only loopback", ask(t, nil, "tcp", "[::1]:8081"), "web")
-	wantPrefix(t, "only loopback, from outside", ask(t, w.outside, "tcp", "[2001:db8::1]:8081"), "!")
+	wantPrefix(t, "only loopback, from outside", knock(t, w.outside, "tcp", "[2001:db8::1]:8081"), "!")
 
 	pid := process(t, web.NS)
 	w.crash(t)
@@ -35,18 +34,12 @@ func TestIPv6PortsOfIPv4Containers(t *testing.T) {
 	check(t, w.Settle(bg))
 	wantPrefix(t, "after restore", ask(t, w.outside, "tcp", "[2001:db8::1]:8080"), "web")
 	check(t, w.Leave(bg, "web"))
-	wantPrefix(t, "after leave", ask(t, nil, "tcp", "[::1]:8080"), "!")
+	wantPrefix(t, "after leave", knock(t, nil, "tcp", "[::1]:8080"), "!")
 	web = w.join(t, req) // the port is free at once
 	serve(t, web.NS, "again", 80)
 	wantPrefix(t, "joined again", ask(t, nil, "tcp", "[::1]:8080"), "again")
 	killProxy(t, w.opt.ExecRoot)
-	var got string
-	for end := time.Now().Add(12 * time.Second); time.Now().Before(end) && got != "again ::1"; time.Sleep(100 * time.Millisecond) {
-		if got = ask(t, nil, "tcp", "[::1]:8080"); strings.HasPrefix(got, "again") {
-			break
-		}
-	}
-	wantPrefix(t, "after the proxy was killed", got, "again")
+	eventually(t, "after the proxy was killed", "again", func() string { return knock(t, nil, "tcp", "[::1]:8080") })
 }
 
 // killProxy kills the process that listens on the control socket.
@@ -83,7 +76,7 @@ func TestIPv6Networks(t *testing.T) {
 	wantPrefix(t, "other container by host", ask(t, other.NS, "tcp", "[2001:db8::1]:8080"), "web")
 	wantPrefix(t, "itself by host", ask(t, web.NS, "tcp", "[2001:db8::1]:8080"), "web")
 	wantPrefix(t, "loopback", ask(t, nil, "tcp", "[::1]:8080"), "web")
-	wantPrefix(t, "routed from outside", ask(t, w.outside, "tcp", "["+ip.String()+"]:80"), "!")
+	wantPrefix(t, "routed from outside", knock(t, w.outside, "tcp", "["+ip.String()+"]:80"), "!")
 	serve(t, w.outside, "outside", 9000)
 	wantPrefix(t, "to the outside", ask(t, other.NS, "tcp", "[2001:db8::2]:9000"), "outside 2001:db8::1")
 }

@@ -303,31 +303,7 @@ func (l *Local) furnish(host, in *netlink.Conn, p plan, ns *os.File) error {
 	if err := configure(in, p); err != nil {
 		return err
 	}
-	return settleHost(host, p.nets, p.eps)
-}
-
-// settleHost is settleLinks for the host's side: the ports, and the bridges, which have a carrier only once their first port has.
-func settleHost(host *netlink.Conn, nets []*network, eps []Endpoint) error {
-	if err := settleLinks(host, eps, linkName); err != nil {
-		return err
-	}
-	for _, nw := range nets {
-		if _, err := host.LinkByName(nw.br); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// settleLinks looks at the links once more. The kernel notes that a link's other end is up now a little later, in the background; until then the bridge does not
-// forward to the port, and the first packet would be lost and come again after a second. Whoever asks for the link gets the noting done first (from 6.8 on).
-func settleLinks(c *netlink.Conn, eps []Endpoint, name func(Endpoint) string) error {
-	for _, ep := range eps {
-		if _, err := c.LinkByName(name(ep)); err != nil {
-			return err
-		}
-	}
-	return nil
+	return l.settleHost(host, p.nets, p.eps)
 }
 
 // makeLinks runs the batch that makes veths. A stale one of the same name, left by someone who held its address before, is replaced.
@@ -391,7 +367,7 @@ func configure(in *netlink.Conn, p plan) error {
 	if err := in.Do(&b); err != nil {
 		return err
 	}
-	if err := settleLinks(in, p.eps, func(ep Endpoint) string { return ep.Interface }); err != nil {
+	if err := settleInside(in, p.eps); err != nil {
 		return err
 	}
 	return awaitIPv6(in, p.eps)

@@ -34,11 +34,11 @@ func TestPublishedPortsAnswerFromEverywhere(t *testing.T) {
 		wantPrefix(t, proto+" itself by host", ask(t, web.NS, proto, "203.0.113.1:8080"), "web")
 	}
 	wantPrefix(t, "bound to loopback", ask(t, nil, "tcp", "127.0.0.1:8081"), "web")
-	wantPrefix(t, "bound to loopback, from outside", ask(t, w.outside, "tcp", "203.0.113.1:8081"), "!")
+	wantPrefix(t, "bound to loopback, from outside", knock(t, w.outside, "tcp", "203.0.113.1:8081"), "!")
 	wantPrefix(t, "bound to one address", ask(t, w.outside, "tcp", "203.0.113.1:8082"), "web")
-	wantPrefix(t, "bound to one address, by loopback", ask(t, nil, "tcp", "127.0.0.1:8082"), "!")
-	wantPrefix(t, "not published, routed from outside", ask(t, w.outside, "tcp", ip.String()+":81"), "!")
-	wantPrefix(t, "published, routed from outside past the host port", ask(t, w.outside, "tcp", ip.String()+":80"), "!")
+	wantPrefix(t, "bound to one address, by loopback", knock(t, nil, "tcp", "127.0.0.1:8082"), "!")
+	wantPrefix(t, "not published, routed from outside", knock(t, w.outside, "tcp", ip.String()+":81"), "!")
+	wantPrefix(t, "published, routed from outside past the host port", knock(t, w.outside, "tcp", ip.String()+":80"), "!")
 	if got := ask(t, w.outside, "tcp", "203.0.113.1:8080"); got != "web 203.0.113.2" {
 		t.Errorf("the client's address is hidden: %q", got)
 	}
@@ -231,7 +231,7 @@ func TestNoDescriptorIsLeft(t *testing.T) {
 			}
 		}
 	})
-	for end := time.Now().Add(time.Second); count() > before && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(patience); count() > before && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 	}
 	if after := count(); after > before {
 		t.Errorf("%d descriptors before, %d after", before, after)
@@ -253,7 +253,7 @@ func TestUDPSenderFindsTheNextContainer(t *testing.T) {
 		serve(t, sb.NS, owner, 80)
 		_, err = from.WriteTo([]byte("?"), to)
 		check(t, err)
-		check(t, from.SetReadDeadline(time.Now().Add(2*time.Second)))
+		check(t, from.SetReadDeadline(time.Now().Add(patience)))
 		buf := make([]byte, 100)
 		n, _, err := from.ReadFrom(buf)
 		if err != nil || string(buf[:n]) != owner {

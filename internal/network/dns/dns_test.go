@@ -138,7 +138,7 @@ func upstream(tb testing.TB, wait time.Duration, addr byte, code dnsmessage.RCod
 }
 
 func TestUpstreamRace(t *testing.T) {
-	slow, quick, broken := upstream(t, 3*time.Second, 1, 0), upstream(t, 0, 2, 0), upstream(t, 0, 3, dnsmessage.RCodeServerFailure)
+	slow, quick, broken := upstream(t, time.Hour, 1, 0), upstream(t, 0, 2, 0), upstream(t, 0, 3, dnsmessage.RCodeServerFailure)
 	dead := netip.MustParseAddrPort("127.0.0.1:1")
 	for i, servers := range [][]netip.AddrPort{{slow, quick}, {broken, quick}, {dead, quick}, {quick, dead}} {
 		s := serverWith(t, book{servers})
@@ -147,13 +147,9 @@ func TestUpstreamRace(t *testing.T) {
 		if answer != nil {
 			t.Fatal("answered without asking")
 		}
-		t0 := time.Now()
 		m := unpack(t, s.forward("a", p, q, false))
 		if len(m.Answers) != 1 || m.Answers[0].Body.(*dnsmessage.AResource).A[3] != 2 || m.ID != 99 {
 			t.Errorf("%d: %+v", i, m)
-		}
-		if took := time.Since(t0); took > time.Second {
-			t.Errorf("%d: took %v", i, took)
 		}
 	}
 	s := serverWith(t, book{[]netip.AddrPort{broken, dead}})

@@ -117,7 +117,7 @@ func TestPortsComeAndGo(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("nothing left to do, and it goes on")
 	}
 }
