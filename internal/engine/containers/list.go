@@ -14,6 +14,7 @@ import (
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/filter"
 	"corten.dev/corten/internal/network"
+	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/snapshot"
 )
 
@@ -35,8 +36,12 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]View, error) {
 		recs = recs[:opts.Limit]
 	}
 	views := make([]View, len(recs))
+	named := s.stillNamed(ctx)
 	for i, rec := range recs {
 		views[i] = s.view(*rec)
+		if !named(rec) {
+			views[i].ImageRef = rec.Image.String()
+		}
 		if opts.Size {
 			if err := s.sizes(ctx, &views[i]); err != nil {
 				return nil, err
@@ -44,6 +49,33 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]View, error) {
 		}
 	}
 	return views, nil
+}
+
+// stillNamed tells whether the name that a container's image was asked for by still means that image; each image is looked up once.
+func (s *Service) stillNamed(ctx context.Context) func(rec *container.Record) bool {
+	type use struct{ id, ref string }
+	known := map[use]bool{}
+	return func(rec *container.Record) bool {
+		u := use{rec.Image.String(), rec.ImageRef}
+		is, seen := known[u]
+		if !seen {
+			is = s.means(ctx, u.ref, u.id)
+			known[u] = is
+		}
+		return is
+	}
+}
+
+func (s *Service) means(ctx context.Context, ref, id string) bool {
+	if _, hex, _ := strings.Cut(id, ":"); hex == "" || strings.HasPrefix(id, ref) || strings.HasPrefix(hex, ref) {
+		return true
+	}
+	img, err := s.Images.Get(ctx, id) // by id: a name could bring the built-in image back
+	if err != nil {
+		return !errors.Is(err, errs.NotFound)
+	}
+	name, err := reference.Parse(ref)
+	return err == nil && (slices.Contains(img.Tags, name.WithDefaultTag().Familiar()) || slices.Contains(img.Digests, name.Familiar()))
 }
 
 // Inspect shows one container.

@@ -14,7 +14,9 @@ import (
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/safefs"
 	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/tarfs"
@@ -106,7 +108,12 @@ func (s *Service) Commit(ctx context.Context, req CommitRequest) (imageID string
 	if err != nil {
 		return "", fmt.Errorf("commit container %s: %w", rec.Name, err)
 	}
-	s.emit(ctr, "commit", map[string]string{"comment": req.Comment, "imageID": img.ID.String(), "imageRef": req.Ref})
+	name := ""
+	if ref, err := reference.Parse(req.Ref); err == nil { // empty is an image without a name
+		name = ref.WithDefaultTag().Familiar()
+		s.Events.Publish(events.Event{Type: "image", Action: "tag", ID: img.ID.String(), Attributes: map[string]string{"name": name}})
+	}
+	s.emit(ctr, "commit", map[string]string{"comment": req.Comment, "imageID": img.ID.String(), "imageRef": name})
 	return img.ID.String(), nil
 }
 

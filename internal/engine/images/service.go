@@ -306,6 +306,9 @@ func (s *Service) Import(ctx context.Context, r io.Reader, opts image.ImportOpti
 	if err != nil {
 		return img, err
 	}
+	for _, name := range img.Tags {
+		s.emit("tag", img.ID.String(), name, img.Config.Config.Labels)
+	}
 	s.emit("import", img.ID.String(), img.ID.String(), img.Config.Config.Labels)
 	return img, nil
 }
