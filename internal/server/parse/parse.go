@@ -59,7 +59,7 @@ func (v Volume) check(spec string) error {
 	case v.Target == "" || strings.Count(spec, ":") > 0 && v.Source == "" && v.Mode == "":
 		return badVolume(spec)
 	case !strings.HasPrefix(v.Target, "/"):
-		return errs.New(errs.Invalid, "invalid volume specification: '%s': invalid mount config for type \"bind\": invalid mount path: '%s' mount path must be absolute", spec, v.Target)
+		return errs.New(errs.Invalid, "invalid volume specification: '%s': invalid mount config for type %q: invalid mount path: '%s' mount path must be absolute", spec, v.kind(), v.Target)
 	case path.Clean(v.Target) == "/":
 		return errs.New(errs.Invalid, "invalid volume specification: '%s': invalid mount config: destination can't be '/'", spec)
 	case strings.ContainsRune(spec, 0):
@@ -71,6 +71,13 @@ func (v Volume) check(spec string) error {
 		}
 	}
 	return nil
+}
+
+func (v Volume) kind() string {
+	if strings.HasPrefix(v.Source, "/") {
+		return "bind"
+	}
+	return "volume"
 }
 
 // VolumeName checks the name of a volume.
