@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"corten.dev/corten/internal/bench"
+	"corten.dev/corten/internal/bench/ship"
 )
 
 func main() {
@@ -30,6 +31,7 @@ func run() error {
 	containers := flag.Int("containers", 20, "idle containers for the memory row")
 	busybox := flag.String("busybox", "/bin/busybox", "a static busybox")
 	scale := flag.String("scale", "", "instead, measure with these numbers of running containers, e.g. 0,200,1000")
+	travel := flag.Bool("ship", false, "instead, measure pull, push and the registry")
 	out := flag.String("json", "bench-result.json", "file for the figures as JSON")
 	flag.Parse()
 	abs, err := filepath.Abs(*bin)
@@ -47,6 +49,11 @@ func run() error {
 			fmt.Fprintln(os.Stderr, "corten-bench:", err)
 		}
 		return d
+	}
+	if *travel {
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+		defer stop()
+		return ship.Run(ctx, ship.Options{Bin: abs, Dir: base, Rounds: max(*rounds, 3), Progress: os.Stderr, Out: os.Stdout})
 	}
 	if *scale != "" {
 		return runScale(bench.Corten(abs, dir("corten"), *busybox), *scale)

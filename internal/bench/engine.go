@@ -42,6 +42,21 @@ func (e *Engine) Name() string { return e.Label }
 
 // Start implements Contestant.
 func (e *Engine) Start(ctx context.Context) error {
+	if err := e.StartOnly(ctx); err != nil {
+		return err
+	}
+	image, err := busyboxTar(e.Busybox)
+	if err != nil {
+		return err
+	}
+	if err := e.run(bytes.NewReader(image), io.Discard, "import", "-", benchImage); err != nil {
+		return err
+	}
+	return e.run(nil, io.Discard, "run", "--rm", benchImage, "true")
+}
+
+// StartOnly starts the engine and waits until it answers.
+func (e *Engine) StartOnly(ctx context.Context) error {
 	if _, err := exec.LookPath(e.Client[0]); err != nil {
 		return errors.New("not installed")
 	}
@@ -56,22 +71,17 @@ func (e *Engine) Start(ctx context.Context) error {
 	for {
 		err := e.run(nil, io.Discard, "version")
 		if err == nil {
-			break
+			return nil
 		}
 		if time.Now().After(deadline) {
 			return fmt.Errorf("no answer after 30 s: %w", err)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	image, err := busyboxTar(e.Busybox)
-	if err != nil {
-		return err
-	}
-	if err := e.run(bytes.NewReader(image), io.Discard, "import", "-", benchImage); err != nil {
-		return err
-	}
-	return e.run(nil, io.Discard, "run", "--rm", benchImage, "true")
 }
+
+// Do runs one command of the client.
+func (e *Engine) Do(args ...string) error { return e.run(nil, io.Discard, args...) }
 
 // Stop implements Contestant.
 func (e *Engine) Stop() error {
