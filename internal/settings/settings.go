@@ -171,7 +171,7 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 	set.StringToStringVar(&s.LogOpts, "log-opt", nil, "Default log options")
 	set.Var(&s.ShmSize, "default-shm-size", "Size of /dev/shm")
 	set.Var(&ulimitFlag{s}, "default-ulimit", "Default ulimit (name=soft[:hard])")
-	set.StringArrayVar(&s.ExecOpts, "exec-opt", nil, "Runtime option (native.cgroupdriver=cgroupfs|systemd)")
+	set.StringArrayVar(&s.ExecOpts, "exec-opt", nil, "Runtime option native.cgroupdriver=cgroupfs|systemd; cgroupfs is the default on every host, systemd or not: a start needs no round trip to systemd, and its daemon-reload cannot take devices away from containers")
 	set.StringVar(&s.CgroupParent, "cgroup-parent", "", "Parent cgroup of all containers")
 	set.StringVarP(&s.Storage, "storage-driver", "s", "", "Snapshot driver (overlay, plain)")
 	set.BoolVar(&s.Init, "init", false, "Run an init in every container")
