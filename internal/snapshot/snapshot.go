@@ -30,6 +30,16 @@ type Layer struct {
 	Size   int64         // bytes of the unpacked diff
 	// TarSize is the length of the uncompressed tar, which LayerTar writes.
 	TarSize int64
+	// Files names the files on disk: layers of equal Files share them (one diff on several parents), so that their Size counts once.
+	Files string
+}
+
+// Stacking says how Stack takes a layer.
+type Stacking struct {
+	// Ready waits until the parent is there, or tells why it never will be. It may be called more than once. Nil: the parent is there.
+	Ready func(ctx context.Context) error
+	// MaxBytes and MaxEntries bound what the layer may unpack to; 0 is no bound. Beyond it nothing is kept and the error is errs.Invalid.
+	MaxBytes, MaxEntries int64
 }
 
 // ChangeKind is how a path differs from the layer below; the numbers are those of Docker's API.
@@ -97,6 +107,13 @@ type Store interface {
 	// empty and differs, nothing is kept and the error is errs.Invalid. A chain that is there already is not unpacked again (the
 	// reader is still drained and verified). Concurrent calls for one chain do the work once.
 	Apply(ctx context.Context, parent ChainID, want digest.Digest, layer io.Reader) (Layer, error)
+	// Stack is Apply for a layer whose parent may still be under way: the layer is unpacked side by side with its parent, and is there
+	// when both are; opts.Ready is asked when the parent is needed, at the latest then. want must be given. A layer that is there, that another call is unpacking,
+	// or whose diff is known from another parent costs no second unpacking; layer is left unread then. A nil layer asks for just that:
+	// errs.NotFound when the diff is not known.
+	Stack(ctx context.Context, parent ChainID, want digest.Digest, layer io.Reader, opts Stacking) (Layer, error)
+	// ByDiff returns a layer with this diff id on any parent; errs.NotFound.
+	ByDiff(ctx context.Context, diff digest.Digest) (Layer, error)
 	// Stat returns a layer; errs.NotFound when it is not there.
 	Stat(ctx context.Context, chain ChainID) (Layer, error)
 	// Layers lists all committed layers.

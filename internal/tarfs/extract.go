@@ -54,6 +54,7 @@ func Extract(ctx context.Context, root *os.File, r io.Reader, opts Options) (Sta
 	x.tr = tar.NewReader(x.rec)
 	err = x.run()
 	err = also(err, x.dirs.forget(), top.leave())
+	x.stats.Based = x.asked
 	return x.stats, err
 }
 
@@ -72,6 +73,9 @@ func (x *extractor) run() error {
 		}
 		if hdr.Typeflag == tar.TypeXGlobalHeader {
 			continue
+		}
+		if x.opts.MaxEntries > 0 && x.stats.Entries == x.opts.MaxEntries {
+			return errs.New(errs.Invalid, "archive: more than %d entries, which is its bound", x.opts.MaxEntries)
 		}
 		if err := x.entry(hdr); err != nil {
 			return entryError(hdr.Name, err)
@@ -119,6 +123,7 @@ func (x *extractor) entry(hdr *tar.Header) error {
 		if x.opts.Whiteouts == Literal {
 			return nil // what is there is not described by an archive of what goes into it
 		}
+		x.stats.Root = true
 		return x.apply(x.dirs.root, hdr)
 	}
 	at, base := split(join(x.opts.At, name))
@@ -402,7 +407,7 @@ func (x *extractor) linkTarget(linkname string) (*dir, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	if x.opts.Whiteouts != Convert || x.opts.Base == nil {
+	if x.opts.Whiteouts != Convert {
 		return parent, base, nil
 	}
 	var st unix.Stat_t

@@ -68,6 +68,8 @@ type Options struct {
 	At string
 	// NoOverwriteDirNonDir refuses to put a file where a directory is, and the other way round.
 	NoOverwriteDirNonDir bool
+	// MaxEntries bounds the number of entries; 0 is no bound.
+	MaxEntries int64
 	// Skipped hears of attributes and devices that this file system or user may not have. May be nil.
 	Skipped func(path, what string, err error)
 }
@@ -76,6 +78,8 @@ type Options struct {
 type Stats struct {
 	Entries int64
 	Bytes   int64 // content of regular files
+	Root    bool  // the archive described the root directory itself
+	Based   bool  // the archive left something unsaid that Base had to answer, or would have had to
 }
 
 func (o *Options) opaque() string {

@@ -28,6 +28,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strconv"
 	"sync"
@@ -49,6 +50,8 @@ type Depot struct {
 	layers  map[snapshot.ChainID]*layer
 	trees   map[string]*tree
 	flights map[snapshot.ChainID]chan struct{} // closed when the one who unpacks this chain is done
+	work    map[digest.Digest]*work            // the diffs that are being unpacked, whatever they stand on
+	byDiff  map[digest.Digest][]*layer
 	trash   trash
 	flusher flusher
 }
@@ -57,7 +60,16 @@ type Depot struct {
 type layer struct {
 	snapshot.Layer
 	id   string
+	form form
 	uses int
+}
+
+// form is what is known about how a layer's files came to be.
+type form struct {
+	// Free: the files do not depend on what is below, so they are right on any parent.
+	Free bool `json:",omitempty"`
+	// Root: the tar described the root directory; else its attributes are the parent's.
+	Root bool `json:",omitempty"`
 }
 
 // tree is a writable tree. While busy is set, it is being made or removed and nobody else may touch it.
@@ -97,7 +109,8 @@ func Open(root string, log *slog.Logger) (*Depot, error) {
 			return nil, err
 		}
 	}
-	d := &Depot{root: root, log: log, layers: map[snapshot.ChainID]*layer{}, trees: map[string]*tree{}, flights: map[snapshot.ChainID]chan struct{}{}}
+	d := &Depot{root: root, log: log, layers: map[snapshot.ChainID]*layer{}, trees: map[string]*tree{}, flights: map[snapshot.ChainID]chan struct{}{},
+		work: map[digest.Digest]*work{}, byDiff: map[digest.Digest][]*layer{}}
 	d.flusher.root = root
 	if err := d.loadLayers(); err != nil {
 		return nil, err
@@ -157,6 +170,32 @@ type layerFile struct {
 	DiffID  digest.Digest
 	Size    int64
 	TarSize int64
+	// Files is the id of the layer whose files these were first; empty for the layer's own. Not a reference: that layer may be gone.
+	Files string `json:",omitempty"`
+	form
+}
+
+func (rec layerFile) layer(id string) *layer {
+	l := &layer{Layer: snapshot.Layer{Chain: rec.Chain, Parent: rec.Parent, DiffID: rec.DiffID, Size: rec.Size, TarSize: rec.TarSize, Files: rec.Files}, id: id, form: rec.form}
+	if l.Files == "" {
+		l.Files = id
+	}
+	return l
+}
+
+// put makes a layer known. It needs mu, or to be alone.
+func (d *Depot) put(l *layer) {
+	d.layers[l.Chain] = l
+	d.byDiff[l.DiffID] = append(d.byDiff[l.DiffID], l)
+}
+
+// forget is the contrary of put.
+func (d *Depot) forget(l *layer) {
+	delete(d.layers, l.Chain)
+	rest := slices.DeleteFunc(d.byDiff[l.DiffID], func(o *layer) bool { return o == l })
+	if d.byDiff[l.DiffID] = rest; len(rest) == 0 {
+		delete(d.byDiff, l.DiffID)
+	}
 }
 
 type treeFile struct {
@@ -184,7 +223,7 @@ func (d *Depot) loadLayers() error {
 			d.delete(path)
 			continue
 		}
-		d.layers[rec.Chain] = &layer{Layer: snapshot.Layer(rec), id: e.Name()}
+		d.put(rec.layer(e.Name()))
 	}
 	for _, l := range d.layers {
 		if l.Parent == "" {
@@ -273,6 +312,16 @@ func noLayer(chain snapshot.ChainID) error {
 }
 
 func noTree(key string) error { return errs.New(errs.NotFound, "tree %s: not found", key) }
+
+// ByDiff is snapshot.Store's ByDiff.
+func (d *Depot) ByDiff(_ context.Context, diff digest.Digest) (snapshot.Layer, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if all := d.byDiff[diff]; len(all) > 0 {
+		return all[0].Layer, nil
+	}
+	return snapshot.Layer{}, errs.New(errs.NotFound, "no layer with the diff id %s", diff)
+}
 
 // Layers lists the committed layers, sorted by chain id.
 func (d *Depot) Layers(_ context.Context) ([]snapshot.Layer, error) {

@@ -4,8 +4,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -19,18 +17,14 @@ import (
 	"corten.dev/corten/internal/tarfs"
 )
 
-// Unpack writes the layer tar r into tree, which is an empty directory with the attributes of the parent's root. parent is the folder
-// of the parent layer's files, or empty. opts has the fields set that the depot cares for.
-type Unpack func(ctx context.Context, parent snapshot.ChainID, tree *os.File, r io.Reader, opts tarfs.Options) (tarfs.Stats, error)
-
 // Apply is snapshot.Store's Apply.
 func (d *Depot) Apply(ctx context.Context, parent snapshot.ChainID, want digest.Digest, r io.Reader, unpack Unpack) (snapshot.Layer, error) {
+	in := &incoming{d: d, parent: parent, want: want, unpack: unpack}
 	if want != "" {
-		if err := want.Validate(); err != nil || want.Algorithm() != digest.SHA256 {
-			return snapshot.Layer{}, errs.New(errs.Invalid, "layer digest %q is not a sha256 digest", want)
+		if err := checkWant(want); err != nil {
+			return snapshot.Layer{}, err
 		}
-		chain := ChainOf(parent, want)
-		have, release, err := d.claim(ctx, chain)
+		have, release, err := d.claim(ctx, ChainOf(parent, want))
 		if err != nil {
 			return snapshot.Layer{}, err
 		}
@@ -39,12 +33,12 @@ func (d *Depot) Apply(ctx context.Context, parent snapshot.ChainID, want digest.
 		}
 		defer release()
 	}
-	if err := d.hold(parent); err != nil {
+	defer in.letGo()
+	if err := in.ready(ctx); err != nil {
 		return snapshot.Layer{}, err
 	}
-	l, err := d.unpack(ctx, parent, want, r, unpack)
+	l, err := in.fresh(ctx, r)
 	if err != nil {
-		d.drop(parent)
 		return snapshot.Layer{}, fmt.Errorf("apply layer: %w", err)
 	}
 	return l.Layer, nil
@@ -122,119 +116,6 @@ func (d *Depot) drop(chain snapshot.ChainID) {
 	}
 }
 
-// unpack writes the layer aside, flushes and publishes it. When the same chain was published meanwhile, that layer is the answer.
-func (d *Depot) unpack(ctx context.Context, parent snapshot.ChainID, want digest.Digest, r io.Reader, unpack Unpack) (_ *layer, err error) {
-	id := d.newID()
-	dir := filepath.Join(d.root, newDir, id)
-	published := false
-	defer func() {
-		if !published {
-			d.delete(dir)
-		}
-	}()
-	rec, err := d.write(ctx, dir, parent, r, unpack)
-	if err != nil {
-		return nil, err
-	}
-	if err := compare(want, rec.DiffID); err != nil {
-		return nil, err
-	}
-	if want == "" {
-		// Two commits or imports of the same content at a time: one of them publishes.
-		have, release, err := d.claim(ctx, rec.Chain)
-		if err != nil {
-			return nil, err
-		}
-		if have != nil {
-			d.drop(parent)
-			return &layer{Layer: *have}, nil
-		}
-		defer release()
-	}
-	data, err := json.Marshal(rec)
-	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, layerRecord), data, 0o600)
-	}
-	if err == nil {
-		err = d.flusher.sync()
-	}
-	if err == nil {
-		err = os.Rename(dir, filepath.Join(d.root, layersDir, id))
-	}
-	if err == nil {
-		published = true
-		err = syncDir(filepath.Join(d.root, layersDir))
-	}
-	if err != nil {
-		if published {
-			err = also(err, d.discard(filepath.Join(d.root, layersDir, id)))
-		}
-		return nil, err
-	}
-	l := &layer{Layer: snapshot.Layer(rec), id: id}
-	d.mu.Lock()
-	d.layers[rec.Chain] = l
-	d.mu.Unlock()
-	return l, nil
-}
-
-// write unpacks into dir and digests on the way.
-func (d *Depot) write(ctx context.Context, dir string, parent snapshot.ChainID, r io.Reader, unpack Unpack) (rec layerFile, err error) {
-	if err := d.newLayerDir(dir, parent); err != nil {
-		return rec, err
-	}
-	tree, err := os.Open(filepath.Join(dir, TreeDir))
-	if err != nil {
-		return rec, err
-	}
-	defer tree.Close()
-	kept, err := os.Open(filepath.Join(dir, keptDir))
-	if err != nil {
-		return rec, err
-	}
-	defer kept.Close()
-	meta, err := os.OpenFile(filepath.Join(dir, frames), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return rec, err
-	}
-	defer func() { err = also(err, meta.Close()) }()
-	enc, err := zstd.NewWriter(meta, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(256<<10))
-	if err != nil {
-		return rec, err
-	}
-	h := sha256.New()
-	var size byteCount
-	stats, err := unpack(ctx, parent, tree, io.TeeReader(r, io.MultiWriter(h, &size)), tarfs.Options{Meta: enc, Kept: kept, Skipped: func(path, what string, err error) {
-		d.log.Debug("left out of a layer", "path", path, "what", what, "error", err)
-	}})
-	if err != nil {
-		_ = enc.Close() // only frees its memory: the file goes away with the layer
-		return rec, err
-	}
-	if err := enc.Close(); err != nil {
-		return rec, err
-	}
-	diff := digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(h.Sum(nil)))
-	return layerFile{Chain: ChainOf(parent, diff), Parent: parent, DiffID: diff, Size: stats.Bytes, TarSize: int64(size)}, nil
-}
-
-type byteCount int64
-
-func (n *byteCount) Write(p []byte) (int, error) {
-	*n += byteCount(len(p))
-	return len(p), nil
-}
-
-// newLayerDir makes the folders of a layer. The root of its files looks like the parent's: overlayfs shows the topmost one.
-func (d *Depot) newLayerDir(dir string, parent snapshot.ChainID) error {
-	for _, path := range []string{dir, filepath.Join(dir, keptDir)} {
-		if err := os.Mkdir(path, 0o711); err != nil {
-			return err
-		}
-	}
-	return d.MakeRoot(filepath.Join(dir, TreeDir), parent)
-}
-
 // LayerTar is snapshot.Store's LayerTar.
 func (d *Depot) LayerTar(ctx context.Context, chain snapshot.ChainID, w io.Writer) error {
 	if err := d.hold(chain); err != nil {
@@ -305,11 +186,11 @@ func (d *Depot) RemoveLayer(_ context.Context, chain snapshot.ChainID) error {
 		d.mu.Unlock()
 		return errs.New(errs.Conflict, "layer %s is in use", chain)
 	}
-	delete(d.layers, chain)
+	d.forget(l)
 	d.mu.Unlock()
 	if err := d.discard(filepath.Join(d.root, layersDir, l.id)); err != nil {
 		d.mu.Lock()
-		d.layers[chain] = l
+		d.put(l)
 		d.mu.Unlock()
 		return fmt.Errorf("remove layer %s: %w", chain, err)
 	}

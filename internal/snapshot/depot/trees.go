@@ -172,30 +172,8 @@ func (d *Depot) MakeRoot(path string, chain snapshot.ChainID) error {
 	if err := unix.Mkdir(path, 0o755); err != nil {
 		return &os.PathError{Op: "mkdir", Path: path, Err: err}
 	}
-	var st unix.Stat_t
-	st.Mode = 0o755
-	if chain != "" {
-		d.mu.Lock()
-		l := d.layers[chain]
-		d.mu.Unlock()
-		if l == nil {
-			return noLayer(chain)
-		}
-		low := d.layerTree(l.id)
-		if err := unix.Stat(low, &st); err != nil {
-			return &os.PathError{Op: "stat", Path: low, Err: err}
-		}
-	}
-	if st.Uid != 0 || st.Gid != 0 {
-		if err := unix.Chown(path, int(st.Uid), int(st.Gid)); err != nil {
-			return &os.PathError{Op: "chown", Path: path, Err: err}
-		}
-	}
-	// Always: the umask had its say in mkdir.
-	if err := unix.Chmod(path, st.Mode&0o7777); err != nil {
-		return &os.PathError{Op: "chmod", Path: path, Err: err}
-	}
-	return nil
+	_, err := d.likeRoot(path, chain)
+	return err
 }
 
 // RootChanged tells whether the open directory has another owner or mode than the chain's root.

@@ -120,12 +120,21 @@ func (s *Store) Apply(ctx context.Context, parent snapshot.ChainID, want digest.
 	return s.Depot.Apply(ctx, parent, want, layer, s.unpack)
 }
 
-func (s *Store) unpack(ctx context.Context, parent snapshot.ChainID, tree *os.File, r io.Reader, opts tarfs.Options) (tarfs.Stats, error) {
+// Stack does the same while the parent may be under way: a layer's own directory needs it only where the tar leaves something unsaid.
+func (s *Store) Stack(ctx context.Context, parent snapshot.ChainID, want digest.Digest, layer io.Reader, opts snapshot.Stacking) (snapshot.Layer, error) {
+	return s.Depot.Stack(ctx, parent, want, layer, opts, s.unpack)
+}
+
+func (s *Store) unpack(ctx context.Context, job depot.Job) (tarfs.Stats, error) {
+	opts := job.Options
 	opts.Whiteouts, opts.OpaqueXattr = tarfs.Convert, s.opaque()
 	var base *snapshot.Mounted
-	if parent != "" {
+	if job.Parent != "" {
 		opts.Base = func() (*os.File, error) {
-			m, err := s.View(ctx, parent)
+			if err := job.Ready(ctx); err != nil {
+				return nil, err
+			}
+			m, err := s.View(ctx, job.Parent)
 			if err != nil {
 				return nil, err
 			}
@@ -133,7 +142,7 @@ func (s *Store) unpack(ctx context.Context, parent snapshot.ChainID, tree *os.Fi
 			return m.Root, nil
 		}
 	}
-	stats, err := tarfs.Extract(ctx, tree, r, opts)
+	stats, err := tarfs.Extract(ctx, job.Tree, job.Layer, opts)
 	if base != nil {
 		err = also(err, base.Close())
 	}

@@ -57,12 +57,23 @@ func (s *Store) Apply(ctx context.Context, parent snapshot.ChainID, want digest.
 	return s.Depot.Apply(ctx, parent, want, layer, s.unpack)
 }
 
-func (s *Store) unpack(ctx context.Context, parent snapshot.ChainID, tree *os.File, r io.Reader, opts tarfs.Options) (tarfs.Stats, error) {
-	if err := s.copyChain(ctx, parent, tree.Name()); err != nil {
+// Stack does the same once the parent is there: a full copy cannot begin before.
+func (s *Store) Stack(ctx context.Context, parent snapshot.ChainID, want digest.Digest, layer io.Reader, opts snapshot.Stacking) (snapshot.Layer, error) {
+	return s.Depot.Stack(ctx, parent, want, layer, opts, s.unpack)
+}
+
+func (s *Store) unpack(ctx context.Context, job depot.Job) (tarfs.Stats, error) {
+	if err := job.Ready(ctx); err != nil {
 		return tarfs.Stats{}, err
 	}
+	if err := s.copyChain(ctx, job.Parent, job.Tree.Name()); err != nil {
+		return tarfs.Stats{}, err
+	}
+	opts := job.Options
 	opts.Whiteouts = tarfs.ApplyTo
-	return tarfs.Extract(ctx, tree, r, opts)
+	stats, err := tarfs.Extract(ctx, job.Tree, job.Layer, opts)
+	stats.Based = true // the folder holds the parent's files, too
+	return stats, err
 }
 
 // copyChain copies the whole tree of a chain into the directory dst. The topmost layer's folder holds all of it.

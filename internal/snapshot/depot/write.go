@@ -1,0 +1,225 @@
+package depot
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"hash"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/tarfs"
+)
+
+// fresh unpacks r and publishes the layer. When the same chain was published meanwhile, that layer is the answer.
+func (in *incoming) fresh(ctx context.Context, r io.Reader) (_ *layer, err error) {
+	d := in.d
+	id := d.newID()
+	dir := filepath.Join(d.root, newDir, id)
+	defer func() {
+		if err != nil {
+			d.delete(dir)
+		}
+	}()
+	rec, err := in.write(ctx, dir, r)
+	if err != nil {
+		return nil, err
+	}
+	if err := compare(in.want, rec.DiffID); err != nil {
+		return nil, err
+	}
+	if in.want == "" {
+		// Two commits or imports of the same content at a time: one of them publishes.
+		have, release, err := d.claim(ctx, rec.Chain)
+		if err != nil {
+			return nil, err
+		}
+		if have != nil {
+			d.delete(dir)
+			return &layer{Layer: *have}, nil
+		}
+		defer release()
+	}
+	if in.mine != nil {
+		share := rec
+		share.Files = id
+		d.mu.Lock()
+		in.mine.dir, in.mine.rec = dir, share
+		d.mu.Unlock()
+		in.mine.settle()
+	}
+	return in.publish(ctx, id, rec)
+}
+
+// publish flushes what lies in new/<id>, waits for the parent and gives the layer its place. On an error the caller deletes new/<id>.
+func (in *incoming) publish(ctx context.Context, id string, rec layerFile) (*layer, error) {
+	d := in.d
+	dir, place := filepath.Join(d.root, newDir, id), filepath.Join(d.root, layersDir, id)
+	data, err := json.Marshal(rec)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, layerRecord), data, 0o600)
+	}
+	if err == nil {
+		err = d.flusher.sync()
+	}
+	if err == nil {
+		err = in.ready(ctx)
+	}
+	if err == nil && !rec.Root {
+		err = d.rootLikeParent(filepath.Join(dir, TreeDir), in.parent)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Rename(dir, place); err != nil {
+		return nil, err
+	}
+	if err := syncDir(filepath.Join(d.root, layersDir)); err != nil {
+		return nil, also(err, d.discard(place))
+	}
+	l := rec.layer(id)
+	d.mu.Lock()
+	d.put(l)
+	in.done = true
+	d.mu.Unlock()
+	return l, nil
+}
+
+// rootLikeParent gives a root that the tar did not describe the parent's owner and mode: overlayfs shows the topmost one.
+func (d *Depot) rootLikeParent(path string, parent snapshot.ChainID) error {
+	changed, err := d.likeRoot(path, parent)
+	if err != nil || !changed {
+		return err
+	}
+	return syncDir(path)
+}
+
+// write unpacks into dir and digests on the way.
+func (in *incoming) write(ctx context.Context, dir string, r io.Reader) (rec layerFile, err error) {
+	for _, path := range []string{dir, filepath.Join(dir, keptDir), filepath.Join(dir, TreeDir)} {
+		if err := os.Mkdir(path, 0o711); err != nil {
+			return rec, err
+		}
+	}
+	if err := os.Chmod(filepath.Join(dir, TreeDir), 0o755); err != nil {
+		return rec, err
+	}
+	tree, err := os.Open(filepath.Join(dir, TreeDir))
+	if err != nil {
+		return rec, err
+	}
+	defer tree.Close()
+	kept, err := os.Open(filepath.Join(dir, keptDir))
+	if err != nil {
+		return rec, err
+	}
+	defer kept.Close()
+	meta, err := os.OpenFile(filepath.Join(dir, frames), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return rec, err
+	}
+	defer func() { err = also(err, meta.Close()) }()
+	enc, err := zstd.NewWriter(meta, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(256<<10))
+	if err != nil {
+		return rec, err
+	}
+	src := &digestReader{r: r, h: sha256.New(), max: in.opts.MaxBytes, buf: make([]byte, 512<<10)}
+	stats, err := in.unpack(ctx, Job{Parent: in.parent, Tree: tree, Layer: src, Ready: in.ready, Options: tarfs.Options{
+		Meta: enc, Kept: kept, MaxEntries: in.opts.MaxEntries,
+		Skipped: func(path, what string, err error) {
+			in.d.log.Debug("left out of a layer", "path", path, "what", what, "error", err)
+		},
+	}})
+	if err != nil {
+		_ = enc.Close() // only frees its memory: the file goes away with the layer
+		return rec, src.explain(err)
+	}
+	if err := enc.Close(); err != nil {
+		return rec, err
+	}
+	diff := digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(src.h.Sum(nil)))
+	return layerFile{Chain: ChainOf(in.parent, diff), Parent: in.parent, DiffID: diff, Size: stats.Bytes, TarSize: src.n,
+		form: form{Free: !stats.Based, Root: stats.Root}}, nil
+}
+
+// digestReader reads in large pieces, digests each in one go, and gives them out as they are asked for.
+type digestReader struct {
+	r    io.Reader
+	h    hash.Hash
+	buf  []byte
+	rest []byte // of buf, not given out yet
+	n    int64
+	max  int64 // 0: no bound
+	err  error
+}
+
+var errTooLarge = errors.New("too large")
+
+func (r *digestReader) Read(p []byte) (int, error) {
+	for len(r.rest) == 0 {
+		if r.err != nil {
+			return 0, r.err
+		}
+		var n int
+		n, r.err = r.r.Read(r.buf)
+		r.rest = r.buf[:n]
+		r.h.Write(r.rest)
+		if r.n += int64(n); r.max > 0 && r.n > r.max {
+			r.rest, r.err = nil, errTooLarge
+		}
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+// explain says in its own words that a bound was hit.
+func (r *digestReader) explain(err error) error {
+	if r.err == errTooLarge {
+		return errs.New(errs.Invalid, "layer unpacks to more than %d bytes, which is more than its bound", r.max)
+	}
+	return err
+}
+
+// likeRoot gives path owner and mode of the chain's root; changed tells whether it had others.
+func (d *Depot) likeRoot(path string, chain snapshot.ChainID) (changed bool, err error) {
+	var now, st unix.Stat_t
+	st.Mode = 0o755
+	if chain != "" {
+		d.mu.Lock()
+		l := d.layers[chain]
+		d.mu.Unlock()
+		if l == nil {
+			return false, noLayer(chain)
+		}
+		low := d.layerTree(l.id)
+		if err := unix.Stat(low, &st); err != nil {
+			return false, &os.PathError{Op: "stat", Path: low, Err: err}
+		}
+	}
+	if err := unix.Stat(path, &now); err != nil {
+		return false, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if st.Uid != now.Uid || st.Gid != now.Gid {
+		changed = true
+		if err := unix.Chown(path, int(st.Uid), int(st.Gid)); err != nil {
+			return changed, &os.PathError{Op: "chown", Path: path, Err: err}
+		}
+	}
+	if changed || now.Mode&0o7777 != st.Mode&0o7777 {
+		changed = true
+		if err := unix.Chmod(path, st.Mode&0o7777); err != nil {
+			return changed, &os.PathError{Op: "chmod", Path: path, Err: err}
+		}
+	}
+	return changed, nil
+}
