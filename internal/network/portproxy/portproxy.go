@@ -211,11 +211,17 @@ func (p *proxy) do(req Request, f *os.File) (Answer, error) {
 	return Answer{}, fmt.Errorf("unknown request %q", req.Op)
 }
 
-// add serves a port; with a key that is there already it replaces it.
+// add serves a port; with a key that is there already it replaces it. What is there with the same target stays as it is: its flows go on.
 func (p *proxy) add(req Request, f *os.File) error {
 	proto, _, ok := strings.Cut(req.Key, "/")
 	if _, err := netip.ParseAddrPort(req.To); err != nil || !ok || f == nil {
 		return fmt.Errorf("bad request to add %q to %q", req.Key, req.To)
+	}
+	p.mu.Lock()
+	there := p.ports[req.Key]
+	p.mu.Unlock()
+	if there != nil && there.to == req.To {
+		return nil
 	}
 	at := &port{to: req.To}
 	switch proto {

@@ -2,6 +2,7 @@ package portproxy
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -37,6 +38,58 @@ func ask(t *testing.T, c *net.UnixConn, req Request, f *os.File) Answer {
 		t.Fatal(err)
 	}
 	return ans
+}
+
+// An engine that starts the proxy hands it all its ports, and then those again whose requests had been waiting. The second time closed the ways of senders that had
+// sent already: the answer to a first udp packet never came.
+func TestAPortHandedOverAgainKeepsItsFlows(t *testing.T) {
+	target, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer target.Close()
+	front, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer front.Close()
+	f, err := front.(*net.UDPConn).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	p := &proxy{ports: map[string]*port{}}
+	add := func() {
+		if err := p.add(Request{Op: "add", Key: "udp/x", To: target.LocalAddr().String()}, f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add()
+	c, err := net.Dial("udp", front.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	limit := time.Now().Add(30 * time.Second)
+	if err := errors.Join(c.SetDeadline(limit), target.SetDeadline(limit)); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprint(c, "?")
+	buf := make([]byte, 10)
+	_, from, err := target.ReadFrom(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add()
+	if _, err := target.WriteTo([]byte("!"), from); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.Read(buf); err != nil || string(buf[:n]) != "!" {
+		t.Errorf("%q %v", buf[:n], err)
+	}
+	if err := p.ports["udp/x"].close(); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestPortsComeAndGo(t *testing.T) {
