@@ -1,7 +1,7 @@
 // Package enginetest runs a private engine for tests that drive the real binaries.
 //
 // It owns the engine's temporary roots, its bridge, its packet table and its subnet, all of names that nobody else uses. It promises that the engine is stopped at the end of the test, and that
-// the test fails when mounts, links, tables, cgroups or processes of the engine or its containers are left behind.
+// the test fails when anything of the engine or its containers is left behind: see [Census]. Whatever happens, nothing stays on the machine.
 package enginetest
 
 import (
@@ -11,9 +11,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,7 +29,8 @@ type Engine struct {
 	Cmd                             *exec.Cmd
 
 	t        testing.TB
-	baseline map[string]bool
+	baseline map[string]bool // what the host had under the engine's names before
+	fresh    Census          // what the engine had when it was new
 }
 
 // Busybox is the name of the image that every engine of this package has.
@@ -63,12 +66,12 @@ func Bin(t testing.TB) string {
 // Start starts an engine with a busybox image.
 func Start(t testing.TB, flags ...string) *Engine {
 	t.Helper()
-	e := New(t, flags...)
-	e.Up()
 	image, err := BusyboxTar()
 	if err != nil {
 		t.Skipf("needs a static busybox (Debian: busybox-static): %v", err)
 	}
+	e := New(t, flags...)
+	e.Up()
 	cmd := e.Client("import", "-", Busybox)
 	cmd.Stdin = bytes.NewReader(image)
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -119,12 +122,15 @@ func (e *Engine) Up() {
 	}
 	e.Cmd = exec.Command(filepath.Join(e.Bin, "cortend"), args...)
 	e.Cmd.Stdout, e.Cmd.Stderr = log, log
-	if err := e.Cmd.Start(); err != nil {
+	if err := errors.Join(e.penned(e.Cmd), e.Cmd.Start()); err != nil {
 		e.t.Fatal(err)
 	}
 	deadline := time.Now().Add(30 * time.Second)
 	for {
 		if e.Client("version").Run() == nil {
+			if e.fresh == nil {
+				e.fresh = e.Settled()
+			}
 			return
 		}
 		if time.Now().After(deadline) {
@@ -203,12 +209,16 @@ func (e *Engine) Log() string {
 	return "the engine's log:\n" + string(raw)
 }
 
+// finish takes everything away that the test made, in the ways that users have, and looks for what stays.
 func (e *Engine) finish() {
-	if e.Cmd != nil && e.Cmd.ProcessState == nil {
-		if out, err := e.Try("ps", "-aq"); err == nil && out != "" {
-			if _, err := e.Try(append([]string{"rm", "-f", "-v"}, strings.Fields(out)...)...); err != nil {
-				e.t.Errorf("removing the containers: %v", err)
-			}
+	defer e.sweep()                     // also when the engine does not come up
+	if e.fresh != nil && !e.running() { // the test ended without an engine: who else would see to the containers?
+		e.Up()
+	}
+	if e.running() {
+		e.Clear()
+		if !e.t.Failed() {
+			e.CheckLeft(e.fresh)
 		}
 		e.Down()
 	}
@@ -220,6 +230,10 @@ func (e *Engine) finish() {
 				left = append(left, trace)
 			}
 		}
+		for _, pid := range e.processes() {
+			name, _ := os.ReadFile(pid + "/comm")
+			left = append(left, "process "+pid+" "+strings.TrimSpace(string(name)))
+		}
 		if len(left) == 0 {
 			break
 		}
@@ -228,13 +242,22 @@ func (e *Engine) finish() {
 	if len(left) > 0 {
 		e.t.Errorf("left behind:\n%s\n%s", strings.Join(left, "\n"), e.Log())
 	}
-	for _, parent := range e.cgroups() {
-		if err := os.Remove(parent); err != nil {
-			e.t.Error(err)
+}
+
+// Clear removes all containers, images, volumes and networks.
+func (e *Engine) Clear() {
+	e.t.Helper()
+	for _, verbs := range [][2][]string{
+		{{"ps", "-aq"}, {"rm", "-f", "-v"}}, {{"images", "-aq", "--no-trunc"}, {"rmi", "-f"}}, {{"volume", "ls", "-q"}, {"volume", "rm", "-f"}},
+		{{"network", "ls", "-q", "--filter", "type=custom"}, {"network", "rm"}},
+	} {
+		out, err := e.Try(verbs[0]...)
+		if err == nil && out != "" {
+			_, err = e.Try(append(verbs[1], slices.Compact(slices.Sorted(strings.FieldsSeq(out)))...)...)
 		}
-	}
-	if err := os.RemoveAll(e.Dir); err != nil {
-		e.t.Error(err)
+		if err != nil {
+			e.t.Errorf("corten %s: %v", strings.Join(verbs[1], " "), err)
+		}
 	}
 }
 
@@ -268,24 +291,18 @@ func (e *Engine) traces() map[string]bool {
 		}
 	}
 	for _, parent := range e.cgroups() {
-		groups, _ := filepath.Glob(filepath.Join(parent, "*", "cgroup.procs"))
-		for _, path := range groups {
-			raw, _ := os.ReadFile(path) // gone is good
-			found["cgroup "+filepath.Dir(path)+" with processes: "+strings.Join(strings.Fields(string(raw)), " ")] = true
-		}
+		_ = filepath.WalkDir(parent, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() && path != parent {
+				found["cgroup "+path] = true
+			}
+			return nil // gone is good
+		})
 	}
 	if out, err := exec.Command("nft", "list", "tables").Output(); err == nil {
 		for line := range strings.Lines(string(out)) {
 			if strings.Contains(line, e.Table) {
 				found["nft "+strings.TrimSpace(line)] = true
 			}
-		}
-	}
-	cmdlines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, path := range cmdlines {
-		raw, err := os.ReadFile(path)
-		if err == nil && strings.Contains(string(raw), e.Dir) && strings.Contains(string(raw), "corten") {
-			found["process "+strings.ReplaceAll(string(raw), "\x00", " ")+path] = true
 		}
 	}
 	return found
