@@ -11,7 +11,6 @@ package content
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -46,14 +45,15 @@ type Store struct {
 	log  *slog.Logger
 
 	mu     sync.Mutex
-	active map[string]bool // ingests that somebody has open
+	active map[string]bool         // ingests that somebody has open
+	sizes  map[digest.Digest]int64 // the blobs that are there
 }
 
 const ingestAge = 7 * 24 * time.Hour
 
 // New opens or makes the folder. Ingests that nobody resumed for a week are deleted.
 func New(opts Options) (*Store, error) {
-	s := &Store{root: opts.Root, log: opts.Logger, active: map[string]bool{}}
+	s := &Store{root: opts.Root, log: opts.Logger, active: map[string]bool{}, sizes: map[digest.Digest]int64{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -62,20 +62,82 @@ func New(opts Options) (*Store, error) {
 			return nil, fmt.Errorf("open content: %w", err)
 		}
 	}
-	old, err := os.ReadDir(s.ingests())
+	if _, err := s.CollectIngests(time.Now().Add(-ingestAge)); err != nil {
+		return nil, fmt.Errorf("open content: %w", err)
+	}
+	err := s.List(context.Background(), func(info Info) error {
+		s.sizes[info.Digest] = info.Size
+		return nil
+	})
 	if err != nil {
 		return nil, fmt.Errorf("open content: %w", err)
 	}
+	return s, nil
+}
+
+// CollectIngests deletes what came of blobs that nobody is fetching and nobody went on with since the given time, and tells the bytes. "put-" ones cannot be gone on with.
+func (s *Store) CollectIngests(before time.Time) (gone []Info, err error) {
+	old, err := os.ReadDir(s.ingests())
+	if err != nil {
+		return nil, err
+	}
 	for _, e := range old {
 		info, err := e.Info()
-		if err != nil || time.Since(info.ModTime()) < ingestAge {
+		if err != nil || !info.ModTime().Before(before) {
+			continue
+		}
+		s.mu.Lock()
+		busy := s.active[e.Name()]
+		if !busy {
+			s.active[e.Name()] = true
+		}
+		s.mu.Unlock()
+		if busy {
 			continue
 		}
 		if err := os.Remove(filepath.Join(s.ingests(), e.Name())); err != nil {
 			s.log.Warn("old download stays", "name", e.Name(), "error", err)
+		} else {
+			gone = append(gone, Info{Size: info.Size(), Stored: info.ModTime()})
+		}
+		s.mu.Lock()
+		delete(s.active, e.Name())
+		s.mu.Unlock()
+	}
+	return gone, nil
+}
+
+// Usage is what the store holds: blobs as counted in memory, and what came so far of those under way.
+type Usage struct {
+	Blobs, Ingests           int
+	BlobBytes, IngestedBytes int64
+}
+
+// Usage counts without reading more than the short list of ingests.
+func (s *Store) Usage() (u Usage, err error) {
+	s.mu.Lock()
+	for _, n := range s.sizes {
+		u.Blobs++
+		u.BlobBytes += n
+	}
+	s.mu.Unlock()
+	all, err := os.ReadDir(s.ingests())
+	if err != nil {
+		return u, fmt.Errorf("content usage: %w", err)
+	}
+	for _, e := range all {
+		if info, err := e.Info(); err == nil {
+			u.Ingests++
+			u.IngestedBytes += info.Size()
 		}
 	}
-	return s, nil
+	return u, nil
+}
+
+func (s *Store) count(dgst digest.Digest, size int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sizes[dgst] = size
 }
 
 func (s *Store) blobs() string   { return filepath.Join(s.root, "blobs", "sha256") }
@@ -101,11 +163,11 @@ func (s *Store) Put(ctx context.Context, want digest.Digest, size int64, r io.Re
 	if err != nil {
 		return Info{}, fmt.Errorf("store blob: %w", err)
 	}
-	in := &Ingest{s: s, f: f, name: filepath.Base(f.Name()), h: sha256.New()}
+	in := newIngest(s, f, filepath.Base(f.Name()))
 	s.mu.Lock()
 	s.active[in.name] = true
 	s.mu.Unlock()
-	_, err = io.CopyBuffer(struct{ io.Writer }{in}, &ctxReader{ctx, r}, make([]byte, 256<<10))
+	_, err = in.ReadFrom(&ctxReader{ctx, r})
 	if err != nil {
 		return Info{}, fmt.Errorf("store blob: %w", also(err, in.Abort()))
 	}
@@ -195,6 +257,9 @@ func (s *Store) Delete(_ context.Context, dgst digest.Digest) error {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("delete blob %s: %w", dgst, err)
 	}
+	s.mu.Lock()
+	delete(s.sizes, dgst)
+	s.mu.Unlock()
 	return nil
 }
 
