@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -56,7 +57,7 @@ func (rt *Runtime) Create(ctx context.Context, opts RunOptions) (ctr *Container,
 	return c.ctr, nil
 }
 
-// newFolder begins the name of a folder in the making; no id has such a letter.
+// newFolder begins the name of a folder in the making; no id has such a letter. The number of the process that makes it follows.
 const newFolder = ":new-"
 
 // folder makes the container's folder with a record in it; who makes it owns the id. The record says where the cgroups will be before they are there, so that whoever is
@@ -85,7 +86,7 @@ func (c *creation) folder(context.Context) (err error) {
 	if err := os.MkdirAll(c.rt.opts.Root, 0o700); err != nil {
 		return fmt.Errorf("folder: %w", err)
 	}
-	made, err := os.MkdirTemp(c.rt.opts.Root, newFolder)
+	made, err := os.MkdirTemp(c.rt.opts.Root, newFolder+strconv.Itoa(os.Getpid())+"-")
 	if err != nil {
 		return fmt.Errorf("folder: %w", err)
 	}

@@ -2,7 +2,9 @@ package runtime
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 
@@ -78,4 +80,29 @@ func TestPreservedDescriptors(t *testing.T) {
 	}
 	out, code := b.wait(t)
 	want(t, out, code, "5\nkept\n")
+}
+
+// An engine that was killed between making a container's folder and giving it its name left it there for ever: the next engine looks at once, when it is not a minute old yet.
+func TestAbandonedFolder(t *testing.T) {
+	root := t.TempDir()
+	rt := New(Options{Root: root})
+	dead := exec.Command("/proc/self/exe", "-test.run", "^$")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	gone, busy := fmt.Sprintf("%s/:new-%d-17", root, dead.Process.Pid), fmt.Sprintf("%s/:new-%d-18", root, os.Getpid())
+	for _, dir := range []string{gone, busy} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if ids, err := rt.List(); err != nil || len(ids) > 0 {
+		t.Fatalf("list: %v %v", ids, err)
+	}
+	if _, err := os.Stat(gone); !os.IsNotExist(err) {
+		t.Errorf("the folder of a killed process: %v", err)
+	}
+	if _, err := os.Stat(busy); err != nil {
+		t.Errorf("the folder of a living process: %v", err)
+	}
 }

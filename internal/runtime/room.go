@@ -8,12 +8,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/cgroup"
+	"golang.org/x/sys/unix"
 )
 
 // Options of a Runtime.
@@ -92,6 +94,16 @@ func (rt *Runtime) LoadDir(dir, id string) (*Container, error) {
 	return ctr, nil
 }
 
+// abandoned tells whether who made a folder was killed meanwhile.
+func abandoned(maker string, e fs.DirEntry) bool {
+	pid, _, _ := strings.Cut(maker, "-")
+	if n, err := strconv.Atoi(pid); err == nil && unix.Kill(n, 0) == unix.ESRCH {
+		return true
+	}
+	info, err := e.Info() // its number may have another process now
+	return err == nil && time.Since(info.ModTime()) > time.Minute
+}
+
 // List names the containers under Root.
 func (rt *Runtime) List() ([]string, error) {
 	if rt.opts.Root == "" {
@@ -107,9 +119,9 @@ func (rt *Runtime) List() ([]string, error) {
 	var ids []string
 	for _, e := range entries {
 		dir := filepath.Join(rt.opts.Root, e.Name())
-		if strings.HasPrefix(e.Name(), newFolder) {
-			if info, err := e.Info(); err == nil && time.Since(info.ModTime()) > time.Minute {
-				_ = os.RemoveAll(dir) // someone was killed there; a name that stays is a nuisance at worst
+		if maker, ok := strings.CutPrefix(e.Name(), newFolder); ok {
+			if abandoned(maker, e) {
+				_ = os.RemoveAll(dir) // a name that stays is a nuisance at worst
 			}
 		} else if _, err := os.Stat(filepath.Join(dir, recordName)); err == nil {
 			ids = append(ids, e.Name())
