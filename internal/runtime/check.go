@@ -21,7 +21,7 @@ func Check(spec *specs.Spec) error {
 	p := newPlan(opts.Spec, opts)
 	p.dry = true
 	defer p.close()
-	if err := p.create(filter, nil); err != nil {
+	if err := p.create(filter, nil, nil); err != nil {
 		return err
 	}
 	code, err := p.encode()

@@ -179,15 +179,16 @@ func (c *creation) program(context.Context) (err error) {
 		}
 		p.own = append(p.own, c.gate)
 	}
-	return p.create(c.filter, c.gate)
+	return p.create(c.filter, c.gate, c.rt.bareNS())
 }
 
 // create is the whole life of a first process before its program, in order.
-func (p *plan) create(filter *seccomp.Filter, gate *os.File) error {
+func (p *plan) create(filter *seccomp.Filter, gate, bareNS *os.File) error {
 	b, proc := p.b, p.spec.Process
 	if err := p.namespaces(); err != nil {
 		return err
 	}
+	p.useBare(bareNS)
 	p.syncSlot = b.NewSlot()
 	p.files = append(p.files, nil) // filled at launch
 	b.Sync(p.syncSlot)
@@ -198,7 +199,9 @@ func (p *plan) create(filter *seccomp.Filter, gate *os.File) error {
 	p.dieWithLauncher()
 	p.personality(p.spec.Linux.Personality)
 	p.hostnames()
-	p.sysctls()
+	if !p.ownProc() {
+		p.sysctls(p.proc)
+	}
 	p.label(proc)
 	if !p.has(unix.CLONE_NEWNS) {
 		return p.createShared(filter, gate)

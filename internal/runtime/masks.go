@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"path"
 	"strings"
 
 	"corten.dev/corten/internal/errs"
@@ -30,7 +31,11 @@ func (p *plan) mask() {
 		b.Jump(attach)
 		b.Mark(isFile)
 		b.OpenIn(p.root, masked, oPath, launch.MakeNothing, 0).To(fd).On(unix.ENOTDIR, done).On(unix.ENOENT, done)
-		b.Sys(unix.SYS_OPEN_TREE, p.null, b.Str(""), launch.Imm(cloneTree|emptyPath)).To(clone)
+		detached := b.NewLabel()
+		b.Sys(unix.SYS_OPEN_TREE, p.null, b.Str(""), launch.Imm(cloneTree|emptyPath)).To(clone).On(unix.EINVAL, detached)
+		b.Jump(attach)
+		b.Mark(detached) // kernels before 6.15 clone only what is attached, which it is from the first use on
+		b.Move(clone, p.null)
 		b.Mark(attach)
 		p.attach(clone, fd)
 		b.Close(fd)
@@ -81,13 +86,16 @@ func (p *plan) readOnly() {
 // pivot makes the container's root the root and lets the host's tree go.
 func (p *plan) pivot() {
 	b := p.b
-	if p.opts.NoPivot {
+	switch {
+	case p.nested:
+		p.enterRoot()
+	case p.opts.NoPivot:
 		p.note("move root")
 		b.Sys(unix.SYS_FCHDIR, p.root)
 		b.Sys(unix.SYS_MOUNT, b.Str("."), b.Str("/"), null, launch.Imm(unix.MS_MOVE), null)
 		b.Sys(unix.SYS_CHROOT, b.Str("."))
 		b.Sys(unix.SYS_CHDIR, b.Str("/"))
-	} else {
+	default:
 		p.note("pivot root")
 		old := p.open("/", dirOnly)
 		b.Sys(unix.SYS_FCHDIR, p.root)
@@ -113,8 +121,32 @@ func (p *plan) pivot() {
 	}
 }
 
-// sysctls are written through the host's procfs: which namespace they act on is the writer's.
-func (p *plan) sysctls() {
+// ownProc tells whether a mount is a procfs of the container's own through which its sysctls can be written.
+func ownProc(m *specs.Mount, o *mount.Options) bool {
+	return m.Type == "proc" && path.Clean("/"+m.Destination) == "/proc" && o.Set&attrRdonly == 0
+}
+
+// ownProc tells whether the container mounts one.
+func (p *plan) ownProc() bool {
+	if !p.has(unix.CLONE_NEWNS) {
+		return false
+	}
+	for i := range p.spec.Mounts {
+		m := &p.spec.Mounts[i]
+		if o, err := mount.Parse(m.Options); err == nil && !o.Bind && ownProc(m, &o) {
+			return true
+		}
+	}
+	return false
+}
+
+// sysctls are written through a procfs, the container's own or the host's: which namespace they act on is the writer's. In the host's every container leaves names of its own
+// in one chain of the kernel's name cache, which the next has to walk (2.4 ms where 1,000 run), so that it is for containers without a procfs only.
+func (p *plan) sysctls(proc launch.Arg) {
+	p.sysctlled = true
+	host := p.proc
+	p.proc = proc
+	defer func() { p.proc = host }()
 	for key, value := range p.spec.Linux.Sysctl {
 		name, err := sysctlPath(key, p)
 		if err != nil {
@@ -207,7 +239,7 @@ func (p *plan) cgroupMount(m *specs.Mount, o *mount.Options) {
 		name := strings.TrimPrefix(ctrl, "name=")
 		p.cgroupBind(dir, dest+"/"+name, o)
 		for _, alias := range strings.Split(name, ",") {
-			if alias != name {
+			if alias != name && !p.making {
 				p.note("link %s/%s", dest, alias)
 				at := p.target(dest, launch.MakeNothing, "")
 				b.Sys(unix.SYS_SYMLINKAT, b.Str(name), at, b.Str(alias))

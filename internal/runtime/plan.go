@@ -41,13 +41,18 @@ type plan struct {
 	null     launch.Arg            // the host's /dev/null, verified
 	slave    launch.Arg            // the terminal
 	sources  map[string]launch.Arg // of bind mounts, opened by the child while it sees the host
+	bare     launch.Arg            // the bare mount namespace, if nested
 	preserve []launch.Arg          // descriptors of ours that the program gets from 3 on
 	late     []func()              // what makes mounts read-only once everything is in them
 	syncSlot launch.Arg
 	// handshake: the runtime has something to do once the namespaces exist (id maps, a cgroup of systemd's).
 	handshake bool
-	dry       bool // only to see whether it can be written: nothing of the host is touched
-	bindDev   bool // /dev is a bind mount and left alone
+	dry       bool              // only to see whether it can be written: nothing of the host is touched
+	bindDev   bool              // /dev is a bind mount and left alone
+	making    bool              // mounts are made, and attached later
+	made      map[string][]made // by their destination
+	nested    bool              // the mount namespace is a copy of the bare one
+	sysctlled bool              // the sysctls were written
 }
 
 // cgroupPlan is what a program needs to know of the container's cgroups.
@@ -234,7 +239,11 @@ func (p *plan) enter() {
 		p.note("make namespaces")
 		b.Fork(p.newFlags &^ later)
 	} else {
-		b.Flags(p.newFlags &^ later)
+		flags := p.newFlags &^ later
+		if p.nested {
+			flags &^= unix.CLONE_NEWNS
+		}
+		b.Flags(flags)
 	}
 	if p.handshake {
 		p.note("wait for the runtime")

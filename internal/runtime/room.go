@@ -37,6 +37,7 @@ type Runtime struct {
 	host func() (*cgroup.Host, error) // looked at once
 
 	filters filters
+	bare    bare
 }
 
 // New makes a Runtime. It touches nothing.

@@ -44,12 +44,25 @@ func (p *plan) rootFS() {
 		p.fail(err)
 		p.prop = prop
 	}
-	p.note("set propagation of /")
-	b.Sys(unix.SYS_MOUNT, null, b.Str("/"), null, launch.Imm(p.prop|unix.MS_REC), null)
+	if !p.nested {
+		p.note("set propagation of /")
+		b.Sys(unix.SYS_MOUNT, null, b.Str("/"), null, launch.Imm(p.prop|unix.MS_REC), null)
+	}
 	p.note("open /dev/null")
-	p.null = p.open("/dev/null", oPath|noFollow)
+	if p.nested {
+		p.makeMounts()
+		p.note("open /dev/null")
+		p.null = b.NewReg()
+		b.Sys(unix.SYS_OPEN_TREE, launch.AtCwd(), b.Str("/dev/null"), launch.Imm(cloneTree|unix.AT_SYMLINK_NOFOLLOW)).To(p.null)
+	} else {
+		p.null = p.open("/dev/null", oPath|noFollow)
+	}
 	b.CheckNode(p.null, sIfChr, 1, 3)
-	p.openSources()
+	if p.nested {
+		p.enterBare()
+	} else {
+		p.openSources()
+	}
 	p.attachRoot()
 	for i := range p.spec.Mounts {
 		p.mount(&p.spec.Mounts[i])
@@ -68,7 +81,9 @@ func (p *plan) rootFS() {
 func (p *plan) attachRoot() {
 	b := p.b
 	at := "/proc"
-	if p.opts.Root == nil || !p.opts.RootDetached {
+	if p.nested {
+		at = "/"
+	} else if p.opts.Root == nil || !p.opts.RootDetached {
 		at = p.opts.rootPath()
 	}
 	if p.prop&unix.MS_SHARED != 0 && !p.dry {
@@ -80,7 +95,7 @@ func (p *plan) attachRoot() {
 	}
 	p.root = p.take(p.rootTree(at))
 	p.note("attach root file system at %s", at)
-	if at == "/proc" {
+	if at == "/proc" || p.nested {
 		b.Sys(unix.SYS_MOVE_MOUNT, p.root, b.Str(""), launch.AtCwd(), b.Str(at), launch.Imm(moveEmpty))
 	} else {
 		// The root of a user namespace may not reach the bundle's folder; it needs no name there, but /proc is always in reach.
@@ -238,7 +253,9 @@ func (p *plan) mount(m *specs.Mount) {
 	case m.Type == "cgroup":
 		p.cgroupMount(m, &o)
 	case m.Type == "tmpfs" && o.CopyUp:
-		p.copyUpMount(m, &o)
+		if !p.making { // it needs the place that it will cover
+			p.copyUpMount(m, &o)
+		}
 	default:
 		p.fsMount(m, &o)
 	}
@@ -257,7 +274,14 @@ func (p *plan) fsMount(m *specs.Mount, o *mount.Options) {
 	if readOnlyLater {
 		set &^= attrRdonly
 	}
-	fd := p.makeFS(m, o, set)
+	fd, _, ok := p.takeMade(m)
+	if !ok {
+		fd = p.makeFS(m, o, set)
+	}
+	if p.making {
+		p.keepMade(m, fd, true)
+		return
+	}
 	target := p.target(m.Destination, launch.MakeDir, m.Type)
 	if m.Type != "proc" {
 		p.notProc(m.Destination, target)
@@ -266,6 +290,9 @@ func (p *plan) fsMount(m *specs.Mount, o *mount.Options) {
 	p.finish(fd, o)
 	b.Close(target)
 	b.FreeReg(target)
+	if ownProc(m, o) && !p.sysctlled {
+		p.sysctls(fd)
+	}
 	switch {
 	case readOnlyLater:
 		dest := m.Destination
@@ -331,162 +358,4 @@ func (p *plan) finish(fd launch.Arg, o *mount.Options) {
 	for _, prop := range o.Propagation {
 		p.propagate(fd, prop)
 	}
-}
-
-// bindMount attaches a clone of a host's mount.
-func (p *plan) bindMount(m *specs.Mount, o *mount.Options) {
-	b := p.b
-	fd, isDir := p.source(m, o)
-	if p.err != nil {
-		return
-	}
-	p.note("mount %s on %s", m.Source, m.Destination)
-	// Options for a file system (mode=…) mean nothing to a bind mount; the kernel ignores them since ever, and specs in the wild have them.
-	make := launch.MakeFile
-	if isDir {
-		make = launch.MakeDir
-	}
-	target := p.target(m.Destination, make, "")
-	if !p.procSource(m) {
-		p.notProc(m.Destination, target)
-	}
-	if o.Rec && o.Set&attrRdonly != 0 && path.Clean(m.Source) == "/sys" {
-		// Someone who shares the host's network has to share its /sys, and believes it read-only; the cgroups mounted below it must be too.
-		o.RecSet |= attrRdonly
-	}
-	attrs := func() {
-		if o.Set|o.Clear != 0 {
-			clear := o.Clear
-			p.setattr(fd, o.Set, clear, 0, false)
-		}
-		prop := uint32(unix.MS_SLAVE | unix.MS_REC)
-		if p.prop&(unix.MS_SHARED) != 0 {
-			prop = 0
-		} else if p.prop&unix.MS_PRIVATE != 0 {
-			prop = unix.MS_PRIVATE | unix.MS_REC
-		}
-		if prop != 0 && len(o.Propagation) == 0 {
-			p.propagate(fd, prop)
-		}
-		p.finish(fd, o)
-	}
-	// Read-only before anybody can see it, where the kernel knows how.
-	if !p.legacy {
-		attrs()
-	}
-	p.attach(fd, target)
-	if p.legacy {
-		attrs()
-	}
-	b.Close(target)
-	b.FreeReg(target)
-	b.Close(fd)
-	if fd.IsReg() {
-		b.FreeReg(fd)
-	}
-	if path.Clean(m.Destination) == "/dev" {
-		p.bindDev = true
-	}
-}
-
-// procSource tells whether a bind mount brings a whole procfs, which may stand on /proc.
-func (p *plan) procSource(m *specs.Mount) bool {
-	var fs unix.Statfs_t
-	return path.Clean(m.Destination) == "/proc" && unix.Statfs(m.Source, &fs) == nil && int64(fs.Type) == magicProc
-}
-
-// maxSources bounds how many sources the child opens itself: it has a register for each.
-const maxSources = 64
-
-// openSources has the child open the sources of bind mounts while it sees the host's tree and nothing else; each is cloned when its turn comes, so that the kernel numbers
-// (and lists) mounts in the order of the spec. What the child could not reach or map is left to the runtime, see source.
-func (p *plan) openSources() {
-	if p.userns {
-		return
-	}
-	p.sources = map[string]launch.Arg{}
-	open := func(src string) {
-		if _, ok := p.sources[src]; ok || len(p.sources) >= maxSources {
-			return
-		}
-		p.note("open %s", src)
-		p.sources[src] = p.open(src, oPath)
-	}
-	for i := range p.spec.Mounts {
-		m := &p.spec.Mounts[i]
-		o, err := mount.Parse(m.Options)
-		switch {
-		case err != nil:
-			return // told when its turn comes
-		case m.Type == "cgroup":
-			for ctrl, dir := range p.cgroup.paths {
-				if ctrl == "" && len(p.cgroup.paths) == 1 && !p.has(unix.CLONE_NEWCGROUP) {
-					dir = p.cgroup.top
-				}
-				open(dir)
-			}
-		case (m.Type == "bind" || o.Bind) && !mapped(m, &o):
-			if src := p.opts.sourcePath(m); exists(src) {
-				open(src)
-			}
-		}
-	}
-}
-
-func mapped(m *specs.Mount, o *mount.Options) bool {
-	return o.IDMap != 0 || len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0
-}
-
-func (o *RunOptions) sourcePath(m *specs.Mount) string {
-	if path.IsAbs(m.Source) {
-		return path.Clean(m.Source)
-	}
-	return path.Join(o.Bundle, m.Source)
-}
-
-// source clones the source of a bind mount, with its ids mapped if asked for.
-func (p *plan) source(m *specs.Mount, o *mount.Options) (fd launch.Arg, isDir bool) {
-	src := p.opts.sourcePath(m)
-	if p.dry {
-		return p.take(nothing()), true
-	}
-	flags := cloneTree
-	if o.Rec {
-		flags |= unix.AT_RECURSIVE
-	}
-	st, err := os.Stat(src)
-	if at, ok := p.sources[src]; ok && m.Type == "cgroup" && os.IsNotExist(err) {
-		return p.cloneOf(at, m, flags), true // systemd makes it when the process exists, which is before the child opens it
-	}
-	if err != nil {
-		p.fail(fmt.Errorf("mount %s: %w", m.Destination, err))
-		return
-	}
-	if at, ok := p.sources[src]; ok && !mapped(m, o) {
-		return p.cloneOf(at, m, flags), st.IsDir()
-	}
-	if p.opts.Rootless && p.newFlags&unix.CLONE_NEWUSER != 0 {
-		r := p.b.NewReg()
-		p.note("mount %s on %s", src, m.Destination)
-		p.b.Sys(unix.SYS_OPEN_TREE, launch.AtCwd(), p.b.Str(src), launch.Imm(flags)).To(r)
-		return r, st.IsDir()
-	}
-	tree, err := mount.Tree(src, o.Rec)
-	if err != nil {
-		p.fail(fmt.Errorf("mount %s: %w", m.Destination, err))
-		return
-	}
-	slot := p.take(tree)
-	if mapped(m, o) {
-		p.fail(p.mapSource(m, o, tree))
-	}
-	return slot, st.IsDir()
-}
-
-// cloneOf clones what the child has opened.
-func (p *plan) cloneOf(at launch.Arg, m *specs.Mount, flags int) launch.Arg {
-	r := p.b.NewReg()
-	p.note("mount %s on %s", m.Source, m.Destination)
-	p.b.Sys(unix.SYS_OPEN_TREE, at, p.b.Str(""), launch.Imm(flags|emptyPath)).To(r)
-	return r
 }

@@ -13,8 +13,11 @@ import (
 	"corten.dev/corten/internal/runtime"
 )
 
-// OverRuntime makes the runtime room fit what this service asks for.
-func OverRuntime(rt *runtime.Runtime) Runtime { return theRuntime{rt} }
+// OverRuntime makes the runtime room fit what this service asks for, and has it prepare what many containers share.
+func OverRuntime(rt *runtime.Runtime) Runtime {
+	rt.Prepare()
+	return theRuntime{rt}
+}
 
 type theRuntime struct{ rt *runtime.Runtime }
 
