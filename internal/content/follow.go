@@ -2,6 +2,7 @@ package content
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"os"
 
@@ -16,12 +17,22 @@ var errAgain = errs.New(errs.Unavailable, "the download began again from its fir
 // Follow reads the blob from its first byte while it is still being written: what is on disk already at once, the rest as it comes. The end is
 // io.EOF when the writer said so (Finish, or Commit once the bytes are verified), else the writer's error (Fail), or an error of kind Unavailable when the writer
 // closed, aborted or restarted. The reader outlives the ingest and the blob's name.
-func (in *Ingest) Follow(ctx context.Context) (io.ReadCloser, error) {
-	fd, err := unix.FcntlInt(in.f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		return nil, &os.PathError{Op: "follow", Path: in.f.Name(), Err: err}
+func (in *Ingest) Follow(ctx context.Context) io.ReadCloser {
+	fl := &follower{in: in, ctx: ctx}
+	fd := -1
+	conn, err := in.f.SyscallConn()
+	if err == nil {
+		// Within Control, because the writer may close the file at this moment.
+		cerr := conn.Control(func(own uintptr) { fd, err = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 3) })
+		if cerr != nil {
+			err = errGivenUp
+		}
 	}
-	fl := &follower{in: in, ctx: ctx, f: os.NewFile(uintptr(fd), in.f.Name())}
+	if err != nil {
+		fl.err = fmt.Errorf("follow a download: %w", err)
+		return fl
+	}
+	fl.f = os.NewFile(uintptr(fd), in.f.Name())
 	in.mu.Lock()
 	fl.round = in.round
 	in.mu.Unlock()
@@ -30,7 +41,7 @@ func (in *Ingest) Follow(ctx context.Context) (io.ReadCloser, error) {
 		defer in.mu.Unlock()
 		in.grown.Broadcast()
 	})
-	return fl, nil
+	return fl
 }
 
 type follower struct {
@@ -40,9 +51,13 @@ type follower struct {
 	at     int64
 	round  int
 	unhook func() bool
+	err    error // why it cannot read at all
 }
 
 func (fl *follower) Read(p []byte) (int, error) {
+	if fl.err != nil {
+		return 0, fl.err
+	}
 	n, err := fl.wait()
 	if n == 0 || len(p) == 0 {
 		return 0, err
@@ -78,6 +93,9 @@ func (fl *follower) wait() (int64, error) {
 }
 
 func (fl *follower) Close() error {
+	if fl.f == nil {
+		return nil
+	}
 	fl.unhook()
 	return fl.f.Close()
 }
