@@ -18,10 +18,14 @@ func (s *Service) Pause(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	return s.pause(context.WithoutCancel(ctx), ctr, proc)
+	if err := s.freeze(context.WithoutCancel(ctx), ctr, proc); err != nil {
+		return err
+	}
+	return s.save(ctr, false)
 }
 
-func (s *Service) pause(ctx context.Context, ctr *live, proc Process) error {
+// freeze pauses a container for as long as this engine lives: nothing is stored, and the next engine lets it go on.
+func (s *Service) freeze(ctx context.Context, ctr *live, proc Process) error {
 	if ctr.record().State.Status == container.Paused {
 		return errs.New(errs.Conflict, "container %s is already paused", ctr.id)
 	}
@@ -33,7 +37,7 @@ func (s *Service) pause(ctx context.Context, ctr *live, proc Process) error {
 		return fmt.Errorf("cannot pause container %s: %w", ctr.id, err)
 	}
 	s.emit(ctr, "pause", nil)
-	return s.save(ctr, false)
+	return nil
 }
 
 // pausedTo sets the status of a container that is still live; one that ended meanwhile stays ended.

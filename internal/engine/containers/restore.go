@@ -122,6 +122,11 @@ func (s *Service) takeOver(ctx context.Context, ctr *live, mon monitor.Monitor, 
 		}
 	})
 	ctr.mu.Unlock()
+	if rec.State.Status != container.Paused { // an engine that dies while it commits a container leaves it frozen
+		if err := proc.Resume(ctx); err != nil {
+			s.Log.Error("let a container go on that the last engine had frozen", "container", rec.Name, "error", err)
+		}
+	}
 	ended := false
 	select {
 	case <-mon.Exited():

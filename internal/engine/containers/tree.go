@@ -87,7 +87,7 @@ func (s *Service) Commit(ctx context.Context, req CommitRequest) (imageID string
 			return "", err
 		}
 		ctx := context.WithoutCancel(ctx)
-		if err := s.pause(ctx, ctr, proc); err != nil {
+		if err := s.freeze(ctx, ctr, proc); err != nil {
 			return "", err
 		}
 		defer func() {
