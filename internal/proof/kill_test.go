@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -40,20 +39,17 @@ func TestKillEngineUnderLoad(t *testing.T) {
 	pid := e.Corten("inspect", "-f", "{{.State.Pid}}", "steady")
 	port := strings.TrimPrefix(strings.Fields(e.Corten("port", "steady", "7000/tcp"))[0], "127.0.0.1:")
 
+	load := newBusy(t, e)
+	before := atWork(e)
+
 	for round := range rounds(t) {
-		stop := make(chan struct{})
-		var wg sync.WaitGroup
-		for worker := range 4 {
-			wg.Add(1)
-			go load(e, &wg, stop, worker, round)
-		}
+		load.begin(4)
 		time.Sleep(time.Duration(rand.IntN(400)) * time.Millisecond)
 		e.Kill9()
 		if err := ping(port); err != nil {
 			t.Fatalf("round %d: the published port while no engine runs: %v", round, err)
 		}
-		close(stop)
-		wg.Wait()
+		load.end()
 		e.Up()
 		if got := e.Corten("inspect", "-f", "{{.State.Pid}}", "steady"); got != pid {
 			t.Fatalf("round %d: process %s became %s\n%s", round, pid, got, e.Log())
@@ -61,72 +57,25 @@ func TestKillEngineUnderLoad(t *testing.T) {
 		if err := ping(port); err != nil {
 			t.Fatalf("round %d: the published port: %v\n%s", round, err, e.Log())
 		}
-		checkLoad(t, e)
+		load.check()
+		e.CheckLeft(before)
+		if t.Failed() {
+			t.Fatalf("in round %d", round)
+		}
 	}
 	checkLines(t, e, "talker")
 }
 
-// load runs short containers until told to stop; the errors of a dying engine are expected, wrong answers are not.
-func load(e *enginetest.Engine, wg *sync.WaitGroup, stop <-chan struct{}, worker, round int) {
-	defer wg.Done()
-	for i := 0; ; i++ {
-		select {
-		case <-stop:
-			return
-		default:
-		}
-		name := fmt.Sprintf("load-%d-%d-%d", round, worker, i)
-		switch i % 6 {
-		case 0:
-			_, _ = e.Try("run", "--rm", "--name", name, enginetest.Busybox, "true")
-		case 1:
-			_, _ = e.Try("run", "-d", "--name", name, enginetest.Busybox, "sh", "-c", "sleep 0.1; exit 7")
-		case 2:
-			_, _ = e.Try("create", "--name", name, enginetest.Busybox, "true")
-		case 3: // a client that is killed at a random moment
-			cmd := e.Client("run", "--rm", "--name", name, "-v", "/anonymous", enginetest.Busybox, "true")
-			if cmd.Start() == nil {
-				time.Sleep(time.Duration(rand.IntN(15)) * time.Millisecond)
-				_ = cmd.Process.Kill()
-				_ = cmd.Wait()
-			}
-		case 4:
-			_, _ = e.Try("exec", "steady", "true")
-		case 5:
-			_, _ = e.Try("network", "create", name)
-			_, _ = e.Try("run", "--rm", "--network", name, "--name", name, "-v", name+":/data", enginetest.Busybox, "true")
-			_, _ = e.Try("network", "rm", name)
+// atWork is what an engine has whose containers come and go by themselves: the most that is seen of each thing for a while.
+func atWork(e *enginetest.Engine) enginetest.Census {
+	most := e.Settled()
+	for range 8 {
+		time.Sleep(70 * time.Millisecond)
+		for what, n := range e.Census() {
+			most[what] = max(most[what], n)
 		}
 	}
-}
-
-// checkLoad waits until the short containers of the load have ended, checks their codes, and removes them.
-func checkLoad(t *testing.T, e *enginetest.Engine) {
-	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
-	for e.Corten("ps", "-q", "--filter", "name=load-") != "" {
-		if time.Now().After(deadline) {
-			t.Fatalf("still running: %s\n%s", e.Corten("ps", "--filter", "name=load-"), e.Log())
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	list := e.Corten("ps", "-a", "--filter", "name=load-", "--format", "{{.Names}}|{{.Status}}|{{.Command}}")
-	for line := range strings.Lines(list) {
-		fields := strings.Split(strings.TrimSpace(line), "|")
-		ended := strings.HasPrefix(fields[1], "Exited (")
-		if strings.Contains(fields[2], "exit 7") && ended && !strings.HasPrefix(fields[1], "Exited (7)") {
-			t.Errorf("%s: %s, want exit code 7\n%s", fields[0], fields[1], e.Log())
-		}
-	}
-	if ids := e.Corten("ps", "-aq", "--filter", "name=load-"); ids != "" {
-		e.Corten(append([]string{"rm", "-f", "-v"}, strings.Fields(ids)...)...)
-	}
-	if names := e.Corten("network", "ls", "-q", "--filter", "name=load-"); names != "" {
-		e.Corten(append([]string{"network", "rm"}, strings.Fields(names)...)...)
-	}
-	if names := e.Corten("volume", "ls", "-q"); names != "" {
-		e.Corten(append([]string{"volume", "rm"}, strings.Fields(names)...)...)
-	}
+	return most
 }
 
 // ping reads one line from the published port.
