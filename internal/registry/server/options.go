@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"log/slog"
 	"time"
 )
@@ -24,20 +23,22 @@ type Options struct {
 
 // Limits bound what clients can ask for. Zero values are the defaults named here; negative ones are no limit.
 type Limits struct {
-	Manifest   int64         // bytes of a manifest: 4 MiB
-	Blob       int64         // bytes of a blob: no limit
-	Chunk      int64         // least bytes of a chunk but the last, sent as OCI-Chunk-Min-Length: none
-	Uploads    int           // open uploads at a time: 10000
-	UploadAge  time.Duration // after which an upload that nobody touched is thrown away by a collection: 7 days
-	Page       int           // most entries of one answer of tags, catalogue and referrers: 10000 (referrers: and 4 MiB)
-	IdleBody   time.Duration // how long a body may stand still in either direction: 1 minute
+	Manifest  int64         // bytes of a manifest: 4 MiB
+	Blob      int64         // bytes of a blob: no limit
+	Chunk     int64         // least bytes of a chunk but the last, sent as OCI-Chunk-Min-Length: none
+	Uploads   int           // open uploads at a time: 10000
+	UploadAge time.Duration // after which an upload that nobody touched is thrown away by a collection: 7 days
+	Page      int           // most entries of one answer of tags, catalogue and referrers: 10000 (referrers: and 4 MiB)
+	IdleBody  time.Duration // how long a body may stand still in either direction: 1 minute
+	// Grace is how long something that nothing refers to stays for pushes that are under way: an hour. Registries that share one place have the same.
+	Grace time.Duration
 }
 
 // CollectOptions say what a collection does.
 type CollectOptions struct {
 	// DryRun only tells what would go.
 	DryRun bool
-	// Grace is how long something that nothing refers to is left, for pushes that are under way; 0 is an hour, less than a minute is for tests.
+	// Grace is how long something that nothing refers to is left; 0 is Limits.Grace, and less is refused: requests count on that.
 	Grace time.Duration
 	// Rules decide about tags and manifests; the first one whose Repositories match a repository counts. None: all tags and manifests stay.
 	Rules []Rule
@@ -74,9 +75,4 @@ type Report struct {
 	Bytes                                  int64 // of uploads and blobs
 	Kept                                   int   // blobs that stay
 	Duration                               time.Duration
-}
-
-// Repositories calls fn with the name of each repository in the order of the names, from the one after `after`. An error of fn ends it and is returned.
-func (r *Registry) Repositories(ctx context.Context, after string, fn func(name string) error) error {
-	return r.repositories(ctx, after, fn)
 }

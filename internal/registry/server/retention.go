@@ -1,0 +1,66 @@
+package server
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// rule finds the first rule for a repository.
+func (k *collection) rule(repo string) (Rule, bool) {
+	for _, rule := range k.opts.Rules {
+		if matches(rule.Repositories, repo, true) {
+			return rule, true
+		}
+	}
+	return Rule{}, false
+}
+
+// tagsToGo says which tags go, and why.
+func (k *collection) tagsToGo(inv *inventory) map[string]string {
+	goes := map[string]string{}
+	for tag, t := range inv.tags {
+		if inv.manifests[t.Digest] == nil && t.Pushed.Before(k.cutoff) {
+			goes[tag] = "its manifest is gone"
+		}
+	}
+	rule, ok := k.rule(inv.name)
+	if !ok || rule.KeepLast == 0 && rule.KeepFor == 0 {
+		return goes
+	}
+	maps.Copy(goes, rule.giveUp(inv.tags, time.Now()))
+	return goes
+}
+
+// giveUp applies the rule to the tags of one repository.
+func (rule Rule) giveUp(tags map[string]tagValue, now time.Time) map[string]string {
+	var about []string
+	for tag := range tags {
+		if matches(rule.Tags, tag, true) && !matches(rule.Keep, tag, false) {
+			about = append(about, tag)
+		}
+	}
+	slices.SortFunc(about, func(a, b string) int { // newest first
+		if c := tags[b].Pushed.Compare(tags[a].Pushed); c != 0 {
+			return c
+		}
+		return strings.Compare(b, a)
+	})
+	goes := map[string]string{}
+	for i, tag := range about {
+		if i < rule.KeepLast || rule.KeepFor > 0 && now.Sub(tags[tag].Pushed) < rule.KeepFor {
+			continue
+		}
+		why := fmt.Sprintf("pushed %s", tags[tag].Pushed.UTC().Format(time.RFC3339))
+		if rule.KeepLast > 0 {
+			why += fmt.Sprintf(", number %d from the newest, %d are kept", i+1, rule.KeepLast)
+		}
+		if rule.KeepFor > 0 {
+			why += fmt.Sprintf(", older than %s", rule.KeepFor)
+		}
+		goes[tag] = why
+	}
+	return goes
+}
