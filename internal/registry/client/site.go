@@ -1,0 +1,432 @@
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"corten.dev/corten/internal/errs"
+)
+
+// site is one endpoint as one caller sees it: the place, the repository's path there, and who asks.
+type site struct {
+	c      *Client
+	ep     Endpoint
+	base   *url.URL // with the scheme that was configured
+	domain string
+	path   string // of the repository at this endpoint; "" for the registry as such
+	creds  Credentials
+
+	reached  atomic.Bool // it has answered: from now on a refused connection is an accident
+	noRanges atomic.Bool // it gave wrong answers to Range
+
+	mu    sync.Mutex
+	extra []string // scopes that challenges asked for beyond ours
+}
+
+// call is one request that may have to be made several times.
+type call struct {
+	method string
+	path   string   // below the endpoint ("/v2/…"), or:
+	url    *url.URL // a place that an earlier answer named
+	query  url.Values
+	header http.Header
+	body   func(ctx context.Context) (io.ReadCloser, error) // opens the body anew for each attempt
+	size   int64                                            // of the body; -1 when not known
+	scopes []string
+	once   bool // the caller repeats it itself
+	bare   bool // say nothing about the caller
+	sealed bool // the answer is checked against a digest: it may come over plain http
+}
+
+func (c *Client) site(ep Endpoint, domain, path string, creds Credentials) (*site, error) {
+	base, err := url.Parse(ep.URL)
+	if err != nil || base.Host == "" || base.Scheme != "https" && base.Scheme != "http" || base.User != nil || base.RawQuery != "" {
+		return nil, errs.New(errs.Invalid, "registry %s: endpoint %q is not https://host[:port][/path]", domain, ep.URL)
+	}
+	if ep.Mirror {
+		creds = Credentials{} // they were given for the registry
+	}
+	if ep.Rewrite != nil && path != "" {
+		path = ep.Rewrite(path)
+	}
+	base.Path = strings.TrimRight(base.Path, "/")
+	return &site{c: c, ep: ep, base: base, domain: domain, path: path, creds: creds}, nil
+}
+
+// at gives the URL of a call.
+func (s *site) at(c *call) *url.URL {
+	if c.url != nil {
+		u := *c.url
+		return &u
+	}
+	u := *s.root()
+	u.Path += c.path
+	q := url.Values{}
+	for k, v := range c.query {
+		q[k] = v
+	}
+	if s.ep.NameSpace && (c.method == http.MethodGet || c.method == http.MethodHead) {
+		q.Set("ns", s.domain)
+	}
+	u.RawQuery = q.Encode()
+	return &u
+}
+
+// root is the endpoint with the scheme that works.
+func (s *site) root() *url.URL {
+	if !s.ep.PlainToo || s.base.Scheme == "http" {
+		return s.base
+	}
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	if time.Since(s.c.plain[s.base.Host]) > plainMemory {
+		return s.base
+	}
+	u := *s.base
+	u.Scheme = "http"
+	return &u
+}
+
+// own tells whether a URL is at the registry itself, so that it may see credentials.
+func (s *site) own(u *url.URL) bool { return sameOrigin(s.root(), u) }
+
+func sameOrigin(a, b *url.URL) bool {
+	return a.Scheme == b.Scheme && hostPort(a) == hostPort(b)
+}
+
+func hostPort(u *url.URL) string {
+	port := u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	return strings.ToLower(u.Hostname()) + ":" + port
+}
+
+// do makes a call, repeats it where that can help, and gives an answer below 400. Anything else is an error.
+func (s *site) do(ctx context.Context, c *call) (*http.Response, error) {
+	return s.repeat(ctx, func() (*http.Response, error) { return s.send(ctx, c) }, c.once)
+}
+
+// send makes a call with what the registry wants to know about the caller. It gives whatever answer came.
+//
+// The first attempt goes with what an earlier challenge taught (or with nothing). A 401 may bring a challenge, which is answered; a kept token
+// that is refused is renewed once. So no call is sent more than three times, whatever a server says.
+func (s *site) send(ctx context.Context, c *call) (*http.Response, error) {
+	u := s.at(c)
+	for attempt := 0; ; attempt++ {
+		var proof proof
+		if s.own(u) && !c.bare {
+			var err error
+			if proof, err = s.proof(ctx, c.scopes); err != nil {
+				return nil, err
+			}
+		}
+		resp, err := s.follow(ctx, c, u, proof.header)
+		if err != nil {
+			plain := s.fallBack(u, err)
+			if plain == nil || ctx.Err() != nil {
+				return nil, err
+			}
+			u = plain
+			attempt--
+			continue
+		}
+		s.reached.Store(true)
+		if resp.StatusCode != http.StatusUnauthorized || attempt == 2 || c.bare || !s.own(resp.Request.URL) || !s.learn(resp, proof, c.scopes) {
+			return resp, nil
+		}
+		drop(resp)
+	}
+}
+
+// plainMemory is how long it is remembered that a host has no https.
+const plainMemory = 10 * time.Minute
+
+// fallBack decides whether a failed https request is tried by http: for insecure registries that have not yet answered. nil is no.
+func (s *site) fallBack(u *url.URL, err error) *url.URL {
+	if !s.ep.PlainToo || s.base.Scheme != "https" || s.reached.Load() || !strings.EqualFold(u.Host, s.base.Host) || errors.Is(err, errSource) {
+		return nil
+	}
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	if u.Scheme == "http" {
+		delete(s.c.plain, s.base.Host) // neither works: begin anew next time
+		return nil
+	}
+	if len(s.c.plain) >= maxHeld {
+		clear(s.c.plain)
+	}
+	s.c.plain[s.base.Host] = time.Now()
+	s.c.log.Debug("registry: no https, trying http", "host", s.base.Host, "error", err)
+	plain := *u
+	plain.Scheme = "http"
+	return &plain
+}
+
+const maxRedirects = 10
+
+// follow makes one request and goes where its redirects lead. authorization goes to the first place's host only (and never from https to
+// http); everything else that is sent says nothing about the caller.
+func (s *site) follow(ctx context.Context, c *call, first *url.URL, authorization string) (*http.Response, error) {
+	u := first
+	for hop := 0; ; hop++ {
+		if err := s.allowed(c, first, u); err != nil {
+			return nil, err
+		}
+		proof := ""
+		if sameOrigin(first, u) {
+			proof = authorization
+		}
+		resp, err := s.exchange(ctx, c, u, proof)
+		if err != nil {
+			return nil, err
+		}
+		if !redirects(resp.StatusCode, c.method) {
+			return resp, nil
+		}
+		next, err := resp.Location()
+		drop(resp)
+		if err != nil {
+			return nil, refuse(errs.Unavailable, "%s: redirect to nowhere", where(c.method, u))
+		}
+		if hop == maxRedirects {
+			return nil, refuse(errs.Unavailable, "%s: stopped after %d redirects", where(c.method, first), maxRedirects)
+		}
+		next.Fragment = ""
+		u = next
+	}
+}
+
+// redirects tells whether an answer sends a method elsewhere. What carries a body goes on only where the method stays.
+func redirects(status int, method string) bool {
+	switch status {
+	case http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		return true
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther:
+		return method == http.MethodGet || method == http.MethodHead
+	}
+	return false
+}
+
+// allowed tells whether a request may go to a place.
+func (s *site) allowed(c *call, first, u *url.URL) error {
+	switch {
+	case u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil:
+		return refuse(errs.Unavailable, "registry %s leads to %q, which is no place of the web", s.domain, oneLine(u.Scheme+"://"+u.Host))
+	case u.Scheme == "http" && first.Scheme == "https" && !s.ep.PlainToo && !c.sealed:
+		return refuse(errs.Unavailable, "registry %s leads from https to http://%s: refused", s.domain, u.Host)
+	case !strings.EqualFold(u.Hostname(), s.base.Hostname()) && forbiddenHost(u.Hostname(), s.base.Hostname()):
+		return refuse(errs.Unavailable, "registry %s leads to %s, an address of this host or link only: refused", s.domain, u.Host)
+	}
+	return nil
+}
+
+// exchange is one request and its answer.
+func (s *site) exchange(ctx context.Context, c *call, u *url.URL, authorization string) (*http.Response, error) {
+	own, w := s.c.watch(ctx)
+	req := (&http.Request{Method: c.method, URL: u, Host: u.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Header: c.header.Clone()}).WithContext(own)
+	if req.Header == nil {
+		req.Header = http.Header{}
+	}
+	req.Header.Set("User-Agent", s.c.agent)
+	req.Header.Set("Accept-Encoding", "identity") // digests are of the bytes as they are
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
+	}
+	if c.body != nil {
+		body, err := c.body(ctx)
+		if err != nil {
+			w.end()
+			return nil, fmt.Errorf("%w: %w", errSource, err)
+		}
+		req.Body, req.ContentLength = &sentBody{body: body, w: w}, c.size
+		if c.size == 0 {
+			req.Body = http.NoBody
+			if err := body.Close(); err != nil {
+				w.end()
+				return nil, fmt.Errorf("%w: %w", errSource, err)
+			}
+		}
+	}
+	resp, err := s.transport(u).RoundTrip(req)
+	if err != nil {
+		err = w.why(err)
+		w.end()
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if errors.Is(err, errSource) {
+			return nil, err
+		}
+		var header tls.RecordHeaderError
+		if errors.As(err, &header) && string(header.RecordHeader[:]) == "HTTP/" {
+			err = http.ErrSchemeMismatch // "http: server gave HTTP response to HTTPS client"
+		}
+		return nil, errs.New(errs.Unavailable, "%s: %w", where(c.method, u), err)
+	}
+	w.answered.Store(true)
+	w.stop()
+	resp.Request = req
+	resp.Body = &body{ReadCloser: resp.Body, w: w}
+	return resp, nil
+}
+
+// transport finds the way to a place.
+func (s *site) transport(u *url.URL) http.RoundTripper {
+	if strings.EqualFold(u.Host, s.base.Host) && s.ep.Transport != nil {
+		return s.ep.Transport
+	}
+	if s.c.ways != nil {
+		return s.c.ways.Way(u, s.domain)
+	}
+	return s.c.fallback
+}
+
+// drop ends an answer whose body does not matter; a short one is read so that its connection can be used again.
+func drop(resp *http.Response) {
+	// Nothing depends on these bytes, nor on how the connection ends.
+	_, _ = io.CopyN(io.Discard, resp.Body, 16<<10)
+	_ = resp.Body.Close()
+}
+
+// proof is what a request says about the caller.
+type proof struct {
+	header string
+	token  string // the bearer token in it
+	key    string // where the token is kept
+	fresh  bool
+}
+
+func basic(creds Credentials) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(creds.Username+":"+creds.Password))
+}
+
+// proof makes what the registry asked for when it was last asked.
+func (s *site) proof(ctx context.Context, scopes []string) (proof, error) {
+	if s.creds.RegistryToken != "" {
+		if !headerSafe(s.creds.RegistryToken) {
+			return proof{}, errs.New(errs.Invalid, "registry %s: the registry token cannot be sent in a header", s.domain)
+		}
+		return proof{header: "Bearer " + s.creds.RegistryToken}, nil
+	}
+	s.c.mu.Lock()
+	ch := s.c.wants[s.base.Host]
+	s.c.mu.Unlock()
+	switch {
+	case ch.scheme == "basic" && s.creds.Username != "":
+		return proof{header: basic(s.creds)}, nil
+	case ch.scheme == "bearer":
+		return s.bearer(ctx, ch, scopes, false)
+	}
+	return proof{}, nil
+}
+
+func (s *site) bearer(ctx context.Context, ch challenge, scopes []string, offline bool) (proof, error) {
+	realm, err := s.realm(ch)
+	if err != nil {
+		return proof{}, err
+	}
+	s.mu.Lock()
+	extra := slices.Clone(s.extra)
+	s.mu.Unlock()
+	a := ask{realm: realm, service: ch.params["service"], scopes: mergeScopes(scopes, extra), creds: s.creds, offline: offline}
+	key := a.key()
+	g, fresh, err := s.c.tokens.get(ctx, key, func(ctx context.Context) (grant, error) { return s.fetchToken(ctx, a) })
+	if err != nil {
+		return proof{}, err
+	}
+	if g.token == "" {
+		return proof{}, errs.New(errs.Unauthorized, "token service %s gave no token", realm.Host)
+	}
+	return proof{header: "Bearer " + g.token, token: g.token, key: key, fresh: fresh}, nil
+}
+
+// realm is the token service. It may be anywhere that may see the credentials of this registry: over https, unless the registry is insecure.
+func (s *site) realm(ch challenge) (*url.URL, error) {
+	u, err := url.Parse(ch.params["realm"])
+	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" || u.User != nil {
+		return nil, refuse(errs.Unavailable, "registry %s names no usable token service: realm %q", s.domain, oneLine(ch.params["realm"]))
+	}
+	if u.Scheme == "http" && s.root().Scheme == "https" && !s.ep.PlainToo {
+		return nil, refuse(errs.Unavailable, "registry %s names a token service without TLS, http://%s: refused", s.domain, u.Host)
+	}
+	u.Fragment = ""
+	return u, nil
+}
+
+// learn reads the challenges of a 401 and tells whether asking again can help.
+func (s *site) learn(resp *http.Response, used proof, scopes []string) bool {
+	if s.creds.RegistryToken != "" {
+		return false
+	}
+	ch, ok := choose(challenges(resp.Header), s.creds)
+	if !ok {
+		return false
+	}
+	added := false
+	if ch.scheme == "bearer" {
+		added = s.demand(ch.params["scope"], scopes)
+	}
+	s.c.mu.Lock()
+	before := s.c.wants[s.base.Host]
+	if len(s.c.wants) < maxHeld {
+		s.c.wants[s.base.Host] = challenge{ch.scheme, map[string]string{"realm": ch.params["realm"], "service": ch.params["service"]}}
+	}
+	s.c.mu.Unlock()
+	if ch.scheme == "basic" {
+		return used.header != basic(s.creds)
+	}
+	if used.token == "" || before.params["realm"] != ch.params["realm"] || before.params["service"] != ch.params["service"] {
+		return true
+	}
+	s.c.tokens.forget(used.key, used.token)
+	return !used.fresh || added
+}
+
+// choose takes the best of several challenges: tokens before passwords.
+func choose(all []challenge, creds Credentials) (challenge, bool) {
+	for _, ch := range all {
+		if ch.scheme == "bearer" && ch.params["realm"] != "" {
+			return ch, true
+		}
+	}
+	for _, ch := range all {
+		if ch.scheme == "basic" && creds.Username != "" {
+			return ch, true
+		}
+	}
+	return challenge{}, false
+}
+
+// demand remembers scopes that the registry wants and we would not ask for (a registry that names its repositories otherwise).
+func (s *site) demand(scope string, ours []string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	have := mergeScopes(ours, s.extra)
+	want := mergeScopes(have, strings.Fields(scope))
+	if slices.Equal(have, want) || len(s.extra) >= maxParams || len(scope) > maxWords {
+		return false
+	}
+	s.extra = append(s.extra, strings.Fields(scope)...)
+	return true
+}
+
+// secrets are what must not be shown, whoever says it.
+func (s *site) secrets(resp *http.Response) []string {
+	list := []string{s.creds.Password, s.creds.IdentityToken, s.creds.RegistryToken}
+	if _, proof, ok := strings.Cut(resp.Request.Header.Get("Authorization"), " "); ok {
+		list = append(list, proof)
+	}
+	return list
+}
