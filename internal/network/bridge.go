@@ -33,7 +33,7 @@ func goodLinkName(s string) bool {
 
 // live makes the live side of a record; an error names the option that makes no sense.
 func live(rec Network) (*network, error) {
-	nw := &network{rec: rec, icc: true, masq: true, eps: map[string]*Endpoint{}, dns: map[string]map[string]bool{}}
+	nw := &network{rec: rec, icc: true, masq: true, eps: map[string]*Endpoint{}}
 	if rec.Driver != nameBridge {
 		return nw, nil
 	}
@@ -114,7 +114,7 @@ func (l *Local) load() error {
 				return err
 			}
 		}
-		l.put(&network{rec: rec, eps: map[string]*Endpoint{}, dns: map[string]map[string]bool{}})
+		l.put(&network{rec: rec, eps: map[string]*Endpoint{}})
 	}
 	if l.opt.Bridge == nameNone {
 		return nil

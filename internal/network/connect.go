@@ -66,7 +66,7 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 	if err := l.reroute(ctx, bx, ns); err != nil {
 		return Endpoint{}, err
 	}
-	return ep, l.refreshNames(bx, ns)
+	return ep, l.refreshNames(ctx, bx, ns)
 }
 
 func (l *Local) reserveConnect(owner string, req EndpointRequest) (*box, *network, Endpoint, error) {
@@ -150,7 +150,7 @@ func (l *Local) Disconnect(ctx context.Context, owner string, pid int, network s
 		return err
 	}
 	defer ns.Close()
-	return errors.Join(l.reroute(ctx, bx, ns), l.refreshNames(bx, ns))
+	return errors.Join(l.reroute(ctx, bx, ns), l.refreshNames(ctx, bx, ns))
 }
 
 // planOf rebuilds the plan of a sandbox from what it has.
@@ -231,24 +231,27 @@ func (l *Local) republish(ctx context.Context, bx *box, p plan) error {
 }
 
 // Rename changes the DNS name of a running container.
-func (l *Local) Rename(_ context.Context, owner, name string) error {
+func (l *Local) Rename(ctx context.Context, owner, name string) error {
+	host := l.hostServers()
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	bx := l.boxes[owner]
 	if bx == nil {
+		l.mu.Unlock()
 		return nil
 	}
 	bx.req.Name = name
 	eps := slices.Clone(bx.sb.Endpoints)
 	for i, ep := range eps {
-		nw := l.nets[ep.NetworkID]
-		if nw == nil {
-			continue
+		if nw := l.nets[ep.NetworkID]; nw != nil {
+			eps[i].DNSNames = dnsNames(nw, &bx.req, ep.Aliases)
+			nw.enter(owner, eps[i])
 		}
-		eps[i].DNSNames = dnsNames(nw, &bx.req, ep.Aliases)
-		nw.leave(owner)
-		nw.enter(owner, eps[i])
 	}
 	bx.sb.Endpoints = eps
-	return nil
+	served := l.writeEntry(bx, host)
+	l.mu.Unlock()
+	if !served {
+		return nil
+	}
+	return l.dns.sync(ctx, l.done, owner)
 }

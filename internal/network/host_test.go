@@ -23,7 +23,7 @@ import (
 // The tests run in a host of their own: the test program starts itself again in a new network namespace, so that no bridge, rule
 // or address of theirs ever meets the machine's.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == "portproxy" {
+	if len(os.Args) >= 2 && os.Args[1] == "portproxy" {
 		os.Exit(portproxy.Main())
 	}
 	if os.Getuid() != 0 || os.Getenv("CORTEN_TEST_HOST") != "" {
@@ -52,7 +52,7 @@ func newWorld(tb testing.TB, change func(*Options)) *world {
 	if os.Getuid() != 0 {
 		tb.Skip("needs root")
 	}
-	opt := Options{Root: tb.TempDir(), ExecRoot: tb.TempDir(), Table: "cortentest", Bridge: "ct0", Logger: slog.New(slog.NewTextHandler(tb.Output(), nil))}
+	opt := Options{Root: tb.TempDir(), ExecRoot: tb.TempDir(), Table: "cortentest", Bridge: "ct0", Names: []string{"/proc/self/exe", "portproxy", "names"}, Logger: slog.New(slog.NewTextHandler(tb.Output(), nil))}
 	if change != nil {
 		change(&opt)
 	}
@@ -210,7 +210,7 @@ func ask(tb testing.TB, ns *os.File, network, addr string) string {
 // knock is ask where no answer is expected: it does not wait long.
 func knock(tb testing.TB, ns *os.File, network, addr string) string {
 	tb.Helper()
-	return askFor(tb, ns, network, addr, 700*time.Millisecond)
+	return askFor(tb, ns, network, addr, 400*time.Millisecond)
 }
 
 // eventually asks until the answer begins with what is wanted.

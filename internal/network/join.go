@@ -37,7 +37,7 @@ func (l *Local) Join(ctx context.Context, req JoinRequest) (_ *Sandbox, err erro
 	}
 	undo.Push(func(ctx context.Context) error { return l.leave(ctx, bx) })
 	if len(p.nets) == 1 && p.nets[0].rec.Driver == nameHost {
-		return l.finish(bx, p, nil)
+		return l.finish(ctx, bx, p, nil)
 	}
 	ns := (*os.File)(nil)
 	if ready != nil {
@@ -50,7 +50,7 @@ func (l *Local) Join(ctx context.Context, req JoinRequest) (_ *Sandbox, err erro
 	if err := l.publish(ctx, bx, p); err != nil {
 		return nil, err
 	}
-	return l.finish(bx, p, ns)
+	return l.finish(ctx, bx, p, ns)
 }
 
 // reserve checks the request and takes everything that is only memory: the owner's place and the addresses, or a ready namespace.
@@ -217,7 +217,7 @@ func (l *Local) dropEndpoint(owner string, ep Endpoint, free bool) {
 		return
 	}
 	if at := nw.eps[owner]; at != nil && at.ID == ep.ID {
-		nw.leave(owner)
+		delete(nw.eps, owner)
 	}
 	if free {
 		nw.free(ep)
@@ -400,13 +400,13 @@ func addAddrs(b *netlink.Batch, index int, ep Endpoint) {
 }
 
 // finish makes the sandbox known.
-func (l *Local) finish(bx *box, p plan, ns *os.File) (*Sandbox, error) {
+func (l *Local) finish(ctx context.Context, bx *box, p plan, ns *os.File) (*Sandbox, error) {
 	conf, err := l.resolvConf(bx.req, p.userDefined(), len(p.nets) == 1 && p.nets[0].rec.Driver == nameHost)
 	if err != nil {
 		return nil, err
 	}
 	if p.userDefined() {
-		if err := l.serveNames(bx, ns); err != nil {
+		if err := l.serveNames(ctx, bx, ns); err != nil {
 			return nil, err
 		}
 	}
@@ -440,8 +440,7 @@ func (l *Local) Leave(ctx context.Context, owner string) error {
 }
 
 func (l *Local) leave(ctx context.Context, bx *box) error {
-	err := l.unpublish(ctx, bx)
-	l.closeNames(bx)
+	err := errors.Join(l.unpublish(ctx, bx), l.closeNames(ctx, bx))
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.boxes[bx.req.Owner] != bx {

@@ -39,8 +39,8 @@ type Local struct {
 	pool    *readyPool
 	reap    *reaper
 	rules   rulesState
-	resolv  hostResolv
-	dns     *dns.Server
+	resolv  dns.HostFile
+	dns     *nameLink
 	proxy   *proxyLink
 	created sync.Mutex // one network is created or removed at a time, because they choose subnets and names that must not collide; held over kernel work that no start waits for
 	stop    context.CancelFunc
@@ -59,9 +59,8 @@ type network struct {
 	icc, masq bool
 	hostIP    netip.Addr
 	isDefault bool
-	foreign   bool                       // the bridge was there before us: it is never removed
-	eps       map[string]*Endpoint       // by owner
-	dns       map[string]map[string]bool // lower-case name -> owners
+	foreign   bool                 // the bridge was there before us: it is never removed
+	eps       map[string]*Endpoint // by owner
 }
 
 // box is the live side of a sandbox. The fields are set before the box is in Local.boxes as ready, and changed under Local.mu.
@@ -71,7 +70,6 @@ type box struct {
 	pid      int
 	bindings []*binding
 	ready    bool
-	ns       *os.File // only where names are asked for inside: see keepNS
 }
 
 // New opens the room: it restores the stored networks and the default ones, their bridges, and the table with its rules. Ready namespaces are
@@ -79,7 +77,7 @@ type box struct {
 func New(opt Options) (_ *Local, err error) {
 	opt = opt.withDefaults()
 	l := &Local{opt: opt, log: opt.Logger, nets: map[string]*network{}, names: map[string]string{}, boxes: map[string]*box{},
-		rt: &netlink.Pool{Proto: unix.NETLINK_ROUTE}, nf: nft.NewConns()}
+		resolv: dns.HostFile{Path: opt.ResolvConf}, rt: &netlink.Pool{Proto: unix.NETLINK_ROUTE}, nf: nft.NewConns()}
 	ctx, stop := context.WithCancel(context.Background())
 	l.stop, l.done = stop, ctx.Done()
 	defer func() {
@@ -91,11 +89,9 @@ func New(opt Options) (_ *Local, err error) {
 		return nil, fmt.Errorf("open the host's network namespace: %w", err)
 	}
 	l.ports.init()
-	if l.dns, err = dns.New(directory{l}, l.log); err != nil {
-		return nil, err
-	}
 	l.pool, l.reap = newReadyPool(l), newReaper(l)
 	l.startProxyLink(ctx)
+	l.startNameLink(ctx)
 	if err := os.MkdirAll(l.storeDir(), 0o700); err != nil {
 		return nil, fmt.Errorf("network records: %w", err)
 	}
@@ -129,7 +125,7 @@ func (l *Local) Settle(ctx context.Context) error {
 	l.mu.Unlock()
 	l.reap.orphans()
 	l.pool.wake()
-	err := l.proxySettle(ctx)
+	err := errors.Join(l.proxySettle(ctx), l.settleNames(ctx))
 	if l.opt.NoRules {
 		return err
 	}
@@ -165,12 +161,9 @@ func (l *Local) shut() error {
 		for _, x := range b.bindings {
 			all = append(all, x.closeFiles())
 		}
-		if b.ns != nil {
-			all = append(all, b.ns.Close())
-		}
 	}
 	if l.dns != nil {
-		all = append(all, l.dns.Close())
+		all = append(all, l.dns.close())
 	}
 	all = append(all, l.rt.Close(), l.nf.Close())
 	if l.hostNS != nil {

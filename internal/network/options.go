@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -16,7 +17,7 @@ type PoolRange struct {
 // Options are the settings of the room. Root and ExecRoot must be set; useful zeros for the rest.
 type Options struct {
 	Root     string // durable: networks/<id>.json
-	ExecRoot string // gone at boot: portproxy.sock
+	ExecRoot string // gone at boot: portproxy.sock, names.sock
 	Table    string // nftables table; default "corten"
 	Bridge   string // name of the default bridge; default "corten0"; "none" for no default bridge
 	// BIP is the default bridge's own address with its prefix; else the first free subnet of Pools. BIP6 likewise, when IPv6 is set.
@@ -42,7 +43,10 @@ type Options struct {
 	// PortProxy is the command that runs the port proxy (see package portproxy), for instance cortend's own path and "portproxy"; empty: ports on IPv6
 	// addresses work only for containers with an IPv6 address.
 	PortProxy []string
-	// Cgroup is an open cgroup v2 that the port proxy is born in, so that it does not end with the engine's service; nil leaves it in the engine's.
+	// Names is the command that runs the name server (see package dns), without its last argument, the path of the host's resolv.conf; default: that of PortProxy, and "names".
+	// With neither, no container can join a user-defined network.
+	Names []string
+	// Cgroup is an open cgroup v2 that port proxy and name server are born in, so that they do not end with the engine's service; nil leaves it in the engine's.
 	Cgroup *os.File
 	Logger *slog.Logger
 }
@@ -65,6 +69,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.PoolDelay == 0 {
 		o.PoolDelay = 25 * time.Millisecond
+	}
+	if len(o.Names) == 0 && len(o.PortProxy) > 0 {
+		o.Names = append(slices.Clone(o.PortProxy), "names")
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

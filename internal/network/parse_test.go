@@ -53,17 +53,6 @@ func TestFreeSubnetAvoidsTheHosts(t *testing.T) {
 	}
 }
 
-func FuzzResolvConf(f *testing.F) {
-	f.Add([]byte("nameserver 1.2.3.4\nsearch a b\noptions ndots:2 # no\n"))
-	f.Fuzz(func(t *testing.T, p []byte) {
-		r := parseResolv(p)
-		again := parseResolv(r.format())
-		if strings.Join(again.servers, " ") != strings.Join(r.servers, " ") {
-			t.Errorf("%q: %v became %v", p, r, again)
-		}
-	})
-}
-
 func FuzzRecord(f *testing.F) {
 	f.Add([]byte(`{"ID":"x","Name":"blue","Driver":"bridge","IPAM":{"Pools":[{"Subnet":"10.0.0.0/8"}]}}`))
 	f.Fuzz(func(t *testing.T, p []byte) {

@@ -106,7 +106,7 @@ func (l *Local) publish(ctx context.Context, bx *box, p plan) error {
 		l.mu.Unlock()
 	}
 	go l.hairpin(ep) // only for a container that calls itself by its published port; not worth waiting for the kernel's lock of all links
-	return l.expose(ctx, bx.bindings)
+	return l.expose(bx.bindings)
 }
 
 func (l *Local) hairpin(ep Endpoint) {
@@ -333,13 +333,14 @@ func hostHasIPv6() bool {
 }
 
 // expose makes the bindings answer: elements of the table's maps for what the kernel passes on, a message to the proxy for the rest.
-func (l *Local) expose(ctx context.Context, bindings []*binding) error {
+func (l *Local) expose(bindings []*binding) error {
 	tx := &nft.Tx{}
 	addElements(tx, l.opt.Table, bindings)
 	if err := l.commit(tx); err != nil {
 		return fmt.Errorf("publish ports: %w", err)
 	}
-	return errors.Join(l.proxyAdd(ctx, bindings), l.forgetFlows(bindings))
+	l.proxyAdd(bindings)
+	return l.forgetFlows(bindings)
 }
 
 // unpublish takes the ports of a sandbox back.

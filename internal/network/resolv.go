@@ -1,97 +1,16 @@
 package network
 
 import (
-	"errors"
-	"io/fs"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
-	"sync"
-	"time"
+
+	"corten.dev/corten/internal/network/dns"
 )
 
-// resolvFile is what matters of a resolv.conf.
-type resolvFile struct {
-	servers []string
-	search  []string
-	options []string
-}
-
-// hostResolv caches the host's file until it changes.
-type hostResolv struct {
-	mu   sync.Mutex
-	path string
-	time time.Time
-	size int64
-	conf resolvFile
-	raw  []byte
-}
-
-// systemd-resolved's own file says where it asks, when the host's file only names its stub on loopback, which no container reaches.
-const resolvedPath = "/run/systemd/resolve/resolv.conf"
-
-// publicServers are asked when the host names none that a container could reach, as with Docker.
-var publicServers = [...]string{"8.8.8.8", "8.8.4.4"}
-
-// read returns the host's file, parsed, and as it is. A missing one is empty.
-func (h *hostResolv) read(path string) (resolvFile, []byte, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if path == "" {
-		path = "/etc/resolv.conf"
-	}
-	st, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return resolvFile{}, nil, nil
-	}
-	if err != nil {
-		return resolvFile{}, nil, err
-	}
-	if h.path == path && h.time.Equal(st.ModTime()) && h.size == st.Size() {
-		return h.conf, h.raw, nil
-	}
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return resolvFile{}, nil, err
-	}
-	conf := parseResolv(raw)
-	if len(conf.servers) > 0 && !slices.ContainsFunc(conf.servers, func(s string) bool { return s != "127.0.0.53" }) {
-		if other, err := os.ReadFile(resolvedPath); err == nil {
-			conf = parseResolv(other)
-		}
-	}
-	h.path, h.time, h.size, h.conf, h.raw = path, st.ModTime(), st.Size(), conf, raw
-	return conf, raw, nil
-}
-
-// parseResolv reads a resolv.conf the way the C library does: the last search or domain line counts.
-func parseResolv(raw []byte) (r resolvFile) {
-	for line := range strings.Lines(string(raw)) {
-		if i := strings.IndexAny(line, "#;"); i >= 0 {
-			line = line[:i]
-		}
-		f := strings.Fields(line)
-		if len(f) < 2 {
-			continue
-		}
-		switch f[0] {
-		case "nameserver":
-			if _, err := netip.ParseAddr(f[1]); err == nil {
-				r.servers = append(r.servers, f[1])
-			}
-		case "search", "domain":
-			r.search = f[1:]
-		case "options":
-			r.options = append(r.options, f[1:]...)
-		}
-	}
-	return r
-}
-
 // choose merges what a container asked for, the engine's defaults and the host's file.
-func (l *Local) choose(req JoinRequest) (resolvFile, error) {
-	r, _, err := l.resolv.read(l.opt.ResolvConf)
+func (l *Local) choose(req JoinRequest) (dns.ResolvConf, error) {
+	r, _, err := l.resolv.Read()
 	if err != nil {
 		return r, err
 	}
@@ -103,12 +22,12 @@ func (l *Local) choose(req JoinRequest) (resolvFile, error) {
 			}
 		}
 	}
-	r.servers = reachable(r.servers)
-	pick(&r.servers, req.DNS, l.opt.DNS)
-	pick(&r.search, req.DNSSearch, l.opt.DNSSearch)
-	pick(&r.options, req.DNSOptions, l.opt.DNSOptions)
-	if len(r.search) == 1 && r.search[0] == "." { // "no search list", as Docker's --dns-search .
-		r.search = nil
+	r.Servers = reachable(r.Servers)
+	pick(&r.Servers, req.DNS, l.opt.DNS)
+	pick(&r.Search, req.DNSSearch, l.opt.DNSSearch)
+	pick(&r.Options, req.DNSOptions, l.opt.DNSOptions)
+	if len(r.Search) == 1 && r.Search[0] == "." { // "no search list", as Docker's --dns-search .
+		r.Search = nil
 	}
 	return r, nil
 }
@@ -128,7 +47,7 @@ func reachable(servers []string) []string {
 func (l *Local) resolvConf(req JoinRequest, userDefined, host bool) ([]byte, error) {
 	own := len(req.DNS)+len(req.DNSSearch)+len(req.DNSOptions) > 0
 	if host && !own {
-		_, raw, err := l.resolv.read(l.opt.ResolvConf)
+		_, raw, err := l.resolv.Read()
 		return raw, err
 	}
 	r, err := l.choose(req)
@@ -137,34 +56,19 @@ func (l *Local) resolvConf(req JoinRequest, userDefined, host bool) ([]byte, err
 	}
 	switch {
 	case userDefined:
-		r.servers = []string{"127.0.0.11"}
-		if !slices.ContainsFunc(r.options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
-			r.options = append(slices.Clone(r.options), "ndots:0")
+		r.Servers = []string{"127.0.0.11"}
+		if !slices.ContainsFunc(r.Options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
+			r.Options = append(slices.Clone(r.Options), "ndots:0")
 		}
-	case len(r.servers) == 0 && host:
-		_, raw, err := l.resolv.read(l.opt.ResolvConf)
+	case len(r.Servers) == 0 && host:
+		_, raw, err := l.resolv.Read()
 		if err != nil {
 			return nil, err
 		}
-		r.servers = parseResolv(raw).servers
-	case len(r.servers) == 0:
-		l.log.Info("the host names no server that containers reach; using public ones", "servers", publicServers)
-		r.servers = publicServers[:]
+		r.Servers = dns.ParseResolvConf(raw).Servers
+	case len(r.Servers) == 0:
+		l.log.Info("the host names no server that containers reach; using public ones", "servers", dns.PublicServers)
+		r.Servers = dns.PublicServers[:]
 	}
-	return r.format(), nil
-}
-
-func (r resolvFile) format() []byte {
-	var b strings.Builder
-	b.WriteString("# Generated by Corten.\n")
-	for _, s := range r.servers {
-		b.WriteString("nameserver " + s + "\n")
-	}
-	if len(r.search) > 0 {
-		b.WriteString("search " + strings.Join(r.search, " ") + "\n")
-	}
-	if len(r.options) > 0 {
-		b.WriteString("options " + strings.Join(r.options, " ") + "\n")
-	}
-	return []byte(b.String())
+	return r.Format(), nil
 }

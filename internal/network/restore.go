@@ -44,11 +44,7 @@ func (l *Local) Restore(ctx context.Context, req JoinRequest, sb Sandbox, pid in
 	}
 	err := l.rebind(ctx, bx, p, sb.Ports)
 	if p.userDefined() {
-		ns, nerr := nsOf(pid)
-		if nerr == nil {
-			nerr = errors.Join(l.serveNames(bx, ns), ns.Close())
-		}
-		err = errors.Join(err, nerr)
+		err = errors.Join(err, l.restoreNames(ctx, bx, pid))
 	}
 	if err != nil {
 		return fmt.Errorf("restore network of %s: %w", req.Name, err)
@@ -80,7 +76,7 @@ func (l *Local) rebind(ctx context.Context, bx *box, p plan, ports []Port) error
 				l.log.Warn("port is not published again: another container has it", "owner", bx.req.Owner, "port", b.HostPort)
 				continue
 			}
-			if err := l.holdAgain(ctx, &b); err != nil {
+			if err := l.holdAgain(&b); err != nil {
 				l.log.Warn("host port is held by another process too", "port", b.HostPort, "err", err)
 			}
 			made = append(made, &b)
@@ -91,5 +87,5 @@ func (l *Local) rebind(ctx context.Context, bx *box, p plan, ports []Port) error
 	bx.sb.Ports = slices.Clone(ports)
 	l.rules.changes++
 	l.mu.Unlock()
-	return l.expose(ctx, made)
+	return l.expose(made)
 }

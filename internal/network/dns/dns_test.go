@@ -7,16 +7,17 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
 )
 
-// book is a directory with two names on one owner's network.
-type book struct{ upstream []netip.AddrPort }
+// fixed is a directory with two names on one owner's network.
+type fixed struct{ upstream []netip.AddrPort }
 
-func (b book) Lookup(owner, name string) ([]netip.Addr, bool) {
+func (b fixed) Lookup(owner, name string) ([]netip.Addr, bool) {
 	switch {
 	case owner == "a" && name == "web":
 		return []netip.Addr{netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("fd00::2")}, true
@@ -30,13 +31,13 @@ func (b book) Lookup(owner, name string) ([]netip.Addr, bool) {
 	return nil, false
 }
 
-func (b book) Reverse(owner string, a netip.Addr) (string, bool) {
+func (b fixed) Reverse(owner string, a netip.Addr) (string, bool) {
 	return "web.blue", owner == "a" && (a == netip.MustParseAddr("10.0.0.2") || a == netip.MustParseAddr("fd00::2"))
 }
 
-func (b book) Upstreams(string) ([]netip.AddrPort, bool) { return b.upstream, len(b.upstream) > 0 }
+func (b fixed) Upstreams(string) ([]netip.AddrPort, bool) { return b.upstream, len(b.upstream) > 0 }
 
-func (b book) Dial(ctx context.Context, _, network string, server netip.AddrPort) (net.Conn, error) {
+func (b fixed) Dial(ctx context.Context, _, network string, server netip.AddrPort) (net.Conn, error) {
 	var d net.Dialer
 	return d.DialContext(ctx, network, server.String())
 }
@@ -76,7 +77,7 @@ func unpack(tb testing.TB, p []byte) dnsmessage.Message {
 }
 
 func TestAnswersOfTheDirectory(t *testing.T) {
-	s := serverWith(t, book{})
+	s := serverWith(t, fixed{})
 	for _, c := range []struct {
 		owner, name string
 		typ         dnsmessage.Type
@@ -141,7 +142,7 @@ func TestUpstreamRace(t *testing.T) {
 	slow, quick, broken := upstream(t, time.Hour, 1, 0), upstream(t, 0, 2, 0), upstream(t, 0, 3, dnsmessage.RCodeServerFailure)
 	dead := netip.MustParseAddrPort("127.0.0.1:1")
 	for i, servers := range [][]netip.AddrPort{{slow, quick}, {broken, quick}, {dead, quick}, {quick, dead}} {
-		s := serverWith(t, book{servers})
+		s := serverWith(t, fixed{servers})
 		p := query(t, fmt.Sprintf("x%d.example.", i), dnsmessage.TypeA)
 		answer, q := s.local("a", p)
 		if answer != nil {
@@ -152,7 +153,7 @@ func TestUpstreamRace(t *testing.T) {
 			t.Errorf("%d: %+v", i, m)
 		}
 	}
-	s := serverWith(t, book{[]netip.AddrPort{broken, dead}})
+	s := serverWith(t, fixed{[]netip.AddrPort{broken, dead}})
 	p := query(t, "y.example.", dnsmessage.TypeA)
 	_, q := s.local("a", p)
 	if m := unpack(t, s.forward("a", p, q, false)); m.RCode != dnsmessage.RCodeServerFailure {
@@ -165,7 +166,7 @@ func FuzzPacket(f *testing.F) {
 	f.Add(query(f, "2.0.0.10.in-addr.arpa.", dnsmessage.TypePTR))
 	f.Add(failure(7))
 	f.Add([]byte{0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0xc0, 12, 0, 1, 0, 1})
-	s := serverWith(f, book{})
+	s := serverWith(f, fixed{})
 	f.Fuzz(func(t *testing.T, p []byte) {
 		answer, q := s.local("a", p)
 		if answer == nil {
@@ -191,6 +192,17 @@ func FuzzUpstreamAnswer(f *testing.F) {
 		c.put("k", r, q)
 		if got := c.get("k", p, q); got != nil && len(got) != len(r) {
 			t.Errorf("kept % x gave % x", r, got)
+		}
+	})
+}
+
+func FuzzResolvConf(f *testing.F) {
+	f.Add([]byte("nameserver 1.2.3.4\nsearch a b\noptions ndots:2 # no\n"))
+	f.Fuzz(func(t *testing.T, p []byte) {
+		r := ParseResolvConf(p)
+		again := ParseResolvConf(r.Format())
+		if strings.Join(again.Servers, " ") != strings.Join(r.Servers, " ") {
+			t.Errorf("%q: %v became %v", p, r, again)
 		}
 	})
 }

@@ -163,11 +163,25 @@ func (s *Server) Remove(owner string) {
 	}
 }
 
-// Serves says whether the owner is served.
-func (s *Server) Serves(owner string) bool {
+// Files are duplicates of the owner's sockets, udp and tcp; none when it is not served.
+func (s *Server) Files(owner string) (files []*os.File, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.owners[owner] != nil
+	c := s.owners[owner]
+	if c == nil {
+		return nil, nil
+	}
+	for _, fd := range c.fds {
+		f, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			for _, f := range files {
+				_ = f.Close() // a duplicate
+			}
+			return nil, os.NewSyscallError("dup", err)
+		}
+		files = append(files, os.NewFile(uintptr(f), "dns"))
+	}
+	return files, nil
 }
 
 // drop closes a client's sockets, which takes them out of the epoll set. mu is held, so that the loop never meets a number that was given anew.
@@ -234,7 +248,7 @@ func (s *Server) ready(fd int, buf []byte) {
 			s.accept(sock.client, conn)
 			continue
 		}
-		n, from, err := unix.Recvfrom(fd, buf, 0)
+		n, from, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
 		s.mu.Unlock()
 		if err != nil {
 			return

@@ -28,6 +28,7 @@ import (
 	"syscall"
 	"time"
 
+	"corten.dev/corten/internal/network/dns"
 	"golang.org/x/sys/unix"
 )
 
@@ -52,8 +53,12 @@ const (
 	grace       = 5 * time.Second
 )
 
-// Main is the process; it returns the exit code. Its control socket is descriptor 3.
+// Main is the process; it returns the exit code. Its control socket is descriptor 3. With the argument "names" the same command is the name server (package dns), the
+// other process that outlives the engine.
 func Main() int {
+	if len(os.Args) > 2 && os.Args[2] == "names" {
+		return dns.Main(strings.Join(os.Args[3:], ""))
+	}
 	if err := confine(); err != nil {
 		fmt.Fprintln(os.Stderr, "port proxy:", err)
 		return 1
