@@ -51,6 +51,9 @@ type Store struct {
 
 const ingestAge = 7 * 24 * time.Hour
 
+// putName begins the names of what is written in one go.
+const putName = "put-"
+
 // New opens or makes the folder. Ingests that nobody resumed for a week are deleted.
 func New(opts Options) (*Store, error) {
 	s := &Store{root: opts.Root, log: opts.Logger, active: map[string]bool{}, sizes: map[digest.Digest]int64{}}
@@ -62,10 +65,17 @@ func New(opts Options) (*Store, error) {
 			return nil, fmt.Errorf("open content: %w", err)
 		}
 	}
+	broken, err := filepath.Glob(filepath.Join(s.ingests(), putName+"*"))
+	for _, path := range broken { // of an engine that was killed: nobody can go on with them
+		err = also(err, os.Remove(path))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open content: %w", err)
+	}
 	if _, err := s.CollectIngests(time.Now().Add(-ingestAge)); err != nil {
 		return nil, fmt.Errorf("open content: %w", err)
 	}
-	err := s.List(context.Background(), func(info Info) error {
+	err = s.List(context.Background(), func(info Info) error {
 		s.sizes[info.Digest] = info.Size
 		return nil
 	})
@@ -159,7 +169,7 @@ func (s *Store) Put(ctx context.Context, want digest.Digest, size int64, r io.Re
 			return Info{}, err
 		}
 	}
-	f, err := os.CreateTemp(s.ingests(), "put-")
+	f, err := os.CreateTemp(s.ingests(), putName)
 	if err != nil {
 		return Info{}, fmt.Errorf("store blob: %w", err)
 	}

@@ -149,3 +149,13 @@ func TestDamaged(t *testing.T) {
 		t.Error("read")
 	}
 }
+
+// An engine that was killed while it stored a small blob left half of it for a week, although nobody can go on with such a one.
+func TestKilledPut(t *testing.T) {
+	root := t.TempDir()
+	s := open(t, root)
+	if err := os.WriteFile(s.ingests()+"/put-123", []byte("ha"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	empty(t, open(t, root))
+}
