@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"errors"
+	"maps"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -18,13 +19,44 @@ type gate struct {
 	inside   int
 	sweeping chan struct{} // closed when the removal under way is done
 	loose    map[loose]bool
-	sweep    func(all []loose) (again []loose)
+	held     map[loose]int // what calls that take long (pulls, pushes) need; they do not stop the removal of other things
+	sweep    func(all []loose, held func(loose) bool) (again []loose)
 }
 
-// loose is something that may have to go: a chain of layers, or the config blob of an image.
+// loose is something that may have to go: a chain of layers; the config, manifest or index of an image, which are blobs; or what is known
+// of the compressed forms of a diff.
 type loose struct {
 	config bool
+	form   bool
 	name   digest.Digest
+}
+
+// hold keeps things from being removed, whether they are there yet or not. A removal under way is waited for, so that what is found afterwards stays.
+func (g *gate) hold(all []loose) {
+	g.begin()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.inside--
+	if g.held == nil {
+		g.held = map[loose]int{}
+	}
+	for _, it := range all {
+		g.held[it]++
+	}
+}
+
+// release is the contrary of hold. What it lets go may have to go now: Sweep looks.
+func (g *gate) release(all []loose) {
+	g.mu.Lock()
+	for _, it := range all {
+		if g.held[it]--; g.held[it] <= 0 {
+			delete(g.held, it)
+		}
+	}
+	g.mu.Unlock()
+	for _, it := range all {
+		g.candidate(it)
+	}
 }
 
 func (g *gate) begin() {
@@ -68,8 +100,9 @@ func (g *gate) end() {
 		all = append(all, it)
 	}
 	g.loose = nil
+	held := maps.Clone(g.held) // nobody adds to it before the removal is done
 	g.mu.Unlock()
-	for _, it := range g.sweep(all) {
+	for _, it := range g.sweep(all, func(it loose) bool { return held[it] > 0 }) {
 		g.candidate(it)
 	}
 	g.mu.Lock()
@@ -90,19 +123,24 @@ func (s *Images) Sweep() {
 	}
 }
 
-// sweepLoose removes what no image has, chains with what is below them, and returns what is still in use otherwise.
-func (s *Images) sweepLoose(all []loose) (again []loose) {
+// sweepLoose removes what no image has and nobody holds, chains with what is below them, and returns what is still in use otherwise.
+func (s *Images) sweepLoose(all []loose, held func(loose) bool) (again []loose) {
 	ctx := context.Background()
 	live := s.Live()
+	keep := func(chain digest.Digest) bool { return live(chain) || held(loose{name: chain}) }
 	for _, it := range all {
 		switch {
-		case live(it.name):
+		case it.form:
+			if !held(it) {
+				s.dropForms(ctx, it.name)
+			}
+		case held(it) || live(it.name):
 		case it.config:
 			if err := s.blobs.Delete(ctx, it.name); err != nil {
-				s.log.Warn("config of a deleted image stays", "image", it.name, "error", err)
+				s.log.Warn("blob of a deleted image stays", "digest", it.name, "error", err)
 			}
 		default:
-			if chain := s.sweepChain(ctx, it.name, live); chain != "" {
+			if chain := s.sweepChain(ctx, it.name, keep, held); chain != "" {
 				again = append(again, loose{name: chain})
 			}
 		}
@@ -111,8 +149,8 @@ func (s *Images) sweepLoose(all []loose) (again []loose) {
 }
 
 // sweepChain returns the chain at which it had to stop.
-func (s *Images) sweepChain(ctx context.Context, chain snapshot.ChainID, live func(digest.Digest) bool) snapshot.ChainID {
-	for chain != "" && !live(chain) {
+func (s *Images) sweepChain(ctx context.Context, chain snapshot.ChainID, keep func(digest.Digest) bool, held func(loose) bool) snapshot.ChainID {
+	for chain != "" && !keep(chain) {
 		l, err := s.snaps.Stat(ctx, chain)
 		if errors.Is(err, errs.NotFound) {
 			return ""
@@ -126,12 +164,15 @@ func (s *Images) sweepChain(ctx context.Context, chain snapshot.ChainID, live fu
 			}
 			return chain
 		}
+		if !held(loose{form: true, name: l.DiffID}) {
+			s.dropForms(ctx, l.DiffID)
+		}
 		chain = l.Parent
 	}
 	return ""
 }
 
-// Live answers for chains and config blobs whether an image has them now.
+// Live answers for chains, configs, manifests and indexes whether an image has them now.
 func (s *Images) Live() func(digest.Digest) bool {
 	live := map[digest.Digest]bool{}
 	s.mu.RLock()
@@ -141,6 +182,12 @@ func (s *Images) Live() func(digest.Digest) bool {
 		for _, chain := range e.chains {
 			live[chain] = true
 		}
+		for _, m := range e.manifests {
+			live[m] = true
+		}
+	}
+	for _, idx := range s.indexes {
+		live[idx] = true
 	}
 	return func(d digest.Digest) bool { return live[d] }
 }

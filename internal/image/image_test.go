@@ -26,6 +26,7 @@ type house struct {
 	*image.Images
 	root  string
 	snaps *overlay.Store
+	blobs *content.Store
 }
 
 func open(t testing.TB, root string) house {
@@ -46,10 +47,23 @@ func open(t testing.TB, root string) house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return house{s, root, snaps}
+	t.Cleanup(func() { s.Close() })
+	return house{s, root, snaps, blobs}
 }
 
 var ctx = context.Background()
+
+func files(t testing.TB, root string, patterns ...string) (all []string) {
+	t.Helper()
+	for _, p := range patterns {
+		found, err := filepath.Glob(filepath.Join(root, p))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, found...)
+	}
+	return all
+}
 
 func loadHello(t *testing.T, h house) image.Image {
 	t.Helper()

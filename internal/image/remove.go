@@ -31,40 +31,104 @@ func (s *Images) Remove(ctx context.Context, ref string, force, _ bool, inUse fu
 	if err != nil {
 		return nil, err
 	}
-	var stopped, running []string
+	use := func(id digest.Digest) (stopped, running []string) { return nil, nil }
 	if inUse != nil {
-		stopped, running = inUse(e.id)
+		use = inUse
 	}
-	err = s.change(func(byID map[digest.Digest]*entry, names map[string]digest.Digest) error {
-		done = nil
-		if byID[e.id] == nil {
+	stopped, running := use(e.id)
+	others := s.siblings(ctx, ref, e.id, use)
+	var deleted []*entry
+	var documents []digest.Digest
+	err = s.change(func(t *table) error {
+		done, deleted = nil, nil
+		if t.byID[e.id] == nil {
 			return noImage(ref)
 		}
-		mine := namesOf(names, e.id)
+		mine := namesOf(t.names, e.id)
 		going, err := rmiRule{ref: ref, id: e.id, mine: mine, force: force, stopped: stopped, running: running}.names()
 		if err != nil {
 			return err
 		}
 		for _, r := range going {
-			delete(names, r.String())
+			delete(t.names, r.String())
+			if idx := t.indexes[r.String()]; idx != "" {
+				documents = append(documents, idx)
+			}
 			done = append(done, Removed{Untagged: r.Familiar()})
 		}
 		if len(going) < len(mine) || len(running) > 0 && len(mine) > 0 {
 			return nil
 		}
-		delete(byID, e.id)
-		done = append(done, Removed{Deleted: e.id.String()})
+		deleted = append(deleted, t.byID[e.id])
+		deleted = append(deleted, t.siblingsGoing(others, going)...)
+		for _, gone := range deleted {
+			for _, r := range namesOf(t.names, gone.id) {
+				delete(t.names, r.String())
+				done = append(done, Removed{Untagged: r.Familiar()})
+			}
+			delete(t.byID, gone.id)
+		}
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	if len(done) > 0 && done[len(done)-1].Deleted != "" {
-		s.gate.candidate(loose{config: true, name: e.id})
-		s.gate.candidate(loose{name: e.chain()})
-		done = append(done, s.layersGone(e)...)
+	for _, m := range documents {
+		s.gate.candidate(loose{config: true, name: m})
+	}
+	for _, gone := range deleted {
+		done = append(done, Removed{Deleted: gone.id.String()})
+		s.looseEntry(gone)
+		done = append(done, s.layersGone(gone)...)
 	}
 	return done, nil
+}
+
+// looseEntry names what may have to go with an image.
+func (s *Images) looseEntry(e *entry) {
+	s.gate.candidate(loose{config: true, name: e.id})
+	for _, m := range e.manifests {
+		s.gate.candidate(loose{config: true, name: m})
+	}
+	s.gate.candidate(loose{name: e.chain()})
+}
+
+// siblings are the images of other platforms that came with the index of this name and that no container uses: they go when the last tag of the index does, since they have
+// no name that a person gave them.
+func (s *Images) siblings(ctx context.Context, ref string, id digest.Digest, use func(digest.Digest) (stopped, running []string)) (all []digest.Digest) {
+	index, err := s.index(ctx, ref)
+	if err != nil || index == nil {
+		return nil
+	}
+	for _, d := range index.Index.Manifests {
+		other, _ := s.byManifest(ctx, d.Digest)
+		if other == nil || other.id == id {
+			continue
+		}
+		if stopped, running := use(other.id); len(stopped)+len(running) == 0 {
+			all = append(all, other.id)
+		}
+	}
+	return all
+}
+
+// siblingsGoing are those of the siblings whose only names are digests in the repositories of the names that went.
+func (t *table) siblingsGoing(ids []digest.Digest, went []reference.Ref) (going []*entry) {
+	repos := map[string]bool{}
+	for _, r := range went {
+		repos[r.Name()] = true
+	}
+	for _, id := range ids {
+		e := t.byID[id]
+		free := e != nil
+		for _, r := range namesOf(t.names, id) {
+			free = free && r.Digest != "" && repos[r.Name()]
+		}
+		if free {
+			going = append(going, e)
+		}
+	}
+	return going
 }
 
 // layersGone names the chains that no other image has, topmost first, as `docker rmi` prints them.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -24,12 +25,16 @@ import (
 	"corten.dev/corten/internal/snapshot"
 )
 
-// Blobs is what the room needs of the content room.
+// Blobs is what the room needs of the content room, all of it on one store: split, every user would need both halves.
 type Blobs interface {
 	Put(ctx context.Context, want digest.Digest, size int64, r io.Reader) (content.Info, error)
 	Read(ctx context.Context, dgst digest.Digest, limit int64) ([]byte, error)
 	Delete(ctx context.Context, dgst digest.Digest) error
 	List(ctx context.Context, fn func(content.Info) error) error
+	Open(ctx context.Context, dgst digest.Digest) (*os.File, content.Info, error)
+	Stat(ctx context.Context, dgst digest.Digest) (content.Info, error)
+	Usage() (content.Usage, error)
+	CollectIngests(before time.Time) ([]content.Info, error)
 }
 
 // Options describe a store.
@@ -40,6 +45,11 @@ type Options struct {
 	Logger    *slog.Logger
 	// Platform is "os/arch[/variant]", for choosing from an index; empty is the one of this process.
 	Platform string
+	// KeepBlobs says what becomes of the compressed blobs of pulled layers: "auto" (or empty) keeps those that cannot be made again bit for bit,
+	// "always" all, "never" none.
+	KeepBlobs string
+	// Limits bound what may be pulled and loaded.
+	Limits Limits
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
@@ -47,6 +57,8 @@ type Options struct {
 // Images is the store: all parsed configs in memory, one index file on disk.
 //
 //	images.json   ids and names; rewritten aside, flushed and renamed with each change
+//	used.json     when images were used last; written now and then, never flushed
+//	forms/        the compressed forms of layers (see forms)
 //	load-…        unnamed while in use: an archive that is being loaded
 //
 // The config blobs are in the content room, the layers in the snapshot room. An image is added in the order layers, config, index, and removed
@@ -58,13 +70,19 @@ type Images struct {
 	log      *slog.Logger
 	platform manifest.Platform
 	now      func() time.Time
+	keep     string
+	limits   Limits
+	forms    *forms
+	keeper   *keeper
 
-	mu     sync.RWMutex // guards byID, names and known
-	byID   map[digest.Digest]*entry
-	names  map[string]digest.Digest // full name with tag, or with digest, to id
-	known  map[digest.Digest]nameSet
-	commit sync.Mutex // one change of the index file at a time; taken before mu
-	gate   gate
+	mu    sync.RWMutex // guards byID, names, indexes and known
+	byID  map[digest.Digest]*entry
+	names map[string]digest.Digest // full name with tag, or with digest, to id
+	known map[digest.Digest]nameSet
+	// indexes: full name to the index that it was pulled or pushed as; the name itself leads to one of its images.
+	indexes map[string]digest.Digest
+	commit  sync.Mutex // one change of the index file at a time; taken before mu
+	gate    gate
 }
 
 var _ Store = (*Images)(nil)
@@ -77,6 +95,8 @@ type entry struct {
 	chains []snapshot.ChainID // lowest first
 	sizes  []int64            // of the layers
 	tagged time.Time
+	// manifests that the image came with or was pushed as, blobs in the content room; latest first.
+	manifests []digest.Digest
 }
 
 func (e *entry) chain() snapshot.ChainID {
@@ -98,20 +118,23 @@ const maxConfig = 8 << 20
 
 const indexFile = "images.json"
 
+// indexRecord is the index file. Fields are only ever added, so that the store of any earlier version opens.
 type indexRecord struct {
-	Images []imageRecord
-	Names  map[string]digest.Digest
+	Images  []imageRecord
+	Names   map[string]digest.Digest
+	Indexes map[string]digest.Digest `json:",omitempty"`
 }
 
 type imageRecord struct {
-	ID     digest.Digest
-	Tagged time.Time
+	ID        digest.Digest
+	Tagged    time.Time
+	Manifests []digest.Digest `json:",omitempty"`
 }
 
 // New opens the store and checks what it finds. An image whose config or layers are missing is taken out, with a line in the log.
 func New(opts Options) (*Images, error) {
 	s := &Images{root: opts.Root, snaps: opts.Snapshots, blobs: opts.Content, log: opts.Logger, now: opts.Now,
-		byID: map[digest.Digest]*entry{}, names: map[string]digest.Digest{}}
+		byID: map[digest.Digest]*entry{}, names: map[string]digest.Digest{}, indexes: map[string]digest.Digest{}, keep: opts.KeepBlobs, limits: opts.Limits.withDefaults()}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -122,6 +145,9 @@ func New(opts Options) (*Images, error) {
 		opts.Platform = runtime.GOOS + "/" + runtime.GOARCH
 	}
 	var err error
+	if s.keep, err = parseKeep(s.keep); err != nil {
+		return nil, err
+	}
 	if s.platform, err = manifest.ParsePlatform(opts.Platform); err != nil {
 		return nil, err
 	}
@@ -129,10 +155,20 @@ func New(opts Options) (*Images, error) {
 		return nil, fmt.Errorf("open images: %w", err)
 	}
 	s.gate.sweep = s.sweepLoose
+	if s.forms, err = openForms(filepath.Join(s.root, "forms"), s.log); err != nil {
+		return nil, fmt.Errorf("open images: %w", err)
+	}
 	if err := s.load(context.Background()); err != nil {
 		return nil, fmt.Errorf("open images: %w", err)
 	}
+	s.keeper = newKeeper(s)
 	return s, nil
+}
+
+// Close ends what goes on in the background. What it was at goes on with the next start.
+func (s *Images) Close() error {
+	s.keeper.close()
+	return s.forms.dir.Close()
 }
 
 func (s *Images) load(ctx context.Context) error {
@@ -146,6 +182,9 @@ func (s *Images) load(ctx context.Context) error {
 		if err == nil {
 			e, err = s.newEntry(ctx, r.ID, raw, r.Tagged)
 		}
+		if err == nil {
+			e.manifests = r.Manifests
+		}
 		if err != nil {
 			whole = false
 			s.log.Error("image is not complete, left out", "image", r.ID, "error", err)
@@ -156,6 +195,11 @@ func (s *Images) load(ctx context.Context) error {
 	for name, id := range rec.Names {
 		if s.byID[id] != nil {
 			s.names[name] = id
+		}
+	}
+	for name, idx := range rec.Indexes {
+		if s.names[name] != "" {
+			s.indexes[name] = idx
 		}
 	}
 	s.known = nameSets(s.names)
@@ -179,6 +223,7 @@ func (s *Images) load(ctx context.Context) error {
 	for _, l := range layers {
 		s.gate.candidate(loose{name: l.Chain})
 	}
+	s.forms.each(func(diff digest.Digest, _ form) { s.gate.candidate(loose{form: true, name: diff}) })
 	for _, id := range configs {
 		s.gate.candidate(loose{config: true, name: id})
 	}
@@ -186,12 +231,15 @@ func (s *Images) load(ctx context.Context) error {
 	return nil
 }
 
-// looseConfigs finds config blobs that no image has: a process was killed between storing the blob and writing the index. Other kinds of blobs
+// looseConfigs finds configs, manifests and indexes that no image has: a process was killed between storing the blob and writing the index. Other kinds of blobs
 // are none of our business.
 func (s *Images) looseConfigs(ctx context.Context) (ids []digest.Digest, err error) {
 	const likely = 256 << 10
+	live := s.Live()
+	kept := map[digest.Digest]bool{}
+	s.forms.each(func(_ digest.Digest, f form) { kept[f.Digest] = true })
 	err = s.blobs.List(ctx, func(info content.Info) error {
-		if s.byID[info.Digest] != nil || info.Size > likely {
+		if live(info.Digest) || kept[info.Digest] || info.Size > likely {
 			return nil
 		}
 		raw, err := s.blobs.Read(ctx, info.Digest, likely)
@@ -200,6 +248,8 @@ func (s *Images) looseConfigs(ctx context.Context) (ids []digest.Digest, err err
 			return nil
 		}
 		if _, err := ParseConfig(raw); err == nil {
+			ids = append(ids, info.Digest)
+		} else if _, err := manifest.Parse("", raw); err == nil {
 			ids = append(ids, info.Digest)
 		}
 		return nil
@@ -256,35 +306,46 @@ func nextChain(parent snapshot.ChainID, diff digest.Digest) snapshot.ChainID {
 }
 
 // change edits the names and images and makes the result durable. edit works on copies; when it fails or the disk does, nothing changed.
-func (s *Images) change(edit func(byID map[digest.Digest]*entry, names map[string]digest.Digest) error) error {
+func (s *Images) change(edit func(t *table) error) error {
 	s.commit.Lock()
 	defer s.commit.Unlock()
 	s.mu.RLock()
-	byID := make(map[digest.Digest]*entry, len(s.byID)+1)
-	for id, e := range s.byID {
-		byID[id] = e
-	}
-	names := make(map[string]digest.Digest, len(s.names)+1)
-	for n, id := range s.names {
-		names[n] = id
-	}
+	t := &table{byID: maps.Clone(s.byID), names: maps.Clone(s.names), indexes: maps.Clone(s.indexes)}
 	s.mu.RUnlock()
-	if err := edit(byID, names); err != nil {
+	if err := edit(t); err != nil {
 		return err
 	}
-	rec := indexRecord{Names: names}
-	for id, e := range byID {
-		rec.Images = append(rec.Images, imageRecord{id, e.tagged})
+	rec := indexRecord{Names: t.names, Indexes: t.indexes}
+	for name := range t.indexes {
+		if t.names[name] == "" {
+			delete(t.indexes, name)
+		}
+	}
+	for id, e := range t.byID {
+		rec.Images = append(rec.Images, imageRecord{id, e.tagged, e.manifests})
 	}
 	sort.Slice(rec.Images, func(i, j int) bool { return rec.Images[i].ID < rec.Images[j].ID })
 	if err := s.writeIndex(rec); err != nil {
 		return fmt.Errorf("write image index: %w", err)
 	}
-	known := nameSets(names)
+	known := nameSets(t.names)
 	s.mu.Lock()
-	s.byID, s.names, s.known = byID, names, known
+	s.byID, s.names, s.indexes, s.known = t.byID, t.names, t.indexes, known
 	s.mu.Unlock()
 	return nil
+}
+
+// table is what the index file says.
+type table struct {
+	byID    map[digest.Digest]*entry
+	names   map[string]digest.Digest
+	indexes map[string]digest.Digest
+}
+
+// name makes a name lead to an image. It is no longer the name of an index.
+func (t *table) name(r reference.Ref, id digest.Digest) {
+	t.names[r.String()] = id
+	delete(t.indexes, r.String())
 }
 
 func (s *Images) writeIndex(rec indexRecord) (err error) {
@@ -311,8 +372,8 @@ func (s *Images) writeIndex(rec indexRecord) (err error) {
 	return also(dir.Sync(), dir.Close())
 }
 
-// add stores the config and gives the image its names. The layers must be there and held by the gate.
-func (s *Images) add(ctx context.Context, raw []byte, refs []reference.Ref) (*entry, error) {
+// add stores the config and gives the image its names, and the manifest it came with if there was one. The layers must be there and held by the gate.
+func (s *Images) add(ctx context.Context, raw []byte, refs []reference.Ref, manifests ...digest.Digest) (*entry, error) {
 	info, err := s.blobs.Put(ctx, "", int64(len(raw)), readerOf(raw))
 	if err != nil {
 		return nil, err
@@ -321,13 +382,19 @@ func (s *Images) add(ctx context.Context, raw []byte, refs []reference.Ref) (*en
 	if err != nil {
 		return nil, err
 	}
-	err = s.change(func(byID map[digest.Digest]*entry, names map[string]digest.Digest) error {
-		if old := byID[e.id]; old != nil && len(refs) == 0 {
-			e.tagged = old.tagged
+	err = s.change(func(t *table) error {
+		if old := t.byID[e.id]; old != nil {
+			e.manifests = old.manifests
+			if len(refs) == 0 {
+				e.tagged = old.tagged
+			}
 		}
-		byID[e.id] = e
+		for _, m := range manifests {
+			e.came(m)
+		}
+		t.byID[e.id] = e
 		for _, r := range refs {
-			names[r.String()] = e.id
+			t.name(r, e.id)
 		}
 		return nil
 	})
@@ -335,6 +402,15 @@ func (s *Images) add(ctx context.Context, raw []byte, refs []reference.Ref) (*en
 		return nil, err
 	}
 	return e, nil
+}
+
+// maxManifests bounds how many manifests of one image are remembered.
+const maxManifests = 32
+
+// came notes that the image has this manifest. e must not be visible to others yet.
+func (e *entry) came(m digest.Digest) {
+	rest := slices.DeleteFunc(slices.Clone(e.manifests), func(o digest.Digest) bool { return o == m })
+	e.manifests = append([]digest.Digest{m}, rest[:min(len(rest), maxManifests-1)]...)
 }
 
 // Get finds an image.
@@ -421,15 +497,15 @@ func (s *Images) Tag(_ context.Context, ref, name string) error {
 	if err != nil {
 		return err
 	}
-	return s.change(func(byID map[digest.Digest]*entry, names map[string]digest.Digest) error {
-		old := byID[e.id]
+	return s.change(func(t *table) error {
+		old := t.byID[e.id]
 		if old == nil {
 			return noImage(ref)
 		}
 		again := *old
 		again.tagged = s.now()
-		byID[e.id] = &again
-		names[to.String()] = e.id
+		t.byID[e.id] = &again
+		t.name(to, e.id)
 		return nil
 	})
 }

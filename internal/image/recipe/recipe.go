@@ -27,6 +27,7 @@ import (
 
 // The compressors.
 const (
+	Plain     = "plain"     // none: the blob is the tar itself
 	Go        = "go"        // compress/flate
 	Klauspost = "klauspost" // klauspost/compress/flate, one stream
 	Blocks    = "blocks"    // klauspost/compress/flate as pgzip uses it: blocks that know the end of the one before, each flushed
@@ -66,6 +67,8 @@ func For(compression string) (Recipe, error) {
 // NewWriter compresses what is written to w; Close ends the stream. parallel is how many processors it may use; the bytes do not depend on it.
 func (rec Recipe) NewWriter(w io.Writer, parallel int) (io.WriteCloser, error) {
 	switch rec.Algo {
+	case Plain:
+		return nopCloser{w}, nil
 	case Go, Klauspost, Blocks:
 		if len(rec.Header) < len(plainHeader) {
 			return nil, errs.New(errs.Invalid, "recipe %s has no gzip header", rec.Algo)
@@ -80,6 +83,10 @@ func (rec Recipe) NewWriter(w io.Writer, parallel int) (io.WriteCloser, error) {
 	}
 	return nil, errs.New(errs.Invalid, "recipe %q is not known to this version", rec.Algo)
 }
+
+type nopCloser struct{ io.Writer }
+
+func (nopCloser) Close() error { return nil }
 
 // gzipWriter is header, deflate stream, checksum and length.
 type gzipWriter struct {

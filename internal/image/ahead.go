@@ -1,0 +1,94 @@
+package image
+
+import "io"
+
+// ahead reads in a goroutine of its own, some large pieces ahead of who reads from it: decompression and writing files run side by side.
+type ahead struct {
+	full  chan piece
+	empty chan []byte
+	quit  chan struct{}
+	gone  chan struct{}
+	cur   piece
+	rest  []byte
+}
+
+type piece struct {
+	buf []byte
+	n   int
+	err error
+}
+
+const (
+	aheadPieces = 4
+	aheadPiece  = 512 << 10
+)
+
+func readAhead(r io.Reader) *ahead {
+	a := &ahead{full: make(chan piece, aheadPieces), empty: make(chan []byte, aheadPieces), quit: make(chan struct{}), gone: make(chan struct{})}
+	go a.fill(r)
+	return a
+}
+
+func (a *ahead) fill(r io.Reader) {
+	defer close(a.gone)
+	defer close(a.full)
+	for made := 0; ; {
+		var buf []byte
+		select {
+		case buf = <-a.empty:
+		case <-a.quit:
+			return
+		default:
+			if made == aheadPieces {
+				select {
+				case buf = <-a.empty:
+				case <-a.quit:
+					return
+				}
+			} else {
+				buf = make([]byte, aheadPiece)
+				made++
+			}
+		}
+		n := 0
+		var err error
+		for n < len(buf) && err == nil {
+			var m int
+			m, err = r.Read(buf[n:])
+			n += m
+		}
+		select {
+		case a.full <- piece{buf, n, err}:
+		case <-a.quit:
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (a *ahead) Read(p []byte) (int, error) {
+	for len(a.rest) == 0 {
+		if a.cur.err != nil {
+			return 0, a.cur.err
+		}
+		if a.cur.buf != nil {
+			a.empty <- a.cur.buf
+		}
+		var ok bool
+		if a.cur, ok = <-a.full; !ok {
+			a.cur = piece{err: io.ErrClosedPipe}
+		}
+		a.rest = a.cur.buf[:a.cur.n]
+	}
+	n := copy(p, a.rest)
+	a.rest = a.rest[n:]
+	return n, nil
+}
+
+// stop ends the goroutine and waits for it: the source is free afterwards. A source that blocks must be ended by its owner.
+func (a *ahead) stop() {
+	close(a.quit)
+	<-a.gone
+}
