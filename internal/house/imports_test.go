@@ -59,7 +59,7 @@ var table = []room{
 	{"server", words + " task events container image network volume snapshot runtime engine", "the Docker API"},
 	{"runtimecli", tools + " runtime", "the OCI command line of the runtime room"},
 	{"cli", words, "the client knows the API, not the engine"},
-	{"settings", words, "what an operator says"},
+	{"settings", words + " registry/client/rules", "what an operator says"},
 	{"bench", words, "whole commands, from outside"},
 	{"demo", words, "whole commands, from outside"},
 	{"proof", "", "tests of the whole"},
@@ -196,7 +196,7 @@ var foreign = []struct{ prefix, rooms, why string }{
 	{"github.com/spf13/pflag", "cli settings runtimecli", "flags belong to the command lines"},
 	{"github.com/google/nftables", "", "internal/linux/nft needs 7 µs where it needs 250"},
 	{"github.com/vishvananda/netlink", "", "internal/linux/netlink batches, and starts nothing"},
-	{"golang.org/x/sys/unix", "linux safefs tarfs record content image logs monitor network runtime runtimecli snapshot volume cli/copied cli/term",
+	{"golang.org/x/sys/unix", "linux safefs tarfs record content image logs monitor network registry/server/disk runtime runtimecli snapshot volume cli/copied cli/term",
 		"system calls belong to the tools and the rooms: the engine, its doors and the stored records ask internal/linux and internal/safefs"},
 	{"github.com/cilium/ebpf", "linux", "device programs belong to the cgroup tool"},
 }
