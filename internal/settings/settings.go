@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/registry/client/rules"
 )
 
 // Settings are all settings; the JSON names are the keys of the configuration file, which are also the flags' names where the two agree.
@@ -57,6 +58,16 @@ type Settings struct {
 	TLSCACert    string             `json:"tlscacert,omitempty"`
 	TLSCert      string             `json:"tlscert,omitempty"`
 	TLSKey       string             `json:"tlskey,omitempty"`
+
+	InsecureRegistries []string     `json:"insecure-registries,omitempty"`
+	RegistryMirrors    []string     `json:"registry-mirrors,omitempty"`
+	Registries         []rules.Rule `json:"registries,omitempty"`
+	DefaultRegistry    string       `json:"default-registry,omitempty"`
+	RegistryCerts      []string     `json:"registry-certs,omitempty"`
+	Proxies            Proxies      `json:"proxies,omitzero"`
+	MaxDownloads       int          `json:"max-concurrent-downloads,omitempty"`
+	MaxUploads         int          `json:"max-concurrent-uploads,omitempty"`
+	MaxAttempts        int          `json:"max-download-attempts,omitempty"`
 
 	// Only on the command line.
 	ConfigFile string `json:"-"`
@@ -111,6 +122,7 @@ func Default() Settings {
 	return Settings{
 		Hosts: nil, DataRoot: "/var/lib/corten", ExecRoot: "/run/corten", LogLevel: "info", LogFormat: "text",
 		Group: "docker", NftTable: "", IPForward: true, MTU: 0, LogDriver: "json-file", ShmSize: 64 << 20,
+		RegistryCerts: []string{"/etc/corten/certs.d", "/etc/docker/certs.d"}, MaxDownloads: 6, MaxUploads: 5, MaxAttempts: 5,
 	}
 }
 
@@ -180,6 +192,7 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 	set.StringVar(&s.TLSCACert, "tlscacert", "", "Certificates that sign clients")
 	set.StringVar(&s.TLSCert, "tlscert", "", "Certificate of the engine")
 	set.StringVar(&s.TLSKey, "tlskey", "", "Key of the engine")
+	s.registryFlags(set)
 	set.BoolVar(&s.Validate, "validate", false, "Check the settings and exit")
 	set.BoolVarP(&s.Version, "version", "v", false, "Print the version and exit")
 	return set
@@ -189,6 +202,7 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 var flagKeys = map[string]string{
 	"hosts": "host", "labels": "label", "default-address-pools": "default-address-pool", "dns-opts": "dns-opt",
 	"log-opts": "log-opt", "default-ulimits": "default-ulimit", "exec-opts": "exec-opt",
+	"insecure-registries": "insecure-registry", "registry-mirrors": "registry-mirror", "registry-certs": "registry-certs-dir",
 }
 
 func (s *Settings) readFile(set *pflag.FlagSet) error {
@@ -217,7 +231,7 @@ func (s *Settings) merge(raw []byte, changed func(flag string) bool) error {
 		if other, ok := flagKeys[key]; ok {
 			flag = other
 		}
-		if changed(flag) {
+		if changed(flag) || key == "proxies" && slices.ContainsFunc(proxyFlags(), changed) {
 			twice = append(twice, key)
 		}
 	}
@@ -276,6 +290,9 @@ func (s *Settings) check() error {
 		}
 	}
 	if _, err := s.SystemdCgroup(); err != nil {
+		return err
+	}
+	if err := s.checkRegistries(); err != nil {
 		return err
 	}
 	return s.checkTLS()

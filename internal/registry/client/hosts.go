@@ -59,7 +59,10 @@ func NewHosts(opts HostsOptions) (*Table, error) {
 		t.opts.Logger = slog.New(slog.DiscardHandler)
 	}
 	if t.opts.Proxy == nil {
-		t.opts.Proxy = http.ProxyFromEnvironment
+		var err error
+		if t.opts.Proxy, err = ProxyFrom(Proxies{}); err != nil {
+			return nil, err
+		}
 	}
 	t.look = func(ctx context.Context, host string) ([]netip.Addr, error) {
 		return net.DefaultResolver.LookupNetIP(ctx, "ip", host)

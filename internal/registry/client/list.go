@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -88,8 +89,12 @@ func (s *site) names(ctx context.Context, path string, scopes []string, key stri
 			return nil, refuse(errs.Unavailable, "%s: more than %d %s: refused", where(c.method, at), maxNames, key)
 		}
 		next, err := s.nextPage(at, resp.Header, seen)
-		if next == nil || err != nil {
-			return all, err
+		if err != nil {
+			return nil, err
+		}
+		if next == nil {
+			slices.Sort(all) // some registries keep no order
+			return slices.Compact(all), nil
 		}
 		c = &call{method: http.MethodGet, url: next, scopes: scopes}
 	}

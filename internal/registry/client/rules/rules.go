@@ -54,7 +54,7 @@ func (r Rule) Check() error {
 	if wild || host == "*" {
 		stars++
 	}
-	if host != "*" && !validHost(name) {
+	if host != "*" && !ValidHost(name) {
 		return errs.New(errs.Invalid, "registries: match %q: give HOST[:PORT][/PATH], where HOST may begin with \"*.\" or be \"*\"", r.Match)
 	}
 	if hasPath {
@@ -108,7 +108,7 @@ func ParseInsecure(s string) (host string, network netip.Prefix, err error) {
 		return "", network.Masked(), nil
 	}
 	s = strings.TrimPrefix(strings.TrimPrefix(s, "http://"), "https://") // docker takes them too
-	if !validHost(s) {
+	if !ValidHost(s) {
 		return "", netip.Prefix{}, errs.New(errs.Invalid, "insecure registry %q is not valid: give HOST[:PORT] or a network like 10.0.0.0/8", s)
 	}
 	return strings.ToLower(s), netip.Prefix{}, nil
@@ -122,14 +122,14 @@ func checkURL(s string) error {
 		return errs.New(errs.Invalid, "not a URL: give https://HOST[:PORT][/PATH]")
 	case u.User != nil:
 		return errs.New(errs.Invalid, "%s: a user name or password has no place in a URL", u.Host)
-	case u.Scheme != "http" && u.Scheme != "https" || !validHost(u.Host) || u.RawQuery != "" || u.Fragment != "" || u.ForceQuery:
+	case u.Scheme != "http" && u.Scheme != "https" || !ValidHost(u.Host) || u.RawQuery != "" || u.Fragment != "" || u.ForceQuery:
 		return errs.New(errs.Invalid, "%q: give https://HOST[:PORT][/PATH]", s)
 	}
 	return nil
 }
 
-// validHost: a name, an address, or an IPv6 address in brackets, with or without a port.
-func validHost(s string) bool {
+// ValidHost tells whether s is a host: a name, an address, or an IPv6 address in brackets, with or without a port.
+func ValidHost(s string) bool {
 	host, port, hasPort := cutPort(s)
 	if hasPort {
 		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
