@@ -1,10 +1,13 @@
 package images
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"path"
+	goruntime "runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,7 +20,9 @@ import (
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/filter"
 	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
+	"corten.dev/corten/internal/registry/client"
 )
 
 // Containers tells who stands on an image.
@@ -25,20 +30,53 @@ type Containers interface {
 	ImageUsers(id digest.Digest) (stopped, running []string)
 }
 
-// Options join the service with its rooms; all are needed.
+// Options join the service with its rooms; all without a default are needed.
 type Options struct {
 	Store      image.Store
 	Containers Containers
 	Events     *events.Bus
+	Transfers  image.Transfers
+	Blobs      Blobs
+	Registry   client.Registry
+	// Platform is what is pulled when nobody says which; the zero value is the one of this process.
+	Platform manifest.Platform
+	// MaxDownloads and MaxUploads bound how many layers are on their way at a time, of all pulls and pushes; 0 is 6 and 5.
+	MaxDownloads, MaxUploads int
+	Log                      *slog.Logger
 }
 
-// Service implements [API].
-type Service struct{ Options }
+// Service implements [API] and [Registries].
+type Service struct {
+	Options
+	flights *flights
+	uploads limit
+}
 
-var _ API = (*Service)(nil)
+var (
+	_ API        = (*Service)(nil)
+	_ Registries = (*Service)(nil)
+)
 
 // New makes the service.
-func New(opts Options) *Service { return &Service{opts} }
+func New(opts Options) *Service {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	if opts.Platform == (manifest.Platform{}) {
+		opts.Platform = manifest.Platform{OS: goruntime.GOOS, Arch: goruntime.GOARCH}
+	}
+	return &Service{
+		Options: opts,
+		flights: newFlights(opts.Blobs, cmp.Or(opts.MaxDownloads, 6), opts.Log),
+		uploads: newLimit(cmp.Or(opts.MaxUploads, 5)),
+	}
+}
+
+// Close ends what is under way in the background. The downloads of pulls that are left keep what they have.
+func (s *Service) Close() error {
+	s.flights.close()
+	return nil
+}
 
 func (s *Service) emit(action, id, name string, extra map[string]string) {
 	attrs := map[string]string{"name": name}

@@ -1,0 +1,299 @@
+package images
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sort"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/events"
+	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/manifest"
+	"corten.dev/corten/internal/reference"
+	"corten.dev/corten/internal/registry/client"
+)
+
+// Push implements [Registries].
+//
+//	layers side by side: asked for (HEAD) ─▶ mounted from another repository ─▶ sent ─┐
+//	config ──────────────────────────────────────────────────────────────────────────┴─▶ manifest ─▶ [index] ─▶ written down
+func (s *Service) Push(ctx context.Context, opts PushOptions, report Reporter) error {
+	ref, err := reference.Parse(opts.Ref)
+	if err != nil {
+		return err
+	}
+	switch {
+	case ref.Digest != "":
+		return errs.New(errs.Invalid, "cannot push a digest reference")
+	case opts.AllTags && ref.Tag != "":
+		return errs.New(errs.Invalid, "tag can't be used with --all-tags/-a")
+	case opts.Compression != "" && opts.Compression != "gzip" && opts.Compression != "zstd":
+		return errs.New(errs.Invalid, "compression %q: choose gzip or zstd", opts.Compression)
+	}
+	send := image.SendOptions{AllPlatforms: opts.Platform == "", Platform: s.Platform, Compression: opts.Compression}
+	if opts.Platform != "" {
+		if send.Platform, err = manifest.ParsePlatform(opts.Platform); err != nil {
+			return err
+		}
+	}
+	refs, err := s.pushed(ctx, ref, opts.AllTags)
+	if err != nil {
+		return err
+	}
+	repo, err := s.Registry.Repository(ref, opts.Credentials)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	p := &pushing{Service: s, repo: repo, send: send, reports: make(chan Report, 64)}
+	go func() {
+		defer close(p.reports)
+		p.say(ctx, Report{Status: "The push refers to repository [" + ref.Name() + "]"})
+		for _, one := range refs {
+			if err = p.one(ctx, one); err != nil {
+				return
+			}
+			s.Events.Publish(events.Event{Type: "image", Action: "push", ID: one.Familiar(), Attributes: s.attributes(ctx, one)})
+		}
+	}()
+	for r := range p.reports {
+		report(r)
+	}
+	return err
+}
+
+// pushed are the names that are to go out.
+func (s *Service) pushed(ctx context.Context, ref reference.Ref, all bool) ([]reference.Ref, error) {
+	if !all {
+		ref = ref.WithDefaultTag()
+		if _, ok := s.local(ctx, ref); !ok {
+			return nil, errs.New(errs.NotFound, "An image does not exist locally with the tag: %s", ref.FamiliarName())
+		}
+		return []reference.Ref{ref}, nil
+	}
+	list, err := s.Store.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var refs []reference.Ref
+	for _, img := range list {
+		for _, tag := range img.Tags {
+			if one, err := reference.Parse(tag); err == nil && one.Name() == ref.Name() {
+				refs = append(refs, one)
+			}
+		}
+	}
+	if len(refs) == 0 {
+		return nil, errs.New(errs.NotFound, "An image does not exist locally with the tag: %s", ref.FamiliarName())
+	}
+	sort.Slice(refs, func(i, j int) bool { return refs[i].Tag < refs[j].Tag })
+	return refs, nil
+}
+
+// pushing is one call of Push.
+type pushing struct {
+	*Service
+	repo    client.Repository
+	send    image.SendOptions
+	reports chan Report
+}
+
+func (p *pushing) say(ctx context.Context, r Report) {
+	select {
+	case p.reports <- r:
+	case <-ctx.Done():
+	}
+}
+
+// one pushes what one name leads to.
+func (p *pushing) one(ctx context.Context, ref reference.Ref) error {
+	all, index, err := p.Transfers.Send(ctx, ref.Familiar(), p.send)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, out := range all {
+			_ = out.Close() // it only lets go
+		}
+	}()
+	if len(all) == 0 {
+		return errs.New(errs.NotFound, "nothing of %s is here for platform %s", ref.Familiar(), p.send.Platform)
+	}
+	var last manifest.Document
+	for _, out := range all {
+		to := ""
+		if index == nil {
+			to = ref.Tag
+		}
+		if last, err = p.image(ctx, ref, out, to); err != nil {
+			return err
+		}
+	}
+	if index != nil {
+		if err := p.repo.PushManifest(ctx, ref.Tag, *index); err != nil {
+			return err
+		}
+		last = *index
+	}
+	if err := p.Transfers.Pushed(context.WithoutCancel(ctx), ref, all[0].ID(), last); err != nil {
+		return err
+	}
+	p.say(ctx, Report{Status: fmt.Sprintf("%s: digest: %s size: %d", ref.Tag, last.Digest, len(last.Raw))})
+	p.say(ctx, Report{Pushed: &PushedTag{Tag: ref.Tag, Digest: last.Digest.String(), Size: len(last.Raw)}})
+	return nil
+}
+
+// image pushes one image, under a tag or, without one, under its digest.
+func (p *pushing) image(ctx context.Context, ref reference.Ref, out image.Outgoing, tag string) (doc manifest.Document, err error) {
+	var todo []*leaving
+	seen := map[digest.Digest]bool{}
+	layers := out.Layers()
+	for i := len(layers) - 1; i >= 0; i-- { // from the top, as Docker lists them
+		l := layers[i]
+		if seen[l.DiffID()] {
+			continue
+		}
+		seen[l.DiffID()] = true
+		a := &leaving{pushing: p, ref: ref, layer: l, id: short(l.DiffID())}
+		p.say(ctx, Report{ID: a.id, Status: "Preparing", Layer: true})
+		todo = append(todo, a)
+	}
+	if err := sideBySide(ctx, len(todo), func(ctx context.Context, n int) error { return todo[n].leave(ctx) }); err != nil {
+		return doc, err
+	}
+	desc, raw := out.Config()
+	if err := p.config(ctx, desc, raw); err != nil {
+		return doc, fmt.Errorf("config of the image: %w", err)
+	}
+	if doc, err = out.Manifest(); err != nil {
+		return doc, err
+	}
+	if tag == "" {
+		tag = doc.Digest.String()
+	}
+	return doc, p.repo.PushManifest(ctx, tag, doc)
+}
+
+func (p *pushing) config(ctx context.Context, desc ocispec.Descriptor, raw []byte) error {
+	if has, err := p.repo.Has(ctx, desc.Digest); err != nil || has {
+		return err
+	}
+	_, err := p.repo.Push(ctx, client.Upload{Digest: desc.Digest, Size: int64(len(raw)), Open: func(_ context.Context, offset int64) (io.ReadCloser, error) {
+		return io.NopCloser(strings.NewReader(string(raw[offset:]))), nil
+	}})
+	return err
+}
+
+// leaving is one layer on its way out.
+type leaving struct {
+	*pushing
+	ref   reference.Ref
+	layer image.OutgoingLayer
+	id    string
+}
+
+func (a *leaving) tell(ctx context.Context, status string) {
+	a.say(ctx, Report{ID: a.id, Status: status, Layer: true})
+}
+
+// leave gets the layer into the registry, with as little as possible.
+func (a *leaving) leave(ctx context.Context) error {
+	if err := a.uploads.take(ctx, func() { a.tell(ctx, "Waiting") }); err != nil {
+		return err
+	}
+	defer a.uploads.give()
+	if desc, ok := a.layer.Known(); ok {
+		has, err := a.repo.Has(ctx, desc.Digest)
+		if err != nil {
+			return err
+		}
+		if has {
+			a.tell(ctx, "Layer already exists")
+			return nil
+		}
+		from, err := a.mount(ctx, desc.Digest)
+		if err != nil {
+			return err
+		}
+		if from != "" {
+			a.tell(ctx, "Mounted from "+from)
+			return nil
+		}
+	}
+	return a.upload(ctx)
+}
+
+// mount asks for the blob of another repository of the same registry; it gives the path of the one that had it.
+func (a *leaving) mount(ctx context.Context, d digest.Digest) (from string, err error) {
+	const tries = 4 // as many repositories are asked for at most
+	var origins []string
+	for _, name := range a.layer.Origins() {
+		origin, err := reference.Parse(name)
+		if err == nil && origin.Domain == a.ref.Domain && origin.Path != a.ref.Path && !slices.Contains(origins, origin.Path) {
+			origins = append(origins, origin.Path)
+		}
+	}
+	for _, path := range origins[:min(len(origins), tries)] {
+		ok, err := a.repo.Mount(ctx, d, path)
+		switch {
+		case ok:
+			return path, nil
+		case errors.Is(err, errs.Unauthorized), errors.Is(err, errs.Forbidden), errors.Is(err, errs.NotFound), err == nil:
+			// not ours to read any more, or gone: the next one
+		default:
+			return "", err
+		}
+	}
+	return "", nil
+}
+
+// upload sends the layer, and tells how far it is.
+func (a *leaving) upload(ctx context.Context) error {
+	var sent atomic.Int64
+	total := a.layer.Size()
+	up := client.Upload{Size: -1, Open: a.layer.Open, Progress: sent.Store}
+	if desc, ok := a.layer.Known(); ok {
+		up.Digest, up.Size = desc.Digest, desc.Size
+		total = desc.Size
+	}
+	type result struct {
+		desc ocispec.Descriptor
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		desc, err := a.repo.Push(ctx, up)
+		done <- result{desc, err}
+	}()
+	tick := time.NewTicker(reportEvery)
+	defer tick.Stop()
+	told := int64(-1)
+	for {
+		select {
+		case <-tick.C:
+			if now := sent.Load(); now != told {
+				told = now
+				a.say(ctx, Report{ID: a.id, Status: "Pushing", Layer: true, Current: now, Total: max(total, now)})
+			}
+		case r := <-done:
+			if r.err != nil {
+				return r.err
+			}
+			if err := a.layer.Sent(r.desc); err != nil {
+				return err
+			}
+			a.tell(ctx, "Pushed")
+			return nil
+		}
+	}
+}
