@@ -15,7 +15,7 @@ import (
 	"syscall"
 	"time"
 
-	"corten.dev/corten/internal/network/dns"
+	"corten.dev/corten/internal/network/resident"
 	"golang.org/x/sys/unix"
 )
 
@@ -148,7 +148,7 @@ func call(c *net.UnixConn, p packet, answer any) (files []*os.File, err error) {
 	if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
 		return nil, err
 	}
-	if err := dns.Send(c, p.req, p.files); err != nil {
+	if err := resident.Send(c, p.req, p.files); err != nil {
 		return nil, err
 	}
 	size := 4 << 10
@@ -163,7 +163,7 @@ func call(c *net.UnixConn, p packet, answer any) (files []*os.File, err error) {
 	if n == 0 {
 		return nil, io.EOF
 	}
-	files, err = dns.Descriptors(oob[:oobn])
+	files, err = resident.Descriptors(oob[:oobn])
 	if err != nil {
 		return nil, err
 	}

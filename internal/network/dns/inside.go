@@ -10,6 +10,7 @@ import (
 	"time"
 	"unsafe"
 
+	"corten.dev/corten/internal/network/resident"
 	"golang.org/x/sys/unix"
 )
 
@@ -45,7 +46,7 @@ func newInside(files []*os.File) (*inside, error) {
 	in := &inside{files: files, udp: make(chan *os.File, len(files)), tcp: make(chan *os.File, len(files))}
 	for _, f := range files {
 		kind := 0
-		err := control(f, func(fd int) (err error) {
+		err := resident.Control(f, func(fd int) (err error) {
 			kind, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
 			return err
 		})
@@ -65,7 +66,7 @@ func (in *inside) close() error {
 	if in == nil {
 		return nil
 	}
-	return closeFiles(in.files)
+	return resident.Close(in.files)
 }
 
 // dial takes a socket, waiting for one if need be, and connects it. Closing the connection gives it back.
@@ -89,34 +90,14 @@ func (in *inside) dial(ctx context.Context, network string, server netip.AddrPor
 		return nil, err
 	}
 	return &borrowed{Conn: conn, back: func() error {
-		err := control(f, disconnect)
+		err := resident.Control(f, disconnect)
 		list <- f
 		return err
 	}}, nil
 }
 
-// control runs fn on the descriptor, which cannot be closed meanwhile. (Fd would make the socket a blocking one, for everybody who shares it.)
-func control(f *os.File, fn func(fd int) error) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var ferr error
-	err = raw.Control(func(fd uintptr) { ferr = fn(int(fd)) })
-	return errors.Join(err, ferr)
-}
-
-// dup is a duplicate of the descriptor.
-func dup(f *os.File) (fd int, err error) {
-	err = control(f, func(old int) (err error) {
-		fd, err = unix.FcntlInt(uintptr(old), unix.F_DUPFD_CLOEXEC, 0)
-		return os.NewSyscallError("dup", err)
-	})
-	return fd, err
-}
-
 func connect(ctx context.Context, f *os.File, server netip.AddrPort) (net.Conn, error) {
-	err := control(f, func(fd int) error {
+	err := resident.Control(f, func(fd int) error {
 		err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(server.Port()), Addr: server.Addr().As4()})
 		if errors.Is(err, unix.EINPROGRESS) {
 			err = awaitConnect(ctx, fd)

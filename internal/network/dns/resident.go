@@ -7,12 +7,11 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"runtime/debug"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
+	"corten.dev/corten/internal/network/resident"
 	"golang.org/x/sys/unix"
 )
 
@@ -76,7 +75,7 @@ func main(resolvConf string) error {
 	if err != nil {
 		return err
 	}
-	if err := confine(); err != nil {
+	if err := resident.Confine(); err != nil {
 		return err
 	}
 	f := os.NewFile(3, "control")
@@ -87,27 +86,12 @@ func main(resolvConf string) error {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	debug.SetGCPercent(50) // small is worth more than fast here
+	resident.Slim()
 	return Serve(ln, resolvConf, program, slog.New(slog.NewTextHandler(os.Stderr, nil)))
 }
 
-// confine gives up every privilege: all sockets that need one come from the engine.
-func confine() error {
-	var lim unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err == nil {
-		lim.Cur = lim.Max
-		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &lim) // fewer containers served are no reason to serve none
-	}
-	if os.Getuid() == 0 {
-		if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(65534), syscall.Setuid(65534)); err != nil {
-			return fmt.Errorf("give up root: %w", err)
-		}
-	}
-	return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-}
-
-// resident is the state of the process.
-type resident struct {
+// process is the state of the process.
+type process struct {
 	program string
 	book    *book
 	srv     *Server
@@ -122,7 +106,7 @@ type resident struct {
 
 // Serve answers engines on the listener until nothing is left to do.
 func Serve(ln net.Listener, resolvConf, program string, log *slog.Logger) error {
-	r := &resident{program: program, book: newBook(resolvConf), log: log}
+	r := &process{program: program, book: newBook(resolvConf), log: log}
 	var err error
 	if r.srv, err = New(r.book, log); err != nil {
 		return errors.Join(err, ln.Close())
@@ -154,7 +138,7 @@ func Serve(ln net.Listener, resolvConf, program string, log *slog.Logger) error 
 	}
 }
 
-func (r *resident) endIfIdle() {
+func (r *process) endIfIdle() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.engines == 0 && r.book.empty() {
@@ -164,7 +148,7 @@ func (r *resident) endIfIdle() {
 }
 
 // engine answers one connection.
-func (r *resident) engine(c *net.UnixConn) {
+func (r *process) engine(c *net.UnixConn) {
 	defer c.Close()
 	buf, oob := make([]byte, maxRequest), make([]byte, unix.CmsgSpace(4*maxFiles))
 	for {
@@ -172,7 +156,7 @@ func (r *resident) engine(c *net.UnixConn) {
 		if err != nil || n == 0 {
 			return
 		}
-		files, err := Descriptors(oob[:oobn])
+		files, err := resident.Descriptors(oob[:oobn])
 		var req Request
 		if err == nil {
 			err = json.Unmarshal(buf[:n], &req)
@@ -182,79 +166,22 @@ func (r *resident) engine(c *net.UnixConn) {
 		if err == nil {
 			ans, out, err = r.do(req, files)
 		} else {
-			err = errors.Join(err, closeFiles(files))
+			err = errors.Join(err, resident.Close(files))
 		}
 		if err != nil {
 			ans.Err = err.Error()
 		}
-		err = Send(c, ans, out)
-		if err = errors.Join(err, closeFiles(out)); err != nil {
+		err = resident.Send(c, ans, out)
+		if err = errors.Join(err, resident.Close(out)); err != nil {
 			return
 		}
 	}
 }
 
-// Send writes one packet, a Request or an Answer, with the files.
-func Send(c *net.UnixConn, packet any, files []*os.File) error {
-	raw, err := json.Marshal(packet)
-	if err != nil {
-		return err
-	}
-	var fds []int
-	defer func() {
-		for _, fd := range fds {
-			_ = unix.Close(fd) // a duplicate
-		}
-	}()
-	for _, f := range files {
-		fd, err := dup(f)
-		if err != nil {
-			return err
-		}
-		fds = append(fds, fd)
-	}
-	var oob []byte
-	if len(fds) > 0 {
-		oob = unix.UnixRights(fds...)
-	}
-	_, _, err = c.WriteMsgUnix(raw, oob, nil)
-	return err
-}
-
-// Descriptors takes the files out of a control message.
-func Descriptors(oob []byte) (files []*os.File, err error) {
-	if len(oob) == 0 {
-		return nil, nil
-	}
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range msgs {
-		fds, err := unix.ParseUnixRights(&m)
-		if err != nil {
-			return nil, errors.Join(err, closeFiles(files))
-		}
-		for _, fd := range fds {
-			unix.CloseOnExec(fd)
-			files = append(files, os.NewFile(uintptr(fd), "dns"))
-		}
-	}
-	return files, nil
-}
-
-func closeFiles(files []*os.File) error {
-	var all []error
-	for _, f := range files {
-		all = append(all, f.Close())
-	}
-	return errors.Join(all...)
-}
-
 // do works on one request. The files are its own.
-func (r *resident) do(req Request, files []*os.File) (ans Answer, out []*os.File, err error) {
+func (r *process) do(req Request, files []*os.File) (ans Answer, out []*os.File, err error) {
 	if req.Op != "set" {
-		if err := closeFiles(files); err != nil {
+		if err := resident.Close(files); err != nil {
 			return ans, nil, err
 		}
 	}
@@ -275,7 +202,7 @@ func (r *resident) do(req Request, files []*os.File) (ans Answer, out []*os.File
 }
 
 // end lets everything go, also with engines connected.
-func (r *resident) end() error {
+func (r *process) end() error {
 	r.mu.Lock()
 	r.ended = true
 	r.mu.Unlock()
@@ -290,9 +217,9 @@ func (r *resident) end() error {
 	return errors.Join(all...)
 }
 
-func (r *resident) set(e *Entry, files []*os.File) error {
+func (r *process) set(e *Entry, files []*os.File) error {
 	if e == nil || e.Owner == "" || len(files) == 1 {
-		return errors.Join(errors.New("bad request to set an entry"), closeFiles(files))
+		return errors.Join(errors.New("bad request to set an entry"), resident.Close(files))
 	}
 	if len(files) == 0 {
 		return r.book.set(*e, nil)
@@ -301,24 +228,24 @@ func (r *resident) set(e *Entry, files []*os.File) error {
 	if len(files) > 2 {
 		var err error
 		if in, err = newInside(files[2:]); err != nil {
-			return errors.Join(err, closeFiles(files[:2]))
+			return errors.Join(err, resident.Close(files[:2]))
 		}
 	}
 	if err := r.book.set(*e, in); err != nil {
-		return errors.Join(err, closeFiles(files[:2]))
+		return errors.Join(err, resident.Close(files[:2]))
 	}
-	udp, err := dup(files[0])
+	udp, err := resident.Dup(files[0])
 	if err != nil {
-		return errors.Join(err, closeFiles(files[:2]))
+		return errors.Join(err, resident.Close(files[:2]))
 	}
-	tcp, err := dup(files[1])
+	tcp, err := resident.Dup(files[1])
 	if err != nil {
-		return errors.Join(err, unix.Close(udp), closeFiles(files[:2]))
+		return errors.Join(err, unix.Close(udp), resident.Close(files[:2]))
 	}
-	return errors.Join(r.srv.Add(e.Owner, udp, tcp), closeFiles(files[:2]))
+	return errors.Join(r.srv.Add(e.Owner, udp, tcp), resident.Close(files[:2]))
 }
 
-func (r *resident) get(owner string) (Answer, []*os.File, error) {
+func (r *process) get(owner string) (Answer, []*os.File, error) {
 	e, in, ok := r.book.entry(owner)
 	if !ok {
 		return Answer{}, nil, fmt.Errorf("no entry of %s", owner)
@@ -328,9 +255,9 @@ func (r *resident) get(owner string) (Answer, []*os.File, error) {
 		return Answer{Entry: &e}, files, err
 	}
 	for _, f := range slices.Clone(in.files) {
-		fd, err := dup(f)
+		fd, err := resident.Dup(f)
 		if err != nil {
-			return Answer{}, nil, errors.Join(err, closeFiles(files))
+			return Answer{}, nil, errors.Join(err, resident.Close(files))
 		}
 		files = append(files, os.NewFile(uintptr(fd), "dns"))
 	}

@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/network/dns"
+	"corten.dev/corten/internal/network/resident"
 	"golang.org/x/sys/unix"
 )
 
@@ -59,10 +60,11 @@ func Main() int {
 	if len(os.Args) > 2 && os.Args[2] == "names" {
 		return dns.Main(strings.Join(os.Args[3:], ""))
 	}
-	if err := confine(); err != nil {
+	if err := resident.Confine(); err != nil {
 		fmt.Fprintln(os.Stderr, "port proxy:", err)
 		return 1
 	}
+	resident.Slim()
 	f := os.NewFile(3, "control")
 	ln, err := net.FileListener(f)
 	if err == nil {
@@ -76,21 +78,6 @@ func Main() int {
 		return 1
 	}
 	return 0
-}
-
-// confine gives up every privilege: all sockets that need one come from the engine.
-func confine() error {
-	var lim unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err == nil {
-		lim.Cur = lim.Max
-		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &lim) // fewer connections at a time are no reason to have none
-	}
-	if os.Getuid() == 0 {
-		if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(65534), syscall.Setuid(65534)); err != nil {
-			return fmt.Errorf("give up root: %w", err)
-		}
-	}
-	return unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 }
 
 // proxy holds the ports.
@@ -150,7 +137,11 @@ func (p *proxy) engine(c *net.UnixConn) {
 		if err != nil || n == 0 {
 			return
 		}
-		f, err := descriptor(oob[:oobn])
+		files, err := resident.Descriptors(oob[:oobn])
+		var f *os.File
+		if len(files) > 0 {
+			f = files[0]
+		}
 		var req Request
 		if err == nil {
 			err = json.Unmarshal(buf[:n], &req)
@@ -159,9 +150,7 @@ func (p *proxy) engine(c *net.UnixConn) {
 		if err == nil {
 			ans, err = p.do(req, f)
 		}
-		if f != nil {
-			_ = f.Close() // do has its own duplicate
-		}
+		err = errors.Join(err, resident.Close(files)) // do has its own duplicate
 		if err != nil {
 			ans.Err = err.Error()
 		}
@@ -173,22 +162,6 @@ func (p *proxy) engine(c *net.UnixConn) {
 			return
 		}
 	}
-}
-
-func descriptor(oob []byte) (*os.File, error) {
-	if len(oob) == 0 {
-		return nil, nil
-	}
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil || len(msgs) != 1 {
-		return nil, errors.Join(errors.New("bad control message"), err)
-	}
-	fds, err := unix.ParseUnixRights(&msgs[0])
-	if err != nil || len(fds) != 1 {
-		return nil, errors.Join(errors.New("bad control message"), err)
-	}
-	unix.CloseOnExec(fds[0])
-	return os.NewFile(uintptr(fds[0]), "port"), nil
 }
 
 func (p *proxy) do(req Request, f *os.File) (Answer, error) {
