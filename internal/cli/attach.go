@@ -166,11 +166,5 @@ func startAttached(ctx context.Context, a *app, api *engineapi.Client, name, det
 	if ctr.State.Running {
 		return j.join(ctx)
 	}
-	err = j.run(ctx)
-	var exit *exitError
-	if err != nil && !errors.As(err, &exit) {
-		fmt.Fprintln(a.Err, a.explain(err))
-		return &exitError{code: 1, text: "Error: failed to start containers: " + name}
-	}
-	return err
+	return j.run(ctx)
 }

@@ -87,8 +87,13 @@ func ctrStat(ctx context.Context, api *engineapi.Client, ctr, name string) (cont
 	resp, err := api.Do(ctx, engineapi.Request{Method: "HEAD", Path: "/containers/" + esc(ctr) + "/archive", Query: query("path", name)})
 	if err != nil {
 		var apiErr *engineapi.Error
-		if errors.As(err, &apiErr) && apiErr.Status == 404 { // an answer to HEAD has no text
-			apiErr.Message = "Could not find the file " + name + " in container " + ctr
+		if errors.As(err, &apiErr) { // an answer to HEAD has no text
+			switch apiErr.Status {
+			case 404:
+				apiErr.Message = "Could not find the file " + name + " in container " + ctr
+			case 400:
+				apiErr.Message = "lstat " + name + ": not a directory"
+			}
 		}
 		return container.PathStat{}, err
 	}
@@ -155,6 +160,9 @@ func (o *cpOptions) in(ctx context.Context, a *app, api *engineapi.Client, src, 
 	st, err := ctrStat(ctx, api, ctr, dst)
 	exists := err == nil
 	if err != nil && !isNotFound(err) {
+		if strings.HasSuffix(dst, "/") || strings.HasSuffix(dst, "/.") {
+			return invalid("no such directory")
+		}
 		return err
 	}
 	if exists && st.Mode&os.ModeSymlink != 0 && st.LinkTarget != "" {

@@ -100,28 +100,33 @@ func newRm() *verb {
 			f.BoolVarP(&vols, "volumes", "v", false, "remove its anonymous volumes, too")
 		},
 	}
-	v = onEach(v, func(name string) engineapi.Request {
-		name = strings.Trim(name, "/")
-		return engineapi.Request{Method: "DELETE", Path: "/containers/" + esc(name),
+	return removal(v, "container", &force, true, func(name string) engineapi.Request {
+		return engineapi.Request{Method: "DELETE", Path: "/containers/" + esc(strings.Trim(name, "/")),
 			Query: query("force", flag1(force), "link", flag1(link), "v", flag1(vols))}
 	})
-	run := v.run
+}
+
+// removal is onEach for the verbs that remove things by name. With -f, what is not there is no error; tell says it all the same, as docker does for containers.
+func removal(v *verb, noun string, force *bool, tell bool, request func(name string) engineapi.Request) *verb {
+	v.min, v.max = 1, -1
 	v.run = func(ctx context.Context, a *app, args []string) error {
-		if !force {
-			return run(ctx, a, args)
-		}
 		api, err := a.engine()
 		if err != nil {
 			return err
 		}
-		return a.each(args, func(name string) error { // with -f, docker does not mind what is gone already
-			err := api.Delete(ctx, "/containers/"+esc(strings.Trim(name, "/")), query("force", "1", "link", flag1(link), "v", flag1(vols)), nil)
-			if isNotFound(err) {
-				fmt.Fprintln(a.Err, a.explain(err))
-				return nil
+		return a.each(args, func(name string) error {
+			if strings.Trim(name, "/ ") == "" {
+				return invalid("%s name cannot be empty", noun)
 			}
-			if err == nil {
+			err := api.Call(ctx, request(name), nil)
+			switch {
+			case err == nil:
 				fmt.Fprintln(a.Out, name)
+			case *force && isNotFound(err):
+				if tell {
+					fmt.Fprintln(a.Err, a.explain(err))
+				}
+				return nil
 			}
 			return err
 		})

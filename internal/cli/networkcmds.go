@@ -10,6 +10,7 @@ import (
 	"github.com/moby/moby/api/types/network"
 	"github.com/spf13/pflag"
 
+	"corten.dev/corten/internal/cli/engineapi"
 	"corten.dev/corten/internal/cli/parse"
 	"corten.dev/corten/internal/cli/show"
 )
@@ -223,28 +224,15 @@ func (r *nwRow) Label(name string) string { return r.n.Labels[name] }
 
 func newNetworkRm() *verb {
 	var force bool
-	return &verb{
-		use: "[OPTIONS] NETWORK [NETWORK...]", min: 1, max: -1, short: "Remove networks", names: networks, long: "Removes networks that no container is part of.", example: "corten network rm lab",
+	v := &verb{
+		use: "[OPTIONS] NETWORK [NETWORK...]", short: "Remove networks", names: networks, long: "Removes networks that no container is part of.", example: "corten network rm lab",
 		flags: func(f *pflag.FlagSet) {
 			f.BoolVarP(&force, "force", "f", false, "do not mind networks that do not exist")
 		},
-		run: func(ctx context.Context, a *app, args []string) error {
-			api, err := a.engine()
-			if err != nil {
-				return err
-			}
-			return a.each(args, func(name string) error {
-				err := api.Delete(ctx, "/networks/"+esc(name), nil, nil)
-				if force && isNotFound(err) {
-					return nil
-				}
-				if err == nil {
-					fmt.Fprintln(a.Out, name)
-				}
-				return err
-			})
-		},
 	}
+	return removal(v, "network", &force, false, func(name string) engineapi.Request {
+		return engineapi.Request{Method: "DELETE", Path: "/networks/" + esc(name)}
+	})
 }
 
 func newNetworkConnect() *verb {

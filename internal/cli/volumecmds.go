@@ -9,6 +9,7 @@ import (
 	"github.com/moby/moby/api/types/volume"
 	"github.com/spf13/pflag"
 
+	"corten.dev/corten/internal/cli/engineapi"
 	"corten.dev/corten/internal/cli/parse"
 	"corten.dev/corten/internal/cli/show"
 )
@@ -120,23 +121,13 @@ func (r *volRow) Status() string       { return "N/A" }
 
 func newVolumeRm() *verb {
 	var force bool
-	return &verb{
-		use: "[OPTIONS] VOLUME [VOLUME...]", min: 1, max: -1, short: "Remove volumes", names: volumes, long: "Removes volumes that no container uses, with all that is in them.", example: "corten volume rm data",
+	v := &verb{
+		use: "[OPTIONS] VOLUME [VOLUME...]", short: "Remove volumes", names: volumes, long: "Removes volumes that no container uses, with all that is in them.", example: "corten volume rm data",
 		flags: func(f *pflag.FlagSet) {
 			f.BoolVarP(&force, "force", "f", false, "do not mind volumes that do not exist")
 		},
-		run: func(ctx context.Context, a *app, args []string) error {
-			api, err := a.engine()
-			if err != nil {
-				return err
-			}
-			return a.each(args, func(name string) error {
-				if err := api.Delete(ctx, "/volumes/"+esc(name), query("force", flag1(force)), nil); err != nil {
-					return err
-				}
-				fmt.Fprintln(a.Out, name)
-				return nil
-			})
-		},
 	}
+	return removal(v, "volume", &force, false, func(name string) engineapi.Request {
+		return engineapi.Request{Method: "DELETE", Path: "/volumes/" + esc(name), Query: query("force", flag1(force))}
+	})
 }

@@ -149,3 +149,24 @@ func FuzzExtract(f *testing.F) {
 		}
 	})
 }
+
+// A copy whose connection broke left the first half of a file, under the name of the whole one, in the place of what had been there.
+func TestBrokenCopyLeavesWhatWasThere(t *testing.T) {
+	to := t.TempDir()
+	if err := os.WriteFile(filepath.Join(to, "f"), []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	whole := archive(t, tar.Header{Name: "f", Typeflag: tar.TypeReg})
+	for _, at := range []int{512, 513, 515} { // a tar archive's head has 512 bytes
+		if err := Extract(bytes.NewReader(whole.Bytes()[:at]), Target{Dir: to, From: "f", To: "f"}, false); err == nil {
+			t.Errorf("%d bytes of an archive were taken for all", at)
+		}
+		entries, err := os.ReadDir(to)
+		if err != nil || len(entries) != 1 {
+			t.Errorf("after %d bytes: %v %v", at, entries, err)
+		}
+		if data, err := os.ReadFile(filepath.Join(to, "f")); err != nil || string(data) != "old" {
+			t.Errorf("after %d bytes: %q %v", at, data, err)
+		}
+	}
+}

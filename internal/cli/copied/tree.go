@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path"
 	"path/filepath"
@@ -213,7 +214,7 @@ type dirState struct {
 func (x *extractor) entry(name string, h *tar.Header, r io.Reader) error {
 	mode := h.FileInfo().Mode()
 	perm := mode & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky)
-	if h.Typeflag != tar.TypeDir && name != "." {
+	if h.Typeflag != tar.TypeDir && h.Typeflag != tar.TypeReg && name != "." {
 		if err := x.clear(name); err != nil {
 			return err
 		}
@@ -261,16 +262,30 @@ func (x *extractor) clear(name string) error {
 	return x.root.Remove(name)
 }
 
-func (x *extractor) file(name string, h *tar.Header, perm fs.FileMode, r io.Reader) error {
-	f, err := x.root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+// file writes aside and renames: a copy that fails, or is killed, leaves what was there, and never half a file under the name that was asked for.
+func (x *extractor) file(name string, h *tar.Header, perm fs.FileMode, r io.Reader) (err error) {
+	if st, err := x.root.Lstat(name); err == nil && st.IsDir() {
+		return errs.New(errs.Conflict, "cannot overwrite directory with a non-directory")
+	}
+	aside := filepath.Join(filepath.Dir(name), fmt.Sprintf(".corten-cp-%x", rand.Uint64()))
+	f, err := x.root.OpenFile(aside, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, x.root.Remove(aside))
+		}
+	}()
 	_, err = io.Copy(f, r)
-	if err = errors.Join(err, x.own(name, h), f.Chmod(perm), f.Close()); err != nil {
+	// A file must be closed before Windows lets it be renamed.
+	if err = errors.Join(err, x.own(aside, h), f.Chmod(perm), f.Close()); err != nil {
 		return err
 	}
-	return x.root.Chtimes(name, h.ModTime, h.ModTime)
+	if err := x.root.Chtimes(aside, h.ModTime, h.ModTime); err != nil {
+		return err
+	}
+	return x.root.Rename(aside, name)
 }
 
 func (x *extractor) own(name string, h *tar.Header) error {
