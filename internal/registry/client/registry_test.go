@@ -4,14 +4,13 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"errors"
-	"hash"
 	"io"
 	"log"
 	"log/slog"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -44,10 +43,7 @@ func (s *sink) Size() int64    { return int64(s.Len()) }
 func (s *sink) Restart() error { s.Reset(); s.restarts++; return nil }
 
 // sumSink hashes too.
-type sumSink struct {
-	sink
-	hash hash.Hash
-}
+type sumSink struct{ sink }
 
 func (s *sumSink) Sum() digest.Digest { return digest.FromBytes(s.Bytes()) }
 
@@ -83,7 +79,7 @@ func noise(n int) ([]byte, ocispec.Descriptor) {
 	return raw, ocispec.Descriptor{MediaType: "application/octet-stream", Digest: digest.FromBytes(raw), Size: int64(n)}
 }
 
-func upload_(raw []byte, d digest.Digest, size int64) Upload {
+func toSend(raw []byte, d digest.Digest, size int64) Upload {
 	return Upload{Digest: d, Size: size, Open: func(_ context.Context, off int64) (io.ReadCloser, error) {
 		return io.NopCloser(bytes.NewReader(raw[off:])), nil
 	}}
@@ -100,17 +96,17 @@ func journey(t *testing.T, host string, creds Credentials, mounts bool) {
 	ctx := t.Context()
 	c := quick(t, nil)
 	r := repo(t, c, host+"/team/app", creds)
-	config, layer := []byte(`{"architecture":"amd64","os":"linux"}`), make([]byte, 0)
+	config := []byte(`{"architecture":"amd64","os":"linux"}`)
 	layer, ld := noise(3 << 20)
 	cd := ocispec.Descriptor{MediaType: manifest.OCIConfig, Digest: digest.FromBytes(config), Size: int64(len(config))}
 	if has, err := r.Has(ctx, ld.Digest); err != nil || has {
 		t.Fatalf("has a blob before it was pushed: %v %v", has, err)
 	}
-	if _, err := r.Push(ctx, upload_(config, cd.Digest, cd.Size)); err != nil {
+	if _, err := r.Push(ctx, toSend(config, cd.Digest, cd.Size)); err != nil {
 		t.Fatal(err)
 	}
 	var sent int64
-	up := upload_(layer, "", -1)
+	up := toSend(layer, "", -1)
 	up.Progress = func(n int64) { sent = n }
 	got, err := r.Push(ctx, up)
 	if err != nil {
@@ -123,7 +119,7 @@ func journey(t *testing.T, host string, creds Credentials, mounts bool) {
 		t.Fatalf("the blob that was pushed is not there: %v", err)
 	}
 	ld.MediaType = manifest.OCILayer
-	raw := []byte(`{"schemaVersion":2,"mediaType":"` + manifest.OCIManifest + `","config":{"mediaType":"` + cd.MediaType + `","digest":"` + string(cd.Digest) + `","size":` + itoa(cd.Size) + `},"layers":[{"mediaType":"` + ld.MediaType + `","digest":"` + string(ld.Digest) + `","size":` + itoa(ld.Size) + `}]}`)
+	raw := []byte(`{"schemaVersion":2,"mediaType":"` + manifest.OCIManifest + `","config":{"mediaType":"` + cd.MediaType + `","digest":"` + string(cd.Digest) + `","size":` + strconv.FormatInt(cd.Size, 10) + `},"layers":[{"mediaType":"` + ld.MediaType + `","digest":"` + string(ld.Digest) + `","size":` + strconv.FormatInt(ld.Size, 10) + `}]}`)
 	doc, err := manifest.Parse(manifest.OCIManifest, raw)
 	if err != nil {
 		t.Fatal(err)
@@ -176,14 +172,3 @@ func journey(t *testing.T, host string, creds Credentials, mounts bool) {
 		t.Fatalf("delete: %v", err)
 	}
 }
-
-func itoa(n int64) string { return string(appendInt(n)) }
-
-func appendInt(n int64) []byte {
-	if n < 10 {
-		return []byte{byte('0' + n)}
-	}
-	return append(appendInt(n/10), byte('0'+n%10))
-}
-
-var _ = sha256.New

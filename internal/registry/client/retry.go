@@ -70,7 +70,7 @@ func (s *site) transient(err error) bool {
 	if errors.As(err, &refused) {
 		switch refused.Status {
 		case http.StatusRequestTimeout, http.StatusTooManyRequests, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-			return refused.Code != "TOOMANYREQUESTS" || refused.RetryAfter > 0 || refused.Message == "too many requests"
+			return true
 		}
 		return false
 	}
