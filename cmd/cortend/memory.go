@@ -9,11 +9,11 @@ import (
 )
 
 const (
-	memoryLook  = 10 * time.Second
+	memoryLook  = 5 * time.Second
 	memoryQuiet = 4 << 20  // allocated since the last look: no burst is under way
-	memorySpare = 16 << 20 // kept for the next burst
+	memorySpare = 8 << 20  // kept for the next burst
 	gcPercent   = 300      // the live heap is a few megabytes: collecting at each doubling would be in the way of every third start, and saves nothing that counts
-	gcHeadroom  = 48 << 20 // but what may lie between a large live heap and its next collection does not grow with the number of containers
+	gcHeadroom  = 20 << 20 // but what may lie between a large live heap and its next collection does not grow with the number of containers
 )
 
 // leanMemory gives back to the kernel what a burst left free, once it is over. A user who sets GOGC decides alone how often the heap is collected.

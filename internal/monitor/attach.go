@@ -39,6 +39,9 @@ func (m *monitor) hand(req *wire.Message, pc *parcel, conn net.Conn, o AttachOpt
 	m.mu.Lock()
 	m.number++
 	a.Number = m.number
+	if m.ends == nil {
+		m.ends = map[uint32]func(AttachEnd){}
+	}
 	m.ends[a.Number] = func(e AttachEnd) { go h.finish(func() { end(e) }) }
 	m.mu.Unlock()
 	pc.fds = append(pc.fds, fd)

@@ -121,7 +121,7 @@ func (m *monitor) Exec(ctx context.Context, id string, program []byte, files []*
 	m.mu.Lock()
 	taken := m.sessions[id] != nil
 	if !taken {
-		m.sessions[id] = p // before the start: its exit may come before the answer is read here
+		m.addLocked(p) // before the start: its exit may come before the answer is read here
 	}
 	m.mu.Unlock()
 	if taken {
@@ -144,19 +144,13 @@ func (m *monitor) Exec(ctx context.Context, id string, program []byte, files []*
 
 // open learns the state of a monitor that another engine launched.
 func (m *monitor) open(ctx context.Context) error {
-	raw, err := m.conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	if cerr := raw.Control(func(fd uintptr) {
-		var cred *unix.Ucred
-		if cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
+	if err := m.link.with(func(fd int) error {
+		cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if err == nil {
 			m.pid = int(cred.Pid)
 		}
-	}); cerr != nil {
-		return cerr
-	}
-	if err != nil {
+		return err
+	}); err != nil {
 		return err
 	}
 	if _, err := m.link.call(ctx, &wire.Message{Kind: wire.State}); err != nil {

@@ -2,11 +2,12 @@ package monitor
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"net"
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,13 +21,56 @@ type answer struct {
 	files []int
 }
 
-// link is the engine's end of a monitor's socket: requests get their answers, the rest goes to the monitor's hear.
+// link is the engine's end of a monitor's socket: requests get their answers, the rest goes to hear. The pool's poller receives for it.
 type link struct {
-	conn    *net.UnixConn
+	sock *os.File // blocking, so that Go's own poller leaves it alone
+	fd   int32
+	hear func(*answer) // what is no answer, and the descriptions of processes, in order; must not wait
+	gone func()        // called once when the monitor is gone; must not wait
+
 	mu      sync.Mutex // guards what is below
 	last    uint32
 	pending map[uint32]chan answer
 	closed  bool
+}
+
+// newLink makes a link of a connected socket, which it owns from here on.
+func newLink(fd int) *link { return &link{sock: os.NewFile(uintptr(fd), "monitor"), fd: int32(fd)} }
+
+// with calls fn with the descriptor, which stays open meanwhile.
+func (l *link) with(fn func(fd int) error) (err error) {
+	raw, err := l.sock.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if cerr := raw.Control(func(fd uintptr) { err = fn(int(fd)) }); cerr != nil {
+		return cerr
+	}
+	return err
+}
+
+// shut ends the conversation: both sides hear of it.
+func (l *link) shut() error {
+	err := l.with(func(fd int) error { return unix.Shutdown(fd, unix.SHUT_RDWR) })
+	if errors.Is(err, os.ErrClosed) || err == unix.ENOTCONN {
+		return nil
+	}
+	return err
+}
+
+// end is the last thing that happens to a link.
+func (l *link) end() {
+	_ = l.sock.Close() // nothing is buffered
+	l.mu.Lock()
+	l.closed = true
+	for _, ch := range l.pending {
+		close(ch)
+	}
+	l.pending = nil
+	l.mu.Unlock()
+	if l.gone != nil {
+		l.gone()
+	}
 }
 
 var errGone = errs.New(errs.Unavailable, "the monitor is gone")
@@ -41,31 +85,68 @@ func (l *link) ask(m *wire.Message, fds []int) (chan answer, error) {
 	}
 	l.last++
 	m.ID = l.last
+	if l.pending == nil {
+		l.pending = map[uint32]chan answer{}
+	}
 	l.pending[m.ID] = ch
 	l.mu.Unlock()
-	b := wire.Append(make([]byte, 0, 256+len(m.Program)), m)
-	if len(b) > wire.MaxPacket {
+	if err := l.send(m, fds, true); err != nil {
 		l.forget(m.ID)
-		return nil, errs.New(errs.Invalid, "request of %d bytes is larger than a packet", len(b))
+		return nil, err
+	}
+	return ch, nil
+}
+
+// tell sends a request whose answer nobody waits for; one that the socket does not take at once is not sent.
+func (l *link) tell(m *wire.Message) {
+	l.mu.Lock()
+	l.last++
+	m.ID = l.last
+	l.mu.Unlock()
+	_ = l.send(m, nil, false)
+}
+
+// sendLimit is how long a monitor may leave its socket full.
+const sendLimit = 10 * time.Second
+
+func (l *link) send(m *wire.Message, fds []int, wait bool) error {
+	b := wire.Append(make([]byte, 0, 1024+len(m.Program)), m)
+	if len(b) > wire.MaxPacket {
+		return errs.New(errs.Invalid, "request of %d bytes is larger than a packet", len(b))
 	}
 	if len(fds) > wire.MaxFiles {
-		l.forget(m.ID)
-		return nil, errs.New(errs.Invalid, "%d files are more than the %d that a packet can carry", len(fds), wire.MaxFiles)
+		return errs.New(errs.Invalid, "%d files are more than the %d that a packet can carry", len(fds), wire.MaxFiles)
 	}
 	var oob []byte
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
 	}
-	if _, _, err := l.conn.WriteMsgUnix(b, oob, nil); err != nil {
-		l.forget(m.ID)
-		return nil, errs.As(errs.Unavailable, fmt.Errorf("ask the monitor: %w", err))
+	err := l.with(func(fd int) error {
+		end := time.Now().Add(sendLimit)
+		for {
+			err := unix.Sendmsg(fd, b, oob, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+			switch {
+			case err == unix.EINTR:
+			case err == unix.EAGAIN && wait && time.Now().Before(end):
+				if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 100); err != nil && err != unix.EINTR {
+					return err
+				}
+			default:
+				return err
+			}
+		}
+	})
+	if err != nil {
+		return errs.As(errs.Unavailable, fmt.Errorf("ask the monitor: %w", err))
 	}
-	return ch, nil
+	return nil
 }
 
 func (l *link) forget(id uint32) {
 	l.mu.Lock()
-	delete(l.pending, id)
+	if delete(l.pending, id); len(l.pending) == 0 {
+		l.pending = nil // an idle monitor is not asked for days
+	}
 	l.mu.Unlock()
 }
 
@@ -103,44 +184,6 @@ func (a *answer) err() error {
 		return errs.As(errs.Conflict, err)
 	}
 	return err
-}
-
-// read takes packets until the monitor is gone; hear gets what is no answer, and the descriptions of processes, in order.
-func (l *link) read(hear func(*answer)) {
-	buf := make([]byte, 2048) // what monitors say is short
-	var oob [64]byte
-	for {
-		n, on, _, _, err := l.conn.ReadMsgUnix(buf, oob[:])
-		if err != nil || n == 0 {
-			break
-		}
-		a := answer{files: received(oob[:on])}
-		if !wire.Decode(buf[:n], &a.Message) {
-			a.close()
-			break
-		}
-		if a.ID == 0 || a.Kind == wire.Process {
-			hear(&a)
-			a.close()
-			continue
-		}
-		l.mu.Lock()
-		ch := l.pending[a.ID]
-		l.mu.Unlock()
-		select {
-		case ch <- a: // there is room for the one answer
-		default: // nobody waits any more
-			a.close()
-		}
-	}
-	l.conn.Close()
-	l.mu.Lock()
-	l.closed = true
-	for _, ch := range l.pending {
-		close(ch)
-	}
-	l.pending = map[uint32]chan answer{}
-	l.mu.Unlock()
 }
 
 func received(oob []byte) []int {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,6 +39,7 @@ type Options struct {
 type Pool struct {
 	opts    Options
 	prog    *program
+	poller  *poller
 	ready   chan *spare
 	refill  chan struct{}
 	stop    context.CancelFunc
@@ -49,7 +49,7 @@ type Pool struct {
 // spare is a started monitor without work.
 type spare struct {
 	pid  int
-	conn *net.UnixConn
+	link *link
 }
 
 // refillAfter is how long after a start the pool is filled again: a burst of starts is not slowed down by it.
@@ -73,8 +73,12 @@ func New(opts Options) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
+	poll, err := newPoller()
+	if err != nil {
+		return nil, errors.Join(err, prog.close())
+	}
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &Pool{opts: opts, prog: prog, ready: make(chan *spare, opts.Pool), refill: make(chan struct{}, 1), stop: cancel}
+	p := &Pool{opts: opts, prog: prog, poller: poll, ready: make(chan *spare, opts.Pool), refill: make(chan struct{}, 1), stop: cancel}
 	p.stopped.Add(1)
 	go p.fill(ctx)
 	p.refill <- struct{}{}
@@ -124,7 +128,7 @@ func (p *Pool) take() (*spare, error) {
 	for {
 		select {
 		case s := <-p.ready:
-			if alive(s.conn) {
+			if alive(s.link) {
 				return s, nil
 			}
 			s.end()
@@ -135,17 +139,13 @@ func (p *Pool) take() (*spare, error) {
 }
 
 // alive reports whether the other side of the socket is still there.
-func alive(c *net.UnixConn) bool {
-	ok := false
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return false
-	}
-	raw.Control(func(fd uintptr) {
-		n, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		ok = err == unix.EAGAIN || n > 0
+func alive(l *link) bool {
+	n := 0
+	err := l.with(func(fd int) (err error) {
+		n, _, err = unix.Recvfrom(fd, make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		return err
 	})
-	return ok
+	return err == unix.EAGAIN || n > 0
 }
 
 // environment tunes the monitor's Go runtime: one processor, and no collector of its own accord (see serve.Server.tend).
@@ -156,7 +156,7 @@ func environment() []string {
 }
 
 func (p *Pool) start() (*spare, error) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("start a monitor: %w", err)
 	}
@@ -179,15 +179,7 @@ func (p *Pool) start() (*spare, error) {
 		unix.Close(pair[0])
 		return nil, fmt.Errorf("start a monitor: %w", err)
 	}
-	f := os.NewFile(uintptr(pair[0]), "monitor")
-	c, err := net.FileConn(f)
-	f.Close()
-	if err != nil {
-		unix.Kill(pid, unix.SIGKILL)
-		wait(pid)
-		return nil, fmt.Errorf("start a monitor: %w", err)
-	}
-	s := &spare{pid: pid, conn: c.(*net.UnixConn)}
+	s := &spare{pid: pid, link: newLink(pair[0])}
 	if p.opts.Started != nil {
 		if err := p.opts.Started(pid); err != nil {
 			s.end()
@@ -199,7 +191,7 @@ func (p *Pool) start() (*spare, error) {
 
 // end ends a monitor that has no work: it leaves when its socket closes.
 func (s *spare) end() {
-	s.conn.Close()
+	_ = s.link.sock.Close()
 	wait(s.pid)
 }
 
@@ -221,7 +213,7 @@ func (p *Pool) Close() error {
 		case s := <-p.ready:
 			s.end()
 		default:
-			return p.prog.close()
+			return errors.Join(p.poller.close(), p.prog.close())
 		}
 	}
 }
@@ -241,9 +233,9 @@ func (p *Pool) makeFolder(id string) (string, error) {
 	}
 	err = os.Mkdir(folder, 0o700)
 	if errors.Is(err, os.ErrExist) {
-		c, derr := dial(folder)
+		l, derr := dial(folder)
 		if derr == nil {
-			c.Close()
+			_ = l.sock.Close()
 			return "", errs.New(errs.Conflict, "%s has a monitor already", id)
 		}
 		if err = removeFolder(folder); err == nil {
@@ -277,10 +269,14 @@ func (p *Pool) Launch(ctx context.Context, l Launch) (Monitor, error) {
 		removeFolder(folder)
 		return nil, fmt.Errorf("monitor of %s: %w", l.ID, err)
 	}
-	m := newMonitor(p, l.ID, folder, s.conn, s.pid)
-	if err := m.launch(ctx, l); err != nil {
-		m.conn.Close()
+	m, err := newMonitor(p, l.ID, folder, s.link, s.pid)
+	if err != nil {
+		wait(s.pid) // its socket is closed
+	} else if err = m.launch(ctx, l); err != nil {
+		err = errors.Join(err, m.link.shut())
 		<-m.gone
+	}
+	if err != nil {
 		removeFolder(folder)
 		return nil, fmt.Errorf("monitor of %s: %w", l.ID, err)
 	}
@@ -288,7 +284,7 @@ func (p *Pool) Launch(ctx context.Context, l Launch) (Monitor, error) {
 }
 
 // dial connects to the monitor in folder. A refused connection means that the monitor is dead: the socket listens exactly as long as it lives.
-func dial(folder string) (*net.UnixConn, error) {
+func dial(folder string) (*link, error) {
 	dir, err := os.Open(folder)
 	if err != nil {
 		return nil, err
@@ -296,7 +292,20 @@ func dial(folder string) (*net.UnixConn, error) {
 	defer dir.Close()
 	// Through the descriptor, because the path of a socket may have only 107 bytes.
 	name := fmt.Sprintf("/proc/self/fd/%d/socket", dir.Fd())
-	return net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: name, Net: "unixpacket"})
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		if err = unix.Connect(fd, &unix.SockaddrUnix{Name: name}); err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return newLink(fd), nil
 }
 
 // Open implements [Starter].
@@ -305,7 +314,7 @@ func (p *Pool) Open(ctx context.Context, id string) (Monitor, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := dial(folder)
+	l, err := dial(folder)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		if err := removeFolder(folder); err != nil {
 			p.opts.Logger.Warn("remove what a dead monitor left", "id", id, "err", err)
@@ -315,9 +324,12 @@ func (p *Pool) Open(ctx context.Context, id string) (Monitor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("monitor of %s: %w", id, err)
 	}
-	m := newMonitor(p, id, folder, c, 0)
+	m, err := newMonitor(p, id, folder, l, 0)
+	if err != nil {
+		return nil, fmt.Errorf("monitor of %s: %w", id, err)
+	}
 	if err := m.open(ctx); err != nil {
-		m.conn.Close()
+		err = errors.Join(err, m.link.shut())
 		<-m.gone
 		return nil, fmt.Errorf("monitor of %s: %w", id, err)
 	}

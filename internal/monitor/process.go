@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"sync"
 	"time"
@@ -15,20 +14,19 @@ import (
 	"corten.dev/corten/internal/monitor/wire"
 )
 
-// monitor is a live [Monitor]: one socket, one goroutine that reads it.
+// monitor is a live [Monitor].
 type monitor struct {
 	proc
 	pool     *Pool
 	id       string
 	folder   string
 	exitPath string // known to the engine that launched
-	conn     *net.UnixConn
 	link     *link
 	pid      int  // the monitor's own process
 	child    bool // it is ours to reap
 	gone     chan struct{}
 
-	mu       sync.Mutex // guards what is below, and pid and pidfd of the processes
+	mu       sync.Mutex // guards what is below, and pid, pidfd and after of the processes
 	closing  bool
 	sessions map[string]*proc
 	ends     map[uint32]func(AttachEnd) // attachments that go on, by number
@@ -42,27 +40,31 @@ type proc struct {
 	pid     int
 	pidfd   *os.File
 	exited  chan struct{}
-	exit    Exit // written before exited closes
+	exit    Exit     // written before exited closes
+	after   []func() // what is called when it does
 }
 
-func newMonitor(p *Pool, id, folder string, conn *net.UnixConn, pid int) *monitor {
-	m := &monitor{pool: p, id: id, folder: folder, conn: conn, pid: pid, child: pid != 0, gone: make(chan struct{}),
-		link: &link{conn: conn, pending: map[uint32]chan answer{}}, sessions: map[string]*proc{}, ends: map[uint32]func(AttachEnd){}}
+// newMonitor begins to hear a monitor over a socket, which it owns from here on.
+func newMonitor(p *Pool, id, folder string, l *link, pid int) (*monitor, error) {
+	m := &monitor{pool: p, id: id, folder: folder, pid: pid, child: pid != 0, gone: make(chan struct{}), link: l}
 	m.proc = proc{m: m, exited: make(chan struct{})}
-	go m.run()
-	return m
+	l.hear, l.gone = m.hear, m.lost
+	if err := p.poller.add(l); err != nil {
+		_ = l.sock.Close()
+		return nil, err
+	}
+	return m, nil
 }
 
-// run hears the monitor until it is gone, and then says so to everyone who waits.
-func (m *monitor) run() {
-	m.link.read(m.hear)
+// lost is called when nothing more will be heard of the monitor, and says so to everyone who waits.
+func (m *monitor) lost() {
 	m.mu.Lock()
 	procs := []*proc{&m.proc}
 	for _, p := range m.sessions {
 		procs = append(procs, p)
 	}
 	ends := m.ends
-	m.ends = map[uint32]func(AttachEnd){}
+	m.ends = nil
 	closing := m.closing
 	m.mu.Unlock()
 	if !closing {
@@ -74,7 +76,11 @@ func (m *monitor) run() {
 		end(AttachEnd{})
 	}
 	if m.child && (!closing || m.hasExited()) { // else it lives on, and is init's to reap when this engine ended
-		wait(m.pid)
+		go func() {
+			wait(m.pid)
+			close(m.gone)
+		}()
+		return
 	}
 	close(m.gone)
 }
@@ -108,8 +114,37 @@ func (p *proc) lost() {
 }
 
 func (p *proc) end(x Exit) {
+	p.m.mu.Lock()
 	p.exit = x
 	close(p.exited)
+	after := p.after
+	p.after = nil
+	p.m.mu.Unlock()
+	for _, fn := range after {
+		go fn()
+	}
+}
+
+// WhenExited calls fn once, in a goroutine of its own, when the exit of p is known and recorded. It is for those who watch many processes: no goroutine waits meanwhile.
+func WhenExited(p Process, fn func()) {
+	if w, ok := p.(interface{ whenExited(func()) }); ok {
+		w.whenExited(fn)
+		return
+	}
+	go func() {
+		<-p.Exited()
+		fn()
+	}()
+}
+
+func (p *proc) whenExited(fn func()) {
+	p.m.mu.Lock()
+	defer p.m.mu.Unlock()
+	if p.hasExited() {
+		go fn()
+		return
+	}
+	p.after = append(p.after, fn)
 }
 
 // hear is called for what the monitor tells by itself, in order.
@@ -121,7 +156,7 @@ func (m *monitor) hear(a *answer) {
 		if a.Session != "" {
 			if p = m.sessions[a.Session]; p == nil {
 				p = &proc{m: m, session: a.Session, exited: make(chan struct{})}
-				m.sessions[a.Session] = p
+				m.addLocked(p)
 			}
 		}
 		p.pid, p.pidfd = int(a.PID), a.pidfd()
@@ -162,10 +197,14 @@ func (m *monitor) fetched(p *proc) {
 	if p.session == "" {
 		return
 	}
-	req := wire.Message{Kind: wire.Forget, Session: p.session}
-	if _, err := m.link.ask(&req, nil); err == nil {
-		m.link.forget(req.ID)
+	m.link.tell(&wire.Message{Kind: wire.Forget, Session: p.session})
+}
+
+func (m *monitor) addLocked(p *proc) {
+	if m.sessions == nil {
+		m.sessions = map[string]*proc{}
 	}
+	m.sessions[p.session] = p
 }
 
 func exitOf(m *wire.Message) Exit {
@@ -245,10 +284,7 @@ func (m *monitor) Close() error {
 		// Once the folder is gone the name is free: what the monitor still has to deliver to slow clients it delivers from elsewhere.
 		err = removeFolder(m.folder)
 		if !lost {
-			req := wire.Message{Kind: wire.Quit}
-			if _, aerr := m.link.ask(&req, nil); aerr == nil {
-				m.link.forget(req.ID)
-			}
+			m.link.tell(&wire.Message{Kind: wire.Quit})
 		}
 	}
 	m.mu.Lock()
@@ -262,19 +298,15 @@ func (m *monitor) Close() error {
 		}
 		return err // its socket closes when it has delivered everything, and run reaps it
 	}
-	cerr := m.conn.Close()
-	<-m.gone
+	serr := m.link.shut()
+	select {
+	case <-m.gone:
+	case <-m.pool.poller.ended: // nobody hears it any more
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.pidfd != nil {
 		m.pidfd.Close()
 	}
-	return errors.Join(err, ignoreClosed(cerr))
-}
-
-func ignoreClosed(err error) error {
-	if errors.Is(err, net.ErrClosed) {
-		return nil
-	}
-	return err
+	return errors.Join(err, serr)
 }

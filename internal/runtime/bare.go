@@ -54,7 +54,7 @@ func (rt *Runtime) bareNS() *os.File {
 // useBare decides how the mount namespace is made: what needs the host's tree around the container's root, or mounts that both share, goes the usual way.
 func (p *plan) useBare(ns *os.File) {
 	spec, opts := p.spec, p.opts
-	if ns == nil || p.dry || p.legacy || p.userns || p.forked || p.newFlags&unix.CLONE_NEWNS == 0 || opts.Root == nil || !opts.RootDetached || opts.NoPivot || opts.Rootless ||
+	if ns == nil || p.dry || p.legacy || p.userns || p.forked || p.newFlags&unix.CLONE_NEWNS == 0 || opts.NoPivot || opts.Rootless ||
 		hooksBeforePivot(spec.Hooks) || sharing(spec) || countMounts(p) > maxSources {
 		return
 	}

@@ -333,7 +333,7 @@ func (c *creation) record(context.Context) error {
 	}
 	c.ctr.rec = record{
 		ID: c.opts.ID, Bundle: c.opts.Bundle, Pid: c.ctr.rec.Pid, StartTime: start, Created: time.Now().UTC(), Owner: os.Geteuid(),
-		Cgroup: c.ctr.cg.State(), Annotations: spec.Annotations, Hooks: spec.Hooks, Filter: packFilter(c.filter),
+		Cgroup: c.ctr.cg.State(), Annotations: spec.Annotations, Hooks: spec.Hooks, Filter: c.rt.filters.pack(c.filter),
 		UserNS: c.plan.userns, Rootless: c.opts.Rootless, Version: spec.Version,
 	}
 	rec := &c.ctr.rec
@@ -349,6 +349,7 @@ func (c *creation) record(context.Context) error {
 	if c.opts.Gate {
 		rec.Process, rec.Notes = spec.Process, packNotes(c.plan.b.Notes())
 	}
+	defer func() { rec.Cgroup = cgroup.State{} }() // from here on the manager knows
 	if c.ctr.dir == "" {
 		return nil
 	}
@@ -364,7 +365,6 @@ func (c *creation) settle(ctx context.Context) error {
 			if err := ctr.cg.Add(ctr.rec.Pid); err != nil {
 				return err
 			}
-			ctr.rec.Cgroup = ctr.cg.State()
 		}
 		return c.writeMaps()
 	}

@@ -20,7 +20,7 @@ import (
 // refused runs a spec that must not come to life and returns the error.
 func refused(t *testing.T, spec *specs.Spec) error {
 	t.Helper()
-	b, err := create(t, New(Options{Root: t.TempDir()}), RunOptions{Spec: spec})
+	b, err := create(t, newRuntime(Options{Root: t.TempDir()}), RunOptions{Spec: spec})
 	if err == nil {
 		out, _ := b.wait(t)
 		t.Fatal("was created, and said: ", out)
@@ -72,7 +72,7 @@ func TestFakeProcGetsNoSettings(t *testing.T) {
 	spec := dockerSpec(rootfs(t), "/bin/sleep", "100")
 	spec.Mounts[0] = specs.Mount{Destination: "/proc", Source: "tmpfs", Type: "tmpfs"}
 	spec.Process.OOMScoreAdj = &adj
-	b, err := create(t, New(Options{Root: t.TempDir()}), RunOptions{Spec: spec})
+	b, err := create(t, newRuntime(Options{Root: t.TempDir()}), RunOptions{Spec: spec})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +98,7 @@ func TestSwappedDirectory(t *testing.T) {
 		}
 	}()
 	src := t.TempDir()
-	rt := New(Options{Root: t.TempDir()})
+	rt := newRuntime(Options{Root: t.TempDir()})
 	for i := range 40 {
 		spec := dockerSpec(root, "/bin/true")
 		spec.Process.Cwd = fmt.Sprintf("/d/cwd%d", i)
@@ -140,7 +140,7 @@ func TestWorkingDirectoryIsADescriptor(t *testing.T) {
 	defer host.Close()
 	unix.FcntlInt(host.Fd(), unix.F_SETFD, 0) // as careless as can be
 	spec := dockerSpec(rootfs(t), "/bin/sleep", "100")
-	b, err := create(t, New(Options{Root: t.TempDir()}), RunOptions{Spec: spec})
+	b, err := create(t, newRuntime(Options{Root: t.TempDir()}), RunOptions{Spec: spec})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +193,7 @@ func TestConsoleIsALink(t *testing.T) {
 	os.Symlink("/proc/sys/kernel/core_pattern", spec.Root.Path+"/dev/console")
 	spec.Mounts = []specs.Mount{spec.Mounts[0], spec.Mounts[2]}
 	spec.Process.Terminal = true
-	_, err = create(t, New(Options{Root: t.TempDir()}), RunOptions{Spec: spec, Launcher: WithStdio([3]*os.File{}, theirs)})
+	_, err = create(t, newRuntime(Options{Root: t.TempDir()}), RunOptions{Spec: spec, Launcher: WithStdio([3]*os.File{}, theirs)})
 	if err == nil || !strings.Contains(err.Error(), "/dev/console") {
 		t.Fatal(err)
 	}
@@ -239,7 +239,7 @@ func TestSysctlInjection(t *testing.T) {
 
 // CVE-2016-9962: a process that entered the container to become its own could be traced, and its descriptors taken, by the container's root before it did.
 func TestWaitingProcessIsProtected(t *testing.T) {
-	b, err := create(t, New(Options{Root: t.TempDir()}), RunOptions{Spec: dockerSpec(rootfs(t), "/bin/true"), Gate: true})
+	b, err := create(t, newRuntime(Options{Root: t.TempDir()}), RunOptions{Spec: dockerSpec(rootfs(t), "/bin/true"), Gate: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ import (
 func TestErrorsLeaveNothing(t *testing.T) {
 	root := rootfs(t)
 	dir := t.TempDir()
-	rt := New(Options{Root: dir})
+	rt := newRuntime(Options{Root: dir})
 	os.WriteFile(root+"/plain", []byte("x"), 0o644)
 	os.WriteFile(root+"/text", []byte("garbage"), 0o755)
 	for name, c := range map[string]struct {
@@ -74,7 +74,7 @@ func TestPreservedDescriptors(t *testing.T) {
 	if fd != 3 {
 		t.Skip("descriptor 3 is taken in this process; the command line's test covers it")
 	}
-	b, err := create(t, New(Options{Root: t.TempDir()}), RunOptions{Spec: spec, PreserveFDs: 1})
+	b, err := create(t, newRuntime(Options{Root: t.TempDir()}), RunOptions{Spec: spec, PreserveFDs: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

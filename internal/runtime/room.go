@@ -91,6 +91,8 @@ func (rt *Runtime) LoadDir(dir, id string) (*Container, error) {
 	if ctr.cg, err = cgroup.LoadOn(host, ctr.rec.Cgroup); err != nil {
 		return nil, fmt.Errorf("load container %s: %w", id, err)
 	}
+	ctr.rec.Filter = rt.filters.share(ctr.rec.Filter)
+	ctr.rec.Cgroup = cgroup.State{} // the manager knows
 	ctr.openPidfd()
 	return ctr, nil
 }

@@ -81,9 +81,7 @@ func (p *plan) rootFS() {
 func (p *plan) attachRoot() {
 	b := p.b
 	at := "/proc"
-	if p.nested {
-		at = "/"
-	} else if p.opts.Root == nil || !p.opts.RootDetached {
+	if p.opts.Root == nil || !p.opts.RootDetached {
 		at = p.opts.rootPath()
 	}
 	if p.prop&unix.MS_SHARED != 0 && !p.dry {
@@ -94,6 +92,9 @@ func (p *plan) attachRoot() {
 		b.Sys(unix.SYS_MOUNT, null, b.Str("/proc"), null, launch.Imm(unix.MS_PRIVATE), null)
 	}
 	p.root = p.take(p.rootTree(at))
+	if p.nested {
+		at = "/"
+	}
 	p.note("attach root file system at %s", at)
 	if at == "/proc" || p.nested {
 		b.Sys(unix.SYS_MOVE_MOUNT, p.root, b.Str(""), launch.AtCwd(), b.Str(at), launch.Imm(moveEmpty))

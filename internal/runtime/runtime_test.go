@@ -21,6 +21,30 @@ import (
 
 const busybox = "/bin/busybox"
 
+// inBare has the runtimes of this test process prepare what containers share: the suite runs once without, and once with, see TestSuiteFromBareNamespace.
+const inBare = "CORTEN_RUNTIME_TEST_BARE"
+
+func newRuntime(opts Options) *Runtime {
+	rt := New(opts)
+	if os.Getenv(inBare) != "" {
+		rt.Prepare()
+	}
+	return rt
+}
+
+// TestSuiteFromBareNamespace runs all of this package's tests again with containers whose mount namespace is made of the bare one.
+func TestSuiteFromBareNamespace(t *testing.T) {
+	needRoot(t)
+	if os.Getenv(inBare) != "" {
+		t.Skip("this is it")
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^Test", "-test.short="+fmt.Sprint(testing.Short()))
+	cmd.Env = append(os.Environ(), inBare+"=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
 // testCgroups is the folder of the tests' cgroups.
 const testCgroups = "/corten-runtime-test"
 
@@ -183,7 +207,7 @@ func sh(t testing.TB, script string, edit func(*specs.Spec)) (string, int) {
 	if edit != nil {
 		edit(spec)
 	}
-	b, err := create(t, New(Options{Root: t.TempDir()}), RunOptions{Spec: spec})
+	b, err := create(t, newRuntime(Options{Root: t.TempDir()}), RunOptions{Spec: spec})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -49,7 +49,7 @@ func TestUserNamespace(t *testing.T) {
 	spec.Linux.UIDMappings, spec.Linux.GIDMappings = m, m
 	adj := 100
 	spec.Process.OOMScoreAdj = &adj
-	b, err := create(t, New(Options{Root: t.TempDir()}), RunOptions{Spec: spec})
+	b, err := create(t, newRuntime(Options{Root: t.TempDir()}), RunOptions{Spec: spec})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +58,7 @@ func TestUserNamespace(t *testing.T) {
 }
 
 func TestJoinedNamespaces(t *testing.T) {
-	holder, err := create(t, New(Options{Root: t.TempDir()}), RunOptions{Spec: dockerSpec(rootfs(t), "/bin/sleep", "100")})
+	holder, err := create(t, newRuntime(Options{Root: t.TempDir()}), RunOptions{Spec: dockerSpec(rootfs(t), "/bin/sleep", "100")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,7 +96,7 @@ func TestJoinedUserNamespace(t *testing.T) {
 	}
 	spec := dockerSpec(rootfs(t), "/bin/sleep", "100")
 	userns(spec, "")
-	holder, err := create(t, New(Options{Root: t.TempDir()}), RunOptions{Spec: spec})
+	holder, err := create(t, newRuntime(Options{Root: t.TempDir()}), RunOptions{Spec: spec})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +257,7 @@ func TestHooks(t *testing.T) {
 		StartContainer: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "hostname > /started"}}},
 		Poststart:      []specs.Hook{hook("poststart")}, Poststop: []specs.Hook{hook("poststop")},
 	}
-	b, err := create(t, New(Options{Root: t.TempDir()}), RunOptions{Spec: spec, Gate: true, Bundle: dir})
+	b, err := create(t, newRuntime(Options{Root: t.TempDir()}), RunOptions{Spec: spec, Gate: true, Bundle: dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -289,7 +289,7 @@ func TestHooks(t *testing.T) {
 func TestFailingHookStopsCreation(t *testing.T) {
 	spec := dockerSpec(rootfs(t), "/bin/true")
 	spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo why >&2; exit 3"}}}}
-	rt := New(Options{Root: t.TempDir()})
+	rt := newRuntime(Options{Root: t.TempDir()})
 	_, err := create(t, rt, RunOptions{ID: "x", Spec: spec})
 	if err == nil || !strings.Contains(err.Error(), "hook /bin/sh: exit status 3: why") {
 		t.Fatal(err)
@@ -307,7 +307,7 @@ func TestFailingHookStopsCreation(t *testing.T) {
 func TestGateAndLoad(t *testing.T) {
 	ctx := context.Background()
 	dir := t.TempDir()
-	rt := New(Options{Root: dir})
+	rt := newRuntime(Options{Root: dir})
 	b, err := create(t, rt, RunOptions{ID: "gated", Spec: dockerSpec(rootfs(t), "/bin/sleep", "100"), Gate: true})
 	if err != nil {
 		t.Fatal(err)
@@ -369,7 +369,7 @@ func TestExec(t *testing.T) {
 	spec := dockerSpec(rootfs(t), "/bin/sleep", "100")
 	errno := uint(unix.ENOTTY)
 	spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir"}, Action: specs.ActErrno, ErrnoRet: &errno}}}
-	b, err := create(t, New(Options{Root: t.TempDir()}), RunOptions{Spec: spec})
+	b, err := create(t, newRuntime(Options{Root: t.TempDir()}), RunOptions{Spec: spec})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -441,7 +441,7 @@ func TestTerminal(t *testing.T) {
 	spec.Process.User.UID = 5
 	spec.Process.ConsoleSize = &specs.Box{Height: 10, Width: 20}
 	launcher := WithStdio([3]*os.File{}, theirs)
-	b, err := create(t, New(Options{Root: t.TempDir()}), RunOptions{Spec: spec, Launcher: launcher})
+	b, err := create(t, newRuntime(Options{Root: t.TempDir()}), RunOptions{Spec: spec, Launcher: launcher})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -57,6 +57,7 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (created Create
 
 	var undo task.Undo
 	defer undo.OnError(ctx, &err)
+	rec.Networks = s.plain.share(rec.Networks)
 	ctr := newLive(rec)
 	if err := s.takeName(ctr, strings.TrimPrefix(req.Name, "/")); err != nil {
 		return created, err

@@ -27,13 +27,12 @@ func backoff(failures int) time.Duration {
 	return min(backoffFirst<<failures, backoffMax)
 }
 
-// watch waits for the end of a run, beside everything else, until the service closes.
+// watch has the end of a run acted upon, unless the service closes before.
 func (s *Service) watch(ctr *live, mon monitor.Monitor) {
-	s.background(func(ctx context.Context) {
-		select {
-		case <-ctx.Done():
-		case <-mon.Exited():
-			s.ended(ctx, ctr, mon)
+	monitor.WhenExited(mon, func() {
+		if s.begin() {
+			defer s.work.Done()
+			s.ended(s.ctx, ctr, mon)
 		}
 	})
 }
@@ -298,7 +297,7 @@ func (s *Service) Wait(ctx context.Context, ref string, cond WaitCondition) (<-c
 		w.c <- Ended{Code: st.ExitCode}
 		return w.c, nil
 	}
-	ctr.waiters[w] = struct{}{}
+	ctr.awaitLocked(w)
 	context.AfterFunc(ctx, func() {
 		ctr.mu.Lock()
 		delete(ctr.waiters, w)

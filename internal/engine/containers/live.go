@@ -3,6 +3,7 @@ package containers
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -41,8 +42,37 @@ type waiter struct {
 	c    chan Ended
 }
 
+// plainNetworks are the networks of containers that asked for one and for nothing about it, by its name: nearly all, and such a map takes more than a kilobyte. They are
+// never changed, as no map of a record is.
+type plainNetworks struct {
+	mu  sync.Mutex // guards all
+	all map[string]map[string]container.EndpointSettings
+}
+
+// share gives the common map that is equal to asked, if there can be one.
+func (p *plainNetworks) share(asked map[string]container.EndpointSettings) map[string]container.EndpointSettings {
+	if len(asked) != 1 {
+		return asked
+	}
+	for name, ep := range asked {
+		if !reflect.ValueOf(ep).IsZero() {
+			return asked
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.all[name] == nil {
+			if p.all == nil || len(p.all) > 100 {
+				p.all = map[string]map[string]container.EndpointSettings{}
+			}
+			p.all[name] = asked
+		}
+		return p.all[name]
+	}
+	return asked
+}
+
 func newLive(rec container.Record) *live {
-	ctr := &live{id: rec.ID, waiters: map[*waiter]struct{}{}}
+	ctr := &live{id: rec.ID}
 	ctr.rec.Store(&rec)
 	return ctr
 }
@@ -102,6 +132,14 @@ func (ctr *live) handles() (monitor.Monitor, Process, error) {
 		return nil, nil, errs.New(errs.Conflict, "container %s is not running", ctr.id)
 	}
 	return ctr.mon, ctr.proc, nil
+}
+
+// awaitLocked adds a waiter.
+func (ctr *live) awaitLocked(w *waiter) {
+	if ctr.waiters == nil { // most containers never have one
+		ctr.waiters = map[*waiter]struct{}{}
+	}
+	ctr.waiters[w] = struct{}{}
 }
 
 // tell answers the waiters of some conditions.

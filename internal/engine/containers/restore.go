@@ -46,6 +46,7 @@ func (s *Service) restore(ctx context.Context) error {
 	var group sync.WaitGroup
 	slots := make(chan struct{}, 8)
 	for _, rec := range recs {
+		rec.Networks = s.plain.share(rec.Networks)
 		ctr := newLive(rec)
 		if err := s.table.reserve(rec.Name, ctr); err != nil {
 			// A crash in the middle of two renames; nothing is lost but the name.

@@ -131,8 +131,12 @@ type Service struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup
 
+	closing sync.Mutex // guards closed
+	closed  bool
+
 	table table
 	execs execTable
+	plain plainNetworks
 }
 
 var _ API = (*Service)(nil)
@@ -206,6 +210,9 @@ func (o *Options) fill() error {
 // Close stops what the service does by itself (back-offs, watching) and waits for it. Containers go on running under their monitors.
 func (s *Service) Close() error {
 	s.cancel()
+	s.closing.Lock()
+	s.closed = true
+	s.closing.Unlock()
 	s.work.Wait()
 	for _, ctr := range s.table.all() {
 		ctr.mu.Lock()
@@ -218,6 +225,16 @@ func (s *Service) Close() error {
 		}
 	}
 	return nil
+}
+
+// begin counts a piece of work that nobody asked for; false when the service closes, and must be left as it is.
+func (s *Service) begin() bool {
+	s.closing.Lock()
+	defer s.closing.Unlock()
+	if !s.closed {
+		s.work.Add(1)
+	}
+	return !s.closed
 }
 
 // background runs fn beside everything else; Close waits for it.

@@ -174,7 +174,7 @@ func (s *Service) exitOf(ctr *live) (<-chan Ended, func()) {
 	if st := ctr.record().State; !st.Status.Live() {
 		w.c <- Ended{Code: st.ExitCode}
 	} else {
-		ctr.waiters[w] = struct{}{}
+		ctr.awaitLocked(w)
 	}
 	return w.c, func() { ctr.mu.Lock(); delete(ctr.waiters, w); ctr.mu.Unlock() }
 }

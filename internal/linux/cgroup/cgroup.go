@@ -33,6 +33,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"corten.dev/corten/internal/errs"
@@ -65,15 +66,23 @@ type Manager struct {
 	path     string // inside each hierarchy, clean and absolute; never "/"
 	asked    bool   // the path was given, not our default
 	rootless bool
-	v1       []dir  // one per v1 hierarchy in use
+	v1       []dir  // one per v1 hierarchy in use; shared with the host's, never edited in place
 	v2       string // directory in the v2 tree, "" if not used
 	sd       *systemd
 }
 
-// dir is the container's directory in one v1 hierarchy.
+// dir is the container's directory in one v1 hierarchy. A thousand managers are kept for a thousand containers, so it spells out no path that the manager knows already.
 type dir struct {
 	hier *hierarchy
-	path string // absolute
+	own  string // absolute path, where it is not the manager's path below the hierarchy's root
+}
+
+// at is the absolute path of one of the directories.
+func (m *Manager) at(d dir) string {
+	if d.own != "" {
+		return d.own
+	}
+	return d.hier.root + m.path
 }
 
 // State is what Load needs to manage the same cgroups again; it is stored as JSON.
@@ -136,10 +145,7 @@ func hasDotDot(p string) bool {
 
 // place computes the directories from the path.
 func (m *Manager) place() {
-	m.v1 = make([]dir, len(m.host.v1))
-	for i := range m.host.v1 {
-		m.v1[i] = dir{&m.host.v1[i], m.host.v1[i].root + m.path}
-	}
+	m.v1 = m.host.all()
 	if m.host.v2 != "" {
 		m.v2 = m.host.v2 + m.path
 	}
@@ -161,18 +167,20 @@ func (m *Manager) Create(res *specs.LinuxResources) (err error) {
 			}
 		}
 	}()
-	keep := m.v1[:0]
+	var lacking []dir
 	for _, d := range m.v1 {
-		if err := m.mkdir(d.hier.root, d.path, d.hier.has("cpuset")); err != nil {
+		if err := m.mkdir(d.hier.root, m.at(d), d.hier.has("cpuset")); err != nil {
 			if m.rootless && denied(err) {
+				lacking = append(lacking, d)
 				continue
 			}
 			return err
 		}
-		made = append(made, d.path)
-		keep = append(keep, d)
+		made = append(made, m.at(d))
 	}
-	m.v1 = keep
+	if len(lacking) > 0 {
+		m.v1 = slices.DeleteFunc(slices.Clone(m.v1), func(d dir) bool { return slices.Contains(lacking, d) })
+	}
 	if m.v2 != "" {
 		if err := m.mkdir(m.host.v2, m.v2, false); err != nil {
 			// In a hybrid layout the v2 directory is a convenience (cgroup.kill); a host that forbids it still works.
@@ -290,7 +298,7 @@ func (m *Manager) JoinFiles() ([]*os.File, error) {
 	}
 	files := make([]*os.File, 0, len(m.v1))
 	for _, d := range m.v1 {
-		p := d.path + "/tasks"
+		p := m.at(d) + "/tasks"
 		fd, err := openRetry(p, unix.O_WRONLY) // os.OpenFile would offer it to the poller, at twice the cost
 		if err != nil {
 			err = fmt.Errorf("open %s: %w", p, err)
@@ -363,7 +371,7 @@ func (m *Manager) Set(res *specs.LinuxResources) error {
 func (m *Manager) all() []string {
 	all := make([]string, 0, len(m.v1)+1)
 	for _, d := range m.v1 {
-		all = append(all, d.path)
+		all = append(all, m.at(d))
 	}
 	if m.v2 != "" {
 		all = append(all, m.v2)
@@ -375,7 +383,7 @@ func (m *Manager) all() []string {
 func (m *Manager) dirOf(controller string) (p string, v2 bool) {
 	for _, d := range m.v1 {
 		if d.hier.has(controller) {
-			return d.path, false
+			return m.at(d), false
 		}
 	}
 	if m.v2 != "" && m.host.v2Has(controller) {
@@ -392,7 +400,7 @@ func (m *Manager) Paths() map[string]string {
 	paths := make(map[string]string)
 	for _, d := range m.v1 {
 		for _, c := range d.hier.controllers {
-			paths[c] = d.path
+			paths[c] = m.at(d)
 		}
 	}
 	if m.v2 != "" {
@@ -408,7 +416,7 @@ func (m *Manager) Mode() Mode { return m.host.mode }
 func (m *Manager) State() State {
 	st := State{ID: m.id, Path: m.path, Asked: m.asked, Rootless: m.rootless, Dirs: make(map[string]string)}
 	for _, d := range m.v1 {
-		st.Dirs[d.hier.name] = d.path
+		st.Dirs[d.hier.name] = m.at(d)
 	}
 	if m.v2 != "" {
 		st.Dirs[""] = m.v2
@@ -434,15 +442,17 @@ func LoadOn(host *Host, st State) (*Manager, error) {
 		return nil, fmt.Errorf("load cgroup of %s: %w", st.ID, err)
 	}
 	m.asked, m.rootless = st.Asked, st.Rootless
-	keep := m.v1[:0]
+	keep := make([]dir, 0, len(m.v1))
 	for _, d := range m.v1 {
-		if p, ok := st.Dirs[d.hier.name]; ok && p == d.path {
+		if p, ok := st.Dirs[d.hier.name]; ok && p == m.at(d) {
 			keep = append(keep, d)
 		} else if ok && strings.HasPrefix(p, d.hier.root+"/") && !hasDotDot(p) {
 			keep = append(keep, dir{d.hier, p})
 		}
 	}
-	m.v1 = keep
+	if !slices.Equal(keep, m.v1) {
+		m.v1 = keep
+	}
 	p, ok := st.Dirs[""]
 	if !ok || m.host.v2 == "" || !strings.HasPrefix(p, m.host.v2+"/") || hasDotDot(p) {
 		p = ""

@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	"corten.dev/corten/internal/errs"
 	"golang.org/x/sys/unix"
@@ -44,6 +45,20 @@ type Host struct {
 	v2            string   // mount point of the v2 tree, "" if there is none
 	v2Controllers []string // what the v2 tree's root offers
 	openFlags     int      // O_CREAT where tests use a plain directory as the tree
+
+	once sync.Once // makes dirs
+	dirs []dir
+}
+
+// all is one dir for each v1 hierarchy, shared by the managers that use them all.
+func (h *Host) all() []dir {
+	h.once.Do(func() {
+		h.dirs = make([]dir, len(h.v1))
+		for i := range h.v1 {
+			h.dirs[i].hier = &h.v1[i]
+		}
+	})
+	return h.dirs
 }
 
 // hierarchy is one mounted v1 hierarchy.

@@ -152,12 +152,12 @@ func (m *Manager) procsDir() string {
 	for _, c := range []string{"freezer", "devices", "pids", "memory"} {
 		for _, d := range m.v1 {
 			if d.hier.has(c) {
-				return d.path
+				return m.at(d)
 			}
 		}
 	}
 	if len(m.v1) > 0 {
-		return m.v1[0].path
+		return m.at(m.v1[0])
 	}
 	return m.v2
 }

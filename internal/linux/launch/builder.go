@@ -63,7 +63,9 @@ type fixup struct {
 func NewBuilder(flags uint64) *Builder {
 	b := &Builder{strs: map[string]uint64{}}
 	b.h = header{magic: magic, version: version, flags: flags, slots: SlotFirst, minFD: 16, cgroup: -1, sync: -1, pidNS: -1}
-	b.arena = make([]byte, 8, 4096) // offset 0 stays empty, so that it can mean nothing
+	// Room for an ordinary container's program: growing to it would copy each of these several times.
+	b.ops, b.notes = make([]op, 0, 768), make([]string, 0, 768)
+	b.arena = make([]byte, 8, 16<<10) // offset 0 stays empty, so that it can mean nothing
 	return b
 }
 
