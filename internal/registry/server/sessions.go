@@ -127,6 +127,24 @@ func (s *sessions) opened(mine *session, up Upload) {
 	close(mine.ready)
 }
 
+// settle waits a moment for a request to end that works on an upload. Who asks for the status has mostly lost his connection just now, and what it had
+// brought is still on its way into the upload: a number that grows while it is told helps nobody.
+func (s *sessions) settle(ctx context.Context, id string) {
+	s.mu.Lock()
+	a := s.active[id]
+	s.mu.Unlock()
+	if a == nil {
+		return
+	}
+	wait := time.NewTimer(300 * time.Millisecond)
+	defer wait.Stop()
+	select {
+	case <-a.done:
+	case <-wait.C:
+	case <-ctx.Done():
+	}
+}
+
 // peek tells how much is there of an upload that a request works on just now.
 func (s *sessions) peek(ctx context.Context, id string) (size int64, busy bool) {
 	s.mu.Lock()

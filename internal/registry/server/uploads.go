@@ -198,6 +198,7 @@ func (c *call) inSession(mine *session, uuid string, opts UploadOptions, fn func
 func (c *call) uploadStatus(uuid string, alg digest.Algorithm) error {
 	ctx := c.req.Context()
 	id := uploadID(c.route.name, uuid)
+	c.r.sessions.settle(ctx, id)
 	size, busy := c.r.sessions.peek(ctx, id)
 	for !busy {
 		mine, err := c.r.sessions.claim(ctx, id, nil)
