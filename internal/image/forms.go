@@ -43,7 +43,7 @@ type form struct {
 	Size      int64
 	Origins   []string       `json:",omitempty"` // repositories, "docker.io/library/debian"; latest first
 	Kept      bool           `json:",omitempty"` // the blob in the content room belongs to this layer
-	Tried     bool           `json:",omitempty"` // nothing here compresses like that
+	Tried     int            `json:",omitempty"` // recipe.Version of who found that nothing compresses like that
 	Recipe    *recipe.Recipe `json:",omitempty"` // gives the blob, compared as a whole
 }
 

@@ -31,6 +31,11 @@ type house struct {
 
 func open(t testing.TB, root string) house {
 	t.Helper()
+	return openWith(t, root, image.Options{})
+}
+
+func openWith(t testing.TB, root string, opts image.Options) house {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
@@ -43,7 +48,8 @@ func open(t testing.TB, root string) house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := image.New(image.Options{Root: filepath.Join(root, "images"), Snapshots: snaps, Content: blobs})
+	opts.Root, opts.Snapshots, opts.Content = filepath.Join(root, "images"), snaps, blobs
+	s, err := image.New(opts)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -138,6 +138,7 @@ func (s *Images) receive(ctx context.Context, doc manifest.Document, config []by
 	// Not of the caller's context: what was begun goes on until Close.
 	in.ctx, in.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	s.gate.hold(in.held)
+	s.busy.Add(1)
 	in.look()
 	if err := in.roomLeft(); err != nil {
 		return nil, also(err, in.Close())
@@ -421,6 +422,7 @@ func (in *incoming) Close() error {
 			l.finish(errClosed)
 		}
 		in.work.Wait()
+		in.s.busy.Add(-1)
 		in.s.gate.release(in.held)
 		in.s.Sweep()
 	})

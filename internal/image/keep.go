@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"sync"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -39,13 +38,27 @@ func (s *Images) keepBlob(ctx context.Context, diff digest.Digest, blob ocispec.
 	return nil
 }
 
-// keeper looks, one blob at a time and while nothing else is to do, for those that can be made again.
-type keeper struct {
-	s    *Images
-	stop context.CancelFunc
-	mu   sync.Mutex
+// Remade counts the compressed blobs of layers here: how many are kept, and how many are not needed because they can be made again.
+type Remade struct {
+	Kept, Remade           int
+	KeptBytes, RemadeBytes int64
+	Waiting                int // kept ones that were not looked at yet
 }
 
-func newKeeper(s *Images) *keeper { return &keeper{s: s} }
-func (k *keeper) look()           {}
-func (k *keeper) close()          {}
+// Remade tells how far the room has come with doing without compressed blobs.
+func (s *Images) Remade() (r Remade) {
+	s.forms.each(func(_ digest.Digest, f form) {
+		switch {
+		case f.Kept && f.Recipe == nil:
+			r.Kept++
+			r.KeptBytes += f.Size
+			if f.waits() {
+				r.Waiting++
+			}
+		case f.Recipe != nil:
+			r.Remade++
+			r.RemadeBytes += f.Size
+		}
+	})
+	return r
+}

@@ -184,6 +184,8 @@ func (s *Images) Load(ctx context.Context, r io.Reader, progress Progress) ([]st
 	if progress == nil {
 		progress = func(string, string, int64, int64) {}
 	}
+	s.busy.Add(1)
+	defer s.busy.Add(-1)
 	plain, err := decompress(ctx, r)
 	if err != nil {
 		return nil, fmt.Errorf("load: %w", err)

@@ -184,6 +184,7 @@ func (s *Images) send(ctx context.Context, e *entry, ref string, doc *manifest.D
 		out.held = append(out.held, loose{config: true, name: doc.Digest})
 	}
 	s.gate.hold(out.held)
+	s.busy.Add(1)
 	for i, l := range out.layers {
 		layer, err := s.snaps.Stat(ctx, l.chain)
 		if err != nil {
@@ -254,6 +255,7 @@ func ociLayerType(t string) string {
 // Close is Outgoing's Close.
 func (o *outgoing) Close() error {
 	o.once.Do(func() {
+		o.s.busy.Add(-1)
 		o.s.gate.release(o.held)
 		o.s.Sweep()
 	})

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -74,6 +75,7 @@ type Images struct {
 	limits   Limits
 	forms    *forms
 	keeper   *keeper
+	busy     atomic.Int64 // calls that bring images in or out: the keeper stands still meanwhile
 
 	mu    sync.RWMutex // guards byID, names, indexes and known
 	byID  map[digest.Digest]*entry

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
+	"github.com/klauspost/pgzip"
 	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -144,7 +146,6 @@ func TestPullPush(t *testing.T) {
 	if fmt.Sprint(img.Tags, img.Digests) != fmt.Sprintf("[reg.io/app:1] [reg.io/app@%s]", r.doc.Digest) {
 		t.Errorf("%v %v", img.Tags, img.Digests)
 	}
-	var wants [][]byte
 	for i, d := range r.diffs {
 		var buf bytes.Buffer
 		chain := digest.Digest("")
@@ -158,7 +159,6 @@ func TestPullPush(t *testing.T) {
 		if err := h.snaps.LayerTar(ctx, chain, &buf); err != nil || digest.FromBytes(buf.Bytes()) != d {
 			t.Fatal(err)
 		}
-		wants = append(wants, buf.Bytes())
 	}
 	// A second pull needs nothing.
 	in, err := h.Receive(ctx, r.doc, r.config)
@@ -194,9 +194,9 @@ func TestPullPush(t *testing.T) {
 		if err := out.Close(); err != nil {
 			t.Fatal(err)
 		}
+		h.Images.Close()
 		h = open(t, h.root)
 	}
-	_ = wants
 	if _, err := h.Remove(ctx, "reg.io/app:1", false, true, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -228,6 +228,9 @@ func readLayer(t testing.TB, l image.OutgoingLayer, off int64) []byte {
 // isEmpty tells whether anything is left of images that were removed.
 func (h house) isEmpty(t testing.TB) {
 	t.Helper()
+	if err := h.Images.Close(); err != nil { // the keeper may be at something
+		t.Error(err)
+	}
 	layers, err := h.snaps.Layers(ctx)
 	if err != nil || len(layers) > 0 {
 		t.Errorf("layers are left: %v %v", layers, err)
@@ -345,4 +348,74 @@ func TestPullGivenUp(t *testing.T) {
 		}
 	}
 	h.isEmpty(t)
+}
+
+// A blob that can be made again does not stay, is given out all the same, and comes back to nobody's surprise when the engine is started anew; one that cannot stays.
+func TestOneCopy(t *testing.T) {
+	tars := layersFor(t, 4)
+	odd := func(i int, tar []byte) (string, []byte) {
+		switch i {
+		case 0: // what zlib would make: another compressor's bytes
+			b := gz(tar)
+			return manifest.OCILayerGzip, append(b, gz(nil)...)
+		case 1:
+			var buf bytes.Buffer
+			w := pgzip.NewWriter(&buf)
+			w.Name = "layer"
+			if _, err := w.Write(tar); err != nil {
+				t.Fatal(err)
+			}
+			w.Close()
+			return manifest.OCILayerGzip, buf.Bytes()
+		case 2:
+			return manifest.OCILayer, tar
+		}
+		var buf bytes.Buffer
+		w, err := zstd.NewWriter(&buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(tar); err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		return manifest.OCILayerZstd, buf.Bytes()
+	}
+	r := makeRemote(t, "amd64", odd, tars...)
+	for keep, want := range map[string]int{image.KeepAuto: 1, image.KeepAlways: 4, image.KeepNever: 0} {
+		h := openWith(t, t.TempDir(), image.Options{KeepBlobs: keep})
+		if _, err := h.pull(t, r, "app"); err != nil {
+			t.Fatal(err)
+		}
+		if keep != image.KeepAlways {
+			h.settle(t)
+		}
+		for range 2 {
+			there := 0
+			for _, l := range r.doc.Manifest.Layers {
+				if _, err := h.blobs.Stat(ctx, l.Digest); err == nil {
+					there++
+				}
+			}
+			if there != want {
+				t.Errorf("%s: %d blobs are there: %+v", keep, there, h.Remade())
+			}
+			out := sendOne(t, h, "app", "")
+			for i, l := range out.Layers() {
+				same := bytes.Equal(readLayer(t, l, 0), r.blobs[i])
+				if keep != image.KeepNever && !same {
+					t.Errorf("%s: layer %d has other bytes", keep, i)
+				}
+			}
+			if err := out.Close(); err != nil {
+				t.Fatal(err)
+			}
+			h.Images.Close()
+			h = openWith(t, h.root, image.Options{KeepBlobs: keep})
+		}
+		if _, err := h.Remove(ctx, "app", false, true, nil); err != nil {
+			t.Fatal(err)
+		}
+		h.isEmpty(t)
+	}
 }

@@ -34,6 +34,9 @@ const (
 	Zstd      = "zstd"      // klauspost/compress/zstd
 )
 
+// Version grows with the list of compressors: blobs for which none was found are looked at again by a program that knows more.
+const Version = 1
+
 // Recipe is how to compress. It is kept as JSON: fields are only ever added.
 type Recipe struct {
 	Algo  string
