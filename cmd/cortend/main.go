@@ -2,6 +2,7 @@
 //
 //	cortend [flags]            the engine
 //	cortend runtime COMMAND    the OCI runtime's command line
+//	cortend registry COMMAND   a registry for images
 //	cortend portproxy …        the small process for ports that the kernel cannot forward ([::1]); started by the engine itself
 package main
 
@@ -37,6 +38,8 @@ func run(args []string) int {
 			return runtimecli.Main(background(), args[1:], runtimecli.IO{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Version: version.Version})
 		case "portproxy":
 			return portproxy.Main()
+		case "registry":
+			return registry(args[1:])
 		}
 	}
 	set, err := settings.Parse(args, os.Stdout)

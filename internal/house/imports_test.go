@@ -52,6 +52,7 @@ var table = []room{
 	{"volume", tools, "a volume is a directory and a record of who uses it"},
 	{"registry/client", words, "the distribution protocol, asking"},
 	{"registry/server", tools, "the distribution protocol, answering; its disk driver keeps blobs"},
+	{"registry/serve", tools + " registry", "the registry's command line joins its rooms"},
 	{"container", words + " image network", "the stored record embeds what images and networks store"},
 	// Floor 3: the engine's services.
 	{"engine", tools + " content snapshot image runtime logs monitor network volume container registry/client", "one service per noun over the rooms"},
@@ -193,7 +194,7 @@ var foreign = []struct{ prefix, rooms, why string }{
 	{"github.com/moby/moby/client", "", "the reference client is a judge in tests, not a part"},
 	{"github.com/distribution/reference", "", "430 KB of regular expressions at start; tests compare with it"},
 	{"github.com/spf13/cobra", "cli", "flags belong to the command line"},
-	{"github.com/spf13/pflag", "cli settings runtimecli", "flags belong to the command lines"},
+	{"github.com/spf13/pflag", "cli settings runtimecli registry/serve", "flags belong to the command lines"},
 	{"github.com/google/nftables", "", "internal/linux/nft needs 7 µs where it needs 250"},
 	{"github.com/vishvananda/netlink", "", "internal/linux/netlink batches, and starts nothing"},
 	{"golang.org/x/sys/unix", "linux safefs tarfs record content image logs monitor network registry/server/disk runtime runtimecli snapshot volume cli/copied cli/term",

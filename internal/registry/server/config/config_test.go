@@ -137,4 +137,3 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
-
