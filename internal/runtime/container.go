@@ -247,7 +247,7 @@ func (ctr *Container) Delete(ctx context.Context, force bool) (err error) {
 		ctr.rt.log.Warn("poststop hook", "container", ctr.rec.ID, "error", err) // the specification: log, and go on
 	}
 	if ctr.dir != "" {
-		if err := os.RemoveAll(ctr.dir); err != nil {
+		if err := ctr.removeFolder(); err != nil {
 			return fmt.Errorf("record: %w", err)
 		}
 	}

@@ -57,7 +57,7 @@ func (rt *Runtime) Create(ctx context.Context, opts RunOptions) (ctr *Container,
 	return c.ctr, nil
 }
 
-// newFolder begins the name of a folder in the making; no id has such a letter. The number of the process that makes it follows.
+// newFolder begins the name of a folder in the making, or in the unmaking; no id has such a letter. The number of the process that makes it follows.
 const newFolder = ":new-"
 
 // folder makes the container's folder with a record in it; who makes it owns the id. The record says where the cgroups will be before they are there, so that whoever is
@@ -100,9 +100,24 @@ func (c *creation) folder(context.Context) (err error) {
 	case err != nil:
 		return errors.Join(fmt.Errorf("folder: %w", err), os.RemoveAll(made))
 	}
-	c.undo.Push(func(context.Context) error { return os.RemoveAll(dir) })
+	c.undo.Push(func(context.Context) error { return c.ctr.removeFolder() })
 	c.ctr.dir = dir
 	return nil
+}
+
+// removeFolder takes the container's folder away under another name first: killed in the middle, it would be one without a record, that nobody dares to remove.
+func (ctr *Container) removeFolder() error {
+	root := filepath.Clean(ctr.rt.opts.Root)
+	if filepath.Dir(ctr.dir) != root { // a folder of the caller's, who looks after it
+		return os.RemoveAll(ctr.dir)
+	}
+	aside := filepath.Join(root, newFolder+strconv.Itoa(os.Getpid())+"-"+filepath.Base(ctr.dir))
+	if err := unix.Rename(ctr.dir, aside); err == unix.ENOENT {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("remove %s: %w", ctr.dir, err)
+	}
+	return os.RemoveAll(aside)
 }
 
 // callersFolder uses a folder that the caller named, and may have other files in.
