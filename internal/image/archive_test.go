@@ -276,3 +276,42 @@ func FuzzParseConfig(f *testing.F) {
 		}
 	})
 }
+
+// An image that was pulled keeps its digests through save and load, into another store and out of there again.
+func TestSaveKeepsDigests(t *testing.T) {
+	r := makeRemote(t, "amd64", gzipped(t), layersFor(t, 3)...)
+	h := open(t, t.TempDir())
+	if _, err := h.pull(t, r, "reg.io/app:1"); err != nil {
+		t.Fatal(err)
+	}
+	h.settle(t)
+	var first bytes.Buffer
+	if err := h.Save(ctx, []string{"reg.io/app:1"}, &first); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		other := open(t, t.TempDir())
+		if _, err := other.Load(ctx, bytes.NewReader(first.Bytes()), nil); err != nil {
+			t.Fatal(err)
+		}
+		other.settle(t)
+		out := sendOne(t, other, "reg.io/app:1", "")
+		doc, err := out.Manifest()
+		if err != nil || doc.Digest != r.doc.Digest {
+			t.Errorf("%s %v", doc.Raw, err)
+		}
+		for i, l := range out.Layers() {
+			if !bytes.Equal(readLayer(t, l, 0), r.blobs[i]) {
+				t.Errorf("layer %d has other bytes", i)
+			}
+		}
+		if err := out.Close(); err != nil {
+			t.Fatal(err)
+		}
+		var again bytes.Buffer
+		if err := other.Save(ctx, []string{"reg.io/app:1"}, &again); err != nil || !bytes.Equal(first.Bytes(), again.Bytes()) {
+			t.Error("saved again it has other bytes", err)
+		}
+		first = again
+	}
+}

@@ -177,6 +177,8 @@ type packed struct {
 	refs   []reference.Ref
 	// digests of the layer members as their manifest states them; nil when it states none.
 	blobs []blob
+	// doc is the manifest that the archive has for the image; nil for none.
+	doc *manifest.Document
 }
 
 // Load reads an archive and adds its images, all of them or none.
@@ -206,13 +208,22 @@ func (s *Images) Load(ctx context.Context, r io.Reader, progress Progress) ([]st
 	s.gate.begin()
 	defer s.gate.end()
 	var names []string
-	for _, img := range images {
-		if err := s.unpack(ctx, sp, img, progress); err != nil {
+	docs := sp.manifests()
+	for i := range images {
+		if err := s.unpack(ctx, sp, images[i], progress); err != nil {
+			return nil, fmt.Errorf("load: %w", err)
+		}
+		sp.attach(&images[i], docs)
+		if err := s.keepForms(ctx, sp, images[i]); err != nil {
 			return nil, fmt.Errorf("load: %w", err)
 		}
 	}
 	for _, img := range images {
-		e, err := s.add(ctx, img.raw, img.refs)
+		var came []digest.Digest
+		if img.doc != nil {
+			came = append(came, img.doc.Digest)
+		}
+		e, err := s.add(ctx, img.raw, img.refs, came...)
 		if err != nil {
 			return nil, fmt.Errorf("load: %w", err)
 		}
@@ -265,7 +276,7 @@ func (s *Images) unpack(ctx context.Context, sp *spool, img packed, progress Pro
 		short := diff.Encoded()[:12]
 		progress(short, "Loading layer", 0, m.size)
 		counted := &counter{r: r, tell: func(n int64) { progress(short, "Loading layer", n, m.size) }}
-		if err := s.apply(ctx, chain, diff, counted); err != nil {
+		if err := s.apply(ctx, chain, diff, m.size, counted); err != nil {
 			return fmt.Errorf("layer %d (%s): %w", i+1, name, err)
 		}
 		chain = next
@@ -273,12 +284,9 @@ func (s *Images) unpack(ctx context.Context, sp *spool, img packed, progress Pro
 	return nil
 }
 
-func (s *Images) apply(ctx context.Context, parent snapshot.ChainID, diff digest.Digest, r io.Reader) error {
-	plain, err := decompress(ctx, r)
-	if err != nil {
-		return err
-	}
-	_, err = s.snaps.Apply(ctx, parent, diff, plain)
+func (s *Images) apply(ctx context.Context, parent snapshot.ChainID, diff digest.Digest, size int64, r io.Reader) error {
+	plain := newPlain(ctx, r)
+	_, err := s.snaps.Stack(ctx, parent, diff, plain, snapshot.Stacking{MaxBytes: s.limits.layer(size), MaxEntries: s.limits.Entries})
 	return also(err, plain.Close())
 }
 

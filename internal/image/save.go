@@ -17,7 +17,7 @@ import (
 
 // Save writes an archive that is a docker archive and an OCI layout at once:
 //
-//	blobs/sha256/<hex>   configs, manifests, layers (plain tars)
+//	blobs/sha256/<hex>   configs, manifests, layers (as the image came, if that can be had; else plain tars)
 //	index.json           OCI: a manifest for each image and name
 //	manifest.json        docker: config, names and layers of each image
 //	oci-layout
@@ -29,6 +29,8 @@ func (s *Images) Save(ctx context.Context, refs []string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
+	s.busy.Add(1)
+	defer s.busy.Add(-1)
 	a := &archive{tw: tar.NewWriter(w), have: map[digest.Digest]bool{}, when: time.Unix(0, 0)}
 	if err := s.save(ctx, a, list); err != nil {
 		return fmt.Errorf("save: %w", err)
@@ -195,37 +197,59 @@ func (s *Images) save(ctx context.Context, a *archive, list []saved) error {
 func (s *Images) saveImage(ctx context.Context, a *archive, it saved) (blob, dockerManifest, error) {
 	e := it.e
 	docker := dockerManifest{Config: "blobs/sha256/" + e.id.Encoded(), LayerSources: map[digest.Digest]json.RawMessage{}, Layers: []string{}}
+	ref := ""
 	for _, r := range it.refs {
 		docker.RepoTags = append(docker.RepoTags, r.Familiar())
+		ref = r.String()
 	}
 	sort.Strings(docker.RepoTags)
+	var desc blob
+	var layers []blob
+	var err error
+	if doc := s.manifestFor(ctx, e, ref); s.goesAsItCame(ctx, e, doc) {
+		for _, l := range doc.Manifest.Layers {
+			layers = append(layers, blob{MediaType: l.MediaType, Digest: l.Digest, Size: l.Size})
+		}
+		desc, err = s.saveAsItCame(ctx, a, e, doc)
+	} else {
+		desc, layers, err = s.savePlain(ctx, a, e)
+	}
+	if err != nil {
+		return blob{}, docker, err
+	}
+	for i, b := range layers {
+		docker.Layers = append(docker.Layers, "blobs/sha256/"+b.Digest.Encoded())
+		source, err := json.Marshal(b)
+		if err != nil {
+			return blob{}, docker, err
+		}
+		docker.LayerSources[e.cfg.RootFS.DiffIDs[i]] = source
+	}
+	desc.Platform = &ociPlatform{OS: e.cfg.OS, Architecture: e.cfg.Architecture, Variant: e.cfg.Variant}
+	return desc, docker, nil
+}
+
+// savePlain writes the layers uncompressed, with a manifest of their own.
+func (s *Images) savePlain(ctx context.Context, a *archive, e *entry) (blob, []blob, error) {
 	m := ociManifest{SchemaVersion: 2, MediaType: typeOCIManifest, Layers: []blob{}}
 	for i, chain := range e.chains {
 		diff := e.cfg.RootFS.DiffIDs[i]
 		size, err := s.saveLayer(ctx, a, chain, diff)
 		if err != nil {
-			return blob{}, docker, err
+			return blob{}, nil, err
 		}
-		b := blob{MediaType: typeOCILayer, Digest: diff, Size: size}
-		m.Layers = append(m.Layers, b)
-		docker.Layers = append(docker.Layers, "blobs/sha256/"+diff.Encoded())
-		source, err := json.Marshal(b)
-		if err != nil {
-			return blob{}, docker, err
-		}
-		docker.LayerSources[diff] = source
+		m.Layers = append(m.Layers, blob{MediaType: typeOCILayer, Digest: diff, Size: size})
 	}
 	var err error
 	if m.Config, err = a.blob(e.raw, typeOCIConfig); err != nil {
-		return blob{}, docker, err
+		return blob{}, nil, err
 	}
 	data, err := json.Marshal(m)
 	if err != nil {
-		return blob{}, docker, err
+		return blob{}, nil, err
 	}
 	desc, err := a.blob(data, typeOCIManifest)
-	desc.Platform = &ociPlatform{OS: e.cfg.OS, Architecture: e.cfg.Architecture, Variant: e.cfg.Variant}
-	return desc, docker, err
+	return desc, m.Layers, err
 }
 
 func (s *Images) saveLayer(ctx context.Context, a *archive, chain, diff digest.Digest) (int64, error) {
