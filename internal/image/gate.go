@@ -28,7 +28,15 @@ type gate struct {
 type loose struct {
 	config bool
 	form   bool
+	blob   bool // a compressed layer: only ever held; what is left of it goes with the garbage
 	name   digest.Digest
+}
+
+// holds tells whether somebody needs a blob.
+func (g *gate) holds(blob digest.Digest) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.held[loose{blob: true, name: blob}] > 0 || g.held[loose{config: true, name: blob}] > 0
 }
 
 // hold keeps things from being removed, whether they are there yet or not. A removal under way is waited for, so that what is found afterwards stays.
@@ -75,7 +83,7 @@ func (g *gate) begin() {
 
 // candidate names what may have to go; the sweep checks.
 func (g *gate) candidate(it loose) {
-	if it.name == "" {
+	if it.name == "" || it.blob {
 		return
 	}
 	g.mu.Lock()

@@ -25,6 +25,7 @@ type Image struct {
 	Digests []string // "repo@sha256:…", of manifests
 	Size    int64    // bytes of all unpacked layers
 	Tagged  time.Time
+	Used    time.Time // by a container, as Used was told; zero for never
 }
 
 // Config is the image config (image-spec config.md, with Docker's extra fields).

@@ -132,7 +132,7 @@ func (s *Images) receive(ctx context.Context, doc manifest.Document, config []by
 		diff := cfg.RootFS.DiffIDs[i]
 		chain = nextChain(chain, diff)
 		in.layers = append(in.layers, &incomingLayer{blob: blob, diff: diff, chain: chain, done: make(chan struct{})})
-		in.held = append(in.held, loose{name: chain}, loose{form: true, name: diff})
+		in.held = append(in.held, loose{name: chain}, loose{form: true, name: diff}, loose{blob: true, name: blob.Digest})
 	}
 	in.held = append(in.held, loose{config: true, name: id}, loose{config: true, name: doc.Digest})
 	// Not of the caller's context: what was begun goes on until Close.

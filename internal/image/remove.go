@@ -86,6 +86,7 @@ func (s *Images) Remove(ctx context.Context, ref string, force, _ bool, inUse fu
 
 // looseEntry names what may have to go with an image.
 func (s *Images) looseEntry(e *entry) {
+	s.uses.forget(e.id)
 	s.gate.candidate(loose{config: true, name: e.id})
 	for _, m := range e.manifests {
 		s.gate.candidate(loose{config: true, name: m})

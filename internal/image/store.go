@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -75,6 +74,7 @@ type Images struct {
 	limits   Limits
 	forms    *forms
 	keeper   *keeper
+	uses     *uses
 	busy     atomic.Int64 // calls that bring images in or out: the keeper stands still meanwhile
 
 	mu    sync.RWMutex // guards byID, names, indexes and known
@@ -160,6 +160,7 @@ func New(opts Options) (*Images, error) {
 	if s.forms, err = openForms(filepath.Join(s.root, "forms"), s.log); err != nil {
 		return nil, fmt.Errorf("open images: %w", err)
 	}
+	s.uses = openUses(s.root, func(err error) { s.log.Warn("images", "error", err) })
 	if err := s.load(context.Background()); err != nil {
 		return nil, fmt.Errorf("open images: %w", err)
 	}
@@ -170,6 +171,7 @@ func New(opts Options) (*Images, error) {
 // Close ends what goes on in the background. What it was at goes on with the next start.
 func (s *Images) Close() error {
 	s.keeper.close()
+	s.uses.close()
 	return s.forms.dir.Close()
 }
 
@@ -307,73 +309,6 @@ func nextChain(parent snapshot.ChainID, diff digest.Digest) snapshot.ChainID {
 	return digest.FromString(string(parent) + " " + string(diff))
 }
 
-// change edits the names and images and makes the result durable. edit works on copies; when it fails or the disk does, nothing changed.
-func (s *Images) change(edit func(t *table) error) error {
-	s.commit.Lock()
-	defer s.commit.Unlock()
-	s.mu.RLock()
-	t := &table{byID: maps.Clone(s.byID), names: maps.Clone(s.names), indexes: maps.Clone(s.indexes)}
-	s.mu.RUnlock()
-	if err := edit(t); err != nil {
-		return err
-	}
-	rec := indexRecord{Names: t.names, Indexes: t.indexes}
-	for name := range t.indexes {
-		if t.names[name] == "" {
-			delete(t.indexes, name)
-		}
-	}
-	for id, e := range t.byID {
-		rec.Images = append(rec.Images, imageRecord{id, e.tagged, e.manifests})
-	}
-	sort.Slice(rec.Images, func(i, j int) bool { return rec.Images[i].ID < rec.Images[j].ID })
-	if err := s.writeIndex(rec); err != nil {
-		return fmt.Errorf("write image index: %w", err)
-	}
-	known := nameSets(t.names)
-	s.mu.Lock()
-	s.byID, s.names, s.indexes, s.known = t.byID, t.names, t.indexes, known
-	s.mu.Unlock()
-	return nil
-}
-
-// table is what the index file says.
-type table struct {
-	byID    map[digest.Digest]*entry
-	names   map[string]digest.Digest
-	indexes map[string]digest.Digest
-}
-
-// name makes a name lead to an image. It is no longer the name of an index.
-func (t *table) name(r reference.Ref, id digest.Digest) {
-	t.names[r.String()] = id
-	delete(t.indexes, r.String())
-}
-
-func (s *Images) writeIndex(rec indexRecord) (err error) {
-	data, err := json.Marshal(rec)
-	if err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(s.root, indexFile+".*.tmp")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	err = also(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(s.root, indexFile))
-	}
-	if err != nil {
-		return also(err, os.Remove(f.Name()))
-	}
-	dir, err := os.Open(s.root)
-	if err != nil {
-		return err
-	}
-	return also(dir.Sync(), dir.Close())
-}
-
 // add stores the config and gives the image its names, and the manifest it came with if there was one. The layers must be there and held by the gate.
 func (s *Images) add(ctx context.Context, raw []byte, refs []reference.Ref, manifests ...digest.Digest) (*entry, error) {
 	info, err := s.blobs.Put(ctx, "", int64(len(raw)), readerOf(raw))
@@ -444,17 +379,19 @@ func (s *Images) List(_ context.Context) ([]Image, error) {
 	return all, nil
 }
 
-func created(img Image) time.Time {
-	if img.Config.Created == nil {
+func created(img Image) time.Time { return createdAt(img.Config) }
+
+func createdAt(cfg Config) time.Time {
+	if cfg.Created == nil {
 		return time.Time{}
 	}
-	return *img.Config.Created
+	return *cfg.Created
 }
 
 // describe builds the value for callers, who must not change what is inside. It needs mu.
 func (s *Images) describe(e *entry) Image {
 	n := s.known[e.id]
-	return Image{ID: e.id, Config: e.cfg, Raw: e.raw, Chain: e.chain(), Tags: slices.Clone(n.tags), Digests: slices.Clone(n.digests), Size: e.size(), Tagged: e.tagged}
+	return Image{ID: e.id, Config: e.cfg, Raw: e.raw, Chain: e.chain(), Tags: slices.Clone(n.tags), Digests: slices.Clone(n.digests), Size: e.size(), Tagged: e.tagged, Used: s.uses.get(e.id)}
 }
 
 // nameSet are the familiar names of one image, sorted.
