@@ -105,9 +105,19 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 	}
 	e.containers.Store(ctrs)
 	e.closers = append(e.closers, ctrs.Close)
+	registries, err := openRegistries(set, log)
+	if err != nil {
+		return nil, err
+	}
+	imageService := images.New(images.Options{
+		Store: imgs, Containers: ctrs, Events: bus, Transfers: store, Blobs: images.OverContent(blobs), Registry: registries,
+		MaxDownloads: set.MaxDownloads, MaxUploads: set.MaxUploads, Log: log,
+	})
+	e.closers = append(e.closers, imageService.Close)
 	e.server = server.New(server.Options{
 		Containers: ctrs,
-		Images:     images.New(images.Options{Store: imgs, Containers: ctrs, Events: bus}),
+		Images:     imageService,
+		Registries: imageService,
 		Volumes:    volumes.New(volumes.Options{Store: vols, Events: bus}),
 		Networks:   networks.New(networks.Options{Networks: nets, Containers: ctrs, Events: bus}),
 		System: system.New(system.Options{

@@ -61,7 +61,7 @@ func (e *engine) got(verb string) any {
 
 func options(e *engine) server.Options {
 	return server.Options{
-		Containers: fakeContainers{e}, Images: fakeImages{e}, Volumes: fakeVolumes{e}, Networks: fakeNetworks{e}, System: fakeSystem{e},
+		Containers: fakeContainers{e}, Images: fakeImages{e}, Registries: fakeRegistries{e}, Volumes: fakeVolumes{e}, Networks: fakeNetworks{e}, System: fakeSystem{e},
 		Version: server.VersionInfo{Version: "1.2.3", Commit: "abc", BuildTime: "2026-01-02T03:04:05Z", Kernel: "6.1.0"}, Driver: "overlay",
 	}
 }

@@ -20,7 +20,6 @@ import (
 func (s *Server) imageRoutes() []entry {
 	return []entry{
 		{"GET /images/json", s.imagesList},
-		{"GET /images/search", absent("searching a registry is not part of this version")},
 		{"GET /images/get", s.imagesGet},
 		{"GET /images/**/get", s.imagesGet},
 		{"GET /images/**/history", s.imageHistory},
@@ -29,10 +28,8 @@ func (s *Server) imageRoutes() []entry {
 		{"POST /images/load", s.imagesLoad},
 		{"POST /images/create", s.imagesCreate},
 		{"POST /images/prune", s.imagesPrune},
-		{"POST /images/**/push", absent("pushing to a registry is not part of this version: take the image out with \"corten save\"")},
 		{"POST /images/**/tag", s.imageTag},
 		{"DELETE /images/**", s.imageRemove},
-		{"GET /distribution/**/json", absent("asking a registry is not part of this version")},
 	}
 }
 
@@ -45,12 +42,6 @@ func imageName(repo, tag string) string {
 		return repo + "@" + tag
 	}
 	return repo + ":" + tag
-}
-
-// familiar shortens a name to what the user wrote: clients complete names before they send them.
-func familiar(name string) string {
-	name = strings.TrimPrefix(name, "docker.io/")
-	return strings.TrimPrefix(name, "library/")
 }
 
 func (s *Server) imagesList(w http.ResponseWriter, r *request) error {
@@ -250,8 +241,7 @@ func (s *Server) imagesLoad(w http.ResponseWriter, r *request) error {
 
 func (s *Server) imagesCreate(w http.ResponseWriter, r *request) error {
 	if name := r.query.get("fromImage"); name != "" {
-		return errs.New(errs.NotImplemented, "pulling from a registry is not part of this version: bring the image %s in with \"corten load\" or \"corten import\"",
-			familiar(imageName(name, r.query.get("tag"))))
+		return s.pull(w, r, name)
 	}
 	src := r.query.get("fromSrc")
 	if src == "" {

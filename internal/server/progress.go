@@ -2,6 +2,7 @@ package server
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"strings"
 
@@ -63,17 +64,12 @@ func (p *progress) finish(err error) error {
 	return p.out.finish(err)
 }
 
-// bar draws "[==>   ]  1MB/2MB".
+// bar draws "[=====>     ]  1.5MB/3MB" as Docker does, for clients that show what they are given.
 func bar(current, total int64) string {
-	if total <= 0 {
-		return units.HumanSize(float64(current))
+	if total <= 0 || current > total {
+		return fmt.Sprintf("%8v", units.HumanSize(float64(current)))
 	}
 	const width = 50
-	n := int(min(current, total) * width / total)
-	head := ">"
-	if n == width {
-		head = ""
-	}
-	return "[" + strings.Repeat("=", n) + head + strings.Repeat(" ", max(width-n-1, 0)) + "]  " +
-		units.HumanSize(float64(current)) + "/" + units.HumanSize(float64(total))
+	n := int(current * width / total)
+	return "[" + strings.Repeat("=", n) + ">" + strings.Repeat(" ", width-n) + "] " + fmt.Sprintf("%8v/%v", units.HumanSize(float64(current)), units.HumanSize(float64(total)))
 }

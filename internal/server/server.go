@@ -43,6 +43,7 @@ type VersionInfo struct {
 type Options struct {
 	Containers containers.API
 	Images     images.API
+	Registries images.Registries
 	Volumes    volumes.API
 	Networks   networks.API
 	System     system.API

@@ -143,11 +143,12 @@ func TestBodies(t *testing.T) {
 		{"/containers/web/resize?h=a&w=1", "", "invalid resize height", 400},
 		{"/containers/web/stop?t=soon", "", "not a whole number", 400},
 		{"/containers/web/rename", "", "Neither old nor new names may be empty", 400},
-		{"/images/create?fromImage=alpine&tag=3", "", "pulling from a registry is not part of this version: bring the image alpine:3 in", 501},
+		{"/images/create?fromImage=nosuch&tag=latest", "", "pull access denied for nosuch", 404},
 		{"/images/create?fromSrc=ftp://x/y", "", "invalid address to import from", 400},
-		{"/images/a/push", "", "pushing to a registry is not part of this version", 501},
+		{"/images/a/push?platform=arm64", "", "invalid platform", 400},
 		{"/build", "", "building images is not part of this version", 501},
-		{"/auth", "{}", "logging in to a registry is not part of this version", 501},
+		{"/auth", `{"username":"u","password":"wrong"}`, "unauthorized: incorrect username or password", 401},
+		{"/auth", `{"auth":"%%%"}`, "is not user:password in base64", 400},
 		{"/swarm/init", "{}", "swarm mode is not part of this version", 501},
 	} {
 		r := httptest.NewRequest("POST", c.target, strings.NewReader(c.body))

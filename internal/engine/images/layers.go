@@ -127,10 +127,13 @@ func (a *arriving) try(caller context.Context) (again bool, err error) {
 	case caller.Err() != nil:
 		return false, context.Cause(caller)
 	case unpackErr == nil && !r.used.Load():
-		// Another pull unpacked the layer, or has it from elsewhere.
-		a.unneeded = true
+		// Another pull unpacked the layer, or it is made of one that is here. What is still to come of the blob is of no use.
+		a.unneeded = phase(f.phase.Load()) != landed || f.failed()
+		if !a.unneeded {
+			err = a.keep(ctx)
+		}
 		a.say(ctx, Report{ID: a.id, Status: "Already exists", Layer: true})
-		return false, nil
+		return false, err
 	case downErr != nil:
 		// What another pull was fetching from elsewhere may well be had from here.
 		return f.from != a.name, downErr
@@ -138,13 +141,23 @@ func (a *arriving) try(caller context.Context) (again bool, err error) {
 		// The download began anew, or the blob was whole before it could be followed: it is there now, and is read from the beginning.
 		return r.err != nil, unpackErr
 	}
-	if a.share.last(a.i) {
-		if err := a.inc.Keep(ctx, a.i, a.layer.Blob); err != nil && !errors.Is(err, errs.NotFound) { // another pull of the same layer handed it over
-			return false, err
-		}
+	if err := a.keep(ctx); err != nil {
+		return false, err
 	}
 	a.say(ctx, Report{ID: a.id, Status: "Pull complete", Layer: true})
 	return false, nil
+}
+
+// keep hands the blob over, once all layers of this image that are made of it are unpacked.
+func (a *arriving) keep(ctx context.Context) error {
+	if !a.share.last(a.i) {
+		return nil
+	}
+	err := a.inc.Keep(ctx, a.i, a.layer.Blob)
+	if errors.Is(err, errs.NotFound) { // another pull of the same layer handed it over
+		return nil
+	}
+	return err
 }
 
 // watch tells how far the layer is until both unpacking and download have ended, or one of them failed.

@@ -262,9 +262,10 @@ func (a *leaving) upload(ctx context.Context) error {
 	var sent atomic.Int64
 	total := a.layer.Size()
 	up := client.Upload{Size: -1, Open: a.layer.Open, Progress: sent.Store}
+	var known digest.Digest
 	if desc, ok := a.layer.Known(); ok {
+		known, total = desc.Digest, desc.Size
 		up.Digest, up.Size = desc.Digest, desc.Size
-		total = desc.Size
 	}
 	type result struct {
 		desc ocispec.Descriptor
@@ -273,6 +274,12 @@ func (a *leaving) upload(ctx context.Context) error {
 	done := make(chan result, 1)
 	go func() {
 		desc, err := a.repo.Push(ctx, up)
+		if up.Digest != "" && errors.Is(err, errs.Invalid) && ctx.Err() == nil {
+			// The form that is known cannot be had here any more: the layer goes out in another one, and the manifest with it.
+			up.Digest, up.Size = "", -1
+			desc, err = a.repo.Push(ctx, up)
+		}
+		desc.MediaType = "" // of the upload, not of the layer
 		done <- result{desc, err}
 	}()
 	tick := time.NewTicker(reportEvery)
@@ -289,8 +296,10 @@ func (a *leaving) upload(ctx context.Context) error {
 			if r.err != nil {
 				return r.err
 			}
-			if err := a.layer.Sent(r.desc); err != nil {
-				return err
+			if r.desc.Digest != known {
+				if err := a.layer.Sent(r.desc); err != nil {
+					return err
+				}
 			}
 			a.tell(ctx, "Pushed")
 			return nil
