@@ -15,6 +15,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -139,6 +140,9 @@ type Store interface {
 	Commit(ctx context.Context, key string) (Layer, error)
 	// Usage is the bytes of the writable tree's own content.
 	Usage(ctx context.Context, key string) (int64, error)
+	// LastUsage is Usage that never waits: what was counted last and when (the zero time: not yet). A count that is more than a minute old is renewed in the
+	// background.
+	LastUsage(key string) (bytes int64, counted time.Time)
 	// Remove removes a writable tree; removing one that is not there is no error. The bulk of the work may go on in the background.
 	Remove(ctx context.Context, key string) error
 	// Walk lists the writable trees with their labels.

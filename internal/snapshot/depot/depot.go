@@ -54,6 +54,7 @@ type Depot struct {
 	byDiff  map[digest.Digest][]*layer
 	trash   trash
 	flusher flusher
+	counts  counts
 }
 
 // layer is a committed layer. uses counts the layers and trees that stand on it.
@@ -112,6 +113,8 @@ func Open(root string, log *slog.Logger) (*Depot, error) {
 	d := &Depot{root: root, log: log, layers: map[snapshot.ChainID]*layer{}, trees: map[string]*tree{}, flights: map[snapshot.ChainID]chan struct{}{},
 		work: map[digest.Digest]*work{}, byDiff: map[digest.Digest][]*layer{}}
 	d.flusher.root = root
+	d.counts.known, d.counts.asked = map[string]counted{}, map[string]bool{}
+	d.counts.ctx, d.counts.stop = context.WithCancel(context.Background())
 	if err := d.loadLayers(); err != nil {
 		return nil, err
 	}
@@ -136,8 +139,10 @@ func Open(root string, log *slog.Logger) (*Depot, error) {
 	return d, nil
 }
 
-// Close waits for deletions that are under way.
+// Close waits for deletions that are under way, and ends counting.
 func (d *Depot) Close() error {
+	d.counts.stop()
+	d.counts.done.Wait()
 	d.trash.wait()
 	return nil
 }

@@ -138,6 +138,7 @@ func (d *Depot) Remove(_ context.Context, key string) error {
 		return fmt.Errorf("remove tree %s: %w", key, err)
 	}
 	d.drop(t.chain)
+	d.forgetUsage(key)
 	return nil
 }
 

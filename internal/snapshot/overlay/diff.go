@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"time"
 
 	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/tarfs"
@@ -77,3 +78,6 @@ func (s *Store) Usage(ctx context.Context, key string) (int64, error) {
 	defer upper.Close()
 	return tarfs.Usage(ctx, upper)
 }
+
+// LastUsage is what Usage said the last time it was asked in the background.
+func (s *Store) LastUsage(key string) (int64, time.Time) { return s.Depot.LastUsage(key, s.Usage) }

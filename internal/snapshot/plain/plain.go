@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -242,3 +243,6 @@ func (s *Store) Usage(ctx context.Context, key string) (sum int64, err error) {
 	})
 	return sum, err
 }
+
+// LastUsage is what Usage said the last time it was asked in the background.
+func (s *Store) LastUsage(key string) (int64, time.Time) { return s.Depot.LastUsage(key, s.Usage) }

@@ -115,6 +115,10 @@ func Run(t *testing.T, open Open) {
 		{"LeftoversAreCleaned", leftovers},
 		{"RootAttributes", rootAttributes},
 		{"ImpliedDirectories", impliedDirectories},
+		{"StackRow", stackRow},
+		{"StackFails", stackFails},
+		{"StackKnown", stackKnown},
+		{"LastUsage", lastUsage},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, open) })
 	}
@@ -154,6 +158,22 @@ func read(t *testing.T, m *snapshot.Mounted, name string) string {
 		t.Fatal(err)
 	}
 	return string(data)
+}
+
+func mode(t *testing.T, m *snapshot.Mounted, name string) uint32 {
+	t.Helper()
+	var st unix.Stat_t
+	if err := unix.Stat(at(m, name), &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Mode & 0o7777
+}
+
+func write(t *testing.T, m *snapshot.Mounted, name, text string) {
+	t.Helper()
+	if err := os.WriteFile(at(m, name), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func applyAndRead(t *testing.T, open Open) {
