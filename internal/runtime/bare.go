@@ -1,11 +1,13 @@
 package runtime
 
 import (
+	"fmt"
 	"os"
 	"sync"
 
 	"corten.dev/corten/internal/linux/launch"
 	"corten.dev/corten/internal/linux/mount"
+	"corten.dev/corten/internal/linux/ns"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -137,4 +139,24 @@ func (p *plan) enterRoot() {
 	p.b.Sys(unix.SYS_FCHDIR, p.root)
 	p.b.Sys(unix.SYS_CHROOT, p.b.Str("."))
 	p.b.Sys(unix.SYS_CHDIR, p.b.Str("/"))
+}
+
+// makesSysfs tells whether the runtime makes the container's sysfs rather than the child. The kernel looks through the sysfs of every network namespace that has one before it
+// makes another (1.5 ms where 1,000 containers run); this way it does so while the program is written and the cgroups are made.
+func (p *plan) makesSysfs(m *specs.Mount, o *mount.Options) bool {
+	return m.Type == "sysfs" && p.making && p.opts.NetNS != nil && len(o.Data)+len(o.Super) == 0
+}
+
+func (p *plan) sysfs(m *specs.Mount, set uint64) launch.Arg {
+	netns, source, dest := p.opts.NetNS, m.Source, m.Destination
+	return p.beside(func() (f *os.File, err error) {
+		err = ns.InNet(netns, func() (err error) {
+			f, err = mount.FS("sysfs", source, mount.Options{Set: set})
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("mount %s: %w", dest, err)
+		}
+		return f, nil
+	})
 }

@@ -146,10 +146,10 @@ func (p *plan) source(m *specs.Mount, o *mount.Options) (fd launch.Arg, isDir bo
 		}
 		return p.cloneOf(at, m, flags)
 	}
-	st, err := os.Stat(src)
-	if (open || p.nested) && m.Type == "cgroup" && os.IsNotExist(err) {
-		return clone(), true // systemd makes it when the process exists, which is before the child opens it
+	if (open || p.nested) && m.Type == "cgroup" {
+		return clone(), true // made at the same time as the program, by systemd when the process exists; in any case before the child opens it
 	}
+	st, err := os.Stat(src)
 	if err != nil {
 		p.fail(fmt.Errorf("mount %s: %w", m.Destination, err))
 		return

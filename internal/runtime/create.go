@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -49,7 +50,7 @@ func (rt *Runtime) Create(ctx context.Context, opts RunOptions) (ctr *Container,
 	var undo task.Undo
 	defer undo.OnError(ctx, &err)
 	c := &creation{rt: rt, opts: &opts, ctr: &Container{rt: rt}, undo: &undo}
-	for _, step := range []func(context.Context) error{c.folder, c.cgroups, c.program, c.launch, c.record, c.settle} {
+	for _, step := range []func(context.Context) error{c.folder, c.prepare, c.launch, c.record, c.settle} {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
@@ -137,12 +138,63 @@ func (c *creation) callersFolder(rec *record) error {
 	return rec.save(dir)
 }
 
-func (c *creation) cgroups(context.Context) error {
-	if err := c.ctr.cg.Create(withDefaultRules(c.opts.Spec.Linux.Resources)); err != nil {
+// prepare makes the cgroups, the container's sysfs and its program side by side: the first two are the kernel's work, and grow with the number of containers.
+func (c *creation) prepare(ctx context.Context) error {
+	cgroups := make(chan error, 1)
+	var files []*os.File
+	var dir *os.File
+	names, v2 := c.ctr.cg.JoinNames()
+	make := func() {
+		err := c.ctr.cg.Create(withDefaultRules(c.opts.Spec.Linux.Resources))
+		if err == nil {
+			c.undo.Push(func(context.Context) error { return c.ctr.cg.Destroy() }) // nobody else pushes meanwhile
+			files, dir, err = openCgroups(c.ctr.cg)
+		}
+		cgroups <- err
+	}
+	if c.opts.Rootless || slices.ContainsFunc(c.opts.Spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace }) {
+		// Then it is the program's maker who opens them.
+		make()
+	} else {
+		go make()
+	}
+	perr := c.program(names, v2)
+	cerr := <-cgroups
+	if err := errors.Join(cerr, perr); err != nil {
+		closeAll(append(files, dir))
+		c.plan.close()
 		return err
 	}
-	c.undo.Push(func(context.Context) error { return c.ctr.cg.Destroy() })
+	if now, nowV2 := c.ctr.cg.JoinNames(); nowV2 != v2 || !slices.Equal(now, names) { // some were denied: another program
+		c.plan.close()
+		if err := c.program(now, nowV2); err != nil {
+			closeAll(append(files, dir))
+			c.plan.close()
+			return err
+		}
+	}
+	c.plan.joinCgroups(files, dir)
 	return nil
+}
+
+// openCgroups opens what a child needs to join.
+func openCgroups(cg *cgroup.Manager) (files []*os.File, dir *os.File, err error) {
+	if files, err = cg.JoinFiles(); err != nil {
+		return nil, nil, err
+	}
+	if dir, err = cg.V2Dir(); err != nil {
+		closeAll(files)
+		return nil, nil, err
+	}
+	return files, dir, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		if f != nil {
+			f.Close()
+		}
+	}
 }
 
 // withDefaultRules lets the devices that every container has through, after what the spec says. A spec without rules keeps them all.
@@ -169,23 +221,14 @@ func withDefaultRules(res *specs.LinuxResources) *specs.LinuxResources {
 }
 
 // program writes the list of what the child will do.
-func (c *creation) program(context.Context) (err error) {
+func (c *creation) program(names []string, v2 bool) (err error) {
 	spec := c.opts.Spec
 	p := newPlan(spec, c.opts)
 	c.plan = p
 	if c.filter, err = c.rt.filters.compile(spec.Linux.Seccomp); err != nil {
 		return err
 	}
-	if p.cgroup.join, err = c.ctr.cg.JoinFiles(); err != nil {
-		return err
-	}
-	p.own = append(p.own, p.cgroup.join...)
-	if p.cgroup.dir, err = c.ctr.cg.V2Dir(); err != nil {
-		return err
-	}
-	if p.cgroup.dir != nil {
-		p.own = append(p.own, p.cgroup.dir)
-	}
+	p.cgroup.names, p.cgroup.v2 = names, v2
 	p.cgroup.paths = c.ctr.cg.Paths()
 	p.cgroup.top = strings.TrimSuffix(p.cgroup.paths[""], c.ctr.cg.Path())
 	if c.opts.Gate {
@@ -204,8 +247,7 @@ func (p *plan) create(filter *seccomp.Filter, gate, bareNS *os.File) error {
 		return err
 	}
 	p.useBare(bareNS)
-	p.syncSlot = b.NewSlot()
-	p.files = append(p.files, nil) // filled at launch
+	p.syncSlot = p.later(func() *os.File { return p.sync })
 	b.Sync(p.syncSlot)
 	p.openProc()
 	p.procWrites(proc)
@@ -307,10 +349,9 @@ func (c *creation) launch(ctx context.Context) error {
 		return err
 	}
 	defer theirs.Close()
-	c.ctr.sync = ours
-	c.plan.files[slotIndex(c.plan)] = theirs
+	c.ctr.sync, c.plan.sync = ours, theirs
 	code, err := c.plan.encode()
-	if err != nil {
+	if err = errors.Join(err, c.plan.fill()); err != nil {
 		ours.Close()
 		return err
 	}
@@ -327,16 +368,6 @@ func (c *creation) launch(ctx context.Context) error {
 		return pidfd.Close()
 	})
 	return nil
-}
-
-// slotIndex is where in files the sync socket goes: the one that is still nil.
-func slotIndex(p *plan) int {
-	for i, f := range p.files {
-		if f == nil {
-			return i
-		}
-	}
-	return 0
 }
 
 // record stores what later verbs need, before the process can do anything irreversible.

@@ -56,16 +56,12 @@ func (ctr *Container) Exec(ctx context.Context, x Exec) (pid int, pidfd *os.File
 	spec := &specs.Spec{Linux: &specs.Linux{}, Process: x.Process}
 	p := newPlan(spec, &RunOptions{ID: ctr.rec.ID, PreserveFDs: x.PreserveFDs, Rootless: ctr.rec.Rootless, DieWithLauncher: x.DieWithLauncher})
 	defer p.close()
-	if p.cgroup.join, err = ctr.cg.JoinFiles(); err != nil {
+	p.cgroup.names, p.cgroup.v2 = ctr.cg.JoinNames()
+	files, dir, err := openCgroups(ctr.cg)
+	if err != nil {
 		return 0, nil, err
 	}
-	p.own = append(p.own, p.cgroup.join...)
-	if p.cgroup.dir, err = ctr.cg.V2Dir(); err != nil {
-		return 0, nil, err
-	}
-	if p.cgroup.dir != nil {
-		p.own = append(p.own, p.cgroup.dir)
-	}
+	p.joinCgroups(files, dir)
 	if err := ctr.joinProcess(p); err != nil {
 		return 0, nil, err
 	}
@@ -78,6 +74,9 @@ func (ctr *Container) Exec(ctx context.Context, x Exec) (pid int, pidfd *os.File
 	p.execInside(x.Process, theirs, &ctr.rec)
 	code, err := p.encode()
 	if err != nil {
+		return 0, nil, err
+	}
+	if err := p.fill(); err != nil {
 		return 0, nil, err
 	}
 	pid, pidfd, err = x.Launcher.Launch(ctx, code, p.files)

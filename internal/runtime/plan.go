@@ -19,6 +19,7 @@ type plan struct {
 	b     *launch.Builder
 	files []*os.File // of the slots from launch.SlotFirst on
 	own   []*os.File // to be closed once the process was launched
+	gaps  []gap      // files that come later
 	err   error      // the first thing that went wrong
 
 	spec   *specs.Spec
@@ -45,6 +46,7 @@ type plan struct {
 	preserve []launch.Arg          // descriptors of ours that the program gets from 3 on
 	late     []func()              // what makes mounts read-only once everything is in them
 	syncSlot launch.Arg
+	sync     *os.File // its file, made at launch
 	// handshake: the runtime has something to do once the namespaces exist (id maps, a cgroup of systemd's).
 	handshake bool
 	dry       bool              // only to see whether it can be written: nothing of the host is touched
@@ -57,8 +59,10 @@ type plan struct {
 
 // cgroupPlan is what a program needs to know of the container's cgroups.
 type cgroupPlan struct {
-	join  []*os.File // v1 tasks files
-	dir   *os.File   // v2 directory
+	names []string   // v1 tasks files to join
+	v2    bool       // a v2 directory to be born in
+	join  []*os.File // the files, open; may come after the program was written
+	dir   *os.File
 	paths map[string]string
 	top   string // the host's mount of the v2 tree
 }
@@ -79,10 +83,18 @@ func newPlan(spec *specs.Spec, opts *RunOptions) *plan {
 
 // close gives back what the program no longer needs; after a launch the child has its own copies.
 func (p *plan) close() {
+	for _, g := range p.gaps {
+		if !g.own {
+			continue
+		}
+		if f, err := g.get(); err == nil {
+			f.Close()
+		}
+	}
 	for _, f := range p.own {
 		f.Close()
 	}
-	p.own = nil
+	p.own, p.gaps = nil, nil
 }
 
 func (p *plan) fail(err error) {
@@ -97,6 +109,65 @@ func (p *plan) note(format string, args ...any) { p.b.Note(fmt.Sprintf(format, a
 func (p *plan) file(f *os.File) launch.Arg {
 	p.files = append(p.files, f)
 	return p.b.NewSlot()
+}
+
+// gap is a slot for a file that is made while the program is written.
+type gap struct {
+	at  int // in files
+	get func() (*os.File, error)
+	own bool // the plan closes the file
+}
+
+// later is file for one that the plan has when it is launched.
+func (p *plan) later(get func() *os.File) launch.Arg {
+	p.gaps = append(p.gaps, gap{at: len(p.files), get: func() (*os.File, error) { return get(), nil }})
+	return p.file(nil)
+}
+
+// beside is take for a file that is made while the program is written.
+func (p *plan) beside(make func() (*os.File, error)) launch.Arg {
+	var f *os.File
+	var err error
+	done := asChannel(func() { f, err = make() })
+	p.gaps = append(p.gaps, gap{at: len(p.files), own: true, get: func() (*os.File, error) {
+		<-done
+		return f, err
+	}})
+	return p.file(nil)
+}
+
+// asChannel runs fn beside everything else; the channel closes when it is done.
+func asChannel(fn func()) <-chan struct{} {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		fn()
+	}()
+	return done
+}
+
+// fill puts the files that came later into their slots.
+func (p *plan) fill() (err error) {
+	for _, g := range p.gaps {
+		f, gerr := g.get()
+		if err = errors.Join(err, gerr); gerr != nil {
+			continue
+		}
+		if p.files[g.at] = f; g.own {
+			p.own = append(p.own, f)
+		}
+	}
+	p.gaps = nil
+	return err
+}
+
+// joinCgroups gives the program what [cgroup.Manager] has open.
+func (p *plan) joinCgroups(files []*os.File, dir *os.File) {
+	p.cgroup.join, p.cgroup.dir = files, dir
+	p.own = append(p.own, files...)
+	if dir != nil {
+		p.own = append(p.own, dir)
+	}
 }
 
 // take is file for one that the plan closes in the end.
@@ -214,12 +285,12 @@ var joinOrder = []uint64{
 // enter joins cgroups and namespaces and makes the new ones.
 func (p *plan) enter() {
 	b := p.b
-	if p.cgroup.dir != nil {
-		b.Cgroup(p.file(p.cgroup.dir))
+	if p.cgroup.v2 {
+		b.Cgroup(p.later(func() *os.File { return p.cgroup.dir }))
 	}
-	for _, f := range p.cgroup.join {
-		p.note("join cgroup %s", f.Name())
-		b.Sys(unix.SYS_WRITE, p.file(f), b.Str("0"), launch.Imm(1))
+	for i, name := range p.cgroup.names {
+		p.note("join cgroup %s", name)
+		b.Sys(unix.SYS_WRITE, p.later(func() *os.File { return p.cgroup.join[i] }), b.Str("0"), launch.Imm(1))
 	}
 	if pid, ok := p.joins[unix.CLONE_NEWPID]; ok && !p.forked {
 		b.PidNS(pid)

@@ -276,7 +276,11 @@ func (p *plan) fsMount(m *specs.Mount, o *mount.Options) {
 		set &^= attrRdonly
 	}
 	fd, _, ok := p.takeMade(m)
-	if !ok {
+	switch {
+	case ok:
+	case p.makesSysfs(m, o):
+		fd = p.sysfs(m, set)
+	default:
 		fd = p.makeFS(m, o, set)
 	}
 	if p.making {
@@ -305,7 +309,9 @@ func (p *plan) fsMount(m *specs.Mount, o *mount.Options) {
 		p.pts, p.hasPts = fd, true
 	default:
 		b.Close(fd)
-		b.FreeReg(fd)
+		if fd.IsReg() {
+			b.FreeReg(fd)
+		}
 	}
 }
 

@@ -290,6 +290,18 @@ func (m *Manager) fillCpuset(root, p string) error {
 	return nil
 }
 
+// JoinNames are the paths that [Manager.JoinFiles] would open, and whether [Manager.V2Dir] would have a directory, before they exist. Create may leave some out where
+// cgroups are denied.
+func (m *Manager) JoinNames() (tasks []string, v2 bool) {
+	if m.sd != nil && !m.sd.running() {
+		return nil, false
+	}
+	for _, d := range m.v1 {
+		tasks = append(tasks, m.at(d)+"/tasks")
+	}
+	return tasks, m.v2 != ""
+}
+
 // JoinFiles opens the files into which the child itself, while it has a single thread, writes "0": the `tasks` file of every v1 hierarchy.
 // The caller closes them. There are none on v2, and with systemd none until the unit is there: its first process is added, later ones (exec) may join.
 func (m *Manager) JoinFiles() ([]*os.File, error) {

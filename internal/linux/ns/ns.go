@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -58,6 +59,32 @@ func Open(path string, flag uint64) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// InNet runs fn in a network namespace, on a thread that nobody else uses meanwhile.
+func InNet(netns *os.File, fn func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- inNet(netns, fn) }()
+	return <-done
+}
+
+func inNet(netns *os.File, fn func() error) (err error) {
+	runtime.LockOSThread()
+	back, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("own network namespace: %w", err)
+	}
+	defer func() {
+		if berr := unix.Setns(int(back.Fd()), unix.CLONE_NEWNET); berr == nil {
+			runtime.UnlockOSThread() // else the thread, which is elsewhere, ends with its goroutine
+		}
+		err = errors.Join(err, back.Close())
+	}()
+	if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter network namespace: %w", err)
+	}
+	return fn()
 }
 
 // Check demands that f is a namespace of the given kind.
