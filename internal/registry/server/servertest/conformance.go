@@ -122,6 +122,26 @@ func (s *suite) send(method, path string, body io.Reader, h header) reply {
 	return re
 }
 
+// broken sends a request whose body breaks off, and returns the error that it ends with.
+func (s *suite) broken(method, url string, body io.Reader, h header) error {
+	s.Helper()
+	req, err := http.NewRequestWithContext(context.Background(), method, url, body)
+	if err != nil {
+		s.Fatal(err)
+	}
+	for i := 0; i+1 < len(h); i += 2 {
+		req.Header.Set(h[i], h[i+1])
+	}
+	if s.target.Prepare != nil {
+		s.target.Prepare(req)
+	}
+	resp, err := s.target.Client.Do(req)
+	if err == nil {
+		return resp.Body.Close()
+	}
+	return err
+}
+
 // checkErrors holds for every answer: a JSON body of a refusal has the one format, with the codes of the list.
 func (s *suite) checkErrors(re reply) {
 	s.Helper()
@@ -331,4 +351,11 @@ func (s *suite) nextLink(re reply) string {
 		s.Fatal(err)
 	}
 	return u.String()
+}
+
+func withQuery(loc, query string) string {
+	if strings.Contains(loc, "?") {
+		return loc + "&" + query
+	}
+	return loc + "?" + query
 }

@@ -1,9 +1,6 @@
 package servertest
 
 import (
-	"context"
-	"io"
-	"net/http"
 	"slices"
 
 	"github.com/opencontainers/go-digest"
@@ -108,21 +105,4 @@ func deleteReferrer(s *suite) {
 	_ = set
 	s.want(s.do("DELETE", s.path("manifests/%s", subject.digest), nil, nil), 202)
 	s.referrers(subject.digest, "")
-}
-
-// broken sends a request whose body breaks off, and returns the error that it ends with.
-func (s *suite) broken(method, url string, body io.Reader) error {
-	s.Helper()
-	req, err := http.NewRequestWithContext(context.Background(), method, url, body)
-	if err != nil {
-		s.Fatal(err)
-	}
-	if s.target.Prepare != nil {
-		s.target.Prepare(req)
-	}
-	resp, err := s.target.Client.Do(req)
-	if err == nil {
-		return resp.Body.Close()
-	}
-	return err
 }

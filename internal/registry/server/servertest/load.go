@@ -1,0 +1,209 @@
+package servertest
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// LoadOptions describe a load on a registry.
+type LoadOptions struct {
+	Addr    string // host:port, plain HTTP
+	Repo    string
+	Workers int
+	Size    int // bytes of a blob
+	Count   int // blobs to push, or pulls to make
+	// Seed makes the blobs differ from those of other loads.
+	Seed uint64
+	// Blobs to pull; what a push returned.
+	Blobs []digest.Digest
+}
+
+// LoadResult is how it went.
+type LoadResult struct {
+	Requests int64
+	Bytes    int64
+	Elapsed  time.Duration
+	Blobs    []digest.Digest // pushed
+}
+
+// Rate is requests per second, MBps is 10^6 bytes of blobs per second.
+func (r LoadResult) Rate() float64 { return float64(r.Requests) / r.Elapsed.Seconds() }
+func (r LoadResult) MBps() float64 { return float64(r.Bytes) / 1e6 / r.Elapsed.Seconds() }
+
+// Push uploads Count new blobs, as docker does: POST, PATCH, PUT.
+func (o LoadOptions) Push(ctx context.Context) (LoadResult, error) {
+	res := LoadResult{Blobs: make([]digest.Digest, o.Count)}
+	err := o.run(ctx, &res, func(c *loadConn, i int) error {
+		data := pattern(o.Size, o.Seed+uint64(i))
+		d := digest.FromBytes(data)
+		res.Blobs[i] = d
+		return c.push(o.Repo, d, data)
+	})
+	return res, err
+}
+
+// Pull reads Count blobs.
+func (o LoadOptions) Pull(ctx context.Context) (LoadResult, error) {
+	var res LoadResult
+	err := o.run(ctx, &res, func(c *loadConn, i int) error {
+		status, n, err := c.do("GET", "/v2/"+o.Repo+"/blobs/"+string(o.Blobs[i%len(o.Blobs)]), nil, "")
+		if err == nil && (status != 200 || n != int64(o.Size)) {
+			err = fmt.Errorf("pull: status %d, %d bytes", status, n)
+		}
+		return err
+	})
+	return res, err
+}
+
+func (o LoadOptions) run(ctx context.Context, res *LoadResult, one func(c *loadConn, i int) error) error {
+	var next atomic.Int64
+	var requests atomic.Int64
+	var wg sync.WaitGroup
+	errs := make([]error, o.Workers)
+	started := time.Now()
+	for w := range o.Workers {
+		wg.Go(func() {
+			c := &loadConn{addr: o.Addr}
+			defer c.close()
+			for ctx.Err() == nil {
+				i := int(next.Add(1) - 1)
+				if i >= o.Count {
+					break
+				}
+				if errs[w] = one(c, i); errs[w] != nil {
+					break
+				}
+			}
+			requests.Add(c.requests)
+		})
+	}
+	wg.Wait()
+	res.Elapsed = time.Since(started)
+	res.Requests = requests.Load()
+	res.Bytes = int64(o.Size) * int64(o.Count)
+	return errors.Join(append(errs, ctx.Err())...)
+}
+
+// pattern is cheap content that is different for each seed and does not compress to nothing.
+func pattern(size int, seed uint64) []byte {
+	b := make([]byte, size+8)
+	x := seed*0x9E3779B97F4A7C15 + 1
+	for i := 0; i < size; i += 8 {
+		x ^= x << 13
+		x ^= x >> 7
+		x ^= x << 17
+		binary.LittleEndian.PutUint64(b[i:], x)
+	}
+	return b[:size]
+}
+
+// loadConn is an HTTP/1.1 client that costs less than what it measures.
+type loadConn struct {
+	addr     string
+	conn     net.Conn
+	r        *bufio.Reader
+	location string
+	requests int64
+}
+
+func (c *loadConn) close() {
+	if c.conn != nil {
+		c.conn.Close()
+	}
+}
+
+func (c *loadConn) push(repo string, d digest.Digest, data []byte) error {
+	status, _, err := c.do("POST", "/v2/"+repo+"/blobs/uploads/", nil, "")
+	if err != nil || status != 202 {
+		return fmt.Errorf("post: status %d: %w", status, err)
+	}
+	status, _, err = c.do("PATCH", c.location, data, "Content-Type: application/octet-stream\r\n")
+	if err != nil || status != 202 {
+		return fmt.Errorf("patch: status %d: %w", status, err)
+	}
+	sep := "?"
+	if strings.Contains(c.location, "?") {
+		sep = "&"
+	}
+	status, _, err = c.do("PUT", c.location+sep+digestQuery(d), []byte{}, "")
+	if err != nil || status != 201 {
+		return fmt.Errorf("put: status %d: %w", status, err)
+	}
+	return nil
+}
+
+// do sends one request and reads the answer, of which it keeps the Location and counts the body.
+func (c *loadConn) do(method, path string, body []byte, headers string) (status int, n int64, err error) {
+	if c.conn == nil {
+		if c.conn, err = net.Dial("tcp", c.addr); err != nil {
+			return 0, 0, err
+		}
+		c.r = bufio.NewReaderSize(c.conn, 64<<10)
+	}
+	c.requests++
+	if strings.HasPrefix(path, "http") {
+		u, err := url.Parse(path)
+		if err != nil {
+			return 0, 0, err
+		}
+		path = u.RequestURI()
+	}
+	head := fmt.Appendf(nil, "%s %s HTTP/1.1\r\nHost: %s\r\n%s", method, path, c.addr, headers)
+	if method != "GET" {
+		head = fmt.Appendf(head, "Content-Length: %d\r\n", len(body))
+	}
+	buffers := net.Buffers{append(head, "\r\n"...)}
+	if len(body) > 0 {
+		buffers = append(buffers, body)
+	}
+	if _, err := buffers.WriteTo(c.conn); err != nil {
+		return 0, 0, err
+	}
+	return c.answer()
+}
+
+func (c *loadConn) answer() (status int, n int64, err error) {
+	line, err := c.r.ReadSlice('\n')
+	if err != nil || len(line) < 12 {
+		return 0, 0, fmt.Errorf("status line %q: %w", line, err)
+	}
+	if status, err = strconv.Atoi(string(line[9:12])); err != nil {
+		return 0, 0, err
+	}
+	length := int64(0)
+	for {
+		line, err := c.r.ReadSlice('\n')
+		if err != nil {
+			return 0, 0, err
+		}
+		line = bytes.TrimRight(line, "\r\n")
+		if len(line) == 0 {
+			break
+		}
+		name, value, _ := bytes.Cut(line, []byte(": "))
+		switch {
+		case bytes.EqualFold(name, []byte("Content-Length")):
+			if length, err = strconv.ParseInt(string(value), 10, 64); err != nil {
+				return 0, 0, err
+			}
+		case bytes.EqualFold(name, []byte("Location")):
+			c.location = string(value)
+		}
+	}
+	n, err = io.CopyN(io.Discard, c.r, length)
+	return status, n, err
+}
