@@ -33,7 +33,10 @@ type busy struct {
 // newBusy prepares what the clients send.
 func newBusy(t *testing.T, e *enginetest.Engine) *busy {
 	t.Helper()
-	b := &busy{e: e, t: t, dir: t.TempDir()}
+	b := &busy{e: e, t: t, dir: filepath.Join(e.Dir, "load")}
+	if err := os.Mkdir(b.dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	b.archive, b.tree = filepath.Join(b.dir, "archive"), filepath.Join(b.dir, "tree")
 	root, err := enginetest.BusyboxTar()
 	if err != nil {
@@ -48,6 +51,7 @@ func newBusy(t *testing.T, e *enginetest.Engine) *busy {
 	e.Corten("save", "-o", b.archive, "load-archived")
 	e.Corten("rm", "load-source")
 	e.Corten("rmi", "load-archived")
+	b.save("first") // what the engine keeps of the forms that an image was sent in is there once
 	return b
 }
 

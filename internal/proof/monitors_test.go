@@ -13,14 +13,18 @@ import (
 	"corten.dev/corten/internal/enginetest"
 )
 
-// noting writes a numbered line, waits a moment, and notes on the host which line that was: what is noted must be in the log, whoever is killed when.
-const noting = `i=0; while true; do echo "line $i"; usleep 3000; echo $i > /notes/.$HOSTNAME; mv /notes/.$HOSTNAME /notes/$HOSTNAME; i=$((i+1)); done`
+// noting writes numbered lines, and notes on the host the line that it wrote sixty lines ago: what is noted must be in the log, whoever is killed when. What a monitor that waits for a
+// processor has not yet read from the pipe goes with the container.
+const noting = `i=0; while true; do echo "line $i"; usleep 3000; [ $i -lt 60 ] || { echo $((i-60)) > /notes/.$HOSTNAME; mv /notes/.$HOSTNAME /notes/$HOSTNAME; }; i=$((i+1)); done`
 
 // Monitors are killed at random moments while clients are busy. Each takes its own container with it and no other; what was written is in the log; what happened is said; and the restart policy
 // applies.
 func TestKillMonitorsUnderLoad(t *testing.T) {
 	e := enginetest.Start(t)
-	notes := t.TempDir()
+	notes := filepath.Join(e.Dir, "notes")
+	if err := os.Mkdir(notes, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	const n = 4
 	name := func(i int) string { return fmt.Sprintf("noting-%d", i) }
 	start := func(i int, more ...string) {
@@ -36,7 +40,7 @@ func TestKillMonitorsUnderLoad(t *testing.T) {
 	risen := 0
 	for range rounds(t) {
 		load.begin(2)
-		time.Sleep(time.Duration(50+rand.IntN(200)) * time.Millisecond)
+		time.Sleep(time.Duration(100+rand.IntN(300)) * time.Millisecond)
 		victim := rand.IntN(n)
 		killMonitor(t, e.Corten("inspect", "-f", "{{.State.Pid}}", name(victim)))
 		if rand.IntN(3) == 0 {
