@@ -32,6 +32,9 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 		l.reap.add(ep, time.Time{})
 		return nil
 	})
+	l.mu.Lock()
+	told := nw.unexpected(ep)
+	l.mu.Unlock()
 	ns, err := nsOf(pid)
 	if err != nil {
 		return Endpoint{}, err
@@ -58,7 +61,10 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 		if err := configure(in, plan{eps: []Endpoint{ep}, gw4: -1, gw6: -1}); err != nil {
 			return err
 		}
-		return l.settleHost(host, []*network{nw}, []Endpoint{ep})
+		if err := l.settleHost(host, []*network{nw}, []Endpoint{ep}); err != nil || !told {
+			return err
+		}
+		return announce(in, []Endpoint{ep})
 	})
 	if err != nil {
 		return Endpoint{}, fmt.Errorf("connect to network %s: %w", nw.rec.Name, err)
@@ -93,7 +99,7 @@ func (l *Local) reserveConnect(owner string, req EndpointRequest) (*box, *networ
 	if nw.eps[owner] != nil {
 		return nil, nil, Endpoint{}, errs.New(errs.Forbidden, "endpoint with name %s already exists in network %s", bx.req.Name, nw.rec.Name)
 	}
-	ep, err := l.newEndpoint(nw, req)
+	ep, err := l.newEndpoint(nw, req, "")
 	if err != nil {
 		return nil, nil, Endpoint{}, err
 	}
@@ -134,6 +140,7 @@ func (l *Local) Disconnect(ctx context.Context, owner string, pid int, network s
 		l.mu.Unlock()
 		return err
 	}
+	l.remember(owner, ep)
 	l.dropEndpoint(owner, ep, false)
 	bx.forgetEndpoint(ep)
 	l.mu.Unlock()

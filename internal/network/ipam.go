@@ -17,10 +17,15 @@ type subnet struct {
 	gateway netip.Addr
 	used    map[netip.Addr]struct{}
 	low     netip.Addr // everything of rng below is used
+	// What left owners had, and by whom an address was last left: each address is in both at most once, so they stay as small as used.
+	last    map[string]netip.Addr
+	lastOf  map[netip.Addr]string
+	foreign map[netip.Addr]bool // its last owner had a hardware address of its own
 }
 
 func newSubnet(p Pool) *subnet {
-	s := &subnet{prefix: p.Subnet.Masked(), rng: p.Range, gateway: p.Gateway, used: map[netip.Addr]struct{}{}}
+	s := &subnet{prefix: p.Subnet.Masked(), rng: p.Range, gateway: p.Gateway, used: map[netip.Addr]struct{}{},
+		last: map[string]netip.Addr{}, lastOf: map[netip.Addr]string{}, foreign: map[netip.Addr]bool{}}
 	if !s.rng.IsValid() {
 		s.rng = s.prefix
 	}
@@ -67,6 +72,17 @@ func (s *subnet) release(a netip.Addr) {
 	delete(s.used, a)
 	if s.rng.Contains(a) && a.Less(s.low) {
 		s.low = a
+	}
+}
+
+// remember notes who leaves an address.
+func (s *subnet) remember(owner string, a netip.Addr, foreign bool) {
+	delete(s.lastOf, s.last[owner])
+	delete(s.last, s.lastOf[a])
+	s.last[owner], s.lastOf[a] = a, owner
+	delete(s.foreign, a)
+	if foreign {
+		s.foreign[a] = true
 	}
 }
 

@@ -23,6 +23,7 @@ type plan struct {
 	eps  []Endpoint
 	gw4  int // index of the endpoint with the default route, or -1
 	gw6  int
+	told bool     // the neighbours must be told whose the addresses are now
 	bare *os.File // a ready namespace with nothing but lo, to build in
 }
 
@@ -58,19 +59,21 @@ func (l *Local) reserve(req *JoinRequest, bx *box) (plan, *readyBox, error) {
 	if req.Owner == "" {
 		return plan{}, nil, errs.New(errs.Invalid, "a sandbox needs an owner")
 	}
+	again := req.Owner // whose address may be known from its last time
 	for i := 0; ; i++ {
-		p, ready, err := l.tryReserve(req, bx)
-		if err == nil || i > 0 || !errors.Is(err, errDying) {
+		p, ready, err := l.tryReserve(req, bx, again)
+		var busy *dyingError
+		if err == nil || i > 1 || !errors.As(err, &busy) {
 			return p, ready, err
 		}
-		l.reap.force() // what holds the address is only waiting for the kernel to take it down
+		l.reap.force(busy.addr)
+		if i == 1 {
+			again = ""
+		}
 	}
 }
 
-// errDying says that an address is not free yet, but would be after a reap.
-var errDying = errors.New("address is about to be free")
-
-func (l *Local) tryReserve(req *JoinRequest, bx *box) (p plan, ready *readyBox, err error) {
+func (l *Local) tryReserve(req *JoinRequest, bx *box, again string) (p plan, ready *readyBox, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -105,13 +108,13 @@ func (l *Local) tryReserve(req *JoinRequest, bx *box) (p plan, ready *readyBox, 
 		}
 		p.nets = append(p.nets, nw)
 	}
-	if ready = l.pool.takeLocked(p.nets, req); ready == nil {
+	if ready = l.pool.takeLocked(p.nets, req, again); ready == nil {
 		p.bare = l.pool.takeBare(p.nets)
 		for i, er := range req.Endpoints {
 			if p.nets[i].rec.Driver != nameBridge {
 				continue
 			}
-			ep, err := l.newEndpoint(p.nets[i], er)
+			ep, err := l.newEndpoint(p.nets[i], er, again)
 			if err != nil {
 				return p, nil, err
 			}
@@ -119,6 +122,7 @@ func (l *Local) tryReserve(req *JoinRequest, bx *box) (p plan, ready *readyBox, 
 				ep.Interface = fmt.Sprintf("eth%d", i)
 			}
 			p.eps = append(p.eps, ep)
+			p.told = p.told || p.nets[i].unexpected(ep)
 		}
 	} else {
 		p.eps = ready.eps
@@ -132,105 +136,6 @@ func (l *Local) tryReserve(req *JoinRequest, bx *box) (p plan, ready *readyBox, 
 	bx.sb.Endpoints = p.eps
 	l.boxes[req.Owner] = bx
 	return p, ready, nil
-}
-
-// newEndpoint takes the addresses of a new endpoint. mu is held.
-func (l *Local) newEndpoint(nw *network, er EndpointRequest) (Endpoint, error) {
-	ep := Endpoint{Network: nw.rec.Name, NetworkID: nw.rec.ID, ID: newID()}
-	if (er.IPv4.IsValid() || er.IPv6.IsValid()) && nw.rec.Predefined {
-		return ep, errs.New(errs.Invalid, "user specified IP address is supported on user defined networks only")
-	}
-	for key, val := range er.Options {
-		if key != optIfName {
-			return ep, errs.New(errs.NotImplemented, "endpoint option %s is not supported", key)
-		}
-		if !goodLinkName(val) {
-			return ep, errs.New(errs.Invalid, "endpoint option %s=%s: not a name of an interface", key, val)
-		}
-		ep.Interface = val
-	}
-	if nw.index == 0 {
-		return ep, errs.New(errs.Unavailable, "network %s has no bridge on this host", nw.rec.Name)
-	}
-	a4, err := l.address(nw, nw.v4, er.IPv4, "IPv4")
-	if err != nil {
-		return ep, err
-	}
-	a6, err := l.address(nw, nw.v6, er.IPv6, "IPv6")
-	if err != nil {
-		if a4.IsValid() {
-			nw.v4.release(a4.Addr())
-		}
-		return ep, err
-	}
-	ep.IPv4, ep.IPv6 = a4, a6
-	if !nw.rec.Internal {
-		ep.Gateway4, ep.Gateway6 = nw.gw4, nw.gw6
-	}
-	mac := net.HardwareAddr(nil)
-	if er.MAC != "" {
-		if mac, err = net.ParseMAC(er.MAC); err != nil || len(mac) != 6 || mac[0]&1 != 0 {
-			l.dropEndpoint("", ep, true)
-			return ep, errs.New(errs.Invalid, "invalid mac address %s", er.MAC)
-		}
-	} else if a4.IsValid() {
-		mac = macOf(a4.Addr())
-	} else {
-		raw := a6.Addr().As16()
-		mac = net.HardwareAddr{0x02, 0x42, raw[12], raw[13], raw[14], raw[15]}
-	}
-	ep.MAC = mac.String()
-	return ep, nil
-}
-
-// address takes the wanted address of a subnet, or the next free one. mu is held.
-func (l *Local) address(nw *network, s *subnet, want netip.Addr, kind string) (netip.Prefix, error) {
-	switch {
-	case s == nil && want.IsValid():
-		return netip.Prefix{}, errs.New(errs.Invalid, "network %s has no %s subnet for address %s", nw.rec.Name, kind, want)
-	case s == nil:
-		return netip.Prefix{}, nil
-	case !want.IsValid():
-		a, ok := s.take()
-		if !ok {
-			if l.reap.holds(s) {
-				return netip.Prefix{}, errDying
-			}
-			return netip.Prefix{}, errs.New(errs.Unavailable, "no available %s addresses on this network's address pools: %s (%s)", kind, nw.rec.Name, nw.rec.ID)
-		}
-		return netip.PrefixFrom(a, s.prefix.Bits()), nil
-	case !s.prefix.Contains(want):
-		return netip.Prefix{}, errs.New(errs.Invalid, "invalid address %s: it does not belong to any of this network's subnets", want)
-	case !s.claim(want):
-		if l.reap.holdsAddr(want) {
-			return netip.Prefix{}, errDying
-		}
-		return netip.Prefix{}, errs.New(errs.Forbidden, "Address already in use")
-	}
-	return netip.PrefixFrom(want, s.prefix.Bits()), nil
-}
-
-// dropEndpoint takes an endpoint off its network; its addresses only with free. mu is held.
-func (l *Local) dropEndpoint(owner string, ep Endpoint, free bool) {
-	nw := l.nets[ep.NetworkID]
-	if nw == nil {
-		return
-	}
-	if at := nw.eps[owner]; at != nil && at.ID == ep.ID {
-		delete(nw.eps, owner)
-	}
-	if free {
-		nw.free(ep)
-	}
-}
-
-func (nw *network) free(ep Endpoint) {
-	if ep.IPv4.IsValid() && nw.v4 != nil {
-		nw.v4.release(ep.IPv4.Addr())
-	}
-	if ep.IPv6.IsValid() && nw.v6 != nil {
-		nw.v6.release(ep.IPv6.Addr())
-	}
 }
 
 // gateways chooses who has the default routes: who was told to, else the highest priority, else the first by name, as Docker.
@@ -303,7 +208,10 @@ func (l *Local) furnish(host, in *netlink.Conn, p plan, ns *os.File) error {
 	if err := configure(in, p); err != nil {
 		return err
 	}
-	return l.settleHost(host, p.nets, p.eps)
+	if err := l.settleHost(host, p.nets, p.eps); err != nil || !p.told {
+		return err
+	}
+	return announce(in, p.eps)
 }
 
 // makeLinks runs the batch that makes veths. A stale one of the same name, left by someone who held its address before, is replaced.
@@ -448,6 +356,7 @@ func (l *Local) leave(ctx context.Context, bx *box) error {
 	}
 	delete(l.boxes, bx.req.Owner)
 	for _, ep := range bx.sb.Endpoints {
+		l.remember(bx.req.Owner, ep)
 		l.dropEndpoint(bx.req.Owner, ep, false)
 		l.reap.add(ep, time.Now())
 	}

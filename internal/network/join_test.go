@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -225,8 +226,11 @@ func TestNoDescriptorIsLeft(t *testing.T) {
 			if host := i == 3; host != (sb.NS == nil) {
 				t.Errorf("%d: namespace %v", i, sb.NS)
 			}
-			_, err := w.Join(bg, JoinRequest{Owner: "fails", Endpoints: req.Endpoints, Ports: []Port{{Proto: "tcp", ContainerPort: 80, HostPort: 1, HostIP: netip.MustParseAddr("198.51.100.1")}}})
-			if err == nil {
+			other, err := w.Join(bg, JoinRequest{Owner: "fails", Endpoints: req.Endpoints, Ports: []Port{{Proto: "tcp", ContainerPort: 80, HostPort: 1, HostIP: netip.MustParseAddr("198.51.100.1")}}})
+			if err == nil { // where there is nothing to publish
+				if other.NS != nil {
+					check(t, other.NS.Close())
+				}
 				check(t, w.Leave(bg, "fails"))
 			}
 		}
@@ -234,7 +238,13 @@ func TestNoDescriptorIsLeft(t *testing.T) {
 	for end := time.Now().Add(patience); count() > before && time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 	}
 	if after := count(); after > before {
-		t.Errorf("%d descriptors before, %d after", before, after)
+		fds, _ := filepath.Glob("/proc/self/fd/*")
+		for i, fd := range fds {
+			if to, err := os.Readlink(fd); err == nil {
+				fds[i] += " " + to
+			}
+		}
+		t.Errorf("%d descriptors before, %d after: %v", before, after, fds)
 	}
 }
 

@@ -147,7 +147,7 @@ func (l *Local) Close() error {
 	l.work.Wait()
 	err := l.pool.drain()
 	if !busy {
-		l.reap.force()
+		l.reap.force(netip.Addr{})
 		err = errors.Join(err, l.takeDown())
 	}
 	return errors.Join(err, l.shut())

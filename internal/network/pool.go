@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,8 +30,8 @@ type readyPool struct {
 
 func newReadyPool(l *Local) *readyPool { return &readyPool{l: l, kick: make(chan struct{}, 1)} }
 
-// takeLocked hands out a ready namespace if the request has no special wishes. mu is held.
-func (p *readyPool) takeLocked(nets []*network, req *JoinRequest) (rb *readyBox) {
+// takeLocked hands out a ready namespace if the request has no special wishes. To want the address that one had before is a wish, unless a ready one has it. mu is held.
+func (p *readyPool) takeLocked(nets []*network, req *JoinRequest, again string) (rb *readyBox) {
 	if len(nets) != 1 {
 		return nil
 	}
@@ -45,9 +46,18 @@ func (p *readyPool) takeLocked(nets []*network, req *JoinRequest) (rb *readyBox)
 	default:
 		return nil
 	}
-	if len(*list) > 0 {
-		rb = (*list)[0]
-		*list = (*list)[1:]
+	at := 0
+	if v4 := nets[0].v4; v4 != nil {
+		if a, ok := v4.last[again]; ok {
+			at = slices.IndexFunc(*list, func(rb *readyBox) bool { return rb.eps[0].IPv4.Addr() == a })
+			if _, used := v4.used[a]; at < 0 && used && !p.l.reap.holdsAddr(a) {
+				at = 0 // somebody else has it
+			}
+		}
+	}
+	if at >= 0 && at < len(*list) {
+		rb = (*list)[at]
+		*list = slices.Delete(*list, at, at+1)
 	}
 	p.wake()
 	return rb
@@ -131,13 +141,13 @@ func (p *readyPool) fill(ctx context.Context) (more bool, err error) {
 	}
 	var pl plan
 	if missing > 0 {
-		ep, err := l.newEndpoint(nw, EndpointRequest{})
+		ep, err := l.newEndpoint(nw, EndpointRequest{}, "")
 		if err != nil {
 			l.mu.Unlock()
 			return false, err
 		}
 		ep.Interface = "eth0"
-		pl = plan{nets: []*network{nw}, eps: []Endpoint{ep}}
+		pl = plan{nets: []*network{nw}, eps: []Endpoint{ep}, told: nw.unexpected(ep)}
 		pl.gateways([]EndpointRequest{{}})
 	}
 	l.mu.Unlock()

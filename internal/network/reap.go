@@ -101,22 +101,23 @@ func (r *reaper) run(ctx context.Context) {
 		case <-r.kick:
 			timer.Reset(reapFirst)
 		case <-timer.C:
-			if r.sweep(reapAtLast) > 0 {
+			if r.sweep(reapAtLast, netip.Addr{}) > 0 {
 				timer.Reset(reapEvery)
 			}
 		}
 	}
 }
 
-// force removes the links of all that were left, now.
-func (r *reaper) force() { r.sweep(0) }
+// force removes the link that holds an address, or (of the zero Addr) the links of all that were left, now.
+func (r *reaper) force(a netip.Addr) { r.sweep(0, a) }
 
-// sweep gives back the addresses of links that are gone, removes those that lingered longer than patience, and returns how many are still there.
-func (r *reaper) sweep(patience time.Duration) int {
+// sweep gives back the addresses of links that are gone, removes those that lingered longer than patience, and returns how many are still there. A
+// valid address means only the link that has it.
+func (r *reaper) sweep(patience time.Duration, only netip.Addr) int {
 	r.l.mu.Lock()
 	todo := make(map[string]dying, len(r.dying))
 	for name, d := range r.dying {
-		if !d.orphan {
+		if !d.orphan && (!only.IsValid() || d.ep.IPv4.Addr() == only || d.ep.IPv6.Addr() == only) {
 			todo[name] = d
 		}
 	}

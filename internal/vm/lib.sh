@@ -14,7 +14,7 @@ busybox_image() {
   root=$(mktemp -d)
   mkdir -p "$root"/{bin,tmp,dev,proc,sys,etc}
   cp /bin/busybox "$root/bin/busybox"
-  for name in sh echo cat sleep mkdir mknod dd ls tail head touch true grep date setsid; do ln -s busybox "$root/bin/$name"; done
+  for name in sh echo cat sleep mkdir mknod dd ls tail head touch true grep date setsid nslookup; do ln -s busybox "$root/bin/$name"; done
   tar -C "$root" -c . | corten import - busybox >/dev/null || bad "import busybox"
   rm -rf "$root"
 }

@@ -20,12 +20,17 @@ corten run -d --name count --restart always --memory 64m busybox sh -c 'i=0; whi
 corten run -d --name web -p 18080:8080 corten/hello serve >/dev/null || bad "run web"
 is "open files of a container" "$(corten run --rm busybox sh -c 'ulimit -Sn; ulimit -Hn' | tr '\n' ' ')" "$(systemctl show -p LimitNOFILESoft --value cortend) $(systemctl show -p LimitNOFILE --value cortend) "
 is "score of a container when memory runs out" "$(corten run --rm busybox cat /proc/self/oom_score_adj)" 0
-count=$(pid_of count) web=$(pid_of web)
+corten network create blue >/dev/null || bad "network create"
+corten run -d --name asks --network blue busybox sleep 10000 >/dev/null || bad "run asks"
+corten run -d --name asked --network blue busybox sleep 10000 >/dev/null || bad "run asked"
+count=$(pid_of count) web=$(pid_of web) asks=$(pid_of asks) asked=$(corten inspect -f '{{.NetworkSettings.Networks.blue.IPAddress}}' asked)
+answer() { nsenter -t "$asks" -n -m -r -w /bin/nslookup asked 2>&1; } # not by exec, which needs the engine
 page() { exec 3<>/dev/tcp/127.0.0.1/18080 && printf 'GET / HTTP/1.0\r\n\r\n' >&3 && grep -q doctype <&3; }
 last() { corten logs --tail 1 count | tail -1; } # it may say more while we ask
 alive() { # WHEN
   [ -d "/proc/$count" ] && [ -d "/proc/$web" ] && say "$1: both run" || bad "$1: a container ended"
   page && say "$1: the published port answers" || bad "$1: the published port does not answer"
+  has "$1: the name of another container" "$(answer)" "$asked"
 }
 same() { # WHEN
   alive "$1"
@@ -62,12 +67,15 @@ systemctl start cortend
 same "after stop and start with KillMode=control-group"
 rm -r /etc/systemd/system/cortend.service.d
 systemctl daemon-reload
-corten rm -f count web >/dev/null || bad "rm"
+corten rm -f count web asks asked >/dev/null || bad "rm"
+corten network rm blue >/dev/null || bad "network rm"
 corten rmi busybox >/dev/null || bad "rmi"
 systemctl stop cortend
 journalctl -u cortend -o cat --no-pager | grep -E 'level=(WARN|ERROR)' && bad "the engine complained"
 monitors_gone() { ! pgrep -f '^corten-monitor' >/dev/null; }
 eventually 5 monitors_gone || bad "monitors are left: $(pgrep -af '^corten-monitor')"
+helpers_gone() { ! pgrep -f '^[^ ]*cortend portproxy' >/dev/null; }
+eventually 15 helpers_gone || bad "helpers of the network are left: $(pgrep -af 'cortend portproxy')"
 eventually 5 gone /sys/fs/cgroup/system.slice/cortend.service || bad "the service's control group is still there: $(find /sys/fs/cgroup/system.slice/cortend.service -name cgroup.procs -exec cat {} +)"
 find /sys/fs/cgroup -type d -name '*-????????????????????????????????????????????????????????????????.scope' | grep . && bad "scopes are left"
 rm -rf /var/lib/corten /etc/corten

@@ -1,0 +1,178 @@
+package network
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// dyingError says that an address (or any, when that is zero) is not free yet, but would be after a reap: what holds it is only waiting for the kernel to take it down.
+type dyingError struct{ addr netip.Addr }
+
+func (*dyingError) Error() string { return "address is about to be free" }
+
+// newEndpoint takes the addresses of a new endpoint: those that were asked for, else those that the owner named again had before if nobody else has them, else the next
+// free ones. mu is held.
+func (l *Local) newEndpoint(nw *network, er EndpointRequest, again string) (Endpoint, error) {
+	ep := Endpoint{Network: nw.rec.Name, NetworkID: nw.rec.ID, ID: newID()}
+	if (er.IPv4.IsValid() || er.IPv6.IsValid()) && nw.rec.Predefined {
+		return ep, errs.New(errs.Invalid, "user specified IP address is supported on user defined networks only")
+	}
+	for key, val := range er.Options {
+		if key != optIfName {
+			return ep, errs.New(errs.NotImplemented, "endpoint option %s is not supported", key)
+		}
+		if !goodLinkName(val) {
+			return ep, errs.New(errs.Invalid, "endpoint option %s=%s: not a name of an interface", key, val)
+		}
+		ep.Interface = val
+	}
+	if nw.index == 0 {
+		return ep, errs.New(errs.Unavailable, "network %s has no bridge on this host", nw.rec.Name)
+	}
+	a4, err := l.address(nw, nw.v4, er.IPv4, again)
+	if err != nil {
+		return ep, err
+	}
+	a6, err := l.address(nw, nw.v6, er.IPv6, again)
+	if err != nil {
+		if a4.IsValid() {
+			nw.v4.release(a4.Addr())
+		}
+		return ep, err
+	}
+	ep.IPv4, ep.IPv6 = a4, a6
+	if !nw.rec.Internal {
+		ep.Gateway4, ep.Gateway6 = nw.gw4, nw.gw6
+	}
+	mac := derivedMAC(ep)
+	if er.MAC != "" {
+		if mac, err = net.ParseMAC(er.MAC); err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+			l.dropEndpoint("", ep, true)
+			return ep, errs.New(errs.Invalid, "invalid mac address %s", er.MAC)
+		}
+	}
+	ep.MAC = mac.String()
+	return ep, nil
+}
+
+// derivedMAC is the hardware address of who has the endpoint's addresses and names none.
+func derivedMAC(ep Endpoint) net.HardwareAddr {
+	if ep.IPv4.IsValid() {
+		return macOf(ep.IPv4.Addr())
+	}
+	raw := ep.IPv6.Addr().As16()
+	return net.HardwareAddr{0x02, 0x42, raw[12], raw[13], raw[14], raw[15]}
+}
+
+// address takes the wanted address of a subnet, or the one that its owner had before, or the next free one. mu is held.
+func (l *Local) address(nw *network, s *subnet, want netip.Addr, again string) (netip.Prefix, error) {
+	switch {
+	case s == nil && want.IsValid():
+		return netip.Prefix{}, errs.New(errs.Invalid, "network %s has no %s subnet for address %s", nw.rec.Name, familyName(want), want)
+	case s == nil:
+		return netip.Prefix{}, nil
+	case want.IsValid() && !s.prefix.Contains(want):
+		return netip.Prefix{}, errs.New(errs.Invalid, "invalid address %s: it does not belong to any of this network's subnets", want)
+	case want.IsValid():
+		if s.claim(want) {
+			return netip.PrefixFrom(want, s.prefix.Bits()), nil
+		}
+		if l.reap.holdsAddr(want) {
+			return netip.Prefix{}, &dyingError{want}
+		}
+		return netip.Prefix{}, errs.New(errs.Forbidden, "Address already in use")
+	}
+	if a, ok := s.last[again]; ok && again != "" {
+		if s.claim(a) {
+			return netip.PrefixFrom(a, s.prefix.Bits()), nil
+		}
+		if l.reap.holdsAddr(a) {
+			return netip.Prefix{}, &dyingError{a}
+		}
+	}
+	a, ok := s.take()
+	if !ok {
+		if l.reap.holds(s) {
+			return netip.Prefix{}, &dyingError{}
+		}
+		return netip.Prefix{}, errs.New(errs.Unavailable, "no available %s addresses on this network's address pools: %s (%s)", familyName(s.prefix.Addr()), nw.rec.Name, nw.rec.ID)
+	}
+	return netip.PrefixFrom(a, s.prefix.Bits()), nil
+}
+
+func familyName(a netip.Addr) string {
+	if a.Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+// dropEndpoint takes an endpoint off its network; its addresses only with free. mu is held.
+func (l *Local) dropEndpoint(owner string, ep Endpoint, free bool) {
+	nw := l.nets[ep.NetworkID]
+	if nw == nil {
+		return
+	}
+	if at := nw.eps[owner]; at != nil && at.ID == ep.ID {
+		delete(nw.eps, owner)
+	}
+	if free {
+		nw.free(ep)
+	}
+}
+
+func (nw *network) free(ep Endpoint) {
+	if ep.IPv4.IsValid() && nw.v4 != nil {
+		nw.v4.release(ep.IPv4.Addr())
+	}
+	if ep.IPv6.IsValid() && nw.v6 != nil {
+		nw.v6.release(ep.IPv6.Addr())
+	}
+}
+
+// remember notes what an owner had, so that it gets it again when it comes back and nobody else has it. mu is held.
+func (l *Local) remember(owner string, ep Endpoint) {
+	nw := l.nets[ep.NetworkID]
+	if nw == nil {
+		return
+	}
+	if nw.v4 != nil && ep.IPv4.IsValid() {
+		nw.v4.remember(owner, ep.IPv4.Addr(), ep.foreignMAC())
+	}
+	if nw.v6 != nil && ep.IPv6.IsValid() {
+		nw.v6.remember(owner, ep.IPv6.Addr(), ep.foreignMAC())
+	}
+}
+
+func (ep Endpoint) foreignMAC() bool { return ep.MAC != derivedMAC(ep).String() }
+
+// unexpected says that neighbours may know the endpoint's addresses by another hardware address than it has: its own is not the one that belongs to them, or that of who
+// had them last was not. mu is held.
+func (nw *network) unexpected(ep Endpoint) bool {
+	return ep.foreignMAC() || nw.v4 != nil && nw.v4.foreign[ep.IPv4.Addr()] || nw.v6 != nil && nw.v6.foreign[ep.IPv6.Addr()]
+}
+
+// announce tells the neighbours whose the addresses are now (gratuitous ARP, unsolicited neighbour advertisement): the kernel does when it is allowed to and a hardware address
+// is set, be it the same. The caller's thread is in the namespace.
+func announce(in *netlink.Conn, eps []Endpoint) error {
+	var b netlink.Batch
+	for _, ep := range eps {
+		for _, path := range []string{"net/ipv4/conf/" + ep.Interface + "/arp_notify", "net/ipv6/conf/" + ep.Interface + "/ndisc_notify"} {
+			if err := sysctl(path, "1"); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return err
+			}
+		}
+		mac, _ := net.ParseMAC(ep.MAC) // written by us
+		b.Begin("announce "+ep.Interface, unix.RTM_NEWLINK, 0, make([]byte, unix.SizeofIfInfomsg))
+		b.String(unix.IFLA_IFNAME, ep.Interface)
+		b.Bytes(unix.IFLA_ADDRESS, mac)
+		b.End()
+	}
+	return in.Do(&b)
+}
