@@ -61,6 +61,9 @@ func (o *psOptions) run(ctx context.Context, a *app) error {
 	if o.last > 0 {
 		q.Set("limit", itoa(o.last))
 	}
+	if !withSize && (o.format == "" || o.format == "table") { // an engine of ours then leaves out what the table does not show
+		q.Set("brief", "1")
+	}
 	var list []container.Summary
 	if err := api.Get(ctx, "/containers/json", o.filter.into(q), &list); err != nil {
 		return err
@@ -74,6 +77,14 @@ func (o *psOptions) run(ctx context.Context, a *app) error {
 		"RunningFor": "CREATED", "Ports": "PORTS", "State": "STATE", "Status": "STATUS", "Size": "SIZE", "Labels": "LABELS",
 		"Mounts": "MOUNTS", "LocalVolumes": "LOCAL VOLUMES", "Networks": "NETWORKS", "Platform": "PLATFORM",
 	}}
+	l.Cells = func(row any) []string {
+		r := row.(*ctrRow)
+		cells := []string{r.ID(), r.Image(), r.Command(), r.RunningFor(), r.Status(), r.Ports(), r.Names()}
+		if o.size {
+			cells = append(cells, r.Size())
+		}
+		return cells
+	}
 	rows := make([]any, len(list))
 	now := time.Now()
 	for i := range list {
@@ -203,6 +214,9 @@ func (r *ctrRow) Platform() any {
 
 // portList writes published ports as ip:host->container/proto, neighbours joined to ranges.
 func portList(ports []container.PortSummary) string {
+	if len(ports) == 0 {
+		return ""
+	}
 	sort.Slice(ports, func(i, j int) bool { return portLess(ports[i], ports[j]) })
 	type group struct{ first, last uint16 }
 	open := map[string]*group{}

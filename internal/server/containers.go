@@ -68,11 +68,15 @@ func (s *Server) containersList(w http.ResponseWriter, r *request) error {
 			filters[old] = append(filters[old], v)
 		}
 	}
+	brief := r.query.flag("brief") && !r.query.flag("size")
 	views, err := s.Containers.List(r.Context(), containers.ListOptions{
-		All: r.query.flag("all"), Limit: limit, Size: r.query.flag("size"), Filters: filters,
+		All: r.query.flag("all"), Limit: limit, Size: r.query.flag("size"), Filters: filters, Brief: brief,
 	})
 	if err != nil {
 		return err
+	}
+	if brief {
+		return ok(w, briefly(views, time.Now()))
 	}
 	out := make([]wire.Summary, len(views))
 	now := time.Now()

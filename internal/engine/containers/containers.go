@@ -47,9 +47,11 @@ type View struct {
 
 // ListOptions choose containers, as `ps` does.
 type ListOptions struct {
-	All     bool
-	Limit   int
-	Size    bool
+	All   bool
+	Limit int
+	Size  bool
+	// Brief views have the record only: with a thousand containers the rest is most of the work, and a table shows none of it.
+	Brief   bool
 	Filters filter.Args
 }
 

@@ -38,7 +38,11 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]View, error) {
 	views := make([]View, len(recs))
 	named := s.stillNamed(ctx)
 	for i, rec := range recs {
-		views[i] = s.view(*rec)
+		if opts.Brief {
+			views[i].Record = *rec
+		} else {
+			views[i] = s.view(*rec)
+		}
 		if !named(rec) {
 			views[i].ImageRef = rec.Image.String()
 		}
