@@ -156,7 +156,6 @@ func (c *Client) Login(ctx context.Context, server string, creds Credentials) (s
 		return "", err
 	}
 	ping := &call{method: http.MethodGet, path: "/v2/"}
-	at := func() string { return where(ping.method, s.at(ping)) }
 	resp, err := s.send(ctx, &call{method: http.MethodGet, path: "/v2/", bare: true})
 	if err != nil {
 		return "", err
@@ -175,12 +174,14 @@ func (c *Client) Login(ctx context.Context, server string, creds Credentials) (s
 	}
 	realm, err := s.realm(ch)
 	if err != nil {
+		s.unlearn()
 		return "", err
 	}
 	// A token made now, not one that was kept: the password may have changed.
 	g, err := s.fetchToken(ctx, ask{realm: realm, service: ch.params["service"], scopes: mergeScopes(nil, strings.Fields(ch.params["scope"])), creds: creds, offline: true})
 	if err != nil {
-		return "", errs.New(kindOfError(err), "%s: %w", at(), err)
+		s.unlearn()
+		return "", errs.New(kindOfError(err), "%s: %w", where(ping.method, s.at(ping)), err)
 	}
 	if g.token == "" {
 		return g.refresh, nil

@@ -129,6 +129,7 @@ func (s *site) send(ctx context.Context, c *call) (*http.Response, error) {
 		if s.own(u) && !c.bare {
 			var err error
 			if proof, err = s.proof(ctx, c.scopes); err != nil {
+				s.unlearn() // the token service may have moved
 				return nil, err
 			}
 		}
@@ -392,6 +393,13 @@ func (s *site) learn(resp *http.Response, used proof, scopes []string) bool {
 	}
 	s.c.tokens.forget(used.key, used.token)
 	return !used.fresh || added
+}
+
+// unlearn makes the next call ask the registry anew what it wants.
+func (s *site) unlearn() {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	delete(s.c.wants, s.base.Host)
 }
 
 // choose takes the best of several challenges: tokens before passwords.

@@ -17,7 +17,7 @@ import (
 // Rule says where the repositories that Match names are reached.
 //
 //	match     = host [ "/" path ]
-//	host      = "*" / "*." name / name [ ":" port ]      "*." stands for one label or more
+//	host      = "*" / [ "*." ] name [ ":" port ]         "*." stands for one label or more; after it, no port means any port
 //	path      = part *( "/" part ), part = word / "*"    "*" stands for one part
 //
 // A path matches whole parts from the beginning: "docker.io/library" matches docker.io/library/busybox. Each "*" is kept for the rewriting as
@@ -180,7 +180,11 @@ func (r Rule) Fit(domain, path string) (Match, bool) {
 	case host == "*":
 		m.Stars = append(m.Stars, m.Host)
 	case wild:
-		label, ok := strings.CutSuffix(strings.ToLower(domain), "."+strings.ToLower(suffix))
+		name := strings.ToLower(domain)
+		if _, _, ported := cutPort(suffix); !ported {
+			name, _, _ = cutPort(name)
+		}
+		label, ok := strings.CutSuffix(name, "."+strings.ToLower(suffix))
 		if !ok || label == "" {
 			return m, false
 		}
