@@ -11,10 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dyingError says that an address (or any, when that is zero) is not free yet, but would be after a reap: what holds it is only waiting for the kernel to take it down.
-type dyingError struct{ addr netip.Addr }
+// dyingError says that an address (or any, when that is zero) is not free yet, but would be after a reap: what holds it is only waiting for the kernel
+// to take it down, or will be in the pool of ready ones in a moment.
+// err is what to say when that does not come true.
+type dyingError struct {
+	addr netip.Addr
+	err  error
+}
 
-func (*dyingError) Error() string { return "address is about to be free" }
+func (d *dyingError) Error() string { return d.err.Error() }
+func (d *dyingError) Unwrap() error { return d.err }
 
 // newEndpoint takes the addresses of a new endpoint: those that were asked for, else those that the owner named again had before if nobody else has them, else the next
 // free ones. mu is held.
@@ -83,25 +89,27 @@ func (l *Local) address(nw *network, s *subnet, want netip.Addr, again string) (
 		if s.claim(want) {
 			return netip.PrefixFrom(want, s.prefix.Bits()), nil
 		}
+		err := errs.New(errs.Forbidden, "Address already in use")
 		if l.reap.holdsAddr(want) {
-			return netip.Prefix{}, &dyingError{want}
+			err = &dyingError{want, err}
 		}
-		return netip.Prefix{}, errs.New(errs.Forbidden, "Address already in use")
+		return netip.Prefix{}, err
 	}
 	if a, ok := s.last[again]; ok && again != "" {
 		if s.claim(a) {
 			return netip.PrefixFrom(a, s.prefix.Bits()), nil
 		}
 		if l.reap.holdsAddr(a) {
-			return netip.Prefix{}, &dyingError{a}
+			return netip.Prefix{}, &dyingError{a, errs.New(errs.Forbidden, "Address already in use")}
 		}
 	}
 	a, ok := s.take()
 	if !ok {
-		if l.reap.holds(s) {
-			return netip.Prefix{}, &dyingError{}
+		err := errs.New(errs.Unavailable, "no available %s addresses on this network's address pools: %s (%s)", familyName(s.prefix.Addr()), nw.rec.Name, nw.rec.ID)
+		if l.reap.holds(s) || nw.isDefault && l.pool.making != nil {
+			err = &dyingError{netip.Addr{}, err}
 		}
-		return netip.Prefix{}, errs.New(errs.Unavailable, "no available %s addresses on this network's address pools: %s (%s)", familyName(s.prefix.Addr()), nw.rec.Name, nw.rec.ID)
+		return netip.Prefix{}, err
 	}
 	return netip.PrefixFrom(a, s.prefix.Bits()), nil
 }

@@ -67,6 +67,9 @@ func (l *Local) reserve(req *JoinRequest, bx *box) (plan, *readyBox, error) {
 			return p, ready, err
 		}
 		l.reap.force(busy.addr)
+		if !busy.addr.IsValid() {
+			l.pool.await()
+		}
 		if i == 1 {
 			again = ""
 		}

@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"runtime"
 	"slices"
@@ -26,7 +27,15 @@ type readyPool struct {
 	bridge []*readyBox
 	bare   []*readyBox
 	kick   chan struct{}
+	making chan struct{} // closed when the one that is being made is there; nil when none is; guarded by Local.mu
+
+	// Of the filling goroutine alone: why it failed last, when that was told, and how long it pauses for it now.
+	trouble string
+	told    time.Time
+	pause   time.Duration
 }
+
+const poolPause, poolPauseMost, poolTold = 5 * time.Second, 5 * time.Minute, time.Hour
 
 func newReadyPool(l *Local) *readyPool { return &readyPool{l: l, kick: make(chan struct{}, 1)} }
 
@@ -100,22 +109,40 @@ func (p *readyPool) run(ctx context.Context) {
 		case <-p.kick:
 			// Every start puts the filling off, so that it does not compete with the container that was just started (which may end, and be waited for,
 			// in a few milliseconds); but a long row of starts must not find the pool empty.
-			if !armed || !p.low() {
+			if !armed || p.pause > 0 || !p.low() {
 				armed = true
 				timer.Reset(p.l.opt.PoolDelay)
 			}
 		case <-timer.C:
 			armed = false
-			if more, err := p.fill(ctx); err != nil {
-				p.l.log.Warn("make a ready network namespace", "err", err)
+			more, err := p.fill(ctx)
+			if next := p.next(more, err); next > 0 {
 				armed = true
-				timer.Reset(5 * time.Second)
-			} else if more {
-				armed = true
-				timer.Reset(time.Millisecond)
+				timer.Reset(next)
 			}
 		}
 	}
+}
+
+// next says when to go on: soon while namespaces are missing, and ever later while none can be made, for instance because the bridge is full. That is told once in a while only;
+// a port or an address that becomes free (see reaper) is tried at once.
+func (p *readyPool) next(more bool, err error) time.Duration {
+	if err == nil {
+		p.pause = 0
+		if more {
+			return time.Millisecond
+		}
+		return 0
+	}
+	level := slog.LevelDebug
+	var busy *dyingError
+	if errors.As(err, &busy) { // a matter of moments, and the reaper wakes us
+	} else if err.Error() != p.trouble || time.Since(p.told) > poolTold {
+		p.trouble, p.told, level = err.Error(), time.Now(), slog.LevelWarn
+	}
+	p.l.log.Log(context.Background(), level, "no ready network namespaces for now; starts take a little longer", "err", err)
+	p.pause = min(max(2*p.pause, poolPause), poolPauseMost)
+	return p.pause
 }
 
 // low says that the next few starts would empty the pool.
@@ -150,10 +177,13 @@ func (p *readyPool) fill(ctx context.Context) (more bool, err error) {
 		pl = plan{nets: []*network{nw}, eps: []Endpoint{ep}, told: nw.unexpected(ep)}
 		pl.gateways([]EndpointRequest{{}})
 	}
+	p.making = make(chan struct{})
 	l.mu.Unlock()
 	ns, err := l.build(pl)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	close(p.making)
+	p.making = nil
 	if err != nil {
 		for _, ep := range pl.eps {
 			l.reap.add(ep, time.Time{})
@@ -167,6 +197,16 @@ func (p *readyPool) fill(ctx context.Context) (more bool, err error) {
 		p.bare = append(p.bare, rb)
 	}
 	return missing+max(bare, 0) > 1, nil
+}
+
+// await waits for the one that is being made.
+func (p *readyPool) await() {
+	p.l.mu.Lock()
+	making := p.making
+	p.l.mu.Unlock()
+	if making != nil {
+		<-making
+	}
 }
 
 // drain lets all ready namespaces go.

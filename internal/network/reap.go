@@ -148,6 +148,9 @@ func (r *reaper) sweep(patience time.Duration, only netip.Addr) int {
 			r.l.log.Warn("remove left link", "link", name, "err", err)
 		}
 	}
+	if len(gone) > 0 {
+		r.l.pool.wake() // it may have been waiting for a port or an address
+	}
 	r.l.mu.Lock()
 	defer r.l.mu.Unlock()
 	for _, d := range gone {
