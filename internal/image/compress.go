@@ -11,35 +11,32 @@ import (
 	"strings"
 	"time"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/image/gunzip"
 )
 
 // decompress looks at the first bytes and undoes gzip, bzip2, zstd or xz. What is none of them is passed on as it is.
 func decompress(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
-	br := bufio.NewReaderSize(r, 64<<10)
+	src := &noting{r: r}
+	br := bufio.NewReaderSize(src, 64<<10)
 	head, err := br.Peek(6)
 	if err != nil && err != io.EOF && len(head) == 0 {
 		return nil, err
 	}
 	switch {
 	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
-		zr, err := gzip.NewReader(br)
-		if err != nil {
-			return nil, errs.New(errs.Invalid, "gzip: %w", err)
-		}
-		return &kinded{zr, zr.Close}, nil
+		return &kinded{gunzip.NewReader(br), src, nil}, nil
 	case bytes.HasPrefix(head, []byte("BZh")):
-		return &kinded{bzip2.NewReader(br), nil}, nil
+		return &kinded{bzip2.NewReader(br), src, nil}, nil
 	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}), len(head) > 3 && head[0]&0xf0 == 0x50 && bytes.Equal(head[1:4], []byte{0x2a, 0x4d, 0x18}):
 		// The window an archive asks for is memory that it makes us take: the usual bound of zstd itself.
 		zr, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20))
 		if err != nil {
 			return nil, errs.New(errs.Invalid, "zstd: %w", err)
 		}
-		return &kinded{zr, func() error { zr.Close(); return nil }}, nil
+		return &kinded{zr, src, func() error { zr.Close(); return nil }}, nil
 	case bytes.HasPrefix(head, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
 		return unxz(ctx, br)
 	}
@@ -66,7 +63,7 @@ func unxz(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
 		return nil, fmt.Errorf("start xz: %w", err)
 	}
 	x := &xzReader{out: out, cmd: cmd, said: &said}
-	return &kinded{x, func() error {
+	return &kinded{x, nil, func() error {
 		cancel()
 		x.wait() // killed when it was not read to its end; that is no error
 		return nil
@@ -102,14 +99,32 @@ func (x *xzReader) wait() error {
 	return x.err
 }
 
-// kinded gives damage in compressed data the kind Invalid, whichever library found it.
+// noting remembers why its source ended.
+type noting struct {
+	r   io.Reader
+	err error
+}
+
+func (n *noting) Read(p []byte) (int, error) {
+	got, err := n.r.Read(p)
+	if err != nil && err != io.EOF {
+		n.err = err
+	}
+	return got, err
+}
+
+// kinded gives damage in compressed data the kind Invalid, whichever library found it. What the source itself said is passed on.
 type kinded struct {
 	io.Reader
+	src   *noting
 	close func() error
 }
 
 func (k *kinded) Read(p []byte) (int, error) {
 	n, err := k.Reader.Read(p)
+	if err != nil && k.src != nil && k.src.err != nil {
+		return n, k.src.err
+	}
 	if err != nil && err != io.EOF {
 		err = errs.New(errs.Invalid, "decompress: %w", err)
 	}

@@ -42,19 +42,19 @@ func (s *Images) keepBlob(ctx context.Context, diff digest.Digest, blob ocispec.
 type Remade struct {
 	Kept, Remade           int
 	KeptBytes, RemadeBytes int64
-	Waiting                int // kept ones that were not looked at yet
+	Waiting                int // kept ones that are still to be looked at or deleted
 }
 
 // Remade tells how far the room has come with doing without compressed blobs.
 func (s *Images) Remade() (r Remade) {
 	s.forms.each(func(_ digest.Digest, f form) {
+		if f.waits() {
+			r.Waiting++
+		}
 		switch {
 		case f.Kept && f.Recipe == nil:
 			r.Kept++
 			r.KeptBytes += f.Size
-			if f.waits() {
-				r.Waiting++
-			}
 		case f.Recipe != nil:
 			r.Remade++
 			r.RemadeBytes += f.Size
