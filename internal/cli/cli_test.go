@@ -314,7 +314,7 @@ func TestCompletion(t *testing.T) {
 	f := newFake(t, engineAnswers())
 	for line, want := range map[string]string{
 		"__complete netw": "network", "__complete network r": "rm", "__complete stop w": "web", "__complete run --restart u": "unless-stopped",
-		"__complete run --netw": "--network\n--network-alias", "__complete rmi b": "b:1", "__complete pu": "",
+		"__complete run --netw": "--network\n--network-alias", "__complete rmi b": "b:1", "__complete pu": "pull\npush",
 	} {
 		out, _, code := f.run("", strings.Fields(line)...)
 		if strings.TrimSpace(out) != want || code != 0 {

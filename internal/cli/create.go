@@ -2,17 +2,14 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
 
 	"corten.dev/corten/internal/cli/engineapi"
-	"corten.dev/corten/internal/errs"
 )
 
 func newCreate() *verb {
@@ -126,85 +123,6 @@ func splitRef(ref string) (name, tag string) {
 		return ref[:i], ref[i+1:]
 	}
 	return ref, ""
-}
-
-// pull asks the engine for an image that `run` or `create` need.
-func (a *app) pull(ctx context.Context, api *engineapi.Client, ref string, o *ctrFlags) error {
-	name, tag := splitRef(withTag(ref))
-	resp, err := api.Do(ctx, engineapi.Request{Method: "POST", Path: "/images/create", Query: query("fromImage", name, "tag", tag, "platform", o.platform)})
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	out := a.Err
-	if o.quiet {
-		out = io.Discard
-	}
-	return a.progress(resp.Body, out)
-}
-
-// progressMessage is one line of the engine's report about long work.
-type progressMessage struct {
-	Stream      string          `json:"stream"`
-	Status      string          `json:"status"`
-	ID          string          `json:"id"`
-	Progress    string          `json:"progress"`
-	Detail      *progressDetail `json:"progressDetail"`
-	Error       string          `json:"error"`
-	ErrorDetail *struct {
-		Message string `json:"message"`
-	} `json:"errorDetail"`
-}
-
-type progressDetail struct {
-	Current int64 `json:"current"`
-	Total   int64 `json:"total"`
-}
-
-// progress shows the engine's report: moving lines on a terminal, each state once in a pipe.
-func (a *app) progress(r io.Reader, out io.Writer) error {
-	_, live := terminalFd(out)
-	dec := json.NewDecoder(r)
-	open := false // a moving line waits for its end
-	for {
-		var m progressMessage
-		if err := dec.Decode(&m); err == io.EOF {
-			break
-		} else if err != nil {
-			return fmt.Errorf("read progress: %w", err)
-		}
-		if m.ErrorDetail != nil && m.ErrorDetail.Message != "" {
-			m.Error = m.ErrorDetail.Message
-		}
-		moving := m.Detail != nil && m.Detail.Total > 0
-		if open && (!moving || m.Error != "") {
-			fmt.Fprint(out, "\r\x1b[K")
-			open = false
-		}
-		switch {
-		case m.Error != "":
-			return errs.New(errs.Unavailable, "%s", m.Error)
-		case m.Stream != "":
-			fmt.Fprint(out, m.Stream)
-		case moving && live:
-			fmt.Fprintf(out, "\r\x1b[K%s%s %d %%", prefix(m.ID), m.Status, m.Detail.Current*100/m.Detail.Total)
-			open = true
-		case moving:
-		case m.Status != "":
-			fmt.Fprintf(out, "%s%s\n", prefix(m.ID), m.Status)
-		}
-	}
-	if open {
-		fmt.Fprint(out, "\r\x1b[K")
-	}
-	return nil
-}
-
-func prefix(id string) string {
-	if id == "" {
-		return ""
-	}
-	return id + ": "
 }
 
 // cidFile is --cidfile: made before the container, so that it cannot be taken, and gone if no ID was written.

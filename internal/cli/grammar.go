@@ -9,7 +9,8 @@ func grammar() *node {
 	}
 	return &node{name: "corten", sub: []*node{
 		common("run", newRun), common("exec", newExec), common("ps", newPs), common("images", newImages),
-		common("load", newLoad), common("logs", newLogs), common("version", newVersion), common("info", newInfo),
+		common("pull", newPull), common("push", newPush), common("login", newLogin), common("logout", newLogout),
+		common("search", newSearch), common("load", newLoad), common("logs", newLogs), common("version", newVersion), common("info", newInfo),
 
 		noun("container", "Manage containers",
 			cmd("attach", newAttach), cmd("commit", newCommit), cmd("cp", newCp), cmd("create", newCreate), cmd("diff", newDiff),
@@ -21,7 +22,7 @@ func grammar() *node {
 		noun("image", "Manage images",
 			cmd("history", newHistory), cmd("import", newImport), cmd("inspect", newImageInspect), cmd("load", newLoad),
 			alias(cmd("ls", newImages), "list"), cmd("prune", newImagePrune), alias(cmd("rm", newRmi), "remove"),
-			cmd("save", newSave), cmd("tag", newTag), cmd("pull", later("pull", pullLater)), cmd("push", later("push", pushLater)),
+			cmd("save", newSave), cmd("tag", newTag), cmd("pull", newPull), cmd("push", newPush), cmd("tags", newImageTags),
 			cmd("build", later("build", buildLater))),
 		noun("network", "Manage networks",
 			cmd("connect", newNetworkConnect), cmd("create", newNetworkCreate), cmd("disconnect", newNetworkDisconnect),
@@ -43,9 +44,7 @@ func grammar() *node {
 		cmd("stats", newStats), cmd("stop", newStop), cmd("tag", newTag), cmd("top", newTop), cmd("unpause", newUnpause),
 		cmd("update", newUpdate), cmd("wait", newWait), cmd("help", newHelp),
 
-		{name: "pull", make: later("pull", pullLater)}, {name: "push", make: later("push", pushLater)},
-		{name: "login", make: later("login", loginLater)}, {name: "logout", make: later("logout", loginLater)},
-		{name: "search", make: later("search", searchLater)}, {name: "build", make: later("build", buildLater)},
+		{name: "build", make: later("build", buildLater)},
 		{name: "__complete", make: newComplete},
 	}}
 }

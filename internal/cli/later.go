@@ -5,14 +5,8 @@ import (
 	"fmt"
 )
 
-// What comes in later versions, and what to do until then.
-const (
-	pullLater   = "pulling from registries is not part of this version; bring images in with corten load or corten import"
-	pushLater   = "pushing to registries is not part of this version; take images out with corten save"
-	loginLater  = "registries are not part of this version; there is nothing to log in to"
-	searchLater = "searching registries is not part of this version"
-	buildLater  = "building images is not part of this version; make them with corten commit or corten import"
-)
+// buildLater is what to do until images can be built.
+const buildLater = "building images is not part of this version; make them with corten commit or corten import"
 
 // later is a verb that people will type, but that cannot work yet.
 func later(name, why string) func() *verb {

@@ -34,11 +34,12 @@ type flights struct {
 
 // phase is how far a flight is.
 //
-//	waiting ─▶ downloading ─▶ verifying ─▶ landed
+//	starting ─▶ (waiting) ─▶ downloading ─▶ verifying ─▶ landed
 type phase int32
 
 const (
-	waiting     phase = iota // for a place among the downloads
+	starting    phase = iota
+	waiting                  // for a place among the downloads
 	downloading              // from a registry
 	verifying                // all bytes are there
 	landed                   // the blob is in the content room, or the flight failed
@@ -125,7 +126,7 @@ func (fs *flights) close() {
 
 // fly brings one blob in.
 func (fs *flights) fly(ctx context.Context, f *flight, repo client.Repository) error {
-	if err := fs.limit.take(ctx, func() {}); err != nil {
+	if err := fs.limit.take(ctx, func() { f.phase.Store(int32(waiting)) }); err != nil {
 		return err
 	}
 	defer fs.limit.give()

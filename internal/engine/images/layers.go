@@ -204,24 +204,24 @@ func (a *arriving) tell(ctx context.Context, f *flight, r *follower) {
 	}
 	switch now {
 	case waiting:
-		if a.told == 0 {
-			a.told = waiting + 1
+		if a.told < waiting {
+			a.told = waiting
 			a.say(ctx, Report{ID: a.id, Status: "Waiting", Layer: true})
 		}
 	case downloading:
-		a.told = downloading + 1
+		a.told = downloading
 		layer("Downloading", f.current.Load())
 	case verifying:
-		if a.told < verifying+1 {
-			a.told = verifying + 1
+		if a.told < verifying {
+			a.told = verifying
 			a.say(ctx, Report{ID: a.id, Status: "Verifying Checksum", Layer: true})
 		}
 	case landed:
-		if a.told < landed+1 {
-			if a.told < verifying+1 {
+		if a.told < landed {
+			if a.told < verifying {
 				a.say(ctx, Report{ID: a.id, Status: "Verifying Checksum", Layer: true})
 			}
-			a.told = landed + 1
+			a.told = landed
 			a.say(ctx, Report{ID: a.id, Status: "Download complete", Layer: true})
 		}
 		layer("Extracting", r.read.Load())

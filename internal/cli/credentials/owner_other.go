@@ -1,0 +1,5 @@
+//go:build !unix
+
+package credentials
+
+func keepOwner(string, string) {}
