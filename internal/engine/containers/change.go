@@ -21,7 +21,15 @@ func (s *Service) Pause(ctx context.Context, ref string) error {
 	if err := s.freeze(context.WithoutCancel(ctx), ctr, proc); err != nil {
 		return err
 	}
-	return s.save(ctr, false)
+	s.saveState(ctr)
+	return nil
+}
+
+// saveState stores a state that has come about already: when it cannot be stored, that is not the caller's failure. The next engine finds out from the processes.
+func (s *Service) saveState(ctr *live) {
+	if err := s.save(ctr, false); err != nil {
+		s.Log.Error("keep the state of a container", "container", ctr.record().Name, "state", ctr.record().State.Status, "error", err)
+	}
 }
 
 // freeze pauses a container for as long as this engine lives: nothing is stored, and the next engine lets it go on.
@@ -67,7 +75,8 @@ func (s *Service) unpause(ctx context.Context, ctr *live, proc Process) error {
 	}
 	ctr.pausedTo(container.Running)
 	s.emit(ctr, "unpause", nil)
-	return s.save(ctr, false)
+	s.saveState(ctr)
+	return nil
 }
 
 // Rename gives a container another name, also in the networks that it is on.
@@ -97,14 +106,14 @@ func (s *Service) Rename(ctx context.Context, ref, name string) (err error) {
 	}
 	undo.Push(func(context.Context) error { s.table.free(name, ctr); return nil })
 	ctr.change(func(rec *container.Record) { rec.Name = name })
+	undo.Push(func(context.Context) error { ctr.change(func(rec *container.Record) { rec.Name = old }); return nil })
+	if err := s.save(ctr, true); err != nil {
+		return err
+	}
 	undo.Push(func(context.Context) error {
 		ctr.change(func(rec *container.Record) { rec.Name = old })
 		return s.save(ctr, true)
 	})
-	if err := s.save(ctr, true); err != nil {
-		return err
-	}
-
 	if ctr.record().State.Status.Live() && !strings.HasPrefix(ctr.record().Host.NetworkMode, "container:") {
 		if err := s.Networks.Rename(ctx, ctr.id, name); err != nil && !errors.Is(err, errs.NotFound) {
 			return err
