@@ -32,7 +32,7 @@ var loose = regexp.MustCompile(`^(goroutines|descriptor .*)$`)
 const slack = 5
 
 // lazy are files that an engine makes when it first needs them, and keeps.
-var lazy = regexp.MustCompile(`^file (e/[a-z]+\.sock|e/corten-init|e/shm|e/(monitors|runtime|log)/?|d/volumes/\.[a-z]+|d/(images|content)/[a-z-]+(\.json)?|d/registry(/.*)?|d/content/(blobs|ingest)/sha256)$`)
+var lazy = regexp.MustCompile(`^file (e/[a-z]+\.sock|e/corten-init|e/shm|e/(monitors|runtime|log)/?|d/volumes/\.[a-z]+|d/(images|content)/[a-z-]+(\.json)?|d/registry(/.*)?|d/images/forms/.*|d/content/(blobs|ingest)/sha256)$`)
 
 // Census counts what the engine has now.
 func (e *Engine) Census() Census {
@@ -88,17 +88,22 @@ func (e *Engine) inside(c Census) {
 }
 
 func (e *Engine) files(c Census) {
-	_ = filepath.WalkDir(e.Dir, func(path string, d fs.DirEntry, err error) error {
-		rel, rerr := filepath.Rel(e.Dir, path)
-		if err != nil || rerr != nil || !strings.HasPrefix(rel, "d/") && !strings.HasPrefix(rel, "e/") {
-			return nil //nolint:nilerr // what goes away during the walk is not there
+	for _, root := range []string{"d", "e"} {
+		real, err := filepath.EvalSymlinks(filepath.Join(e.Dir, root)) // a test may have put it elsewhere
+		if err != nil {
+			continue
 		}
-		c["file "+rel]++
-		if name := d.Name(); d.IsDir() && (name == "tree" || name == "upper" || name == "work" || name == "_data") {
-			return fs.SkipDir
-		}
-		return nil
-	})
+		_ = filepath.WalkDir(real, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || path == real {
+				return nil //nolint:nilerr // what goes away during the walk is not there
+			}
+			c["file "+root+strings.TrimPrefix(path, real)]++
+			if name := d.Name(); d.IsDir() && (name == "tree" || name == "upper" || name == "work" || name == "_data") {
+				return fs.SkipDir
+			}
+			return nil
+		})
+	}
 }
 
 // Settled takes a census once nothing changes any more: the engine fills its pools and empties its trash in the background.
