@@ -53,6 +53,8 @@ type Endpoint struct {
 	PlainToo bool
 	// NameSpace adds ?ns=<domain>, as pull-through caches of several upstreams expect.
 	NameSpace bool
+	// Credentials gives a mirror's own user, since those of the registry are not for it; nil is anonymous.
+	Credentials func() (Credentials, error)
 }
 
 // Hosts finds the endpoints of a repository, the ones to be tried first at the front; the registry itself is the last.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -46,10 +47,13 @@ func (r *repository) Fetch(ctx context.Context, d ocispec.Descriptor, dst Sink) 
 	if dst.Size() == d.Size {
 		return nil
 	}
-	err := r.each(ctx, string(d.Digest), func(s *site) error {
+	err := r.each(ctx, r.order(d.Digest), string(d.Digest), func(s *site) error {
 		if err := s.fetch(ctx, d, dst); err != nil {
 			return err
 		}
+		r.mu.Lock()
+		r.gave[d.Digest] = s
+		r.mu.Unlock()
 		sum, ok := dst.(Summer)
 		if !ok {
 			return nil
@@ -63,6 +67,17 @@ func (r *repository) Fetch(ctx context.Context, d ocispec.Descriptor, dst Sink) 
 		return nil
 	})
 	return pullError(err, "", r.ref.FamiliarName())
+}
+
+// order is the endpoints' order for a blob. What is fetched again was not right the last time, so a mirror that gave it is passed over now.
+func (r *repository) order(d digest.Digest) []*site {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	bad := r.gave[d]
+	if bad == nil || !bad.ep.Mirror || len(r.sites) == 1 {
+		return r.sites
+	}
+	return slices.DeleteFunc(slices.Clone(r.sites), func(s *site) bool { return s == bad })
 }
 
 func restart(dst Sink) error {

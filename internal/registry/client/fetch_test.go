@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -431,5 +432,70 @@ func TestContentRange(t *testing.T) {
 		if got := fmt.Sprint(r, ok); got != want && !(strings.HasSuffix(want, "false") && !ok) {
 			t.Errorf("%q: %s, want %s", s, got, want)
 		}
+	}
+}
+
+// Without a Sum, only the caller can tell that a mirror lied; it fetches again, and gets the blob from elsewhere.
+func TestMirrorThatLiedIsPassedOver(t *testing.T) {
+	raw, d := noise(1000)
+	registry, mirror := serve(t, true, giveBlob(raw)), serve(t, true, giveBlob(make([]byte, 1000)))
+	r := repo(t, quick(t, fixed{list: []Endpoint{{URL: mirror.URL, Mirror: true, Transport: mirror.Client().Transport}, registry.hosts().list[0]}}), "team/app", Credentials{})
+	dst := &sink{}
+	for range 2 {
+		if err := dst.Restart(); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Fetch(t.Context(), d, dst); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(dst.Bytes(), raw) {
+		t.Error("the second time the mirror lied again")
+	}
+}
+
+// A registry that is restarted in the middle of a download: refused connections are waited out, and the bytes that were there are not sent again.
+func TestRegistryRestarts(t *testing.T) {
+	raw, d := noise(4 << 20)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	var ranged atomic.Int64
+	first := &http.Server{Handler: cutting(2<<20, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Range") != "" {
+			panic(http.ErrAbortHandler) // it is about to go
+		}
+		giveBlob(raw)(w, r)
+	})}
+	go first.Serve(l)
+	dst := &sink{}
+	c := quick(t, nil)
+	c.opts.Backoff = 40 * time.Millisecond
+	restarted := make(chan *http.Server, 1)
+	go func() {
+		for dst.len() < 2<<20 {
+			time.Sleep(time.Millisecond)
+		}
+		first.Close()
+		time.Sleep(150 * time.Millisecond)
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			t.Error(err)
+		}
+		second := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Range") != "" {
+				ranged.Add(1)
+			}
+			giveBlob(raw)(w, r)
+		})}
+		restarted <- second
+		second.Serve(l)
+	}()
+	err = repo(t, c, addr+"/team/app", Credentials{}).Fetch(t.Context(), d, dst)
+	defer (<-restarted).Close()
+	if err != nil || !bytes.Equal(dst.Bytes(), raw) || ranged.Load() != 1 {
+		t.Errorf("%d bytes, %d ranges: %v", dst.Len(), ranged.Load(), err)
 	}
 }

@@ -125,6 +125,9 @@ func (t *Table) mirror(domain string, m rules.Mirror, fit rules.Match) Endpoint 
 	ep := t.endpoint(m.URL, domain, m.Insecure)
 	ep.Mirror, ep.NameSpace = true, m.Namespace
 	ep.Rewrite = rewriter(fit, m.Rewrite)
+	if m.Credentials != "" {
+		ep.Credentials = func() (Credentials, error) { return readCredentials(m.Credentials, m.URL) }
+	}
 	return ep
 }
 

@@ -405,3 +405,29 @@ func TestNonsense(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A mirror has a user of its own, or none; the registry's is not for it.
+func TestCredentialsOfMirrors(t *testing.T) {
+	mirror := serve(t, false, wantBasic(func(w http.ResponseWriter, r *http.Request) { giveManifest(w, emptyManifest) }))
+	host := strings.TrimPrefix(mirror.URL, "http://")
+	file := filepath.Join(t.TempDir(), "config.json")
+	c := quick(t, table(t, HostsOptions{Rules: []rules.Rule{{Match: "127.0.0.1:1", Mirrors: []rules.Mirror{{URL: mirror.URL, Credentials: file}}}}}))
+	for text, good := range map[string]bool{
+		fmt.Sprintf(`{"auths":{"https://%s/v1/":{"auth":%q}}}`, host, base64.StdEncoding.EncodeToString([]byte("ann:s3cr3t-word"))): true,
+		fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, host, base64.StdEncoding.EncodeToString([]byte("ann:other-s3cr3t"))):               false,
+		`{"auths":{}}`: false,
+		`{"auths":{"` + host + `":{"auth":"s3cr3t"}}}`: false,
+		`s3cr3t`: false,
+	} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := repo(t, c, "127.0.0.1:1/a/b", Credentials{Username: "bob", Password: "not-for-mirrors"}).Resolve(t.Context(), "1")
+		if (err == nil) != good || err != nil && (strings.Contains(err.Error(), "s3cr3t") || !strings.Contains(err.Error(), "connection refused")) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+	if n := mirror.count(func(r *http.Request) bool { user, _, _ := r.BasicAuth(); return user == "bob" }); n > 0 {
+		t.Error("the registry's user went to a mirror")
+	}
+}

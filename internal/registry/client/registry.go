@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/reference"
 )
@@ -36,7 +38,8 @@ var _ Registry = (*Client)(nil)
 
 // tuning are limits that tests make smaller.
 type tuning struct {
-	answer   time.Duration // between the end of a request and its answer's head
+	head     time.Duration // until the head of an answer to what only reads
+	answer   time.Duration // the same for what writes, after its last byte: a registry may move a large blob before it answers
 	window   time.Duration // in which floor bytes have to move
 	floor    int64
 	segment  int64 // bytes that one of several ranges brings
@@ -65,7 +68,7 @@ func New(opts Options) *Client {
 		opts: opts, agent: opts.UserAgent, log: opts.Logger, hosts: opts.Hosts,
 		tokens: &tokens{known: map[string]*held{}}, wants: map[string]challenge{}, plain: map[string]time.Time{},
 		tuning: tuning{
-			answer: 5 * time.Minute, window: 30 * time.Second, floor: 16 << 10, segment: 8 << 20, fast: 100 << 20, progress: 1 << 20,
+			head: time.Minute, answer: 5 * time.Minute, window: 30 * time.Second, floor: 16 << 10, segment: 8 << 20, fast: 100 << 20, progress: 1 << 20,
 			farewell: 5 * time.Second,
 		},
 		room: make(chan struct{}, 12),
@@ -109,7 +112,7 @@ func (c *Client) Repository(ref reference.Ref, creds Credentials) (Repository, e
 	if err != nil {
 		return nil, err
 	}
-	return &repository{c: c, ref: ref, sites: sites}, nil
+	return &repository{c: c, ref: ref, sites: sites, gave: map[digest.Digest]*site{}}, nil
 }
 
 func (c *Client) sites(domain, path string, creds Credentials) ([]*site, error) {
@@ -120,6 +123,10 @@ func (c *Client) sites(domain, path string, creds Credentials) ([]*site, error) 
 	var sites []*site
 	for _, ep := range endpoints {
 		s, err := c.site(ep, domain, path, creds)
+		if err != nil && ep.Mirror && len(endpoints) > 1 {
+			c.log.Warn("registry mirror passed over", "mirror", ep.URL, "error", err)
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

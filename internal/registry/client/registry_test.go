@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +28,7 @@ import (
 // sink is what content.Ingest is to the client.
 type sink struct {
 	bytes.Buffer
+	written  atomic.Int64 // for those who watch
 	restarts int
 	limit    int64 // a disk that is full after so many bytes; 0 is never
 	delay    time.Duration
@@ -37,8 +39,10 @@ func (s *sink) Write(p []byte) (int, error) {
 		return 0, errors.New("no space left on device")
 	}
 	time.Sleep(s.delay)
+	defer s.written.Add(int64(len(p)))
 	return s.Buffer.Write(p)
 }
+func (s *sink) len() int64     { return s.written.Load() }
 func (s *sink) Size() int64    { return int64(s.Len()) }
 func (s *sink) Restart() error { s.Reset(); s.restarts++; return nil }
 

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -22,16 +23,19 @@ type repository struct {
 	c     *Client
 	ref   reference.Ref
 	sites []*site
+
+	mu   sync.Mutex              // guards gave
+	gave map[digest.Digest]*site // the endpoint that gave all of a blob
 }
 
 // each asks the endpoints one after the other, until one has it. What a mirror refuses is only logged: the registry has the last word.
-func (r *repository) each(ctx context.Context, what string, ask func(*site) error) error {
+func (r *repository) each(ctx context.Context, sites []*site, what string, ask func(*site) error) error {
 	var err error
-	for i, s := range r.sites {
+	for i, s := range sites {
 		if err = ask(s); err == nil || ctx.Err() != nil || errors.Is(err, errSink) {
 			return err
 		}
-		if i < len(r.sites)-1 {
+		if i < len(sites)-1 {
 			r.c.log.Warn("registry mirror passed over", "mirror", s.base.Host, "repository", r.ref.Name(), "for", what, "error", err)
 		}
 	}
@@ -87,7 +91,7 @@ func (r *repository) Resolve(ctx context.Context, tagOrDigest string) (manifest.
 	if _, err := checkRef(tagOrDigest); err != nil {
 		return doc, err
 	}
-	err := r.each(ctx, tagOrDigest, func(s *site) (err error) {
+	err := r.each(ctx, r.sites, tagOrDigest, func(s *site) (err error) {
 		doc, err = s.resolve(ctx, tagOrDigest)
 		return err
 	})
@@ -171,7 +175,7 @@ func (r *repository) Head(ctx context.Context, tagOrDigest string) (ocispec.Desc
 	if _, err := checkRef(tagOrDigest); err != nil {
 		return d, err
 	}
-	err := r.each(ctx, tagOrDigest, func(s *site) (err error) {
+	err := r.each(ctx, r.sites, tagOrDigest, func(s *site) (err error) {
 		d, err = s.head(ctx, tagOrDigest)
 		return err
 	})

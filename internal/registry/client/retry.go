@@ -122,7 +122,7 @@ type watch struct {
 	got   int64
 }
 
-func (c *Client) watch(ctx context.Context) (context.Context, *watch) {
+func (c *Client) watch(ctx context.Context, method string) (context.Context, *watch) {
 	own, cancel := context.WithCancelCause(ctx)
 	w := &watch{cancel: cancel, limits: c.tuning}
 	w.why = func(err error) error {
@@ -131,7 +131,11 @@ func (c *Client) watch(ctx context.Context) (context.Context, *watch) {
 		}
 		return err
 	}
-	w.timer = time.AfterFunc(c.tuning.answer, func() { cancel(errSlow) })
+	first := c.tuning.answer
+	if method == http.MethodGet || method == http.MethodHead {
+		first = c.tuning.head
+	}
+	w.timer = time.AfterFunc(first, func() { cancel(errSlow) })
 	return own, w
 }
 
@@ -188,7 +192,7 @@ func (b *sentBody) Read(p []byte) (int, error) {
 	case err == nil:
 		b.w.timer.Reset(b.w.limits.window)
 	default:
-		b.w.timer.Reset(b.w.limits.answer) // a registry may move a large blob before it answers
+		b.w.timer.Reset(b.w.limits.answer)
 	}
 	if err != nil && err != io.EOF {
 		err = fmt.Errorf("%w: %w", errSource, err)

@@ -44,6 +44,8 @@ type Mirror struct {
 	Insecure bool `json:"insecure,omitempty"`
 	// Namespace adds ?ns=HOST, for a cache that keeps several registries apart by it.
 	Namespace bool `json:"namespace,omitempty"`
+	// Credentials is a file in the form of docker's config.json, with the mirror's own user.
+	Credentials string `json:"credentials,omitempty"`
 }
 
 // Check tells whether a rule can be used.
@@ -86,6 +88,9 @@ func (r Rule) Check() error {
 		}
 		if err := checkRewrite(m.Rewrite, stars); err != nil {
 			return errs.New(errs.Invalid, "registries: match %q: mirror %s: %w", r.Match, m.URL, err)
+		}
+		if m.Credentials != "" && !strings.HasPrefix(m.Credentials, "/") {
+			return errs.New(errs.Invalid, "registries: match %q: mirror %s: credentials %q: give an absolute path", r.Match, m.URL, m.Credentials)
 		}
 	}
 	return nil

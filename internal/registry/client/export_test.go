@@ -1,0 +1,4 @@
+package client
+
+// Journey is for the tests outside of the package.
+var Journey = journey
