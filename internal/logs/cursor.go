@@ -22,7 +22,16 @@ type cursor struct {
 	buf  []byte
 	r, w int
 	head logfile.Position // of the open file
+	stop place            // what begins here or later is left alone; zero for all
 	gap  bool             // files between this one and the last are gone: the reader was too slow for the bound
+}
+
+// place is a place in the log.
+type place struct{ num, off int64 }
+
+// beyond reports whether the next record is none of what is to be read.
+func (c *cursor) beyond() bool {
+	return c.stop.num > 0 && (c.num > c.stop.num || c.num == c.stop.num && c.at() >= c.stop.off)
 }
 
 // numbers are the files in the folder, lowest first.
@@ -109,7 +118,7 @@ func (c *cursor) fill(need int) (bool, error) {
 // buffered gives the next record that is in the buffer already; size is 0 if there is none.
 func (c *cursor) buffered(r *logfile.Record) (size int) {
 	size, _, ok := logfile.DecodeRecord(c.buf[c.r:c.w], r)
-	if !ok {
+	if !ok || c.beyond() {
 		return 0
 	}
 	c.r += size
@@ -124,6 +133,9 @@ func (c *cursor) next(r *logfile.Record) (bool, error) {
 			if !ok || err != nil {
 				return false, err
 			}
+		}
+		if c.beyond() {
+			return false, nil
 		}
 		size, need, ok := logfile.DecodeRecord(c.buf[c.r:c.w], r)
 		if ok {

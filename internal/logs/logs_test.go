@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -331,6 +332,31 @@ func TestFollow(t *testing.T) {
 	defer l2.Close()
 	if _, err := l2.Next(ctx2); !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
+	}
+}
+
+// `logs --tail 1` printed two lines, or more, of a container that was writing: what came between finding the last line and reading it was printed too.
+func TestTailOfALogThatGrows(t *testing.T) {
+	dir := t.TempDir()
+	w := writer(t, logfile.Options{Path: dir, MaxSize: 64 << 10, MaxFiles: 3})
+	ctx, cancel := context.WithCancel(t.Context())
+	var writing sync.WaitGroup
+	writing.Go(func() {
+		for i := 0; ctx.Err() == nil; i++ {
+			w.Write(logs.Stdout, int64(i), []byte(fmt.Sprintf("line %d\n", i)))
+		}
+	})
+	defer writing.Wait()
+	defer cancel()
+	for range 100 {
+		for tail := range 3 {
+			if got := lines(t, dir, logs.ReadOptions{Stdout: true, Tail: tail}); len(got) > tail {
+				t.Fatalf("the last %d lines: %q", tail, got)
+			}
+			if got := copied(t, dir, logs.ReadOptions{Stdout: true, Tail: tail})[logs.Stdout]; strings.Count(got, "\n") > tail {
+				t.Fatalf("the last %d lines: %q", tail, got)
+			}
+		}
 	}
 }
 

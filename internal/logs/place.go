@@ -46,6 +46,10 @@ func (l *Log) place() (skip int64, err error) {
 			return 0, err
 		}
 		want := count(&end, set) + bits(end.Mid&set) - int64(l.opts.Tail)
+		if !l.opts.Follow { // what is written from here on would be more than the last lines
+			stop := place{l.cur.num, l.cur.at()}
+			defer func() { l.cur.stop = stop }()
+		}
 		at, err := l.seekLast(files, func(p *logfile.Position) bool { return good(p) && count(p, set) <= want })
 		return max(want-count(&at, set)-bits(at.Mid&set), 0), err // what has lost its beginning is not counted
 	}

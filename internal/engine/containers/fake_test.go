@@ -33,6 +33,7 @@ type world struct {
 	held   map[string]int // what was taken and not given back
 	calls  []string       // steps in order
 	failAt int            // the how-manieth step fails; 0 none
+	bug    bool           // it panics instead
 	vols   map[string]volume.Volume
 	users  map[string]map[string]bool
 	procs  map[string]*fakeProcess
@@ -50,6 +51,9 @@ func (w *world) step(name string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.calls = append(w.calls, name)
+	if len(w.calls) == w.failAt && w.bug {
+		panic("planned bug")
+	}
 	if len(w.calls) == w.failAt {
 		return fmt.Errorf("%s: %w", name, errPlanned)
 	}
@@ -239,10 +243,16 @@ func (f fakeRuntime) Create(ctx context.Context, opts runtime.RunOptions) (conta
 	if err != nil {
 		return nil, err
 	}
+	settled := false
+	defer func() {
+		if !settled { // as the kernel does to a process that the engine kills; a fake monitor has no pidfd
+			f.mons.Monitor(opts.ID).End(monitor.Exit{Code: 137})
+		}
+	}()
 	if err := f.step("runtime settle"); err != nil {
-		f.mons.Monitor(opts.ID).End(monitor.Exit{Code: 137})
 		return nil, err
 	}
+	settled = true
 	p := &fakeProcess{world: f.world, id: opts.ID, pid: pid, spec: opts.Spec}
 	f.mu.Lock()
 	f.procs[opts.ID] = p
@@ -388,6 +398,50 @@ func TestEveryFailureIsTakenBack(t *testing.T) {
 		}
 		w.failAt = 0
 		must(t, svc.Start(bg, made.ID, "")) // it can be tried again
+		must(t, svc.Close())
+	}
+	t.Error("there is no end of steps")
+}
+
+// A step of a start that panicked left the container between two states: start never answered, nor did stop, rm or wait. It must be an error as any other, whichever step it
+// is, also one of those that run beside.
+func TestBugInAStartIsAnError(t *testing.T) {
+	for step := 1; step < 50; step++ {
+		w := newWorld()
+		svc, err := containers.New(w.options(t))
+		must(t, err)
+		made, err := svc.Create(bg, fakeRequest(t))
+		must(t, err)
+		before := w.ledger()
+		w.mu.Lock()
+		w.failAt, w.bug = len(w.calls)+step, true
+		w.mu.Unlock()
+		err = svc.Start(bg, made.ID, "")
+		if err == nil {
+			if len(w.calls) >= w.failAt {
+				t.Fatalf("%s panicked and nobody noticed", w.calls[w.failAt-1])
+			}
+			must(t, svc.Close())
+			if step < 5 {
+				t.Error("there are more steps than that")
+			}
+			return
+		}
+		name := w.calls[w.failAt-1]
+		if !strings.Contains(err.Error(), "bug of the engine: planned bug") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got := w.ledger(); got != before {
+			t.Errorf("%s: %s, before %s", name, got, before)
+		}
+		if view, err := svc.Inspect(bg, made.ID, false); err != nil || view.State.Status != container.Created {
+			t.Errorf("%s: state %+v, %v", name, view.State, err)
+		}
+		w.mu.Lock()
+		w.failAt = 0
+		w.mu.Unlock()
+		must(t, svc.Start(bg, made.ID, "")) // it can be tried again
+		must(t, svc.Remove(bg, made.ID, containers.RemoveOptions{Force: true, Volumes: true}))
 		must(t, svc.Close())
 	}
 	t.Error("there is no end of steps")

@@ -74,21 +74,30 @@ func (s *Service) start(ctx context.Context, ctr *live) (err error) {
 			s.startFailed(ctx, ctr, err)
 		}
 	}()
-	defer func() { // a bug must not leave the container between two states, where everyone waits for it
+	return s.guard(ctr, func() error { return s.startSteps(ctx, ctr, &undo) })
+}
+
+// guard makes an error of a bug: a panic must neither leave the container between two states, where everyone waits for it, nor end the engine.
+func (s *Service) guard(ctr *live, fn func() error) (err error) {
+	defer func() {
 		if bug := recover(); bug != nil {
 			s.Log.Error("a start failed by a bug of the engine", "container", ctr.record().Name, "bug", bug, "stack", string(debug.Stack()))
 			err = fmt.Errorf("start container %s: bug of the engine: %v; its log has the details", ctr.record().Name, bug)
 		}
 	}()
+	return fn()
+}
+
+func (s *Service) startSteps(ctx context.Context, ctr *live, undo *task.Undo) error {
 	ctr.waitCleaned()
 	r := &run{ctr: ctr, rec: ctr.record(), sources: map[string]string{}, joins: map[specs.LinuxNamespaceType]string{}}
 	r.files = s.generatedFiles(r.rec)
 	defer r.release()
 
 	joined := make(chan error, 1)
-	go func() { joined <- s.joinNetwork(ctx, r) }()
+	go func() { joined <- s.guard(ctr, func() error { return s.joinNetwork(ctx, r) }) }()
 	undo.Push(func(ctx context.Context) error { return s.Networks.Leave(ctx, ctr.id) })
-	terr := s.prepareTree(ctx, r, &undo)
+	terr := s.guard(ctr, func() error { return s.prepareTree(ctx, r, undo) }) // guarded apart: what is taken back must not meet a join under way
 	jerr := <-joined
 	undo.Push(func(context.Context) error { return closeNS(r) })
 	switch {
@@ -99,7 +108,7 @@ func (s *Service) start(ctx context.Context, ctr *live) (err error) {
 	case jerr != nil:
 		return jerr
 	}
-	if err := s.joinOthers(r, &undo); err != nil {
+	if err := s.joinOthers(r, undo); err != nil {
 		return err
 	}
 	if err := s.prepareInit(r); err != nil {
@@ -109,7 +118,7 @@ func (s *Service) start(ctx context.Context, ctr *live) (err error) {
 	if err != nil {
 		return err
 	}
-	return s.execute(ctx, r, spec, &undo)
+	return s.execute(ctx, r, spec, undo)
 }
 
 // release closes what was open for the time of the start only.
