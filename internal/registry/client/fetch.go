@@ -193,7 +193,7 @@ type span struct{ from, to, size int64 }
 
 // blobBody is an answer that begins at the byte that was asked for.
 type blobBody struct {
-	io.ReadCloser
+	*body
 	where string
 	known bool     // the server told the length, and it is right
 	whole bool     // it goes on to the end of the blob, whatever was asked
@@ -219,7 +219,11 @@ func (s *site) open(ctx context.Context, d ocispec.Descriptor, want span, at *ur
 		}
 		return nil, err
 	}
-	b := &blobBody{ReadCloser: resp.Body, where: where(c.method, resp.Request.URL), final: resp.Request.URL, whole: want.to == want.size}
+	from, ok := resp.Body.(*body)
+	if !ok {
+		return nil, errs.New(errs.Unavailable, "%s: answer without a body", where(c.method, resp.Request.URL))
+	}
+	b := &blobBody{body: from, where: where(c.method, resp.Request.URL), final: resp.Request.URL, whole: want.to == want.size}
 	length, skip := want.to-want.from, int64(0)
 	switch {
 	case resp.StatusCode == http.StatusPartialContent && part:

@@ -95,51 +95,51 @@ func NewHosts(opts HostsOptions) (*Table, error) {
 func (t *Table) Endpoints(domain, path string) ([]Endpoint, error) {
 	var list []Endpoint
 	for _, r := range t.opts.Rules {
-		m, ok := r.Fit(domain, path)
-		if !ok {
+		if _, ok := r.Fit(domain, path); !ok {
 			continue
 		}
 		if r.Blocked {
 			return nil, errs.New(errs.Forbidden, "registry %s: blocked by the engine's settings (registries: match %q)", domain, r.Match)
 		}
 		for _, mirror := range r.Mirrors {
-			list = append(list, t.mirror(domain, mirror, m))
+			list = append(list, t.mirror(domain, mirror, r))
 		}
 		if r.MirrorsOnly {
 			// The last one stands in for the registry: its refusal is the answer. It takes no pushes, for these are never sent to a mirror.
 			return list, nil
 		}
 		own := t.registry(domain, r.Location, r.Insecure)
-		own.Rewrite = rewriter(m, r.Rewrite)
+		own.Rewrite = rewriter(r, domain, r.Rewrite)
 		return append(list, own), nil
 	}
 	if domain == reference.DefaultDomain {
 		for _, u := range t.opts.Mirrors {
-			list = append(list, t.mirror(domain, rules.Mirror{URL: u}, rules.Match{Path: path}))
+			list = append(list, t.mirror(domain, rules.Mirror{URL: u}, rules.Rule{}))
 		}
 	}
 	return append(list, t.registry(domain, "", false)), nil
 }
 
-func (t *Table) mirror(domain string, m rules.Mirror, fit rules.Match) Endpoint {
+func (t *Table) mirror(domain string, m rules.Mirror, r rules.Rule) Endpoint {
 	ep := t.endpoint(m.URL, domain, m.Insecure)
 	ep.Mirror, ep.NameSpace = true, m.Namespace
-	ep.Rewrite = rewriter(fit, m.Rewrite)
+	ep.Rewrite = rewriter(r, domain, m.Rewrite)
 	if m.Credentials != "" {
 		ep.Credentials = func() (Credentials, error) { return readCredentials(m.Credentials, m.URL) }
 	}
 	return ep
 }
 
-// rewriter makes the function of an endpoint. A path other than the one the rule was asked about is another repository of the same registry
-// (the source of a mount); it is rewritten by the same template.
-func rewriter(m rules.Match, template string) func(string) string {
+// rewriter makes the function of an endpoint: for the repository that was asked about, and for others of the same registry (the source of a
+// mount). What the rule is not about has no name there.
+func rewriter(r rules.Rule, domain, template string) func(string) string {
 	if template == "" {
 		return nil
 	}
 	return func(path string) string {
-		if path != m.Path {
-			m.Path, m.Rest = path, path
+		m, ok := r.Fit(domain, path)
+		if !ok {
+			return ""
 		}
 		out, err := m.Rewrite(template)
 		if err != nil {

@@ -414,7 +414,7 @@ func TestCredentialsOfMirrors(t *testing.T) {
 	c := quick(t, table(t, HostsOptions{Rules: []rules.Rule{{Match: "127.0.0.1:1", Mirrors: []rules.Mirror{{URL: mirror.URL, Credentials: file}}}}}))
 	for text, good := range map[string]bool{
 		fmt.Sprintf(`{"auths":{"https://%s/v1/":{"auth":%q}}}`, host, base64.StdEncoding.EncodeToString([]byte("ann:s3cr3t-word"))): true,
-		fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, host, base64.StdEncoding.EncodeToString([]byte("ann:other-s3cr3t"))):               false,
+		fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, host, base64.StdEncoding.EncodeToString([]byte("ann:other-s3cr3t"))):              false,
 		`{"auths":{}}`: false,
 		`{"auths":{"` + host + `":{"auth":"s3cr3t"}}}`: false,
 		`s3cr3t`: false,

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/url"
 	"sync"
-	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -68,11 +67,11 @@ func (s *site) ranges(ctx context.Context, d ocispec.Descriptor, dst Sink) error
 	if b.whole {
 		return s.copy(b, dst, d.Size)
 	}
-	began := time.Now()
 	if err := s.copy(b, dst, first.to); err != nil {
 		return err
 	}
-	if speed := float64(first.to-first.from) / time.Since(began).Seconds(); speed >= float64(s.c.tuning.fast) || first.to == d.Size {
+	// Only the waiting for the network counts: where the sink is what is slow, more connections do not help.
+	if speed := float64(first.to-first.from) / b.waited.Seconds(); speed >= float64(s.c.tuning.fast) || first.to == d.Size {
 		return s.rest(ctx, d, dst)
 	}
 	workers := s.c.takeRoom(s.c.opts.Ranges)

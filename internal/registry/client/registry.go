@@ -71,7 +71,7 @@ func New(opts Options) *Client {
 			head: time.Minute, answer: 5 * time.Minute, window: 30 * time.Second, floor: 16 << 10, segment: 8 << 20, fast: 100 << 20, progress: 1 << 20,
 			farewell: 5 * time.Second,
 		},
-		room: make(chan struct{}, 12),
+		room: make(chan struct{}, 9),
 	}
 	c.buffers.New = func() any { b := make([]byte, copyBuffer); return &b }
 	if c.agent == "" {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync"
@@ -36,7 +37,11 @@ func (r *repository) each(ctx context.Context, sites []*site, what string, ask f
 			return err
 		}
 		if i < len(sites)-1 {
-			r.c.log.Warn("registry mirror passed over", "mirror", s.base.Host, "repository", r.ref.Name(), "for", what, "error", err)
+			level := slog.LevelWarn
+			if errors.Is(err, errs.NotFound) {
+				level = slog.LevelDebug // nobody promised that it has everything
+			}
+			r.c.log.Log(ctx, level, "registry mirror passed over", "mirror", s.base.Host, "repository", r.ref.Name(), "for", what, "error", err)
 		}
 	}
 	return err

@@ -149,7 +149,8 @@ func (w *watch) end() {
 // body is an answer's body under watch.
 type body struct {
 	io.ReadCloser
-	w *watch
+	w      *watch
+	waited time.Duration // for the network, in all
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -158,7 +159,9 @@ func (b *body) Read(p []byte) (int, error) {
 	began := time.Now()
 	n, err := b.ReadCloser.Read(p)
 	w.stop()
-	w.spent += time.Since(began)
+	took := time.Since(began)
+	b.waited += took
+	w.spent += took
 	w.got += int64(n)
 	if w.spent >= w.limits.window {
 		if w.got < w.limits.floor && err == nil {
