@@ -179,6 +179,8 @@ type packed struct {
 	blobs []blob
 	// doc is the manifest that the archive has for the image; nil for none.
 	doc *manifest.Document
+	// sibling: it is another platform's image of an index, and is not told by itself.
+	sibling bool
 }
 
 // Load reads an archive and adds its images, all of them or none.
@@ -208,7 +210,8 @@ func (s *Images) Load(ctx context.Context, r io.Reader, progress Progress) ([]st
 	s.gate.begin()
 	defer s.gate.end()
 	var names []string
-	docs := sp.manifests()
+	docs, indexes := sp.manifests(), sp.indexes()
+	images = siblings(images, indexes)
 	for i := range images {
 		if err := s.unpack(ctx, sp, images[i], progress); err != nil {
 			return nil, fmt.Errorf("load: %w", err)
@@ -230,9 +233,12 @@ func (s *Images) Load(ctx context.Context, r io.Reader, progress Progress) ([]st
 		for _, ref := range img.refs {
 			names = append(names, ref.Familiar())
 		}
-		if len(img.refs) == 0 {
+		if len(img.refs) == 0 && !img.sibling {
 			names = append(names, e.id.String())
 		}
+	}
+	if err := s.addIndexes(ctx, indexes); err != nil {
+		return nil, fmt.Errorf("load: %w", err)
 	}
 	return names, nil
 }

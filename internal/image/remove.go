@@ -172,16 +172,19 @@ func (r rmiRule) names() ([]reference.Ref, error) {
 		return r.byID()
 	}
 	// Names with a digest go together with the last tag of their repository.
-	rest := 0
-	var going []reference.Ref
+	lastTag := true
 	for _, m := range r.mine {
-		if m == named {
-			going = append(going, m)
-		} else if m.Digest == "" || m.Name() != named.Name() {
-			rest++
+		if m != named && m.Digest == "" && m.Name() == named.Name() {
+			lastTag = false
 		}
 	}
-	if rest > 0 {
+	var going []reference.Ref
+	for _, m := range r.mine {
+		if m == named || lastTag && m.Digest != "" && m.Name() == named.Name() {
+			going = append(going, m)
+		}
+	}
+	if len(going) < len(r.mine) {
 		return going, nil
 	}
 	going = r.mine

@@ -166,6 +166,11 @@ func (s *Images) save(ctx context.Context, a *archive, list []saved) error {
 		}
 		for _, r := range it.refs {
 			named := m
+			if whole, err := s.saveIndex(ctx, a, r); err != nil {
+				return fmt.Errorf("image %s: %w", it.e.id, err)
+			} else if whole != nil {
+				named = *whole
+			}
 			named.Annotations = map[string]string{annotationName: r.String(), annotationRefName: r.Tag}
 			idx.Manifests = append(idx.Manifests, named)
 			if n := len(it.e.cfg.RootFS.DiffIDs); n > 0 {

@@ -1,0 +1,130 @@
+package image
+
+import (
+	"context"
+
+	"github.com/opencontainers/go-digest"
+
+	"corten.dev/corten/internal/manifest"
+	"corten.dev/corten/internal/reference"
+)
+
+// indexed is a name of an archive that leads to an index, with the images of it that the archive has as a whole.
+type indexed struct {
+	ref    reference.Ref
+	doc    manifest.Document
+	images []packed
+}
+
+// indexes finds the named indexes of an archive. As with manifests, what is odd is passed over: the images themselves were found otherwise.
+func (sp *spool) indexes() (all []indexed) {
+	var idx ociIndex
+	if !sp.has("index.json") || sp.json("index.json", &idx) != nil {
+		return nil
+	}
+	for _, b := range idx.Manifests {
+		ref, err := ociName(b)
+		if err != nil || ref == nil || !manifest.IsIndex(b.MediaType) || len(all) == maxDocuments {
+			continue
+		}
+		var list ociIndex
+		raw, err := sp.blobJSON(b, &list)
+		if err != nil {
+			continue
+		}
+		doc, err := manifest.Parse(b.MediaType, raw)
+		if err != nil || doc.Index == nil {
+			continue
+		}
+		one := indexed{ref: *ref, doc: doc}
+		for _, m := range list.Manifests {
+			if img, ok := sp.whole(m); ok {
+				one.images = append(one.images, img)
+			}
+		}
+		all = append(all, one)
+	}
+	return all
+}
+
+// whole reads an image of an index, if the archive has all of it.
+func (sp *spool) whole(b blob) (packed, bool) {
+	name, err := blobName(b.Digest)
+	if err != nil || !sp.has(name) || b.MediaType != "" && !manifest.IsDocument(b.MediaType) || manifest.IsIndex(b.MediaType) {
+		return packed{}, false
+	}
+	if _, ok, err := sp.platformOf(b); err != nil || !ok {
+		return packed{}, false
+	}
+	img, err := sp.ociImage(b)
+	if err != nil {
+		return packed{}, false
+	}
+	for _, l := range img.layers {
+		if !sp.has(l) {
+			return packed{}, false
+		}
+	}
+	return img, true
+}
+
+// siblings adds the images of other platforms to those that are loaded.
+func siblings(images []packed, all []indexed) []packed {
+	known := map[digest.Digest]bool{}
+	for _, img := range images {
+		known[digest.FromBytes(img.raw)] = true
+	}
+	for _, one := range all {
+		for _, img := range one.images {
+			if id := digest.FromBytes(img.raw); !known[id] {
+				known[id] = true
+				img.sibling = true
+				images = append(images, img)
+			}
+		}
+	}
+	return images
+}
+
+// addIndexes keeps the indexes of the names that were loaded.
+func (s *Images) addIndexes(ctx context.Context, all []indexed) error {
+	for _, one := range all {
+		s.mu.RLock()
+		known := s.names[one.ref.String()] != ""
+		s.mu.RUnlock()
+		if !known {
+			continue
+		}
+		if err := s.AddIndex(ctx, one.ref, one.doc); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// saveIndex writes the index that a name came as, with all its images, if all of them can be had as they came. nil: they cannot, or there is none.
+func (s *Images) saveIndex(ctx context.Context, a *archive, ref reference.Ref) (*blob, error) {
+	index, err := s.index(ctx, ref.String())
+	if err != nil || index == nil {
+		return nil, err
+	}
+	type part struct {
+		e   *entry
+		doc *manifest.Document
+	}
+	var parts []part
+	for _, d := range index.Index.Manifests {
+		e, doc := s.byManifest(ctx, d.Digest)
+		if e == nil || !s.goesAsItCame(ctx, e, doc) {
+			return nil, nil
+		}
+		parts = append(parts, part{e, doc})
+	}
+	for _, p := range parts {
+		if _, err := s.saveAsItCame(ctx, a, p.e, p.doc); err != nil {
+			return nil, err
+		}
+	}
+	b, err := a.blob(index.Raw, index.MediaType)
+	return &b, err
+}
