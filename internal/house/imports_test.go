@@ -52,6 +52,7 @@ var table = []room{
 	{"volume", tools, "a volume is a directory and a record of who uses it"},
 	{"registry/client", words, "the distribution protocol, asking"},
 	{"registry/server", tools, "the distribution protocol, answering; its disk driver keeps blobs"},
+	{"registry/server/cache", words + " registry/client registry/server", "pull-through asks upstreams by the client's contract"},
 	{"registry/serve", tools + " registry", "the registry's command line joins its rooms"},
 	{"container", words + " image network", "the stored record embeds what images and networks store"},
 	// Floor 3: the engine's services.

@@ -42,6 +42,7 @@ type doors struct {
 // and before all but the first: whose address counts, and the limits.
 func (d *doors) handler() http.Handler {
 	find := &search{guard: d.r.guard, repositories: d.r.reg.Repositories, log: d.r.log}
+	spaces := namespaces(&d.r.conf)
 	mux := http.NewServeMux()
 	mux.Handle("GET /v1/search", find)
 	mux.HandleFunc("GET /v1/_ping", ping)
@@ -51,6 +52,7 @@ func (d *doors) handler() http.Handler {
 	// Not through the mux, which cleans paths: what a path means is the registry's affair.
 	routes := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if strings.HasPrefix(req.URL.Path, "/v2") {
+			withNamespace(spaces, req)
 			d.r.reg.ServeHTTP(w, req)
 			return
 		}

@@ -96,13 +96,13 @@ func (r *registry) join(ctx context.Context) error {
 		return err
 	}
 	r.guard = guard
-	ups, err := openUpstreams(&r.conf, r.log)
-	if err != nil {
-		return err
-	}
 	driver, err := openDriver(ctx, &r.conf, r.log)
 	if err != nil {
 		return err
+	}
+	ups, err := openUpstreams(&r.conf, driver, r.std.Version, r.log)
+	if err != nil {
+		return errors.Join(err, driver.Close())
 	}
 	r.metrics = newMetrics(driver, r.conf.Access, r.log)
 	r.limiter = newLimiter(r.conf.Limits, time.Now)

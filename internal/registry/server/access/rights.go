@@ -1,6 +1,7 @@
 package access
 
 import (
+	"path"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -14,7 +15,7 @@ import (
 type Rule struct {
 	Users  []string // names; "*" is everybody who logged in
 	Anyone bool     // also who did not
-	// Repositories are globs over whole names: * and ? stay within one word between slashes, ** goes over slashes. ${user} is the asker's own name.
+	// Repositories are globs over whole names, as Match has them. ${user} is the asker's own name.
 	Repositories []string
 	Actions      []server.Action // "*" is all
 }
@@ -94,37 +95,27 @@ func checkName(name string) error {
 	return nil
 }
 
-// Match tells whether a glob covers a name: ? is one character and * any number of them within a word, ** any number with slashes.
+// Match tells whether a glob covers a name: ? is one character and * any number of them within a word, ** stands for any number of words, also none. It is
+// what the registry's retention rules mean by it.
 func Match(glob, name string) bool {
-	// Iterative with two places to go back to, the last * and the last **: no pattern takes longer than their product.
-	type back struct{ glob, name int }
-	star, stars := back{-1, 0}, back{-1, 0}
-	g, n := 0, 0
-	for n < len(name) || g < len(glob) {
-		switch {
-		case strings.HasPrefix(glob[g:], "**"):
-			g += 2
-			stars, star = back{g, n}, back{-1, 0}
-			continue
-		case g < len(glob) && glob[g] == '*':
-			g++
-			star = back{g, n}
-			continue
-		case g < len(glob) && n < len(name) && (glob[g] == name[n] || glob[g] == '?' && name[n] != '/'):
-			g++
-			n++
-			continue
-		}
-		switch {
-		case star.glob >= 0 && star.name < len(name) && name[star.name] != '/':
-			star.name++
-			g, n = star.glob, star.name
-		case stars.glob >= 0 && stars.name < len(name):
-			stars.name++
-			g, n, star = stars.glob, stars.name, back{-1, 0}
-		default:
-			return false
-		}
+	return matchWords(strings.Split(glob, "/"), strings.Split(name, "/"))
+}
+
+func matchWords(globs, words []string) bool {
+	if len(globs) == 0 {
+		return len(words) == 0
 	}
-	return true
+	if globs[0] == "**" {
+		for skip := range len(words) + 1 {
+			if matchWords(globs[1:], words[skip:]) {
+				return true
+			}
+		}
+		return false
+	}
+	if len(words) == 0 {
+		return false
+	}
+	ok, err := path.Match(globs[0], words[0])
+	return err == nil && ok && matchWords(globs[1:], words[1:])
 }

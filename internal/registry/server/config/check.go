@@ -192,10 +192,10 @@ func (c *checker) globs(key string, globs []string) {
 			bad = bad || !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./*?", r))
 		}
 		for part := range strings.SplitSeq(plain, "/") {
-			bad = bad || part == "." || part == ".." || strings.Contains(part, "***")
+			bad = bad || part == "." || part == ".." || part != "**" && strings.Contains(part, "**")
 		}
 		if bad {
-			c.bad(fmt.Sprintf("%s[%d]", key, i), "%q can match no repository: names are lower-case words between slashes; * stands within one word, ** goes over slashes", g)
+			c.bad(fmt.Sprintf("%s[%d]", key, i), "%q can match no repository: names are lower-case words between slashes; * stands for a part of one word, ** for any number of words", g)
 		}
 	}
 }
