@@ -102,7 +102,7 @@ type Upload struct {
 	Size   int64         // -1 when not known
 	// Open reads the blob from an offset. It is called again after a broken connection.
 	Open     func(ctx context.Context, offset int64) (io.ReadCloser, error)
-	Progress func(sent int64)
+	Progress func(sent int64) // must not wait; never called twice at a time
 }
 
 // SearchResult is one line of `search` (the v1 search API).

@@ -18,7 +18,8 @@ import (
 )
 
 // source is what an upload reads, over all its attempts: it counts, and digests each byte once where the digest is not known. A transport may
-// still read from the body of a failed attempt while the next one runs: what it reads no longer counts.
+// still read from the body of a failed attempt while the next one runs: what it reads no longer counts. Progress is told under mu, so never twice
+// at a time.
 type source struct {
 	up Upload
 
@@ -71,8 +72,11 @@ func (b *source) digest() digest.Digest {
 
 // all tells the caller that everything has arrived (also when the registry did not want to see it).
 func (b *source) all() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.turn++
 	if b.up.Progress != nil {
-		b.up.Progress(b.total())
+		b.up.Progress(b.size)
 	}
 }
 
@@ -115,9 +119,6 @@ func (r *sending) Read(p []byte) (int, error) {
 	if err == io.EOF && r.end >= 0 && r.offset < r.end {
 		err = errs.New(errs.Invalid, "content ends after %d of %d bytes", r.offset, r.end)
 	}
-	if n > 0 && r.b.up.Progress != nil {
-		r.b.up.Progress(r.offset)
-	}
 	return n, err
 }
 
@@ -135,6 +136,9 @@ func (b *source) count(r *sending, p []byte, last bool) error {
 		b.done = end
 	}
 	b.reach = max(b.reach, end)
+	if len(p) > 0 && b.up.Progress != nil {
+		b.up.Progress(end)
+	}
 	if last && r.end < 0 {
 		if b.size >= 0 && b.size != end {
 			return errs.New(errs.Invalid, "content has %d bytes, expected %d", end, b.size)
