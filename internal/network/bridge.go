@@ -54,7 +54,7 @@ func live(rec Network) (*network, error) {
 			nw.hostIP, err = netip.ParseAddr(val)
 		case optMTU:
 			if nw.mtu, err = strconv.Atoi(val); err == nil && (nw.mtu < 68 || nw.mtu > 65535) {
-				err = errors.New("out of range")
+				return nil, errs.New(errs.Invalid, "invalid MTU number: %d", nw.mtu)
 			}
 		case optDflt:
 			_, err = strconv.ParseBool(val)
@@ -64,7 +64,7 @@ func live(rec Network) (*network, error) {
 			}
 		}
 		if err != nil {
-			return nil, errs.New(errs.Invalid, "network %s: option %s=%s: %w", rec.Name, key, val, err)
+			return nil, errs.New(errs.Invalid, "failed to parse %s value: %s (%w)", key, val, err)
 		}
 	}
 	for _, p := range rec.IPAM.Pools {

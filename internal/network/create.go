@@ -27,7 +27,7 @@ func (l *Local) Create(ctx context.Context, nw Network) (_ Network, err error) {
 	}
 	rec.ID, rec.Created, rec.Predefined = newID(), time.Now().UTC(), false
 	if err := l.chooseSubnets(&rec); err != nil {
-		return Network{}, fmt.Errorf("create network %s: %w", rec.Name, err)
+		return Network{}, err
 	}
 	made, err := live(rec)
 	if err != nil {
@@ -84,10 +84,10 @@ func (l *Local) checkNew(rec *Network) error {
 	case "macvlan", "ipvlan", "overlay":
 		return errs.New(errs.NotImplemented, "network driver %s is not supported", rec.Driver)
 	default:
-		return errs.New(errs.NotFound, "could not find plugin %s in v1 plugin registry: plugin not found", rec.Driver)
+		return errs.New(errs.NotFound, "plugin %q not found", rec.Driver)
 	}
 	if d := rec.IPAM.Driver; d != "" && d != "default" {
-		return errs.New(errs.NotFound, "ipam driver %q not found", d)
+		return errs.New(errs.NotFound, "plugin %q not found", d)
 	}
 	rec.IPAM.Driver = "default"
 	l.mu.Lock()
@@ -132,14 +132,15 @@ func (l *Local) chooseSubnets(rec *Network) error {
 			have6++
 		}
 	}
-	rec.IPAM.Pools = slices.DeleteFunc(rec.IPAM.Pools, func(p Pool) bool { return !p.Subnet.IsValid() })
+	if have6 > 0 && !rec.EnableIPv6 { // as Docker: files that name a subnet of each family are common, and IPv6 is asked for apart
+		l.log.Warn("IPv6 subnet is left out: IPv6 is not enabled for the network", "network", rec.Name)
+		have6 = 0
+	}
+	rec.IPAM.Pools = slices.DeleteFunc(rec.IPAM.Pools, func(p Pool) bool { return !p.Subnet.IsValid() || p.Subnet.Addr().Is6() && !rec.EnableIPv6 })
 	if have4 > 1 || have6 > 1 {
 		return errs.New(errs.Forbidden, "bridge driver doesn't support multiple subnets")
 	}
 	rec.EnableIPv4 = rec.EnableIPv4 || have4 > 0 || !rec.EnableIPv6
-	if have6 > 0 && !rec.EnableIPv6 {
-		return errs.New(errs.Invalid, "an IPv6 subnet was given but IPv6 is not enabled for the network")
-	}
 	taken, _, err := l.takenSubnets("")
 	if err != nil {
 		return err

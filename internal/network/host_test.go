@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -26,6 +27,12 @@ func TestMain(m *testing.M) {
 	if len(os.Args) >= 2 && os.Args[1] == "portproxy" {
 		os.Exit(portproxy.Main())
 	}
+	if os.Getenv("CORTEN_TEST_HOST") != "" {
+		if err := loopbackUp(); err != nil {
+			fmt.Fprintln(os.Stderr, "tests in a host of their own:", err)
+			os.Exit(1)
+		}
+	}
 	if os.Getuid() != 0 || os.Getenv("CORTEN_TEST_HOST") != "" {
 		os.Exit(m.Run())
 	}
@@ -38,6 +45,16 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	os.Exit(0)
+}
+
+func loopbackUp() error {
+	c, err := netlink.Dial(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	var b netlink.Batch
+	b.SetUp(1)
+	return errors.Join(c.Do(&b), c.Close())
 }
 
 // world is a host with one neighbour outside: the host has 203.0.113.1, the neighbour 203.0.113.2 and a default route through the host.
@@ -60,9 +77,6 @@ func newWorld(tb testing.TB, change func(*Options)) *world {
 	rt := &netlink.Pool{Proto: unix.NETLINK_ROUTE}
 	host, err := rt.Take()
 	check(tb, err)
-	var b netlink.Batch
-	b.SetUp(1)
-	check(tb, host.Do(&b))
 	w.open(tb)
 	w.outside, err = w.inNew(func(in *netlink.Conn, ns *os.File) error {
 		var b netlink.Batch

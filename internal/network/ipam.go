@@ -95,19 +95,22 @@ func checkPool(p Pool) (Pool, error) {
 		return p, errs.New(errs.Invalid, "invalid subnet %s: it should be %s", p.Subnet, p.Subnet.Masked())
 	}
 	if p.Subnet.Addr().Is4() && p.Subnet.Bits() > 30 || p.Subnet.Bits() < 4 || p.Subnet.Bits() > 126 {
-		return p, errs.New(errs.Invalid, "invalid subnet %s: no room for a gateway and a container", p.Subnet)
+		return p, errs.New(errs.Invalid, "failed to allocate gateway (): No available addresses on this pool: %s has no room for a gateway and a container", p.Subnet)
 	}
 	if p.Range.IsValid() {
 		if p.Range != p.Range.Masked() {
 			return p, errs.New(errs.Invalid, "invalid ip-range %s: it should be %s", p.Range, p.Range.Masked())
 		}
-		if !p.Subnet.Contains(p.Range.Addr()) || p.Range.Bits() < p.Subnet.Bits() {
-			return p, errs.New(errs.Invalid, "invalid ip-range %s: parent subnet %s does not contain it", p.Range, p.Subnet)
+		if p.Range.Bits() < p.Subnet.Bits() {
+			return p, errs.New(errs.Invalid, "invalid ip-range %s: CIDR block is bigger than its parent subnet %s", p.Range, p.Subnet)
+		}
+		if !p.Subnet.Contains(p.Range.Addr()) {
+			return p, errs.New(errs.Invalid, "invalid ip-range %s: parent subnet %s doesn't contain ip-range", p.Range, p.Subnet)
 		}
 	}
 	for name, a := range p.Aux {
 		if !p.Subnet.Contains(a) {
-			return p, errs.New(errs.Invalid, "invalid auxiliary address %s: parent subnet %s does not contain %s", name, p.Subnet, a)
+			return p, errs.New(errs.Invalid, "invalid auxiliary address %s: parent subnet %s doesn't contain this address (%s)", a, p.Subnet, name)
 		}
 	}
 	if !p.Gateway.IsValid() {
@@ -115,12 +118,12 @@ func checkPool(p Pool) (Pool, error) {
 		s := newSubnet(p)
 		gw, ok := s.take()
 		if !ok {
-			return p, errs.New(errs.Invalid, "invalid subnet %s: no address left for the gateway", p.Subnet)
+			return p, errs.New(errs.Invalid, "failed to allocate gateway (): No available addresses on this pool: %s", p.Subnet)
 		}
 		p.Gateway = gw
 	}
 	if !p.Subnet.Contains(p.Gateway) {
-		return p, errs.New(errs.Invalid, "invalid gateway %s: parent subnet %s does not contain it", p.Gateway, p.Subnet)
+		return p, errs.New(errs.Invalid, "invalid gateway %s: parent subnet %s doesn't contain this address", p.Gateway, p.Subnet)
 	}
 	return p, nil
 }

@@ -30,7 +30,7 @@ func TestBadPools(t *testing.T) {
 		want string
 	}{
 		{Pool{Subnet: pfx("10.1.2.3/24")}, "it should be 10.1.2.0/24"},
-		{Pool{Subnet: pfx("10.1.2.0/31")}, "no room"},
+		{Pool{Subnet: pfx("10.1.2.0/31")}, "No available addresses on this pool"},
 		{Pool{Subnet: pfx("10.1.2.0/24"), Gateway: addr("10.1.3.1")}, "invalid gateway"},
 		{Pool{Subnet: pfx("10.1.2.0/24"), Range: pfx("10.2.0.0/24")}, "invalid ip-range"},
 		{Pool{Subnet: pfx("10.1.2.0/24"), Aux: map[string]netip.Addr{"x": addr("10.1.3.1")}}, "invalid auxiliary address"},

@@ -199,11 +199,11 @@ func fixed(rec *container.Record, nw network.Network) error {
 
 // Connect implements [API].
 func (s *Service) Connect(ctx context.Context, ref, containerRef string, ep container.EndpointSettings) error {
-	nw, err := s.Networks.Get(ctx, ref)
+	rec, err := s.Containers.Record(containerRef) // looked for first, as Docker
 	if err != nil {
 		return err
 	}
-	rec, err := s.Containers.Record(containerRef)
+	nw, err := s.Networks.Get(ctx, ref)
 	if err != nil {
 		return err
 	}
@@ -253,11 +253,11 @@ func (s *Service) keepSandbox(rec *container.Record) {
 
 // Disconnect implements [API].
 func (s *Service) Disconnect(ctx context.Context, ref, containerRef string, force bool) error {
-	nw, err := s.Networks.Get(ctx, ref)
+	rec, err := s.Containers.Record(containerRef) // looked for first, as Docker
 	if err != nil {
 		return err
 	}
-	rec, err := s.Containers.Record(containerRef)
+	nw, err := s.Networks.Get(ctx, ref)
 	if err != nil {
 		return err
 	}
