@@ -127,14 +127,14 @@ func (b *body) Read(p []byte) (int, error) {
 		b.in = b.left
 		err = errTooLarge
 	}
-	if err != nil {
+	if err == io.EOF {
 		b.settle()
-		if err != io.EOF {
-			if b.interrupted() {
-				err = errInterrupted
-			}
-			b.err = err
+	} else if err != nil {
+		// The deadline stays: before it answers, net/http reads what else the client sends.
+		if b.interrupted() {
+			err = errInterrupted
 		}
+		b.err = err
 	}
 	return n, err
 }

@@ -91,6 +91,9 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		body: &body{r: req.Body, ctl: ctl, idle: r.limits.IdleBody, left: -1},
 	}
 	defer c.w.end()
+	if req.ContentLength != 0 {
+		_ = c.body.extend() // also for a body that nobody here reads: net/http does, before it answers
+	}
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 	if err := c.serve(); err != nil {
 		p := problemOf(err)

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // rule finds the first rule for a repository.
@@ -25,6 +27,9 @@ func (k *collection) tagsToGo(inv *inventory) map[string]string {
 		if inv.manifests[t.Digest] == nil && t.Pushed.Before(k.cutoff) {
 			goes[tag] = "its manifest is gone"
 		}
+		if subject, ok := tagSubject(tag); ok && inv.manifests[subject] == nil && t.Pushed.Before(k.cutoff) {
+			goes[tag] = "the manifest that it is about is gone"
+		}
 	}
 	rule, ok := k.rule(inv.name)
 	if !ok || rule.KeepLast == 0 && rule.KeepFor == 0 {
@@ -34,10 +39,23 @@ func (k *collection) tagsToGo(inv *inventory) map[string]string {
 	return goes
 }
 
+// tagSubject reads tags that are made of a digest: lists of referrers by old clients ("sha256-<hex>"), and signatures ("sha256-<hex>.sig").
+func tagSubject(tag string) (digest.Digest, bool) {
+	alg, rest, ok := strings.Cut(tag, "-")
+	encoded, _, _ := strings.Cut(rest, ".")
+	if !ok {
+		return "", false
+	}
+	return parseDigest(alg + ":" + encoded)
+}
+
 // giveUp applies the rule to the tags of one repository.
 func (rule Rule) giveUp(tags map[string]tagValue, now time.Time) map[string]string {
 	var about []string
 	for tag := range tags {
+		if _, aside := tagSubject(tag); aside {
+			continue // it goes with what it is about
+		}
 		if matches(rule.Tags, tag, true) && !matches(rule.Keep, tag, false) {
 			about = append(about, tag)
 		}

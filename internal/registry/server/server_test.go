@@ -1,7 +1,9 @@
 package server_test
 
 import (
+	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"corten.dev/corten/internal/registry/server"
@@ -44,7 +46,18 @@ func TestConformance(t *testing.T) {
 	servertest.Conformance(t, servertest.Target{URL: ts.URL})
 }
 
-func TestConformanceAbsoluteLocation(t *testing.T) {
+// Old clients cannot use a Location without a host.
+func TestAbsoluteLocation(t *testing.T) {
 	_, ts := newRegistry(t, func(o *server.Options) { o.AbsoluteLocation = true })
-	servertest.Conformance(t, servertest.Target{URL: ts.URL})
+	for header, want := range map[string]string{"": ts.URL, "https": strings.Replace(ts.URL, "http://", "https://", 1), "gopher": ts.URL} {
+		req, err := http.NewRequest("POST", ts.URL+"/v2/a/b/blobs/uploads/", nil)
+		ok(t, err)
+		req.Header.Set("X-Forwarded-Proto", header)
+		resp, err := ts.Client().Do(req)
+		ok(t, err)
+		ok(t, resp.Body.Close())
+		if loc := resp.Header.Get("Location"); !strings.HasPrefix(loc, want+"/v2/a/b/blobs/uploads/") {
+			t.Errorf("with X-Forwarded-Proto %q, Location is %q", header, loc)
+		}
+	}
 }

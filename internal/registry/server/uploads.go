@@ -137,6 +137,12 @@ func (c *call) upload() error {
 	switch c.req.Method {
 	case http.MethodGet, http.MethodHead:
 		return c.uploadStatus(uuid, alg)
+	case http.MethodPatch, http.MethodPut:
+		if err := c.tooLate(uuid, alg); err != nil {
+			return err
+		}
+	}
+	switch c.req.Method {
 	case http.MethodPatch:
 		return c.withUpload(uuid, UploadOptions{Algorithm: alg}, func(up Upload) error { return c.patch(up, uuid, alg) })
 	case http.MethodDelete:
@@ -232,6 +238,25 @@ func (c *call) patch(up Upload, uuid string, alg digest.Algorithm) error {
 	return nil
 }
 
+// tooLate refuses a chunk that does not fit an upload which another request is bringing forward, without cutting that one off: it may be what is left of
+// a connection that the client gave up long ago.
+func (c *call) tooLate(uuid string, alg digest.Algorithm) error {
+	start, _, ok := parseContentRange(c.req.Header.Get("Content-Range"))
+	if !ok {
+		return nil
+	}
+	size, busy := c.r.sessions.peek(c.req.Context(), uploadID(c.route.name, uuid))
+	if !busy || size == start {
+		return nil
+	}
+	return c.outOfOrder(uuid, alg, start, size)
+}
+
+func (c *call) outOfOrder(uuid string, alg digest.Algorithm, start, size int64) error {
+	c.uploadHeaders(uuid, alg, size)
+	return refuse(http.StatusRequestedRangeNotSatisfiable, codeUploadInvalid, "chunk begins at %d, but the next byte is %d", start, size)
+}
+
 // appendChunk adds the body of a PATCH or PUT, which must come next if it says where it belongs.
 func (c *call) appendChunk(up Upload, uuid string, alg digest.Algorithm) error {
 	header := c.req.Header.Get("Content-Range")
@@ -243,8 +268,7 @@ func (c *call) appendChunk(up Upload, uuid string, alg digest.Algorithm) error {
 		return refuse(http.StatusBadRequest, codeUploadInvalid, "invalid Content-Range %.60q", header)
 	}
 	if size := up.Size(); start != size {
-		c.uploadHeaders(uuid, alg, size)
-		return refuse(http.StatusRequestedRangeNotSatisfiable, codeUploadInvalid, "chunk begins at %d, but the next byte is %d", start, size)
+		return c.outOfOrder(uuid, alg, start, size)
 	}
 	if c.req.ContentLength >= 0 && c.req.ContentLength != length {
 		return refuse(http.StatusBadRequest, codeSizeInvalid, "Content-Range %.60q does not fit Content-Length %d", header, c.req.ContentLength)
