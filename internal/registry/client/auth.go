@@ -140,6 +140,16 @@ func (s *site) demand(scope string, ours []string) bool {
 	return true
 }
 
+// refusal makes an error of an answer. Who was asked for a password and had none hears Docker's words for that.
+func (s *site) refusal(resp *http.Response) *Error {
+	e := refusal(resp, s.secrets(resp))
+	if e.Status == http.StatusUnauthorized && s.creds == (Credentials{}) && s.own(resp.Request.URL) {
+		ch, ok := choose(challenges(resp.Header), Credentials{Username: "anybody"})
+		e.noPassword = ok && ch.scheme == "basic"
+	}
+	return e
+}
+
 // secrets are what must not be shown, whoever says it.
 func (s *site) secrets(resp *http.Response) []string {
 	list := []string{s.creds.Password, s.creds.IdentityToken, s.creds.RegistryToken}

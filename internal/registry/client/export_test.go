@@ -1,4 +1,6 @@
 package client
 
-// Journey is for the tests outside of the package.
+// Journey and Bcrypted are for the tests outside of the package.
 var Journey = journey
+
+const Bcrypted = bcrypted

@@ -72,6 +72,10 @@ func TestJourneyDockerRegistryWithPassword(t *testing.T) {
 	if want := fmt.Sprintf(`Get "http://%s/v2/": unauthorized: authentication required`, host); err == nil || err.Error() != want {
 		t.Fatalf("login with the wrong password: %v, want %s", err, want)
 	}
+	_, err = repo(t, c, host+"/team/app", Credentials{}).Resolve(t.Context(), "1")
+	if want := fmt.Sprintf(`Get "http://%s/v2/team/app/manifests/1": no basic auth credentials`, host); err == nil || err.Error() != want {
+		t.Fatalf("without a password: %v, want %s", err, want)
+	}
 	journey(t, host, creds, true)
 }
 

@@ -23,12 +23,15 @@ type Error struct {
 	Code       string // as in the distribution specification ("MANIFEST_UNKNOWN"); empty when the answer had none
 	Message    string
 	RetryAfter time.Duration // what the server asked for; 0 when it did not
+	noPassword bool          // the registry wants one, and there was none
 	where      string        // Get "https://host/v2/…", for answers without words
 	kind       error
 }
 
 func (e *Error) Error() string {
 	switch code := strings.ReplaceAll(strings.ToLower(e.Code), "_", " "); {
+	case e.noPassword:
+		return e.where + ": no basic auth credentials"
 	case e.Code == "" && e.Message == "":
 		return fmt.Sprintf("%s: received unexpected HTTP status: %d %s", e.where, e.Status, http.StatusText(e.Status))
 	case e.Code == "":

@@ -209,7 +209,7 @@ func (s *site) loginResult(ctx context.Context, ping *call, g *grant) error {
 		return err
 	}
 	if resp.StatusCode >= 400 {
-		err := refusal(resp, s.secrets(resp))
+		err := s.refusal(resp)
 		return errs.New(err.kind, "%s: %w", where(ping.method, s.at(ping)), err)
 	}
 	drop(resp)

@@ -26,7 +26,7 @@ func (s *site) repeat(ctx context.Context, send func() (*http.Response, error), 
 			return resp, nil
 		}
 		if err == nil {
-			err = refusal(resp, s.secrets(resp))
+			err = s.refusal(resp)
 		}
 		if len(once) > 0 && once[0] || !s.pause(ctx, try, err) {
 			return nil, err
