@@ -163,7 +163,7 @@ func (ep Endpoint) foreignMAC() bool { return ep.MAC != derivedMAC(ep).String() 
 // unexpected says that neighbours may know the endpoint's addresses by another hardware address than it has: its own is not the one that belongs to them, or that of who
 // had them last was not. mu is held.
 func (nw *network) unexpected(ep Endpoint) bool {
-	return ep.foreignMAC() || nw.v4 != nil && nw.v4.foreign[ep.IPv4.Addr()] || nw.v6 != nil && nw.v6.foreign[ep.IPv6.Addr()]
+	return ep.foreignMAC() || nw.v4 != nil && nw.v4.lastOf[ep.IPv4.Addr()].foreign || nw.v6 != nil && nw.v6.lastOf[ep.IPv6.Addr()].foreign
 }
 
 // announce tells the neighbours whose the addresses are now (gratuitous ARP, unsolicited neighbour advertisement): the kernel does when it is allowed to and a hardware address

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/netlink"
@@ -17,15 +18,24 @@ type subnet struct {
 	gateway netip.Addr
 	used    map[netip.Addr]struct{}
 	low     netip.Addr // everything of rng below is used
-	// What left owners had, and by whom an address was last left: each address is in both at most once, so they stay as small as used.
-	last    map[string]netip.Addr
-	lastOf  map[netip.Addr]string
-	foreign map[netip.Addr]bool // its last owner had a hardware address of its own
+	// Who left addresses, so that they get them again. Each address and each owner is there at most once.
+	last   map[string]netip.Addr
+	lastOf map[netip.Addr]tenant
 }
+
+// tenant is who left an address.
+type tenant struct {
+	owner   string
+	left    time.Time
+	foreign bool // it had a hardware address of its own
+}
+
+// comesBack is how long an address is not given to others, if they can have another: who restarts finds it free.
+const comesBack = 2 * time.Second
 
 func newSubnet(p Pool) *subnet {
 	s := &subnet{prefix: p.Subnet.Masked(), rng: p.Range, gateway: p.Gateway, used: map[netip.Addr]struct{}{},
-		last: map[string]netip.Addr{}, lastOf: map[netip.Addr]string{}, foreign: map[netip.Addr]bool{}}
+		last: map[string]netip.Addr{}, lastOf: map[netip.Addr]tenant{}}
 	if !s.rng.IsValid() {
 		s.rng = s.prefix
 	}
@@ -47,16 +57,32 @@ func newSubnet(p Pool) *subnet {
 	return s
 }
 
-// take hands out the lowest free address; ok is false when there is none.
-func (s *subnet) take() (netip.Addr, bool) {
+// take hands out the lowest free address that nobody left a moment ago, or the lowest free one; ok is false when there is none.
+func (s *subnet) take() (found netip.Addr, ok bool) {
+	var recent netip.Addr
 	for a := s.low; s.rng.Contains(a); a = a.Next() {
-		if _, used := s.used[a]; !used {
-			s.used[a] = struct{}{}
-			s.low = a.Next()
-			return a, true
+		if _, used := s.used[a]; used {
+			continue
+		}
+		if t, left := s.lastOf[a]; !left || time.Since(t.left) >= comesBack {
+			found = a
+			break
+		}
+		if !recent.IsValid() {
+			recent = a
 		}
 	}
-	return netip.Addr{}, false
+	switch {
+	case !found.IsValid() && !recent.IsValid():
+		return found, false
+	case !found.IsValid():
+		found = recent
+	}
+	s.used[found] = struct{}{}
+	if !recent.IsValid() || found == recent {
+		s.low = found.Next()
+	}
+	return found, true
 }
 
 // claim takes one address; false when it is used.
@@ -78,12 +104,8 @@ func (s *subnet) release(a netip.Addr) {
 // remember notes who leaves an address.
 func (s *subnet) remember(owner string, a netip.Addr, foreign bool) {
 	delete(s.lastOf, s.last[owner])
-	delete(s.last, s.lastOf[a])
-	s.last[owner], s.lastOf[a] = a, owner
-	delete(s.foreign, a)
-	if foreign {
-		s.foreign[a] = true
-	}
+	delete(s.last, s.lastOf[a].owner)
+	s.last[owner], s.lastOf[a] = a, tenant{owner: owner, left: time.Now(), foreign: foreign}
 }
 
 // checkPool completes and checks what a maker of a network asked for.

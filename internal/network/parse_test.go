@@ -23,6 +23,37 @@ func TestSubnetHandsOutLowestFirst(t *testing.T) {
 	}
 }
 
+func TestSubnetKeepsWhatWasJustLeft(t *testing.T) {
+	s := newSubnet(Pool{Subnet: netip.MustParsePrefix("10.1.0.0/29"), Gateway: netip.MustParseAddr("10.1.0.1")})
+	leave := func(owner, a string) {
+		s.remember(owner, netip.MustParseAddr(a), false)
+		s.release(netip.MustParseAddr(a))
+	}
+	take := func(want string) {
+		t.Helper()
+		if a, ok := s.take(); !ok || a.String() != want {
+			t.Errorf("got %v, want %s", a, want)
+		}
+	}
+	take("10.1.0.2")
+	take("10.1.0.3")
+	leave("web", "10.1.0.2")
+	take("10.1.0.4")
+	take("10.1.0.5")
+	take("10.1.0.6")
+	leave("db", "10.1.0.6")
+	take("10.1.0.2") // nothing else is left
+	take("10.1.0.6")
+	if a, ok := s.take(); ok {
+		t.Errorf("%v from a full subnet", a)
+	}
+	leave("web", "10.1.0.2")
+	old := s.lastOf[netip.MustParseAddr("10.1.0.2")]
+	old.left = old.left.Add(-comesBack)
+	s.lastOf[netip.MustParseAddr("10.1.0.2")] = old
+	take("10.1.0.2")
+}
+
 func TestBadPools(t *testing.T) {
 	pfx, addr := netip.MustParsePrefix, netip.MustParseAddr
 	for _, c := range []struct {

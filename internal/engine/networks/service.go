@@ -170,7 +170,7 @@ func (s *Service) Prune(ctx context.Context, filters filter.Args) (deleted []str
 			continue
 		}
 		err := s.Networks.Remove(ctx, nw.ID)
-		if errors.Is(err, errs.Conflict) || errors.Is(err, errs.NotFound) {
+		if errors.Is(err, errs.Forbidden) || errors.Is(err, errs.NotFound) {
 			continue // in use, or gone
 		}
 		if err != nil {
