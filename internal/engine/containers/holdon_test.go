@@ -120,3 +120,31 @@ func TestDescriptorsComeBack(t *testing.T) {
 	}
 	t.Errorf("before %v, after %v", before, after)
 }
+
+// An engine that ended in order with no container left kept an empty cgroup of all containers in every hierarchy.
+func TestParentCgroupGoes(t *testing.T) {
+	h := newHost(t)
+	h.close()
+	h.opts.CgroupParent = "/corten-engine-parent-" + itoa(os.Getpid())
+	h.open()
+	at := func() []string {
+		dirs, err := filepath.Glob("/sys/fs/cgroup/*" + h.opts.CgroupParent)
+		must(t, err)
+		return dirs
+	}
+	id := h.run(sh("sleep 100"))
+	if len(at()) == 0 {
+		t.Skip("the cgroups of this host are elsewhere")
+	}
+	h.close()
+	if len(at()) == 0 {
+		t.Error("the cgroups of a running container are gone")
+	}
+	h.open()
+	must(t, h.svc.Remove(bg, id, containers.RemoveOptions{Force: true}))
+	h.close()
+	if left := at(); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	h.open()
+}

@@ -207,7 +207,7 @@ func (o *Options) fill() error {
 	return nil
 }
 
-// Close stops what the service does by itself (back-offs, watching) and waits for it. Containers go on running under their monitors.
+// Close stops what the service does by itself (back-offs, watching) and waits for it. Containers go on running under their monitors; where none does, their parent cgroup goes.
 func (s *Service) Close() error {
 	s.cancel()
 	s.closing.Lock()
@@ -223,6 +223,13 @@ func (s *Service) Close() error {
 				s.Log.Warn("closing the connection to a monitor", "container", ctr.id, "error", err)
 			}
 		}
+	}
+	host, err := s.host()
+	if err != nil || s.SystemdCgroup {
+		return nil // there are none, or systemd removes them
+	}
+	if err := cgroup.RemoveParent(host, s.CgroupParent); err != nil {
+		s.Log.Warn("remove the parent of the containers' cgroups", "error", err)
 	}
 	return nil
 }
