@@ -86,6 +86,9 @@ func TestSpecificationPrograms(t *testing.T) {
 	}
 	var group sync.WaitGroup
 	var cgroups sync.Mutex // these all use the same cgroup
+	var mu sync.Mutex      // guards odd
+	var odd []string
+	right := func(name, got string) bool { return got == want[name] || want[name] == "either" }
 	slots := make(chan struct{}, 8)
 	for _, e := range entries {
 		name := e.Name()
@@ -98,13 +101,21 @@ func TestSpecificationPrograms(t *testing.T) {
 			}
 			slots <- struct{}{}
 			defer func() { <-slots }()
-			got, text := judge(dir, tmp, wrapper, filepath.Join(progs, name))
-			if got != want[name] && want[name] != "either" {
-				t.Errorf("%s: %s, expected %q\n%s", name, got, want[name], text)
+			if got, _ := judge(dir, tmp, wrapper, filepath.Join(progs, name)); !right(name, got) {
+				mu.Lock()
+				odd = append(odd, name)
+				mu.Unlock()
 			}
 		}()
 	}
 	group.Wait()
+	// Some programs give the runtime so many seconds (kill: 10 s until `true` has ended, and 30 s for all of what is done to a `sleep 30`), which a machine with much else to do does not keep. Alone
+	// they have no excuse.
+	for _, name := range odd {
+		if got, text := judge(dir, tmp, wrapper, filepath.Join(progs, name)); !right(name, got) {
+			t.Errorf("%s: %s, expected %q\n%s", name, got, want[name], text)
+		}
+	}
 }
 
 // judge runs one program: it passes when it exits with 0 and no line of its protocol says "not ok".
