@@ -22,7 +22,7 @@ func dialSSH(ctx context.Context, host string) (net.Conn, error) {
 	}
 	cmd := exec.Command("ssh", sshArgs(u)...)
 	c := &cmdConn{cmd: cmd, host: host}
-	cmd.Stderr = &c.stderr
+	cmd.Stderr, cmd.WaitDelay = &c.stderr, time.Second // a shared connection that stays behind keeps it open
 	if c.in, err = cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
@@ -68,6 +68,7 @@ type cmdConn struct {
 func (c *cmdConn) Read(p []byte) (int, error) {
 	n, err := c.out.Read(p)
 	if err != nil && n == 0 {
+		c.finish(time.Second) // only then has it said all that it has to say
 		if said := c.stderr.lastLine(); said != "" {
 			return 0, fmt.Errorf("ssh to %s: %s", c.host, said)
 		}
@@ -81,15 +82,20 @@ func (c *cmdConn) Write(p []byte) (int, error) { return c.in.Write(p) }
 func (c *cmdConn) CloseWrite() error { return c.in.Close() }
 
 func (c *cmdConn) Close() error {
+	c.finish(0)
+	return c.err
+}
+
+// finish waits for the program's end, and kills it when that takes too long.
+func (c *cmdConn) finish(grace time.Duration) {
 	c.once.Do(func() {
 		c.in.Close()
-		c.out.Close()
-		c.cmd.Process.Kill()
+		timer := time.AfterFunc(grace, func() { c.cmd.Process.Kill() })
+		defer timer.Stop()
 		if err := c.cmd.Wait(); err != nil && c.cmd.ProcessState == nil {
 			c.err = err
 		}
 	})
-	return c.err
 }
 
 func (c *cmdConn) LocalAddr() net.Addr                { return stdioAddr{} }
