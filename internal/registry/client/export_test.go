@@ -1,6 +1,8 @@
 package client
 
-// Journey and Bcrypted are for the tests outside of the package.
+// These are for the tests outside of the package.
 var Journey = journey
+
+var Resumes = resumes
 
 const Bcrypted = bcrypted

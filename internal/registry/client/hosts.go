@@ -54,19 +54,13 @@ var _ interface {
 
 // NewHosts checks the options.
 func NewHosts(opts HostsOptions) (*Table, error) {
-	t := &Table{opts: opts, insecure: map[string]bool{}, ways: map[wayKey]*way{}}
-	if t.opts.Logger == nil {
-		t.opts.Logger = slog.New(slog.DiscardHandler)
-	}
-	if t.opts.Proxy == nil {
+	if opts.Proxy == nil {
 		var err error
-		if t.opts.Proxy, err = ProxyFrom(Proxies{}); err != nil {
+		if opts.Proxy, err = ProxyFrom(Proxies{}); err != nil {
 			return nil, err
 		}
 	}
-	t.look = func(ctx context.Context, host string) ([]netip.Addr, error) {
-		return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-	}
+	t := newTable(opts)
 	for _, r := range opts.Rules {
 		if err := r.Check(); err != nil {
 			return nil, err
@@ -89,6 +83,15 @@ func NewHosts(opts HostsOptions) (*Table, error) {
 		}
 	}
 	return t, nil
+}
+
+func newTable(opts HostsOptions) *Table {
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Table{opts: opts, insecure: map[string]bool{}, ways: map[wayKey]*way{}, look: func(ctx context.Context, host string) ([]netip.Addr, error) {
+		return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	}}
 }
 
 // Endpoints finds where a repository is reached: the mirrors of the first rule that fits (or docker's mirrors, for docker.io), then the registry.
@@ -211,7 +214,11 @@ func (t *Table) inNetworks(addr netip.Addr) bool {
 	return false
 }
 
-// InsecureNetworks and InsecureHosts are what the engine shows in its info: loopback first.
-func (t *Table) InsecureNetworks() []netip.Prefix {
-	return append([]netip.Prefix{netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("127.0.0.0/8")}, t.networks...)
+// CloseIdle closes the connections that nobody uses. The table stays usable.
+func (t *Table) CloseIdle() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, w := range t.ways {
+		w.closer()
+	}
 }

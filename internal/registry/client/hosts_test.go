@@ -249,6 +249,17 @@ func TestNoProxy(t *testing.T) {
 	}
 }
 
+// A proxy that is none is an error of each request, not a crash at the start.
+func TestBrokenProxyOfTheEnvironment(t *testing.T) {
+	t.Setenv("HTTPS_PROXY", "http://a b")
+	if _, err := NewHosts(HostsOptions{}); !errors.Is(err, errs.Invalid) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := repo(t, quick(t, nil), "reg.example/a/b", Credentials{}).Resolve(t.Context(), "1"); err == nil || !strings.Contains(err.Error(), "proxy: give http://HOST:PORT") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // http is for insecure registries; everybody else hears Docker's words.
 func TestPlainHTTP(t *testing.T) {
 	plain := serve(t, false, func(w http.ResponseWriter, r *http.Request) { giveManifest(w, emptyManifest) })

@@ -18,16 +18,16 @@ import (
 
 // Client is the Registry of this package. Its methods may be called concurrently.
 type Client struct {
-	opts     Options
-	agent    string
-	log      *slog.Logger
-	hosts    Hosts
-	ways     Ways
-	fallback http.RoundTripper // for hosts whose endpoint brings no transport
-	tokens   *tokens
-	tuning   tuning
-	room     chan struct{} // one place for each segment that is held in memory
-	buffers  sync.Pool
+	opts    Options
+	agent   string
+	log     *slog.Logger
+	hosts   Hosts
+	ways    Ways
+	direct  *Table // for hosts whose endpoint brings no transport
+	tokens  *tokens
+	tuning  tuning
+	room    chan struct{} // one place for each segment that is held in memory
+	buffers sync.Pool
 
 	mu    sync.Mutex           // guards what follows
 	wants map[string]challenge // what a host asked for when it last said 401
@@ -65,7 +65,7 @@ func New(opts Options) *Client {
 		opts.Ranges = 3
 	}
 	c := &Client{
-		opts: opts, agent: opts.UserAgent, log: opts.Logger, hosts: opts.Hosts,
+		direct: Direct(), opts: opts, agent: opts.UserAgent, log: opts.Logger, hosts: opts.Hosts,
 		tokens: &tokens{known: map[string]*held{}}, wants: map[string]challenge{}, plain: map[string]time.Time{},
 		tuning: tuning{
 			head: time.Minute, answer: 5 * time.Minute, window: 30 * time.Second, floor: 16 << 10, segment: 8 << 20, fast: 100 << 20, progress: 1 << 20,
@@ -81,22 +81,30 @@ func New(opts Options) *Client {
 		c.log = slog.New(slog.DiscardHandler)
 	}
 	if c.hosts == nil {
-		c.hosts = Direct()
+		c.hosts = c.direct
 	}
 	if ways, ok := c.hosts.(Ways); ok {
 		c.ways = ways
 	}
-	c.fallback = Direct().way(wayKey{})
 	return c
+}
+
+// CloseIdle closes the connections that nobody uses; by themselves they last a minute and a half.
+func (c *Client) CloseIdle() {
+	c.direct.CloseIdle()
+	if hosts, ok := c.hosts.(interface{ CloseIdle() }); ok {
+		hosts.CloseIdle()
+	}
 }
 
 // Direct reaches each registry at its own name.
 func Direct() *Table {
-	t, err := NewHosts(HostsOptions{})
+	proxy, err := ProxyFrom(Proxies{})
 	if err != nil {
-		return &Table{} // not reached: nothing was said that could be wrong
+		// The environment names a proxy that is none: each request says so.
+		proxy = func(*http.Request) (*url.URL, error) { return nil, err }
 	}
-	return t
+	return newTable(HostsOptions{Proxy: proxy})
 }
 
 // Repository finds a repository's endpoints. It asks nobody yet.

@@ -70,6 +70,15 @@ func TestJourneyOwnRegistry(t *testing.T) {
 	client.Journey(t, own(t, ""), client.Credentials{}, true)
 }
 
+// Our registry keeps what arrived before a line was cut: the rest is all that is sent again.
+func TestPushOverABrokenLineOwnRegistry(t *testing.T) {
+	for _, known := range []bool{true, false} {
+		if n := client.Resumes(t, own(t, ""), known); n > 18<<20 {
+			t.Errorf("size and digest known %v: %d bytes for 16 MiB", known, n)
+		}
+	}
+}
+
 func TestJourneyOwnRegistryWithUsers(t *testing.T) {
 	for _, mode := range []access.Mode{access.Basic, access.Token} {
 		t.Run(string(mode), func(t *testing.T) {

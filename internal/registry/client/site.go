@@ -288,13 +288,16 @@ func (s *site) exchange(ctx context.Context, c *call, u *url.URL, authorization 
 
 // transport finds the way to a place.
 func (s *site) transport(u *url.URL) http.RoundTripper {
-	if strings.EqualFold(u.Host, s.base.Host) && s.ep.Transport != nil {
-		return s.ep.Transport
+	if strings.EqualFold(u.Host, s.base.Host) {
+		if s.ep.Transport != nil {
+			return s.ep.Transport
+		}
+		return s.c.direct.way(wayKey{})
 	}
 	if s.c.ways != nil {
 		return s.c.ways.Way(u, s.domain)
 	}
-	return s.c.fallback
+	return s.c.direct.Way(u, s.domain)
 }
 
 // drop ends an answer whose body does not matter; a short one is read so that its connection can be used again.
