@@ -64,10 +64,11 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := image.New(image.Options{Root: filepath.Join(set.DataRoot, "images"), Snapshots: trees, Content: blobs, Logger: log})
+	store, err := image.New(image.Options{Root: filepath.Join(set.DataRoot, "images"), Snapshots: trees, Content: blobs, Logger: log, KeepBlobs: set.ImageBlobs})
 	if err != nil {
 		return nil, err
 	}
+	e.closers = append(e.closers, store.Close)
 	imgs := &withHello{Images: store}
 	vols, err := volume.New(volume.Options{Root: filepath.Join(set.DataRoot, "volumes"), Logger: log})
 	if err != nil {
@@ -111,7 +112,7 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 	}
 	imageService := images.New(images.Options{
 		Store: imgs, Containers: ctrs, Events: bus, Transfers: store, Blobs: images.OverContent(blobs), Registry: registries,
-		MaxDownloads: set.MaxDownloads, MaxUploads: set.MaxUploads, Log: log,
+		MaxDownloads: set.MaxDownloads, MaxUploads: set.MaxUploads, Collection: collection(set, store), Log: log,
 	})
 	e.closers = append(e.closers, imageService.Close)
 	e.server = server.New(server.Options{

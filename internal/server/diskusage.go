@@ -14,6 +14,7 @@ import (
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/engine/containers"
 	"corten.dev/corten/internal/engine/images"
+	"corten.dev/corten/internal/engine/system"
 	"corten.dev/corten/internal/errs"
 )
 
@@ -107,16 +108,17 @@ func (u *usageOf) images(ctx context.Context, out *usageView) error {
 	if err != nil {
 		return err
 	}
-	shared, err := u.s.sharedSizes(ctx, list)
+	disk, err := u.s.System.ImageUsage(ctx)
 	if err != nil {
 		return err
 	}
-	total, err := u.s.System.Usage(ctx)
-	if err != nil {
-		return err
+	shared := make(map[string]int64, len(disk.Images))
+	for _, img := range disk.Images {
+		shared[img.ID.String()] = img.Shared
 	}
+	all, reclaimable := system.ImageBytes(disk)
 	lines := make([]imageSummary, len(list))
-	usage := &wirei.DiskUsage{TotalCount: int64(len(list)), TotalSize: total.ImageSize, Reclaimable: total.ImageReclaimable}
+	usage := &wirei.DiskUsage{TotalCount: int64(len(list)), TotalSize: all, Reclaimable: reclaimable}
 	for i, img := range list {
 		lines[i] = imageLine(img, shared, u.version)
 		lines[i].Containers = int64(img.Containers)
@@ -128,7 +130,7 @@ func (u *usageOf) images(ctx context.Context, out *usageView) error {
 		}
 	}
 	if u.flat {
-		out.Images, out.LayersSize = lines, &total.ImageSize
+		out.Images, out.LayersSize = lines, &all
 	}
 	if u.typed {
 		out.ImageUsage = usage

@@ -171,3 +171,7 @@ func (f fakeSystem) Events(ctx context.Context, since, until time.Time, args fil
 func (f fakeSystem) Usage(context.Context) (system.Usage, error) {
 	return system.Usage{Images: 2, ActiveImages: 1, ImageSize: 5 << 20, ImageReclaimable: 1 << 20}, nil
 }
+func (f fakeSystem) ImageUsage(context.Context) (image.DiskUsage, error) {
+	return image.DiskUsage{Images: []image.ImageUsage{{ID: imgID, Size: 4 << 20, Shared: 3 << 20, InUse: true}, {ID: digest.Digest("sha256:" + strings.Repeat("2", 64)), Size: 4 << 20, Shared: 3 << 20}},
+		LayerBytes: 5 << 20, Reclaimable: 1 << 20}, nil
+}

@@ -15,6 +15,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/pflag"
@@ -68,6 +69,8 @@ type Settings struct {
 	MaxDownloads       int          `json:"max-concurrent-downloads,omitempty"`
 	MaxUploads         int          `json:"max-concurrent-uploads,omitempty"`
 	MaxAttempts        int          `json:"max-download-attempts,omitempty"`
+	ImageGC            ImageGC      `json:"image-gc,omitzero"`
+	ImageBlobs         string       `json:"image-blobs,omitempty"`
 
 	// Only on the command line.
 	ConfigFile string `json:"-"`
@@ -123,6 +126,7 @@ func Default() Settings {
 		Hosts: nil, DataRoot: "/var/lib/corten", ExecRoot: "/run/corten", LogLevel: "info", LogFormat: "text",
 		Group: "docker", NftTable: "", IPForward: true, MTU: 0, LogDriver: "json-file", ShmSize: 64 << 20,
 		RegistryCerts: []string{"/etc/corten/certs.d", "/etc/docker/certs.d"}, MaxDownloads: 6, MaxUploads: 5, MaxAttempts: 5,
+		ImageGC: ImageGC{High: 85, Low: 75, Keep: Duration(7 * 24 * time.Hour)}, ImageBlobs: "auto",
 	}
 }
 
@@ -193,6 +197,7 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 	set.StringVar(&s.TLSCert, "tlscert", "", "Certificate of the engine")
 	set.StringVar(&s.TLSKey, "tlskey", "", "Key of the engine")
 	s.registryFlags(set)
+	s.imageFlags(set)
 	set.BoolVar(&s.Validate, "validate", false, "Check the settings and exit")
 	set.BoolVarP(&s.Version, "version", "v", false, "Print the version and exit")
 	return set
@@ -293,6 +298,9 @@ func (s *Settings) check() error {
 		return err
 	}
 	if err := s.checkRegistries(); err != nil {
+		return err
+	}
+	if err := s.checkImages(); err != nil {
 		return err
 	}
 	return s.checkTLS()

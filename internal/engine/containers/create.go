@@ -285,6 +285,9 @@ func (s *Service) complete(rec *container.Record) error {
 // emit publishes an event about a container, with its labels, image and name as attributes.
 func (s *Service) emit(ctr *live, action string, extra map[string]string) {
 	rec := ctr.record()
+	if uses, ok := s.Images.(imageUses); ok {
+		uses.Used(rec.Image, time.Now())
+	}
 	attrs := make(map[string]string, len(rec.Config.Labels)+len(extra)+2)
 	maps.Copy(attrs, rec.Config.Labels)
 	attrs["image"], attrs["name"] = rec.ImageRef, rec.Name

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"corten.dev/corten/internal/container"
@@ -65,6 +66,11 @@ type Trees interface {
 type Images interface {
 	Get(ctx context.Context, ref string) (image.Image, error)
 	Commit(ctx context.Context, opts image.CommitOptions) (image.Image, error)
+}
+
+// imageUses is an Images that wants to know when an image was used last: whatever happens to a container is a use of its image.
+type imageUses interface {
+	Used(id digest.Digest, when time.Time)
 }
 
 // Networks gives containers their network (network.Manager without the verbs of networks themselves).

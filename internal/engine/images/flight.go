@@ -39,10 +39,10 @@ type phase int32
 
 const (
 	starting    phase = iota
-	waiting                  // for a place among the downloads
-	downloading              // from a registry
-	verifying                // all bytes are there
-	landed                   // the blob is in the content room, or the flight failed
+	waiting           // for a place among the downloads
+	downloading       // from a registry
+	verifying         // all bytes are there
+	landed            // the blob is in the content room, or the flight failed
 )
 
 // flight is one blob. It lives in flights.all as long as somebody wants it; who joins late finds it finished.

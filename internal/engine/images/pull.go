@@ -53,6 +53,7 @@ func (s *Service) Pull(ctx context.Context, opts PullOptions, report Reporter) e
 	for r := range p.reports {
 		report(r)
 	}
+	s.grow()
 	return err
 }
 

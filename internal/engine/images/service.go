@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -42,6 +43,7 @@ type Options struct {
 	Platform manifest.Platform
 	// MaxDownloads and MaxUploads bound how many layers are on their way at a time, of all pulls and pushes; 0 is 6 and 5.
 	MaxDownloads, MaxUploads int
+	Collection               Collection
 	Log                      *slog.Logger
 }
 
@@ -50,6 +52,10 @@ type Service struct {
 	Options
 	flights *flights
 	uploads limit
+	grown   chan struct{} // images took more space
+
+	stop context.CancelFunc // of the collection
+	work sync.WaitGroup
 }
 
 var (
@@ -65,15 +71,24 @@ func New(opts Options) *Service {
 	if opts.Platform == (manifest.Platform{}) {
 		opts.Platform = manifest.Platform{OS: goruntime.GOOS, Arch: goruntime.GOARCH}
 	}
-	return &Service{
+	s := &Service{
 		Options: opts,
 		flights: newFlights(opts.Blobs, cmp.Or(opts.MaxDownloads, 6), opts.Log),
 		uploads: newLimit(cmp.Or(opts.MaxUploads, 5)),
+		grown:   make(chan struct{}, 1),
 	}
+	var ctx context.Context
+	ctx, s.stop = context.WithCancel(context.Background())
+	if opts.Collection.Collector != nil {
+		s.work.Go(func() { s.collecting(ctx) })
+	}
+	return s
 }
 
 // Close ends what is under way in the background. The downloads of pulls that are left keep what they have.
 func (s *Service) Close() error {
+	s.stop()
+	s.work.Wait()
 	s.flights.close()
 	return nil
 }
@@ -278,6 +293,12 @@ func (s *Service) Prune(ctx context.Context, filters filter.Args) (Pruned, error
 			pruned.Space += size
 		}
 	}
+	if len(wanted) == 0 { // all that is of no use
+		freed, err := s.pruneLeftovers(ctx)
+		if pruned.Space += freed; err != nil {
+			return pruned, err
+		}
+	}
 	s.Events.Publish(events.Event{Type: "image", Action: "prune", Attributes: map[string]string{"reclaimed": strconv.FormatInt(pruned.Space, 10)}})
 	return pruned, nil
 }
@@ -317,6 +338,7 @@ func (s *Service) layers(ctx context.Context) (map[string]int64, error) {
 // Load implements [API].
 func (s *Service) Load(ctx context.Context, r io.Reader, progress image.Progress) ([]string, error) {
 	names, err := s.Store.Load(ctx, r, progress)
+	s.grow()
 	for _, name := range names {
 		if img, gerr := s.Store.Get(ctx, name); gerr == nil {
 			s.emit("load", img.ID.String(), name, img.Config.Config.Labels)
@@ -341,6 +363,7 @@ func (s *Service) Save(ctx context.Context, refs []string, w io.Writer) error {
 // Import implements [API].
 func (s *Service) Import(ctx context.Context, r io.Reader, opts image.ImportOptions) (image.Image, error) {
 	img, err := s.Store.Import(ctx, r, opts)
+	s.grow()
 	if err != nil {
 		return img, err
 	}

@@ -24,7 +24,6 @@ import (
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/linux/cgroup"
 	linuxhost "corten.dev/corten/internal/linux/host"
-	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/volume"
 )
 
@@ -35,9 +34,10 @@ type Containers interface {
 	VolumeMounts() map[string]int
 }
 
-// Images lists images.
+// Images lists images and knows what they take.
 type Images interface {
 	List(ctx context.Context) ([]image.Image, error)
+	DiskUsage(ctx context.Context, inUse func(digest.Digest) bool) (image.DiskUsage, error)
 }
 
 // Volumes lists volumes and measures them.
@@ -49,7 +49,6 @@ type Volumes interface {
 // Trees is where layers and writable trees are.
 type Trees interface {
 	Name() string
-	Layers(ctx context.Context) ([]snapshot.Layer, error)
 }
 
 // Options join the service with its rooms.
@@ -322,35 +321,8 @@ func actor(f filter.Args, noun string, e events.Event) bool {
 // Usage implements [API].
 func (s *Service) Usage(ctx context.Context) (Usage, error) {
 	var u Usage
-	imgs, err := s.Images.List(ctx)
-	if err != nil {
+	if err := s.imageUsage(ctx, &u); err != nil {
 		return u, err
-	}
-	layers, err := s.Trees.Layers(ctx)
-	if err != nil {
-		return u, err
-	}
-	parents := map[snapshot.ChainID]snapshot.Layer{}
-	for _, l := range layers {
-		parents[l.Chain] = l
-		u.ImageSize += l.Size
-	}
-	used := map[snapshot.ChainID]bool{}
-	for _, img := range imgs {
-		u.Images++
-		stopped, running := s.Containers.ImageUsers(img.ID)
-		if len(stopped)+len(running) == 0 {
-			continue
-		}
-		u.ActiveImages++
-		for chain := img.Chain; chain != "" && !used[chain]; chain = parents[chain].Parent {
-			used[chain] = true
-		}
-	}
-	for _, l := range layers {
-		if !used[l.Chain] {
-			u.ImageReclaimable += l.Size
-		}
 	}
 	list, err := s.Containers.List(ctx, containers.ListOptions{All: true, Size: true})
 	if err != nil {
@@ -366,6 +338,34 @@ func (s *Service) Usage(ctx context.Context) (Usage, error) {
 		}
 	}
 	return u, s.volumeUsage(ctx, &u)
+}
+
+// ImageUsage implements [API].
+func (s *Service) ImageUsage(ctx context.Context) (image.DiskUsage, error) {
+	return s.Images.DiskUsage(ctx, func(id digest.Digest) bool {
+		stopped, running := s.Containers.ImageUsers(id)
+		return len(stopped)+len(running) > 0
+	})
+}
+
+func (s *Service) imageUsage(ctx context.Context, u *Usage) error {
+	disk, err := s.ImageUsage(ctx)
+	if err != nil {
+		return err
+	}
+	u.Images = len(disk.Images)
+	for _, img := range disk.Images {
+		if img.InUse {
+			u.ActiveImages++
+		}
+	}
+	u.ImageSize, u.ImageReclaimable = ImageBytes(disk)
+	return nil
+}
+
+// ImageBytes are all bytes that images take on disk, blobs and broken downloads included, and what would go if all went that is not in use.
+func ImageBytes(disk image.DiskUsage) (all, reclaimable int64) {
+	return disk.LayerBytes + disk.Content.BlobBytes + disk.Content.IngestedBytes, disk.Reclaimable
 }
 
 func (s *Service) volumeUsage(ctx context.Context, u *Usage) error {

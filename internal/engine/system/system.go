@@ -9,6 +9,7 @@ import (
 
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/filter"
+	"corten.dev/corten/internal/image"
 )
 
 // Info is what `info` shows of the engine.
@@ -53,4 +54,6 @@ type API interface {
 	// Events calls fn for every event that matches, remembered ones first, until ctx ends, until passed, or fn fails.
 	Events(ctx context.Context, since, until time.Time, filters filter.Args, fn func(events.Event) error) error
 	Usage(ctx context.Context) (Usage, error)
+	// ImageUsage is the images' part of it, image by image.
+	ImageUsage(ctx context.Context) (image.DiskUsage, error)
 }
