@@ -1,6 +1,7 @@
 // Package dns answers the name questions of containers on user-defined networks.
 //
-// It owns the sockets that it is given and a cache of what upstream servers said. It knows no networks: a [Directory] tells what an owner may see and whom to ask for the rest. It promises:
+// It owns the sockets that it is given and a cache of what upstream servers said. It runs in a process of its own, which outlives the engine (resident.go has the protocol
+// between them). A [Directory] tells what an owner may see and whom to ask for the rest; book.go makes one of what the engine said. It promises:
 // a name of another network is never told; an owner who reaches no outside is never asked for outside; no packet, however made, stops the
 // server; one owner's questions do not starve another's.
 //
