@@ -19,7 +19,7 @@ func parseRange(header string, size int64) (s span, ok bool) {
 	if !found || strings.Contains(set, ",") {
 		return all, true
 	}
-	first, last, found := strings.Cut(strings.TrimSpace(set), "-")
+	first, last, found := strings.Cut(strings.Trim(set, " \t"), "-")
 	if !found {
 		return all, true
 	}

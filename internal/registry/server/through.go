@@ -98,58 +98,83 @@ func (r *Registry) pullManifest(ctx context.Context, repo, ref string, d digest.
 
 // fetchBlob answers with a blob that is not here.
 func (c *call) fetchBlob(d digest.Digest) error {
-	key := c.route.name + "@" + string(d)
-	done, first := c.r.fetches.begin(key)
-	if !first {
-		wait := time.NewTimer(followFor)
-		defer wait.Stop()
+	if c.req.Method == http.MethodHead {
+		return c.fetchUnkept(d)
+	}
+	ctx := c.req.Context()
+	wait := time.NewTimer(followFor)
+	defer wait.Stop()
+	for {
+		key := c.route.name + "@" + string(d)
+		done, first := c.r.fetches.begin(key)
+		if first {
+			return c.fetchKept(d, func() { c.r.fetches.end(key, done) })
+		}
 		select {
 		case <-done:
-			if l, err := c.r.getLink(c.req.Context(), c.route.name, d); err == nil {
-				return c.sendBlob(d, l.size, func(s span) (io.ReadCloser, error) {
-					return c.r.d.Open(c.req.Context(), d, s.start, s.length)
-				})
+			l, err := c.r.getLink(ctx, c.route.name, d)
+			if err == nil {
+				return c.sendBlob(d, l.size, func(s span) (io.ReadCloser, error) { return c.r.d.Open(ctx, d, s.start, s.length) })
+			}
+			if !isNotFound(err) {
+				return err
 			}
 		case <-wait.C:
-		case <-c.req.Context().Done():
-			return c.req.Context().Err()
+			return c.fetchUnkept(d)
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
-	end := func() {
-		if first {
-			c.r.fetches.end(key, done)
-		}
-	}
-	// The ingest goes on without the client, but not without the registry.
-	ctx, cancel := context.WithCancel(context.WithoutCancel(c.req.Context()))
-	context.AfterFunc(c.r.running, cancel)
+}
+
+// openUpstream opens a blob elsewhere and sets the headers for it.
+func (c *call) openUpstream(ctx context.Context, d digest.Digest) (io.ReadCloser, int64, error) {
 	rc, size, err := c.r.opts.Upstreams.Blob(ctx, c.route.name, d)
+	if isNotFound(err) {
+		return nil, 0, blobUnknown(d)
+	}
 	if err != nil {
-		cancel()
-		end()
-		if isNotFound(err) {
-			return blobUnknown(d)
-		}
-		return fmt.Errorf("pull %s@%s through: %w", c.route.name, d, err)
+		return nil, 0, fmt.Errorf("pull %s@%s through: %w", c.route.name, d, err)
 	}
 	c.blobHeaders(d, max(size, 0))
 	if size < 0 {
 		c.w.Header().Del("Content-Length")
 	}
-	c.w.Header().Del("Accept-Ranges")
-	if c.req.Method == http.MethodHead || !first {
-		defer end()
-		defer cancel()
-		c.w.WriteHeader(http.StatusOK)
-		if c.req.Method == http.MethodHead {
-			return rc.Close()
-		}
-		return c.stream(rc, size)
+	c.w.Header().Del("Accept-Ranges") // not this time
+	return rc, size, nil
+}
+
+// fetchUnkept only sends on, or for HEAD only tells.
+func (c *call) fetchUnkept(d digest.Digest) error {
+	rc, size, err := c.openUpstream(c.req.Context(), d)
+	if err != nil {
+		return err
+	}
+	c.w.WriteHeader(http.StatusOK)
+	if c.req.Method == http.MethodHead {
+		return rc.Close()
+	}
+	return c.stream(rc, size)
+}
+
+// fetchKept sends on and keeps. end is called when it is kept, or cannot be.
+func (c *call) fetchKept(d digest.Digest, end func()) error {
+	// The ingest goes on without the client, but not without the registry.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(c.req.Context()))
+	forget := context.AfterFunc(c.r.running, cancel)
+	finish := func() {
+		forget()
+		cancel()
+		end()
+	}
+	rc, size, err := c.openUpstream(ctx, d)
+	if err != nil {
+		finish()
+		return err
 	}
 	pr, pw := io.Pipe()
 	c.r.background.Go(func() {
-		defer cancel()
-		defer end()
+		defer finish()
 		err := c.r.ingest(ctx, c.route.name, d, io.TeeReader(rc, &quiet{w: pw}))
 		err = errors.Join(err, rc.Close())
 		if err != nil {
