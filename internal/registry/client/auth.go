@@ -38,12 +38,12 @@ func (s *site) proof(ctx context.Context, scopes []string) (proof, error) {
 	case ch.scheme == "basic" && s.creds.Username != "":
 		return proof{header: basic(s.creds)}, nil
 	case ch.scheme == "bearer":
-		return s.bearer(ctx, ch, scopes, false)
+		return s.bearer(ctx, ch, scopes)
 	}
 	return proof{}, nil
 }
 
-func (s *site) bearer(ctx context.Context, ch challenge, scopes []string, offline bool) (proof, error) {
+func (s *site) bearer(ctx context.Context, ch challenge, scopes []string) (proof, error) {
 	realm, err := s.realm(ch)
 	if err != nil {
 		return proof{}, err
@@ -51,7 +51,7 @@ func (s *site) bearer(ctx context.Context, ch challenge, scopes []string, offlin
 	s.mu.Lock()
 	extra := slices.Clone(s.extra)
 	s.mu.Unlock()
-	a := ask{realm: realm, service: ch.params["service"], scopes: mergeScopes(scopes, extra), creds: s.creds, offline: offline}
+	a := ask{realm: realm, service: ch.params["service"], scopes: mergeScopes(scopes, extra), creds: s.creds}
 	key := a.key()
 	g, fresh, err := s.c.tokens.get(ctx, key, func(ctx context.Context) (grant, error) { return s.fetchToken(ctx, a) })
 	if err != nil {
@@ -91,9 +91,10 @@ func (s *site) learn(resp *http.Response, used proof, scopes []string) bool {
 	}
 	s.c.mu.Lock()
 	before := s.c.wants[s.base.Host]
-	if len(s.c.wants) < maxHeld {
-		s.c.wants[s.base.Host] = challenge{ch.scheme, map[string]string{"realm": ch.params["realm"], "service": ch.params["service"]}}
+	if len(s.c.wants) >= maxHeld {
+		clear(s.c.wants) // everybody is asked once more
 	}
+	s.c.wants[s.base.Host] = challenge{ch.scheme, map[string]string{"realm": ch.params["realm"], "service": ch.params["service"]}}
 	s.c.mu.Unlock()
 	if ch.scheme == "basic" {
 		return used.header != basic(s.creds)

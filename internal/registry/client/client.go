@@ -66,7 +66,7 @@ type Hosts interface {
 type Sink interface {
 	io.Writer
 	Size() int64
-	Restart() error // forget what is there: the server gave something else
+	Restart() error // forget what is there: it is more than the blob, or (see Summer) not the blob
 }
 
 // Repository is one repository with the credentials of one caller. Its methods may be called concurrently.
@@ -85,10 +85,10 @@ type Repository interface {
 	Has(ctx context.Context, d digest.Digest) (bool, error)
 	// Mount asks for a blob of another repository of the same registry; false when it is not given, and then nothing is left open.
 	Mount(ctx context.Context, d digest.Digest, from string) (bool, error)
-	// Push sends a blob. Content opens it at an offset (for retries from where the registry's answer says); d.Digest may be empty when it is
-	// known only at the end: then sum is asked after the last byte. progress gets the bytes sent so far (it may go back on a retry).
+	// Push sends a blob, in one go where it can, from where the registry's answer says after a break. It gives size and digest also when they
+	// were not known before.
 	Push(ctx context.Context, up Upload) (ocispec.Descriptor, error)
-	// PushManifest stores a document under a tag or its digest, and gives the digest the registry named.
+	// PushManifest stores a document under a tag or its digest. A registry that names another digest is an error.
 	PushManifest(ctx context.Context, tagOrDigest string, doc manifest.Document) error
 	// Tags lists the tags, all pages.
 	Tags(ctx context.Context) ([]string, error)
@@ -98,11 +98,13 @@ type Repository interface {
 
 // Upload is a blob to be sent.
 type Upload struct {
-	Digest digest.Digest // may be empty: then the stream is digested while it is sent, in chunks, and cannot be repeated from the middle unless Open can
+	Digest digest.Digest // may be empty: then the stream is digested while it is sent
 	Size   int64         // -1 when not known
-	// Open reads the blob from an offset. It is called again after a broken connection.
-	Open     func(ctx context.Context, offset int64) (io.ReadCloser, error)
-	Progress func(sent int64) // must not wait; never called twice at a time
+	// Open reads the blob from an offset. It is called again after a broken connection, with the offset that the registry has, which may be 0; it
+	// must give the same bytes each time. Its error ends the push.
+	Open func(ctx context.Context, offset int64) (io.ReadCloser, error)
+	// Progress hears how many bytes were sent so far (it may go back after a break). It must not wait, and is never called twice at a time.
+	Progress func(sent int64)
 }
 
 // SearchResult is one line of `search` (the v1 search API).

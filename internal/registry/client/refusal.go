@@ -31,7 +31,7 @@ type Error struct {
 func (e *Error) Error() string {
 	switch code := strings.ReplaceAll(strings.ToLower(e.Code), "_", " "); {
 	case e.noPassword:
-		return e.where + ": no basic auth credentials"
+		return e.where + ": no basic auth credentials" // Docker's words
 	case e.Code == "" && e.Message == "":
 		return fmt.Sprintf("%s: received unexpected HTTP status: %d %s", e.where, e.Status, http.StatusText(e.Status))
 	case e.Code == "":

@@ -164,64 +164,58 @@ func (c *Client) own(domain string, creds Credentials) (*site, error) {
 	return home(sites)
 }
 
-// Login proves credentials.
+// Login proves credentials: it asks as anybody, learns what is wanted, and asks again with that. A token is made anew, for the password may have
+// changed since one was kept.
 func (c *Client) Login(ctx context.Context, server string, creds Credentials) (string, error) {
 	s, err := c.own(serverDomain(server), creds)
 	if err != nil {
 		return "", err
 	}
 	ping := &call{method: http.MethodGet, path: "/v2/"}
-	resp, err := s.send(ctx, &call{method: http.MethodGet, path: "/v2/", bare: true})
+	resp, err := s.send(ctx, &call{method: ping.method, path: ping.path, bare: true})
 	if err != nil {
 		return "", err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode < 400 {
-		return "", nil // it asks for nothing
 	}
 	ch, ok := choose(challenges(resp.Header), creds)
-	if resp.StatusCode != http.StatusUnauthorized || !ok || creds.RegistryToken != "" {
-		return "", s.loginResult(ctx, ping, nil)
+	if resp.StatusCode != http.StatusUnauthorized {
+		return "", s.loginResult(resp) // it asks for nothing
 	}
-	s.learn(resp, proof{}, nil)
-	if ch.scheme != "bearer" {
-		return "", s.loginResult(ctx, ping, nil)
-	}
-	realm, err := s.realm(ch)
-	if err != nil {
-		s.unlearn()
-		return "", err
-	}
-	// A token made now, not one that was kept: the password may have changed.
-	g, err := s.fetchToken(ctx, ask{realm: realm, service: ch.params["service"], scopes: mergeScopes(nil, strings.Fields(ch.params["scope"])), creds: creds, offline: true})
-	if err != nil {
-		s.unlearn()
-		return "", errs.New(kindOfError(err), "%s: %w", where(ping.method, s.at(ping)), err)
-	}
-	if g.token == "" {
-		return g.refresh, nil
-	}
-	return g.refresh, s.loginResult(ctx, ping, &g)
-}
-
-// loginResult asks with what was learned, and gives the refusal.
-func (s *site) loginResult(ctx context.Context, ping *call, g *grant) error {
-	var resp *http.Response
-	var err error
-	if g != nil {
-		resp, err = s.follow(ctx, ping, s.at(ping), "Bearer "+g.token)
-	} else {
-		resp, err = s.send(ctx, ping)
-	}
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode >= 400 {
-		err := s.refusal(resp)
-		return errs.New(err.kind, "%s: %w", where(ping.method, s.at(ping)), err)
+	if !ok || ch.scheme != "bearer" || creds.RegistryToken != "" {
+		s.learn(resp, proof{}, nil)
+		drop(resp)
+		if resp, err = s.send(ctx, ping); err != nil {
+			return "", err
+		}
+		return "", s.loginResult(resp)
 	}
 	drop(resp)
-	return nil
+	realm, err := s.realm(ch)
+	if err != nil {
+		return "", err
+	}
+	g, err := s.fetchToken(ctx, ask{realm: realm, service: ch.params["service"], scopes: mergeScopes(nil, strings.Fields(ch.params["scope"])), creds: creds, offline: true})
+	if err != nil {
+		return "", errs.New(kindOfError(err), "%s: %w", where(ping.method, s.at(ping)), err)
+	}
+	if g.token != "" {
+		if resp, err = s.follow(ctx, ping, s.at(ping), "Bearer "+g.token); err == nil {
+			err = s.loginResult(resp)
+		}
+	}
+	if err != nil {
+		return "", err
+	}
+	return g.refresh, nil
+}
+
+// loginResult is what the answer to a login means.
+func (s *site) loginResult(resp *http.Response) error {
+	if resp.StatusCode < 400 {
+		drop(resp)
+		return nil
+	}
+	err := s.refusal(resp)
+	return errs.New(err.kind, "%s: %w", where(resp.Request.Method, resp.Request.URL), err)
 }
 
 func kindOfError(err error) error {

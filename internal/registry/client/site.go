@@ -128,15 +128,15 @@ func (s *site) do(ctx context.Context, c *call) (*http.Response, error) {
 func (s *site) send(ctx context.Context, c *call) (*http.Response, error) {
 	u := s.at(c)
 	for attempt := 0; ; attempt++ {
-		var proof proof
+		var mine proof
 		if s.own(u) && !c.bare {
 			var err error
-			if proof, err = s.proof(ctx, c.scopes); err != nil {
+			if mine, err = s.proof(ctx, c.scopes); err != nil {
 				s.unlearn() // the token service may have moved
 				return nil, err
 			}
 		}
-		resp, err := s.follow(ctx, c, u, proof.header)
+		resp, err := s.follow(ctx, c, u, mine.header)
 		if err != nil {
 			plain := s.fallBack(u, err)
 			if plain == nil || ctx.Err() != nil {
@@ -147,7 +147,7 @@ func (s *site) send(ctx context.Context, c *call) (*http.Response, error) {
 			continue
 		}
 		s.reached.Store(true)
-		if resp.StatusCode != http.StatusUnauthorized || attempt == 2 || c.bare || !s.own(resp.Request.URL) || !s.learn(resp, proof, c.scopes) {
+		if resp.StatusCode != http.StatusUnauthorized || attempt == 2 || c.bare || !s.own(resp.Request.URL) || !s.learn(resp, mine, c.scopes) {
 			return resp, nil
 		}
 		drop(resp)
@@ -188,11 +188,11 @@ func (s *site) follow(ctx context.Context, c *call, first *url.URL, authorizatio
 		if err := s.allowed(c, first, u); err != nil {
 			return nil, err
 		}
-		proof := ""
+		mine := ""
 		if sameOrigin(first, u) {
-			proof = authorization
+			mine = authorization
 		}
-		resp, err := s.exchange(ctx, c, u, proof)
+		resp, err := s.exchange(ctx, c, u, mine)
 		if err != nil {
 			return nil, err
 		}
