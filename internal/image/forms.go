@@ -51,7 +51,10 @@ func (f form) descriptor() ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: f.MediaType, Digest: f.Digest, Size: f.Size}
 }
 
-const maxOrigins = 16
+const (
+	maxOrigins = 16
+	maxForms   = 32 // of one diff, not counting those that can be opened here
+)
 
 func openForms(dir string, log *slog.Logger) (*forms, error) {
 	d, err := record.Open[layerForms](dir, log)
@@ -97,12 +100,17 @@ func (t *forms) edit(diff digest.Digest, desc ocispec.Descriptor, durable bool, 
 	list := slices.Clone(old)
 	i := slices.IndexFunc(list, func(f form) bool { return f.Digest == desc.Digest })
 	if i < 0 {
+		if len(list) >= maxForms {
+			if drop := slices.IndexFunc(list, func(f form) bool { return !f.Kept && f.Recipe == nil }); drop >= 0 {
+				list = slices.Delete(list, drop, drop+1)
+			}
+		}
 		i = len(list)
 		list = append(list, form{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size})
 	}
 	was := list[i]
 	change(&list[i])
-	if i < len(old) && same(was, list[i]) {
+	if len(list) == len(old) && i < len(old) && old[i].Digest == desc.Digest && same(was, list[i]) {
 		return nil
 	}
 	rec := layerForms{Forms: list}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -256,7 +257,7 @@ func (sp *spool) images(ctx context.Context, p manifest.Platform) ([]packed, err
 	return nil, errs.New(errs.Invalid, "archive holds no image: it has none of manifest.json, index.json and repositories (for a plain file tree, use import)")
 }
 
-// unpack applies the layers. Whatever it applied is a candidate for removal until an image names it.
+// unpack applies the layers, side by side. Whatever it applied is a candidate for removal until an image names it.
 func (s *Images) unpack(ctx context.Context, sp *spool, img packed, progress Progress) error {
 	cfg, err := ParseConfig(img.raw)
 	if err != nil {
@@ -265,35 +266,88 @@ func (s *Images) unpack(ctx context.Context, sp *spool, img packed, progress Pro
 	if len(img.layers) != len(cfg.RootFS.DiffIDs) {
 		return errs.New(errs.Invalid, "archive lists %d layers, the image config %d", len(img.layers), len(cfg.RootFS.DiffIDs))
 	}
-	var chain snapshot.ChainID
-	for i, name := range img.layers {
-		diff := cfg.RootFS.DiffIDs[i]
-		next := nextChain(chain, diff)
-		s.gate.candidate(loose{name: next})
-		r, m, err := sp.open(name)
-		if err != nil {
-			return err
-		}
-		if img.blobs != nil {
-			if err := img.blobs[i].check(m); err != nil {
-				return err
-			}
-		}
-		short := diff.Encoded()[:12]
-		progress(short, "Loading layer", 0, m.size)
-		counted := &counter{r: r, tell: func(n int64) { progress(short, "Loading layer", n, m.size) }}
-		if err := s.apply(ctx, chain, diff, m.size, counted); err != nil {
-			return fmt.Errorf("layer %d (%s): %w", i+1, name, err)
-		}
-		chain = next
+	if n := len(img.layers); n > manifest.MaxLayers {
+		return errs.New(errs.Invalid, "archive lists %d layers, more than %d", n, manifest.MaxLayers)
 	}
-	return nil
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var tell sync.Mutex
+	var work sync.WaitGroup
+	places := make(chan struct{}, 2*processors())
+	var chain snapshot.ChainID
+	var below <-chan struct{}
+	for i, name := range img.layers {
+		l := loadedLayer{name: name, parent: chain, diff: cfg.RootFS.DiffIDs[i], below: below, done: make(chan struct{})}
+		if img.blobs != nil {
+			l.blob = &img.blobs[i]
+		}
+		chain, below = nextChain(chain, l.diff), l.done
+		s.gate.candidate(loose{name: chain})
+		// Begun in order, so that the layer that the others wait for always has a place.
+		select {
+		case places <- struct{}{}:
+		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
+			break
+		}
+		work.Go(func() {
+			defer func() { <-places }()
+			err := s.unpackLayer(ctx, sp, l, func(id, status string, current, total int64) {
+				tell.Lock()
+				defer tell.Unlock()
+				progress(id, status, current, total)
+			})
+			if err != nil {
+				cancel(fmt.Errorf("layer %d (%s): %w", i+1, name, err))
+				return
+			}
+			close(l.done)
+		})
+	}
+	work.Wait()
+	return context.Cause(ctx)
 }
 
-func (s *Images) apply(ctx context.Context, parent snapshot.ChainID, diff digest.Digest, size int64, r io.Reader) error {
-	plain := newPlain(ctx, r)
-	_, err := s.snaps.Stack(ctx, parent, diff, plain, snapshot.Stacking{MaxBytes: s.limits.layer(size), MaxEntries: s.limits.Entries})
-	return also(err, plain.Close())
+// loadedLayer is a layer of an archive.
+type loadedLayer struct {
+	name   string
+	parent snapshot.ChainID
+	diff   digest.Digest
+	blob   *blob           // what its manifest says; may be nil
+	below  <-chan struct{} // closed when the layer below is there; nil for the lowest
+	done   chan struct{}
+}
+
+func (s *Images) unpackLayer(ctx context.Context, sp *spool, l loadedLayer, progress Progress) error {
+	r, m, err := sp.open(l.name)
+	if err != nil {
+		return err
+	}
+	if l.blob != nil {
+		if err := l.blob.check(m); err != nil {
+			return err
+		}
+	}
+	short := l.diff.Encoded()[:12]
+	progress(short, "Loading layer", 0, m.size)
+	plain := newPlain(ctx, &counter{r: r, tell: func(n int64) { progress(short, "Loading layer", n, m.size) }})
+	opts := snapshot.Stacking{MaxBytes: s.limits.layer(m.size), MaxEntries: s.limits.Entries}
+	if l.below != nil {
+		opts.Ready = func(ctx context.Context) error {
+			select {
+			case <-l.below:
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+	}
+	_, err = s.snaps.Stack(ctx, l.parent, l.diff, plain, opts)
+	if err = also(err, plain.Close()); err == nil {
+		progress(short, "Loading layer", m.size, m.size) // one that was there is not read
+	}
+	return err
 }
 
 // counter tells how far a reader is, not more often than every half megabyte.

@@ -34,9 +34,10 @@ type Incoming interface {
 	// Unpack takes a layer's blob as the registry has it (gzip, zstd or plain, told by its first bytes) and unpacks it. Calls for all layers may run side
 	// by side: one waits for the layers below where the driver needs them. Verified: the diff id here, the blob's digest by the caller's ingest.
 	// A layer that another call is unpacking (another pull, the same diff id) is waited for instead, and r is then left unread.
+	// After an error the layer may be tried again with a reader that begins anew; the layers above go on waiting, until their contexts end or Close.
 	Unpack(ctx context.Context, i int, r io.Reader) error
 	// Keep hands over the verified compressed blob of layer i, which is in the content room; the room decides whether it stays or can be rebuilt
-	// bit for bit, and deletes it in the second case.
+	// bit for bit, and deletes it in the second case. Nothing happens to the blob before Commit: it is there for the next try of a pull that is broken off.
 	Keep(ctx context.Context, i int, blob ocispec.Descriptor) error
 	// Commit records the image under these names ("repo:tag", "repo@sha256:…"); all layers must be unpacked.
 	Commit(ctx context.Context, names []reference.Ref) (Image, error)
@@ -75,9 +76,10 @@ type OutgoingLayer interface {
 	Known() (ocispec.Descriptor, bool)
 	// Size estimates the bytes that Open will give (the uncompressed size when nothing better is known).
 	Size() int64
-	// Open gives the compressed bytes: the kept blob, the same bytes made again, or a first compression.
+	// Open gives the compressed bytes: the kept blob, the same bytes made again, or a first compression. They are other bytes than Known names only when
+	// those are neither kept nor can be made again (Options.KeepBlobs "never"): digest what was sent, and tell Sent.
 	Open(ctx context.Context, offset int64) (io.ReadCloser, error)
-	// Sent tells what the bytes of a first compression turned out to be; it is remembered.
+	// Sent tells what the bytes of a first compression turned out to be; it is remembered. An empty media type is filled in.
 	Sent(ocispec.Descriptor) error
 	// Origins are repositories that are known to have this blob ("docker.io/library/debian"), for mounting.
 	Origins() []string
