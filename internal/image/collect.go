@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"corten.dev/corten/internal/content"
+	"corten.dev/corten/internal/reference"
 )
 
 // Policy says what Collect removes. The zero value removes nothing but garbage.
@@ -20,7 +22,7 @@ type Policy struct {
 	MaxAge time.Duration
 	// Keep is how long an image stays after its last use, however little space there is.
 	Keep time.Duration
-	// Tagged lets images with names go, too. Without it only nameless ones do.
+	// Tagged lets images with tags go, too. Without it only dangling ones do (see Dangling).
 	Tagged bool
 	// Garbage is how long downloads that nobody went on with and blobs that nothing refers to stay, for pulls to resume with; default a day, an hour when space
 	// is short.
@@ -124,10 +126,11 @@ func (c *collecting) images(ctx context.Context, named bool) error {
 	for _, u := range usage.Images {
 		unique[u.ID] = u.Unique()
 	}
+	dangling := s.Dangling(ctx)
 	s.mu.RLock()
 	var all []*entry
 	for _, e := range s.byID {
-		if n := s.known[e.id]; named == (len(n.tags)+len(n.digests) > 0) {
+		if named != dangling(e.id) {
 			all = append(all, e)
 		}
 	}
@@ -160,7 +163,7 @@ func (c *collecting) images(ctx context.Context, named bool) error {
 	return nil
 }
 
-// dropImage removes an image with all its names, unless it got its first name meanwhile.
+// dropImage removes an image with all its names, unless it got its first tag meanwhile.
 func (s *Images) dropImage(id digest.Digest, named bool) (names []string, ok bool, err error) {
 	s.gate.begin()
 	defer s.gate.end()
@@ -168,7 +171,7 @@ func (s *Images) dropImage(id digest.Digest, named bool) (names []string, ok boo
 	err = s.change(func(t *table) error {
 		e, names = nil, nil
 		mine := namesOf(t.names, id)
-		if t.byID[id] == nil || !named && len(mine) > 0 {
+		if t.byID[id] == nil || !named && slices.ContainsFunc(mine, func(r reference.Ref) bool { return r.Digest == "" }) {
 			return nil
 		}
 		e = t.byID[id]

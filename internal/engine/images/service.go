@@ -132,11 +132,12 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]Summary, error)
 	if err != nil {
 		return nil, err
 	}
+	isDangling := s.dangling(ctx, all)
 	var list []Summary
 	for _, img := range all {
 		made := created(img)
 		switch {
-		case f.Has("dangling") && dangling != isDangling(img),
+		case f.Has("dangling") && dangling != isDangling(img.ID),
 			!f.Labels("label", img.Config.Config.Labels), hasLabel(f["label!"], img.Config.Config.Labels),
 			!before.IsZero() && !made.Before(before), !since.IsZero() && !made.After(since), !until.IsZero() && !made.Before(until):
 			continue
@@ -149,14 +150,25 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]Summary, error)
 			}
 		}
 		stopped, running := s.Containers.ImageUsers(img.ID)
-		list = append(list, Summary{Image: img, Containers: len(stopped) + len(running), Dangling: isDangling(img)})
+		list = append(list, Summary{Image: img, Containers: len(stopped) + len(running), Dangling: isDangling(img.ID)})
 	}
 	slices.SortFunc(list, func(a, b Summary) int { return created(b.Image).Compare(created(a.Image)) })
 	return list, nil
 }
 
-// isDangling: nobody has a name for it.
-func isDangling(img image.Image) bool { return len(img.Tags) == 0 && len(img.Digests) == 0 }
+// dangling tells which images have no name that a person gave them.
+func (s *Service) dangling(ctx context.Context, all []image.Image) func(digest.Digest) bool {
+	if store, ok := s.Store.(interface {
+		Dangling(ctx context.Context) func(digest.Digest) bool
+	}); ok {
+		return store.Dangling(ctx)
+	}
+	tagged := map[digest.Digest]bool{}
+	for _, img := range all {
+		tagged[img.ID] = len(img.Tags) > 0
+	}
+	return func(id digest.Digest) bool { return !tagged[id] }
+}
 
 func created(img image.Image) time.Time {
 	if img.Config.Created == nil {
@@ -272,12 +284,12 @@ func (s *Service) Prune(ctx context.Context, filters filter.Args) (Pruned, error
 		if sum.Containers > 0 || onlyDangling && !sum.Dangling {
 			continue
 		}
-		refs := sum.Tags
+		refs := append(slices.Clone(sum.Tags), sum.Digests...)
 		if len(refs) == 0 {
 			refs = []string{sum.ID.String()}
 		}
 		for _, ref := range refs {
-			removed, err := s.Remove(ctx, ref, len(sum.Tags) == 0, true)
+			removed, err := s.Remove(ctx, ref, false, true) // never by force: a container may have come meanwhile
 			pruned.Removed = append(pruned.Removed, removed...)
 			if err != nil && !errors.Is(err, errs.Conflict) && !errors.Is(err, errs.NotFound) { // taken by a container, or removed, meanwhile
 				return pruned, err
