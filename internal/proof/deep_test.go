@@ -11,6 +11,9 @@ import (
 
 // Docker ends at 125 layers. Here an image may have more than fit into one option of a mount call: 130 run, can be saved, loaded, looked into and committed.
 func TestDeepImage(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes a while")
+	}
 	e := enginetest.Start(t)
 	const deep = 130
 	image := enginetest.Busybox

@@ -23,7 +23,7 @@ func TestHostileLinks(t *testing.T) {
 		e.Corten("run", "-d", "--name", "racer", "-v", "shared:/race", enginetest.Busybox, "sh", "-c", swapping, "sh", up+secret)
 		wait(t, "the racer to begin", func() bool { out, err := e.Try("logs", "racer"); return err == nil && strings.Contains(out, "ready") })
 		met := map[string]int{}
-		for i := range 12 {
+		for i := range max(rounds(t)/2, 3) {
 			hostileRound(t, e, met, i)
 			entries, err := os.ReadDir(secret)
 			if err != nil || len(entries) != 1 {

@@ -23,7 +23,7 @@ func rounds(t *testing.T) int {
 	if testing.Short() {
 		return 3
 	}
-	return 12
+	return 8
 }
 
 // A counter that writes numbered lines shows each lost, doubled or split line.
