@@ -135,9 +135,8 @@ func (p *readyPool) next(more bool, err error) time.Duration {
 		return 0
 	}
 	level := slog.LevelDebug
-	var busy *dyingError
-	if errors.As(err, &busy) { // a matter of moments, and the reaper wakes us
-	} else if err.Error() != p.trouble || time.Since(p.told) > poolTold {
+	var soon *dyingError // a matter of moments, and the reaper wakes us
+	if !errors.As(err, &soon) && (err.Error() != p.trouble || time.Since(p.told) > poolTold) {
 		p.trouble, p.told, level = err.Error(), time.Now(), slog.LevelWarn
 	}
 	p.l.log.Log(context.Background(), level, "no ready network namespaces for now; starts take a little longer", "err", err)

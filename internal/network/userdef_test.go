@@ -22,7 +22,7 @@ var bg = context.Background()
 // process starts a process in the namespace, as a container would.
 func process(tb testing.TB, ns *os.File) int {
 	tb.Helper()
-	cmd := exec.Command("sleep", "100")
+	cmd := exec.Command("sleep", "1000")
 	in(tb, ns, func() { check(tb, cmd.Start()) })
 	tb.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 	return cmd.Process.Pid
