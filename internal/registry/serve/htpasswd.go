@@ -39,7 +39,9 @@ func htpasswd(args []string, std IO) error {
 	}
 	line := ""
 	if !*remove {
+		restore := hidden(std)
 		password, err := readPassword(std.In)
+		restore()
 		if err != nil {
 			return err
 		}

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/registry/server"
 	"corten.dev/corten/internal/registry/server/access"
 	"corten.dev/corten/internal/registry/server/config"
@@ -138,14 +137,6 @@ func restartKeys(old, now *config.Config) []string {
 func sameAuth(a, b config.Auth) bool {
 	a.AnonymousPull, b.AnonymousPull = false, false
 	return a == b
-}
-
-// sizes refuses what this version cannot do.
-func unsupported(conf *config.Config) error {
-	if conf.Limits.Repository > 0 {
-		return errs.New(errs.NotImplemented, "limits.repository-size is not part of this version")
-	}
-	return nil
 }
 
 func closeAll(closers []func() error) error {

@@ -57,9 +57,6 @@ func serve(ctx context.Context, args []string, std IO) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := unsupported(&req.conf); err != nil {
-		return err
-	}
 	if req.validate {
 		fmt.Fprintln(std.Out, "configuration OK")
 		return nil
@@ -111,6 +108,10 @@ func (r *registry) join(ctx context.Context) error {
 	}
 	if guard != nil {
 		opts.Guard = guard.guard
+	}
+	if limit := int64(r.conf.Limits.Repository); limit > 0 {
+		q := &quota{inner: opts.Guard, limit: limit, values: driver, log: r.log}
+		opts.Guard, opts.Observer = q, observers{r.metrics.Finished, q.finished}
 	}
 	if ups != nil {
 		opts.Upstreams = ups
@@ -203,9 +204,6 @@ func (r *registry) wait(ctx context.Context, failed <-chan error) error {
 // reload takes over what can change, or nothing.
 func (r *registry) reload() {
 	req, err := parse("serve", serveWords, r.args, io.Discard, serveFlags)
-	if err == nil {
-		err = unsupported(&req.conf)
-	}
 	if err == nil && r.guard != nil && req.conf.Auth.Htpasswd != "" {
 		err = r.guard.users.Reload()
 	}
