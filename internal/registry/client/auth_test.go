@@ -378,3 +378,26 @@ func TestChallenges(t *testing.T) {
 		}
 	}
 }
+
+// Token services are elsewhere: they get the password of this registry, which itself then sees the token only.
+func TestTokenServiceElsewhere(t *testing.T) {
+	service := serve(t, true, wantBasic(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, `{"token":"for-the-registry"}`) }))
+	reg := serve(t, true, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer for-the-registry" {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="`+service.URL+`/auth?kind=docker",service="s"`)
+			w.WriteHeader(401)
+			return
+		}
+		giveManifest(w, emptyManifest)
+	})
+	c := quick(t, fixed{reg.hosts().list, service.Client().Transport})
+	if _, err := repo(t, c, "reg.example/team/app", ann).Resolve(t.Context(), "1"); err != nil {
+		t.Fatal(err)
+	}
+	if n := reg.count(func(r *http.Request) bool { _, _, ok := r.BasicAuth(); return ok }); n > 0 {
+		t.Error("the registry saw the password, which it had asked to be sent elsewhere")
+	}
+	if n := service.count(func(r *http.Request) bool { return r.FormValue("kind") == "docker" && r.FormValue("service") == "s" }); n != 1 {
+		t.Error("the query of the realm was lost")
+	}
+}

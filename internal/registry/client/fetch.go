@@ -92,7 +92,7 @@ func (r *repository) Blob(ctx context.Context, d ocispec.Descriptor, limit int64
 	if d.Size > limit {
 		return nil, errs.New(errs.Invalid, "blob %s has %d bytes, more than %d", d.Digest, d.Size, limit)
 	}
-	dst := &memory{limit: d.Size}
+	dst := &memory{}
 	if err := r.Fetch(ctx, d, dst); err != nil {
 		return nil, err
 	}
@@ -103,10 +103,7 @@ func (r *repository) Blob(ctx context.Context, d ocispec.Descriptor, limit int64
 }
 
 // memory is the sink of a small blob.
-type memory struct {
-	raw   []byte
-	limit int64
-}
+type memory struct{ raw []byte }
 
 func (m *memory) Write(p []byte) (int, error) {
 	m.raw = append(m.raw, p...)
@@ -250,7 +247,8 @@ func (s *site) open(ctx context.Context, d ocispec.Descriptor, want span, at *ur
 	}
 	b.known = resp.ContentLength >= 0
 	if err := s.skip(b, skip); err != nil {
-		return nil, errors.Join(errs.New(errs.Unavailable, "%s: %w", b.where, err), b.Close())
+		_ = b.Close() // what failed is told already
+		return nil, errs.New(errs.Unavailable, "%s: %w", b.where, err)
 	}
 	return b, nil
 }

@@ -499,3 +499,23 @@ func TestRegistryRestarts(t *testing.T) {
 		t.Errorf("%d bytes, %d ranges: %v", dst.Len(), ranged.Load(), err)
 	}
 }
+
+// A mirror that is not there is asked once, not for each layer.
+func TestDeadMirrorRests(t *testing.T) {
+	raw, d := noise(1000)
+	registry := serve(t, true, giveBlob(raw))
+	var asked atomic.Int64
+	dead := roundTrip(func(req *http.Request) (*http.Response, error) {
+		asked.Add(1)
+		return nil, &net.OpError{Op: "dial", Err: errors.New("connection refused")}
+	})
+	c := quick(t, fixed{list: []Endpoint{{URL: "https://mirror.example", Mirror: true, Transport: dead}, registry.hosts().list[0]}})
+	for range 5 {
+		if err := fetchInto(t, c, d, &sink{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if asked.Load() != 1 {
+		t.Errorf("asked %d times", asked.Load())
+	}
+}

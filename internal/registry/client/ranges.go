@@ -22,9 +22,9 @@ type ranges struct {
 	d    ocispec.Descriptor
 	free chan []byte
 	stop context.CancelFunc
+	next int64 // first byte that is in no segment yet; only the one who hands them out looks at it
 
-	mu    sync.Mutex // guards what follows
-	next  int64      // first byte that no worker has taken
+	mu    sync.Mutex // guards place
 	place *url.URL   // where redirects led, so that each range need not ask the registry
 }
 

@@ -32,6 +32,7 @@ type Client struct {
 	mu    sync.Mutex           // guards what follows
 	wants map[string]challenge // what a host asked for when it last said 401
 	plain map[string]time.Time // insecure hosts that had no https, and when that was seen
+	gone  map[string]time.Time // mirrors that did not answer, and when
 }
 
 var _ Registry = (*Client)(nil)
@@ -66,7 +67,7 @@ func New(opts Options) *Client {
 	}
 	c := &Client{
 		direct: Direct(), opts: opts, agent: opts.UserAgent, log: opts.Logger, hosts: opts.Hosts,
-		tokens: &tokens{known: map[string]*held{}}, wants: map[string]challenge{}, plain: map[string]time.Time{},
+		tokens: &tokens{known: map[string]*held{}}, wants: map[string]challenge{}, plain: map[string]time.Time{}, gone: map[string]time.Time{},
 		tuning: tuning{
 			head: time.Minute, answer: 5 * time.Minute, window: 30 * time.Second, floor: 16 << 10, segment: 8 << 20, fast: 100 << 20, progress: 1 << 20,
 			farewell: 5 * time.Second,

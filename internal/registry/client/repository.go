@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -33,10 +34,17 @@ type repository struct {
 func (r *repository) each(ctx context.Context, sites []*site, what string, ask func(*site) error) error {
 	var err error
 	for i, s := range sites {
+		last := i == len(sites)-1
+		if !last && s.c.away(s.base.Host) {
+			continue
+		}
 		if err = ask(s); err == nil || ctx.Err() != nil || errors.Is(err, errSink) {
 			return err
 		}
-		if i < len(sites)-1 {
+		if _, answered := asError(err); !last && !answered && !s.reached.Load() {
+			s.c.goneAway(s.base.Host)
+		}
+		if !last {
 			level := slog.LevelWarn
 			if errors.Is(err, errs.NotFound) {
 				level = slog.LevelDebug // nobody promised that it has everything
@@ -45,6 +53,21 @@ func (r *repository) each(ctx context.Context, sites []*site, what string, ask f
 		}
 	}
 	return err
+}
+
+// awayFor is how long a mirror is left alone that did not answer at all: a dead one must not cost its time limit for each layer.
+const awayFor = time.Minute
+
+func (c *Client) away(host string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Since(c.gone[host]) < awayFor
+}
+
+func (c *Client) goneAway(host string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gone[host] = time.Now()
 }
 
 func (s *site) pull() []string { return []string{"repository:" + s.path + ":pull"} }
