@@ -4,9 +4,12 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
+	"slices"
 	"strings"
 
 	"github.com/docker/go-units"
+	"github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/network"
@@ -29,22 +32,26 @@ func (a *app) confirm(force bool, warning string) (bool, error) {
 	}
 	fmt.Fprintf(a.Out, "WARNING! %s\nAre you sure you want to continue? [y/N] ", warning)
 	line, err := bufio.NewReader(a.In).ReadString('\n')
-	if err != nil && line == "" {
-		return false, &exitError{code: 1, text: "Error: prompt terminated"}
+	if err != nil && err != io.EOF {
+		return false, fmt.Errorf("read the answer: %w", err)
 	}
 	return strings.EqualFold(strings.TrimSpace(line), "y"), nil
 }
 
-func pruneVerb(o *pruneOptions, short, warning string, do func(context.Context, *app, *engineapi.Client) (uint64, error)) *verb {
+// pruneVerb is a prune command: warn says what will go, by the flags.
+func pruneVerb(o *pruneOptions, short, long string, warn func() string, do func(context.Context, *app, *engineapi.Client) (uint64, error)) *verb {
 	o.filter = filters{}
 	return &verb{
-		use: "[OPTIONS]", short: short, long: warning, example: "",
+		use: "[OPTIONS]", short: short, long: long, example: "",
 		flags: func(f *pflag.FlagSet) {
 			f.BoolVarP(&o.force, "force", "f", false, "do not ask")
 			f.Var(o.filter, "filter", "only what fits name=value")
 		},
 		run: func(ctx context.Context, a *app, args []string) error {
-			if ok, err := a.confirm(o.force, warning); err != nil || !ok {
+			if err := o.settle(a); err != nil {
+				return err
+			}
+			if ok, err := a.confirm(o.force, warn()); err != nil || !ok {
 				return err
 			}
 			api, err := a.engine()
@@ -59,6 +66,41 @@ func pruneVerb(o *pruneOptions, short, warning string, do func(context.Context, 
 			return nil
 		},
 	}
+}
+
+// settle adds the filters that docker's config.json has for prune (pruneFilters); for volumes of all kinds and with both forms of a label it is the flag that counts.
+func (o *pruneOptions) settle(a *app) error {
+	cfg, err := a.config()
+	if err != nil {
+		return err
+	}
+	for _, f := range cfg.PruneFilters {
+		key, value, _ := strings.Cut(f, "=")
+		if key != "label" && key != "label!" {
+			return invalid("pruneFilters in config.json: %q: only label and label! are known", f)
+		}
+		if other := map[string]string{"label": "label!", "label!": "label"}[key]; o.filter[other][value] {
+			continue
+		}
+		if err := o.filter.Set(f); err != nil {
+			return err
+		}
+	}
+	if o.volumes && o.filter["until"] != nil {
+		return &exitError{code: 1, text: `ERROR: The "until" filter is not supported with "--volumes"`}
+	}
+	return nil
+}
+
+// list names the filters, sorted.
+func (f filters) list() (all []string) {
+	for name, values := range f {
+		for v := range values {
+			all = append(all, name+"="+v)
+		}
+	}
+	slices.Sort(all)
+	return all
 }
 
 // section prints what was removed under a heading.
@@ -117,9 +159,17 @@ func (f filters) with(name, value string) filters {
 	return out
 }
 
+func pruneBuilds(ctx context.Context, a *app, api *engineapi.Client, all bool, f filters) (uint64, error) {
+	var r build.CachePruneReport
+	err := api.Post(ctx, "/build/prune", f.into(query("all", flag1(all))), nil, &r)
+	section(a, "Deleted build cache objects", r.CachesDeleted)
+	return r.SpaceReclaimed, err
+}
+
 func newContainerPrune() *verb {
 	o := &pruneOptions{}
-	return pruneVerb(o, "Remove all stopped containers", "This will remove all stopped containers.",
+	const what = "This will remove all stopped containers."
+	return pruneVerb(o, "Remove all stopped containers", what, func() string { return what },
 		func(ctx context.Context, a *app, api *engineapi.Client) (uint64, error) {
 			return pruneContainers(ctx, a, api, o.filter)
 		})
@@ -127,7 +177,13 @@ func newContainerPrune() *verb {
 
 func newImagePrune() *verb {
 	o := &pruneOptions{}
-	v := pruneVerb(o, "Remove images that nobody uses", "This will remove all dangling images.",
+	v := pruneVerb(o, "Remove images that nobody uses", "Removes images without a name, or with --all, all images that no container stands on, and what is left of broken downloads.",
+		func() string {
+			if o.all {
+				return "This will remove all images without at least one container associated to them."
+			}
+			return "This will remove all dangling images."
+		},
 		func(ctx context.Context, a *app, api *engineapi.Client) (uint64, error) {
 			return pruneImages(ctx, a, api, o.filter.with("dangling", fmt.Sprint(!o.all)))
 		})
@@ -136,7 +192,13 @@ func newImagePrune() *verb {
 
 func newVolumePrune() *verb {
 	o := &pruneOptions{}
-	v := pruneVerb(o, "Remove volumes that nobody uses", "This will remove anonymous local volumes not used by at least one container.",
+	v := pruneVerb(o, "Remove volumes that nobody uses", "Removes volumes without a name of a person's that no container has, or with --all, all that no container has.",
+		func() string {
+			if o.all {
+				return "This will remove all local volumes not used by at least one container."
+			}
+			return "This will remove anonymous local volumes not used by at least one container."
+		},
 		func(ctx context.Context, a *app, api *engineapi.Client) (uint64, error) {
 			f := o.filter
 			if o.all {
@@ -165,6 +227,9 @@ func newNetworkPrune() *verb {
 			f.Var(o.filter, "filter", "only what fits name=value")
 		},
 		run: func(ctx context.Context, a *app, args []string) error {
+			if err := o.settle(a); err != nil {
+				return err
+			}
 			ok, err := a.confirm(o.force, "This will remove all custom networks not used by at least one container.")
 			if err != nil || !ok {
 				return err
@@ -178,9 +243,29 @@ func newNetworkPrune() *verb {
 	}
 }
 
+// systemWarning lists what `system prune` will remove, in docker's words.
+func (o *pruneOptions) systemWarning() string {
+	what := []string{"all stopped containers", "all networks not used by at least one container"}
+	if o.volumes {
+		what = append(what, "all anonymous volumes not used by at least one container")
+	}
+	if o.all {
+		what = append(what, "all images without at least one container associated to them", "all build cache")
+	} else {
+		what = append(what, "all dangling images", "unused build cache")
+	}
+	text := "This will remove:\n  - " + strings.Join(what, "\n  - ") + "\n"
+	if list := o.filter.list(); len(list) > 0 {
+		text += "\n  Items to be pruned will be filtered with:\n  - " + strings.Join(list, "\n  - ") + "\n"
+	}
+	return text
+}
+
 func newSystemPrune() *verb {
 	o := &pruneOptions{}
-	v := pruneVerb(o, "Remove everything that nobody uses", "This will remove:\n  - all stopped containers\n  - all networks not used by at least one container\n  - all dangling images (with --all: all images without a container)\n  - with --volumes: all anonymous volumes not used by at least one container\n",
+	v := pruneVerb(o, "Remove everything that nobody uses",
+		"Removes stopped containers, networks without containers, images without a name (with --all: those without a container), the\nbuild cache, and with --volumes anonymous volumes without containers.",
+		o.systemWarning,
 		func(ctx context.Context, a *app, api *engineapi.Client) (uint64, error) {
 			total, err := pruneContainers(ctx, a, api, o.filter)
 			if err != nil {
@@ -197,6 +282,10 @@ func newSystemPrune() *verb {
 				total += n
 			}
 			n, err := pruneImages(ctx, a, api, o.filter.with("dangling", fmt.Sprint(!o.all)))
+			if total += n; err != nil {
+				return total, err
+			}
+			n, err = pruneBuilds(ctx, a, api, o.all, o.filter)
 			return total + n, err
 		})
 	flags := v.flags

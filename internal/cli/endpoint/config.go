@@ -24,6 +24,7 @@ type Config struct {
 	VolumesFormat  string            `json:"volumesFormat"`
 	StatsFormat    string            `json:"statsFormat"`
 	Proxies        map[string]Proxy  `json:"proxies"`
+	PruneFilters   []string          `json:"pruneFilters"`
 }
 
 // Proxy is a set of proxy addresses that new containers get as environment.
