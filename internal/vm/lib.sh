@@ -6,8 +6,8 @@ bad() { echo "  NOT: $*"; failures=$((failures + 1)); }
 is() { if [ "$2" = "$3" ]; then say "$1: $2"; else bad "$1 is \"$2\", expected \"$3\""; fi; }
 # has WHAT TEXT PART
 has() { case $2 in *"$3"*) say "$1: …$3…" ;; *) bad "$1 is \"$2\", expected …$3…" ;; esac; }
-# eventually SECONDS COMMAND…
-eventually() { local end=$((SECONDS + $1)); shift; until "$@"; do [ $SECONDS -lt $end ] || return 1; sleep 0.05; done; }
+# eventually COMMAND… waits for what must come; the limit is for slow machines.
+eventually() { local end=$((SECONDS + 60)); until "$@"; do [ $SECONDS -lt $end ] || return 1; sleep 0.05; done; }
 
 busybox_image() {
   local root

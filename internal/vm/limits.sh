@@ -12,7 +12,7 @@ engine() {
   cortend -H "$CORTEN_HOST" -H tcp://127.0.0.1:2399 --data-root "$dir/data" --exec-root "$dir/exec" --bridge ctnvm0 --bip 10.213.8.1/24 --nft-table corten-vm \
     --exec-opt "native.cgroupdriver=$driver" --config-file "$dir/daemon.json" >>"$dir/log" 2>&1 &
   engine=$!
-  eventually 20 corten version >/dev/null 2>&1 || { cat "$dir/log"; exit 1; }
+  eventually corten version >/dev/null 2>&1 || { cat "$dir/log"; exit 1; }
 }
 cgroups() { find /sys/fs/cgroup -type d | grep -vE '/corten(/helpers)?$' | sort; } # the folder of ours stays
 before=$(cgroups)
@@ -66,7 +66,7 @@ has "ps" "$(corten ps --format '{{.Status}}')" Paused
 corten unpause lim >/dev/null || bad "unpause"
 is cgroup.freeze "$(cat "$a/cgroup.freeze")" 0
 corten rm -f lim >/dev/null || bad "rm -f lim"
-eventually 5 gone "$a" || bad "$a is still there"
+eventually gone "$a" || bad "$a is still there"
 
 echo "namespace of cgroups"
 is "default" "$(corten run --rm busybox cat /proc/self/cgroup)" "0::/"
@@ -114,17 +114,17 @@ corten rm oom oomchild fine >/dev/null
 
 echo "all processes"
 corten run -d --name many --pid host busybox sh -c 'for i in 1 2 3 4 5; do setsid sleep 4242 & done; sleep 4242' >/dev/null
-eventually 10 sh -c '[ "$(pgrep -fc "^sleep 4242")" = 6 ]' || bad "$(pgrep -fc '^sleep 4242') processes"
+eventually sh -c '[ "$(pgrep -fc "^sleep 4242")" = 6 ]' || bad "$(pgrep -fc '^sleep 4242') processes"
 many=$(group_of many)
 corten kill many >/dev/null
-eventually 10 gone "$many" || bad "$many is still there"
+eventually gone "$many" || bad "$many is still there"
 is "left of a killed container that shares the host's processes" "$(pgrep -fc '^sleep 4242')" 0
 corten rm many >/dev/null
 corten run -d --name nested --privileged busybox sh -c 'mkdir -p /sys/fs/cgroup/a/b; setsid sleep 4243 & sleep 4243' >/dev/null
 nested=$(group_of nested)
-eventually 10 test -d "$nested/a/b" || bad "no cgroups of its own"
+eventually test -d "$nested/a/b" || bad "no cgroups of its own"
 corten rm -f nested >/dev/null || bad "rm -f nested"
-eventually 5 gone "$nested" || bad "$nested is still there"
+eventually gone "$nested" || bad "$nested is still there"
 
 echo "parents"
 case $driver in
@@ -166,7 +166,7 @@ corten rm -f stays >/dev/null || bad "rm -f stays"
 kill $engine; wait $engine
 is "exit code of the engine" $? 0
 after() { [ "$(cgroups)" = "$before" ]; }
-eventually 10 after || bad "left behind: $(diff <(echo "$before") <(cgroups))"
+eventually after || bad "left behind: $(diff <(echo "$before") <(cgroups))"
 mount | grep -F "$dir" && bad "mounts are left"
 [ $failures -eq 0 ] || cat "$dir/log"
 rm -rf "$dir"
