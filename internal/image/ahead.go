@@ -20,7 +20,7 @@ type piece struct {
 
 const (
 	aheadPieces = 4
-	aheadPiece  = 512 << 10
+	aheadPiece  = 256 << 10
 )
 
 func readAhead(r io.Reader) *ahead {

@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -301,7 +300,7 @@ func newPlain(ctx context.Context, src io.Reader) *plain { return &plain{ctx: ct
 
 func (p *plain) Read(b []byte) (int, error) {
 	if p.ahead == nil && p.err == nil {
-		p.zr, p.err = decompressLayer(p.ctx, p.src)
+		p.zr, p.err = decompress(p.ctx, &ctxReader{p.ctx, p.src})
 		if p.err == nil {
 			p.ahead = readAhead(p.zr)
 		}
@@ -318,12 +317,6 @@ func (p *plain) Close() error {
 	}
 	p.ahead.stop()
 	return p.zr.Close()
-}
-
-// decompressLayer knows the compressions that registries keep layers in.
-func decompressLayer(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
-	br := bufio.NewReaderSize(&ctxReader{ctx, r}, 256<<10)
-	return decompress(ctx, br)
 }
 
 // Commit is Incoming's Commit.
@@ -425,6 +418,7 @@ func (in *incoming) Close() error {
 		in.s.busy.Add(-1)
 		in.s.gate.release(in.held)
 		in.s.Sweep()
+		in.s.keeper.look() // it may have been waiting for this one
 	})
 	return nil
 }

@@ -27,6 +27,8 @@ func (r *Reader) codes() error {
 
 // run is the inner loop. It stops near the end of the input, unless that is the end of the stream, whose padding it may look at.
 //
+// It is one long function on purpose: its state lives in registers, and each call would put it into memory and back.
+//
 // The bits above count may hold the beginning of the byte at pos: loading it again changes nothing, and they are cleared at the end.
 func (r *Reader) run() (end bool, err error) {
 	in, out := r.in, r.out

@@ -1,6 +1,7 @@
 package depot
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -105,6 +106,11 @@ func (d *Depot) rootLikeParent(path string, parent snapshot.ChainID) error {
 
 // write unpacks into dir and digests on the way.
 func (in *incoming) write(ctx context.Context, dir string, r io.Reader) (rec layerFile, err error) {
+	// Many layers of an image may wait here for their download: what they need is taken when there is something to unpack.
+	r, err = begun(r)
+	if err != nil {
+		return rec, err
+	}
 	for _, path := range []string{dir, filepath.Join(dir, keptDir), filepath.Join(dir, TreeDir)} {
 		if err := os.Mkdir(path, 0o711); err != nil {
 			return rec, err
@@ -132,7 +138,7 @@ func (in *incoming) write(ctx context.Context, dir string, r io.Reader) (rec lay
 	if err != nil {
 		return rec, err
 	}
-	src := &digestReader{r: r, h: sha256.New(), max: in.opts.MaxBytes, buf: make([]byte, 512<<10)}
+	src := &digestReader{r: r, h: sha256.New(), max: in.opts.MaxBytes, buf: make([]byte, 256<<10)}
 	stats, err := in.unpack(ctx, Job{Parent: in.parent, Tree: tree, Layer: src, Ready: in.ready, Options: tarfs.Options{
 		Meta: enc, Kept: kept, MaxEntries: in.opts.MaxEntries,
 		Skipped: func(path, what string, err error) {
@@ -149,6 +155,22 @@ func (in *incoming) write(ctx context.Context, dir string, r io.Reader) (rec lay
 	diff := digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(src.h.Sum(nil)))
 	return layerFile{Chain: ChainOf(in.parent, diff), Parent: in.parent, DiffID: diff, Size: stats.Bytes, TarSize: src.n,
 		form: form{Free: !stats.Based, Root: stats.Root}}, nil
+}
+
+// begun waits for the first bytes.
+func begun(r io.Reader) (io.Reader, error) {
+	first := make([]byte, 512)
+	for {
+		n, err := r.Read(first)
+		switch {
+		case err == io.EOF:
+			return bytes.NewReader(first[:n]), nil
+		case err != nil:
+			return nil, err
+		case n > 0:
+			return io.MultiReader(bytes.NewReader(first[:n]), r), nil
+		}
+	}
 }
 
 // digestReader reads in large pieces, digests each in one go, and gives them out as they are asked for.
