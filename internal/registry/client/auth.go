@@ -51,7 +51,7 @@ func (s *site) bearer(ctx context.Context, ch challenge, scopes []string) (proof
 	s.mu.Lock()
 	extra := slices.Clone(s.extra)
 	s.mu.Unlock()
-	a := ask{realm: realm, service: ch.params["service"], scopes: mergeScopes(scopes, extra), creds: s.creds}
+	a := ask{registry: s.base.Host, realm: realm, service: ch.params["service"], scopes: mergeScopes(scopes, extra), creds: s.creds}
 	key := a.key()
 	g, fresh, err := s.c.tokens.get(ctx, key, func(ctx context.Context) (grant, error) { return s.fetchToken(ctx, a) })
 	if err != nil {

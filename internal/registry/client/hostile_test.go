@@ -228,6 +228,12 @@ func TestBadTokenServices(t *testing.T) {
 			t.Errorf("%d %.50s: %v", tc.status, tc.body, err)
 		}
 	}
+	status = 307
+	seen := len(thief.seen)
+	_, err := repo(t, c, "team/app", Credentials{IdentityToken: "identity-s3cr3t"}).Resolve(t.Context(), "1")
+	if err == nil || !strings.Contains(err.Error(), "is not for that place") || len(thief.seen) != seen {
+		t.Errorf("a token service that leads an identity token elsewhere: %v", err)
+	}
 	if thief.count(hasCredentials) > 0 || len(thief.seen) == 0 {
 		t.Error("the password went where the token service led")
 	}

@@ -44,6 +44,7 @@ type call struct {
 	scopes []string
 	once   bool // the caller repeats it itself
 	bare   bool // say nothing about the caller
+	secret bool // the body holds credentials: it goes nowhere else
 	sealed bool // the answer is checked against a digest: it may come over plain http
 }
 
@@ -228,6 +229,8 @@ func (s *site) allowed(c *call, first, u *url.URL) error {
 	switch {
 	case u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil:
 		return refuse(errs.Unavailable, "registry %s leads to %q, which is no place of the web", s.domain, oneLine(u.Scheme+"://"+u.Host))
+	case c.secret && !sameOrigin(first, u):
+		return refuse(errs.Unavailable, "token service %s leads to %s: refused, for the identity token is not for that place", first.Host, u.Host)
 	case u.Scheme == "http" && first.Scheme == "https" && !s.ep.PlainToo && !c.sealed:
 		return refuse(errs.Unavailable, "registry %s leads from https to http://%s: refused", s.domain, u.Host)
 	case !strings.EqualFold(u.Hostname(), s.base.Hostname()) && forbiddenHost(u.Hostname(), s.base.Hostname()):

@@ -41,16 +41,17 @@ type grant struct {
 
 // ask says which token is wanted, and who asks.
 type ask struct {
-	realm   *url.URL
-	service string
-	scopes  []string
-	creds   Credentials
-	offline bool // ask for a refresh token too (login)
+	registry string // its host: no registry gets the token that another one has
+	realm    *url.URL
+	service  string
+	scopes   []string
+	creds    Credentials
+	offline  bool // ask for a refresh token too (login)
 }
 
 func (a ask) key() string {
 	h := sha256.New()
-	for _, s := range append([]string{a.realm.String(), a.service, a.creds.Username, a.creds.Password, a.creds.IdentityToken}, a.scopes...) {
+	for _, s := range append([]string{a.registry, a.realm.String(), a.service, a.creds.Username, a.creds.Password, a.creds.IdentityToken}, a.scopes...) {
 		sum := sha256.Sum256([]byte(s))
 		h.Write(sum[:])
 	}
@@ -197,7 +198,7 @@ func (s *site) postToken(ctx context.Context, a ask, form url.Values) (grant, er
 	}
 	body := form.Encode()
 	g, err := s.tokenCall(ctx, &call{
-		method: http.MethodPost, url: a.realm, size: int64(len(body)),
+		method: http.MethodPost, url: a.realm, size: int64(len(body)), secret: true,
 		header: http.Header{"Content-Type": {"application/x-www-form-urlencoded"}},
 		body:   func(context.Context) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(body)), nil },
 	}, "")
