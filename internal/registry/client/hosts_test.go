@@ -24,6 +24,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -287,6 +288,25 @@ func TestPlainHTTP(t *testing.T) {
 	_, err = repo(t, New(Options{}), host+"/team/app", Credentials{}).Resolve(t.Context(), "1")
 	if err == nil || !strings.Contains(err.Error(), "connection refused") || time.Since(began) > 2*time.Second {
 		t.Errorf("nobody there: %v after %v", err, time.Since(began))
+	}
+}
+
+// Two uploads of one push set out for https at the same time. The one whose refusal came back when the other had found http already failed, with docker's words for a
+// registry that is not insecure.
+func TestPlainHTTPFoundByTwo(t *testing.T) {
+	plain := serve(t, false, func(w http.ResponseWriter, r *http.Request) { giveManifest(w, emptyManifest) })
+	host := strings.TrimPrefix(plain.URL, "http://")
+	for range 20 {
+		one := repo(t, quick(t, nil), host+"/team/app", Credentials{})
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() {
+				if _, err := one.Resolve(t.Context(), "1"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
 	}
 }
 

@@ -181,6 +181,7 @@ func TestPush(t *testing.T) {
 	} {
 		for _, known := range []bool{true, false} {
 			t.Run(fmt.Sprint(name, ", known ", known), func(t *testing.T) {
+				t.Parallel() // registries that refuse early wait half a second before they close
 				u := newUploads(t)
 				tc.faults(u)
 				if known && strings.HasPrefix(name, "no streams, absurd") {

@@ -160,11 +160,16 @@ const plainMemory = 10 * time.Minute
 
 // fallBack decides whether a failed https request is tried by http: for insecure registries that have not yet answered. nil is no.
 func (s *site) fallBack(u *url.URL, err error) *url.URL {
-	if !s.ep.PlainToo || s.base.Scheme != "https" || s.reached.Load() || !strings.EqualFold(u.Host, s.base.Host) || errors.Is(err, errSource) {
+	if !s.ep.PlainToo || s.base.Scheme != "https" || !strings.EqualFold(u.Host, s.base.Host) || errors.Is(err, errSource) {
 		return nil
 	}
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
+	// What has answered stays what it is; but of two requests that set out for https at a time, one may come back when the other has found http already.
+	found := u.Scheme == "https" && time.Since(s.c.plain[s.base.Host]) <= plainMemory
+	if s.reached.Load() && !found {
+		return nil
+	}
 	if u.Scheme == "http" {
 		delete(s.c.plain, s.base.Host) // neither works: begin anew next time
 		return nil
