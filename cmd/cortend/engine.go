@@ -119,6 +119,7 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 		Containers: ctrs,
 		Images:     imageService,
 		Registries: imageService,
+		Documents:  imageService,
 		Volumes:    volumes.New(volumes.Options{Store: vols, Events: bus}),
 		Networks:   networks.New(networks.Options{Networks: nets, Containers: ctrs, Events: bus}),
 		System: system.New(system.Options{

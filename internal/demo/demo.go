@@ -57,7 +57,7 @@ func (d *Demo) Run(ctx context.Context) (err error) {
 	if err := d.start(ctx); err != nil {
 		return err
 	}
-	for _, step := range []func(context.Context) error{d.hello, d.serve, d.look, d.volume, d.finish} {
+	for _, step := range []func(context.Context) error{d.hello, d.serve, d.look, d.volume, d.ship, d.finish} {
 		if err := step(ctx); err != nil {
 			return err
 		}

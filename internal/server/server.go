@@ -44,6 +44,7 @@ type Options struct {
 	Containers containers.API
 	Images     images.API
 	Registries images.Registries
+	Documents  images.Documents
 	Volumes    volumes.API
 	Networks   networks.API
 	System     system.API
