@@ -48,7 +48,7 @@ func (c *call) blobHeaders(d digest.Digest, size int64) {
 // headBlob promises more than that the blob is there: a client that saw it does not upload it. So it is looked for, and stays for a while.
 func (c *call) headBlob(d digest.Digest) error {
 	ctx := c.req.Context()
-	size, err := c.r.leaseBlob(ctx, c.route.name, d)
+	l, err := c.r.getLink(ctx, c.route.name, d)
 	if err == nil {
 		_, err = c.r.d.Stat(ctx, d)
 	}
@@ -56,15 +56,19 @@ func (c *call) headBlob(d digest.Digest) error {
 		return c.blobElsewhere(d)
 	}
 	if err != nil {
-		// The promise cannot be written down (a full disk), but who only pulls needs none; a manifest that counts on it will ask again.
-		l, lerr := c.r.getLink(ctx, c.route.name, d)
-		if lerr != nil {
-			return err
-		}
-		c.r.log.Warn("blob is not kept for a push", "repository", c.route.name, "digest", d, "error", err)
-		size = l.size
+		return err
 	}
-	return c.sendBlob(d, size, nil)
+	if !c.r.fresh(l.seen) && !c.r.opts.ReadOnly {
+		_, err := c.r.leaseBlob(ctx, c.route.name, d)
+		if isNotFound(err) { // collected just now
+			return c.blobElsewhere(d)
+		}
+		if err != nil {
+			// A full disk: the promise cannot be written down. Who only pulls needs none, and a manifest that counts on it asks again.
+			c.r.log.Warn("blob is not kept for a push", "repository", c.route.name, "digest", d, "error", err)
+		}
+	}
+	return c.sendBlob(d, l.size, nil)
 }
 
 func (c *call) getBlob(d digest.Digest) error {

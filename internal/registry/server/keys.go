@@ -96,7 +96,7 @@ func decodeLink(raw []byte) (link, error) {
 // recordHead is the first line of a kept manifest.
 type recordHead struct {
 	MediaType string        `json:"mediaType"`
-	Pushed    time.Time     `json:"pushed"`            // first
+	Pushed    time.Time     `json:"pushed"`            // the last time
 	Seen      time.Time     `json:"seen"`              // when somebody last counted on it
 	Subject   digest.Digest `json:"subject,omitempty"` // of a referrer
 }

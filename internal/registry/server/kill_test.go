@@ -20,8 +20,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	servertest.ServeIfAsked()
-	os.Exit(m.Run())
+	os.Exit(servertest.Main(m))
 }
 
 // killGrace is long enough for a push on a busy machine, and short enough that collections find something.

@@ -2,12 +2,9 @@ package server
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-
-	"corten.dev/corten/internal/errs"
 )
 
 // How a blob that somebody counts on stays, without read-only time. The grace G is the same for all registries of a place.
@@ -52,14 +49,14 @@ func (r *Registry) leaseBlob(ctx context.Context, repo string, d digest.Digest) 
 
 // leaseManifest is the same for a manifest that an index names, or that a client has just seen.
 func (r *Registry) leaseManifest(ctx context.Context, repo string, d digest.Digest) (manifestRecord, error) {
-	m, old, err := r.getManifest(ctx, repo, d)
+	m, _, err := r.getManifest(ctx, repo, d)
 	if err != nil || r.fresh(m.Seen) {
 		return m, err
 	}
-	return m, r.renewManifest(ctx, repo, d, m, old)
+	return m, r.renewManifest(ctx, repo, d, m)
 }
 
-func (r *Registry) renewManifest(ctx context.Context, repo string, d digest.Digest, m manifestRecord, _ []byte) error {
+func (r *Registry) renewManifest(ctx context.Context, repo string, d digest.Digest, m manifestRecord) error {
 	m.Seen = time.Now().UTC()
 	value, err := m.encode()
 	if err != nil {
@@ -91,5 +88,3 @@ func (r *Registry) dropLink(ctx context.Context, repo string, d digest.Digest) e
 	}
 	return r.d.Delete(ctx, linkKey(repo, d), nil)
 }
-
-func isConflict(err error) bool { return errors.Is(err, errs.Conflict) }

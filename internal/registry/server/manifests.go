@@ -56,8 +56,8 @@ func (c *call) getManifest(d digest.Digest) error {
 		return err
 	}
 	// Who asks for a digest without reading it wants to know whether he has to push it.
-	if c.req.Method == http.MethodHead && c.route.ref == string(d) && !c.r.fresh(m.Seen) {
-		if err := c.r.renewManifest(ctx, repo, d, m, nil); err != nil {
+	if c.req.Method == http.MethodHead && c.route.ref == string(d) && !c.r.fresh(m.Seen) && !c.r.opts.ReadOnly {
+		if err := c.r.renewManifest(ctx, repo, d, m); err != nil {
 			c.r.log.Warn("manifest is not kept for a push", "repository", repo, "digest", d, "error", err)
 		}
 	}
@@ -351,7 +351,7 @@ func (c *call) deleteTag() error {
 
 func (c *call) deleteManifest(d digest.Digest) error {
 	ctx := context.WithoutCancel(c.req.Context())
-	m, value, err := c.r.getManifest(ctx, c.route.name, d)
+	m, _, err := c.r.getManifest(ctx, c.route.name, d)
 	if isNotFound(err) {
 		return manifestUnknown(string(d))
 	}
@@ -361,7 +361,6 @@ func (c *call) deleteManifest(d digest.Digest) error {
 	if err := c.r.removeManifest(ctx, c.route.name, d, m, nil); err != nil {
 		return err
 	}
-	_ = value
 	c.writeEmpty(http.StatusAccepted)
 	return nil
 }

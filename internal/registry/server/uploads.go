@@ -282,7 +282,7 @@ func (c *call) append(up Upload, length int64) error {
 		return nil
 	}
 	if limit := c.r.limits.Blob; limit > 0 {
-		c.body.left = limit - up.Size()
+		c.body.left = max(limit-up.Size(), 0)
 		if max(c.req.ContentLength, length) > c.body.left {
 			return refuse(http.StatusRequestEntityTooLarge, codeSizeInvalid, "blob is larger than the %d bytes that are allowed", limit)
 		}

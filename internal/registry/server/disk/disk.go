@@ -73,7 +73,7 @@ func New(opts Options) (*Driver, error) {
 		}
 	}
 	var err error
-	if d.shards, err = openShards(filepath.Join(d.root, "lock")); err != nil {
+	if d.shards, err = openShards(filepath.Join(d.root, "lock"), d.log); err != nil {
 		return nil, fmt.Errorf("open registry folder: %w", err)
 	}
 	if boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {

@@ -9,8 +9,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	servertest.ServeIfAsked()
-	os.Exit(m.Run())
+	os.Exit(servertest.Main(m))
 }
 
 // BenchmarkRegistry puts the same load on our registry and on Debian's, each in a process of its own:

@@ -25,18 +25,18 @@ const (
 	serveGrace = "CORTEN_SERVERTEST_GRACE"
 )
 
-// ServeIfAsked must be called first in TestMain of whoever uses StartProcess. In the child it serves until it is killed, and collects garbage all the
-// time if the grace is short.
-func ServeIfAsked() {
+// Main is TestMain of whoever uses StartProcess: it runs the tests, or in a child process serves until that is killed. It returns the exit code. With a
+// short grace the child collects garbage all the time.
+func Main(m *testing.M) int {
 	root := os.Getenv(serveRoot)
 	if root == "" {
-		return
+		return m.Run()
 	}
 	if err := serveProcess(root, os.Getenv(serveAddr), os.Getenv(serveGrace)); err != nil {
 		fmt.Fprintln(os.Stderr, "registry process:", err)
-		os.Exit(1)
+		return 1
 	}
-	os.Exit(0)
+	return 0
 }
 
 func serveProcess(root, addr, grace string) error {
@@ -58,18 +58,21 @@ func serveProcess(root, addr, grace string) error {
 	if err != nil {
 		return err
 	}
+	failed := make(chan error, 2)
 	if grace != "" {
-		go func() {
-			for {
-				if _, err := r.Collect(context.Background(), server.CollectOptions{}); err != nil {
-					fmt.Fprintln(os.Stderr, "registry process:", err)
-					os.Exit(3)
-				}
-				time.Sleep(20 * time.Millisecond)
-			}
-		}()
+		go func() { failed <- collectForever(r) }()
 	}
-	return server.NewHTTPServer(r).Serve(listener)
+	go func() { failed <- server.NewHTTPServer(r).Serve(listener) }()
+	return <-failed
+}
+
+func collectForever(r *server.Registry) error {
+	for {
+		if _, err := r.Collect(context.Background(), server.CollectOptions{}); err != nil {
+			return err
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 // Process is a registry that runs apart.
