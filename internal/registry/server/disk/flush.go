@@ -73,16 +73,27 @@ func flushDir(path string) error {
 // shards are the locks over names: within this process a mutex, between processes a locked byte of a file. A holder renames, touches, or compares and
 // removes one small file, and never waits for anything else.
 type shards struct {
-	f  *os.File
-	mu [64]sync.Mutex
+	f     *os.File
+	alone bool // the file system has no locks: no other process may use the folder
+	mu    [64]sync.Mutex
 }
 
-func openShards(path string) (*shards, error) {
+func openShards(path string, log *slog.Logger) (*shards, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	return &shards{f: f}, nil
+	s := &shards{f: f}
+	err = s.with("", func() error { return nil })
+	if errors.Is(err, unix.ENOLCK) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) {
+		log.Warn("this file system has no locks: run only one registry on it", "path", path, "error", err)
+		s.alone = true
+		return s, nil
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return s, nil
 }
 
 func (s *shards) close() error { return s.f.Close() }
