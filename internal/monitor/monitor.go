@@ -10,6 +10,8 @@
 //	  ▲  pid, pidfd      │ ▲ pipes / pty          │
 //	  └──exit, events────┘ └──────────────────────┘
 //	client conn ──(descriptor handed over by the engine)──▶ monitor      attach never runs through the engine
+//
+// In the engine a monitor is a socket and two descriptors of processes: one goroutine hears them all (poller.go). Those who wait for many ends use [WhenExited].
 package monitor
 
 import (

@@ -19,6 +19,15 @@
 // hierarchies, 23 mounts, 12 masks) then takes 3.0 ms from Create to a program executed, 0.9 ms until /bin/true's end is seen and 0.25 ms to delete; 1.0 ms of it is clone3
 // (0.4 ms the network namespace), 0.55 ms the 500 operations, 0.2 ms the cgroups, 0.35 ms writing the program.
 //
+// # What grows with the containers that run
+//
+// Measured with 1,000 running (5,600 threads, 1,000 network namespaces), CPU time of one start, before and after:
+//
+//	pivot_root looks at every thread of the machine               2.0 ms   not called: see bare.go
+//	sysctls by the host's procfs, one chain of names for all      2.4 ms   through the container's own procfs
+//	a sysfs is compared with that of every network namespace      1.5 ms   the kernel's; done beside the program, off the way
+//	a cpuset of v1 looks at its siblings                          0.7 ms   the kernel's; likewise
+//
 // # The hand-shake
 //
 // A plain container says nothing between clone3 and execve: the end of file on the close-on-exec sync socket is the success. What needs an answer is drawn in sync.go.
