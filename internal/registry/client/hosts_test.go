@@ -310,6 +310,22 @@ func TestPlainHTTPFoundByTwo(t *testing.T) {
 	}
 }
 
+// A pull that takes longer than it is remembered that a host has no https goes on by http.
+func TestPlainHTTPForAsLongAsItTakes(t *testing.T) {
+	plain := serve(t, false, func(w http.ResponseWriter, r *http.Request) { giveManifest(w, emptyManifest) })
+	host := strings.TrimPrefix(plain.URL, "http://")
+	c := quick(t, nil)
+	r := repo(t, c, host+"/team/app", Credentials{})
+	for range 2 {
+		if _, err := r.Resolve(t.Context(), "1"); err != nil {
+			t.Fatal(err)
+		}
+		c.mu.Lock()
+		c.plain[host] = time.Now().Add(-2 * plainMemory)
+		c.mu.Unlock()
+	}
+}
+
 // What is insecure by the network it is in must be there when it is dialled, whatever its name means then.
 func TestInsecureNetworks(t *testing.T) {
 	hosts := table(t, HostsOptions{Insecure: []string{"10.0.0.0/8", "Named.example:5000", "whole.example"}})

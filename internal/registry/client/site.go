@@ -26,6 +26,7 @@ type site struct {
 	creds  Credentials
 
 	reached  atomic.Bool // it has answered: from now on a refused connection is an accident
+	plain    atomic.Bool // it has answered by http, though https was configured: then it stays so
 	noRanges atomic.Bool // it gave wrong answers to Range
 
 	mu    sync.Mutex
@@ -92,14 +93,18 @@ func (s *site) root() *url.URL {
 	if !s.ep.PlainToo || s.base.Scheme == "http" {
 		return s.base
 	}
-	s.c.mu.Lock()
-	defer s.c.mu.Unlock()
-	if time.Since(s.c.plain[s.base.Host]) > plainMemory {
+	if !s.plain.Load() && !s.c.knownPlain(s.base.Host) {
 		return s.base
 	}
 	u := *s.base
 	u.Scheme = "http"
 	return &u
+}
+
+func (c *Client) knownPlain(host string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Since(c.plain[host]) <= plainMemory
 }
 
 // own tells whether a URL is at the registry itself, so that it may see credentials.
@@ -148,6 +153,9 @@ func (s *site) send(ctx context.Context, c *call) (*http.Response, error) {
 			continue
 		}
 		s.reached.Store(true)
+		if u.Scheme == "http" && s.base.Scheme == "https" && strings.EqualFold(u.Host, s.base.Host) {
+			s.plain.Store(true)
+		}
 		if resp.StatusCode != http.StatusUnauthorized || attempt == 2 || c.bare || !s.own(resp.Request.URL) || !s.learn(resp, mine, c.scopes) {
 			return resp, nil
 		}
