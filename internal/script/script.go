@@ -11,4 +11,6 @@
 //	exits CODE ARG...       run the command line; it must end with this code
 //	retry ARG...            run the command line until it succeeds, for at most five seconds
 //	until TEXT ARG...       run the command line until its output contains the text, for at most five seconds
+//
+// $REGISTRY is the address of a registry for everybody; that at $PRIVATE is for the user "me" with the password "s3cret".
 package script

@@ -29,12 +29,15 @@ func TestScripts(t *testing.T) {
 	eng := enginetest.New(t, "--default-address-pool", "base=10.215.0.0/16,size=24")
 	eng.Up()
 	importBusybox(t, eng, busybox)
+	open, private := registries(t, eng.Bin)
 	t.Run("verbs", func(t *testing.T) {
 		testscript.Run(t, testscript.Params{
 			Dir: "script",
 			Setup: func(env *testscript.Env) error {
 				env.Setenv("HOME", env.WorkDir)
 				env.Setenv("CORTEN_HOST", eng.Socket())
+				env.Setenv("REGISTRY", open.Addr)
+				env.Setenv("PRIVATE", private.Addr)
 				env.Setenv("PATH", eng.Bin+string(os.PathListSeparator)+os.Getenv("PATH"))
 				return nil
 			},
@@ -44,6 +47,17 @@ func TestScripts(t *testing.T) {
 	if t.Failed() {
 		t.Log(eng.Log())
 	}
+}
+
+// registries are one for everybody and one for "me" with the password "s3cret".
+func registries(t *testing.T, bin string) (open, private *enginetest.Registry) {
+	users := filepath.Join(t.TempDir(), "htpasswd")
+	cmd := exec.Command(filepath.Join(bin, "cortend"), "registry", "htpasswd", "--file", users, "me")
+	cmd.Stdin = strings.NewReader("s3cret\n")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("htpasswd: %v: %s", err, out)
+	}
+	return enginetest.NewRegistry(t), enginetest.NewRegistry(t, "--htpasswd", users)
 }
 
 func cmdCorten(ts *testscript.TestScript, neg bool, args []string) {
