@@ -89,7 +89,6 @@ func (c *call) sendBlob(d digest.Digest, size int64, open func(span) (io.ReadClo
 	etag := `"` + string(d) + `"`
 	c.blobHeaders(d, size)
 	if done, err := c.notModified(etag); done || err != nil {
-		c.w.Header().Del("Content-Length")
 		return err
 	}
 	part := span{length: size}

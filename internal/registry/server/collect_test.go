@@ -335,6 +335,7 @@ func TestCollectWhilePushing(t *testing.T) {
 	const grace = time.Second
 	root := t.TempDir()
 	r, ts := registryOn(t, root, withGrace(grace))
+	_, other := registryOn(t, root, withGrace(grace)) // shares the place, and knows nothing of the collections
 	ctx, stop := context.WithTimeout(t.Context(), 4*time.Second)
 	defer stop()
 	var wg sync.WaitGroup
@@ -352,10 +353,10 @@ func TestCollectWhilePushing(t *testing.T) {
 	})
 	for w := range 4 {
 		wg.Go(func() {
-			c := newClient(t, ts.URL)
+			c := newClient(t, []string{ts.URL, other.URL}[w%2])
 			for i := 0; ctx.Err() == nil; i++ {
 				began := time.Now()
-				err := pushPullDelete(c, fmt.Sprint("r", w%2), fmt.Sprintf("t%d-%d", w, i))
+				err := pushPullDelete(c, fmt.Sprint("r", w/2), fmt.Sprintf("t%d-%d", w, i))
 				if err != nil && time.Since(began) < grace/2 { // on a busy machine a push may take longer than it may
 					t.Error(err)
 					return

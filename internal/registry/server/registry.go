@@ -207,6 +207,7 @@ func (c *call) notModified(etag string) (bool, error) {
 		return false, refuse(http.StatusPreconditionFailed, codeUnsupported, "it is %s, not %s", etag, match)
 	}
 	if match := c.req.Header.Get("If-None-Match"); match != "" && hasETag(match, etag) {
+		c.w.Header().Del("Content-Length") // of the blob; HTTP/2 takes it at its word
 		c.writeEmpty(http.StatusNotModified)
 		return true, nil
 	}

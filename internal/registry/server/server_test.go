@@ -46,6 +46,22 @@ func TestConformance(t *testing.T) {
 	servertest.Conformance(t, servertest.Target{URL: ts.URL})
 }
 
+// HTTP/2 has other bodies, other deadlines and no sendfile.
+func TestConformanceHTTP2(t *testing.T) {
+	r, _ := newRegistry(t, nil)
+	ts := httptest.NewUnstartedServer(r)
+	ts.EnableHTTP2 = true
+	ts.StartTLS()
+	t.Cleanup(ts.Close)
+	resp, err := ts.Client().Get(ts.URL + "/v2/")
+	ok(t, err)
+	ok(t, resp.Body.Close())
+	if resp.ProtoMajor != 2 {
+		t.Fatalf("the protocol is %s", resp.Proto)
+	}
+	servertest.Conformance(t, servertest.Target{URL: ts.URL, Client: ts.Client()})
+}
+
 // Old clients cannot use a Location without a host.
 func TestAbsoluteLocation(t *testing.T) {
 	_, ts := newRegistry(t, func(o *server.Options) { o.AbsoluteLocation = true })
