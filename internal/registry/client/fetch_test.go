@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -518,4 +519,33 @@ func TestDeadMirrorRests(t *testing.T) {
 	if asked.Load() != 1 {
 		t.Errorf("asked %d times", asked.Load())
 	}
+}
+
+// Somebody who goes away in the middle of a download by ranges leaves no goroutine, no connection and no memory behind.
+func TestNothingIsLeftBehind(t *testing.T) {
+	raw, d := noise(1 << 20)
+	srv := serve(t, true, func(w http.ResponseWriter, r *http.Request) {
+		time.Sleep(time.Millisecond)
+		giveBlob(raw)(w, r)
+	})
+	c := quick(t, table(t, HostsOptions{}))
+	c.opts.RangeSize, c.tuning.segment, c.tuning.fast = 1<<10, 16<<10, 1<<50
+	before := runtime.NumGoroutine()
+	for i := range 5 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(5+10*i)*time.Millisecond)
+		r := repo(t, c, strings.TrimPrefix(srv.URL, "https://")+"/team/app", Credentials{})
+		if err := r.Fetch(ctx, d, &sink{delay: time.Millisecond}); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		cancel()
+	}
+	c.CloseIdle()
+	srv.CloseClientConnections()
+	for range 100 {
+		if runtime.NumGoroutine() <= before && len(c.room) == 0 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Errorf("%d goroutines before, %d after; %d places of the room", before, runtime.NumGoroutine(), len(c.room))
 }

@@ -326,6 +326,29 @@ func TestPlainHTTPForAsLongAsItTakes(t *testing.T) {
 	}
 }
 
+// A request that was cancelled while it asked by https once made the engine ask by http for ten minutes, which a server that has TLS refuses.
+func TestAccidentsAreNoDowngrade(t *testing.T) {
+	https := serve(t, true, func(w http.ResponseWriter, r *http.Request) { giveManifest(w, emptyManifest) })
+	c := quick(t, nil)
+	r := repo(t, c, strings.TrimPrefix(https.URL, "https://")+"/team/app", Credentials{})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := r.Resolve(ctx, "1"); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	// A connection that broke tries http, which is refused; the next request begins with https again.
+	s := r.(*repository).sites[0]
+	if s.fallBack(t.Context(), mustURL(t, https.URL), io.EOF) == nil {
+		t.Fatal("an insecure registry is not tried by http")
+	}
+	if _, err := r.Resolve(t.Context(), "1"); err == nil || !strings.Contains(err.Error(), "400 Bad Request") {
+		t.Fatal(err)
+	}
+	if _, err := r.Resolve(t.Context(), "1"); err != nil {
+		t.Error(err)
+	}
+}
+
 // What is insecure by the network it is in must be there when it is dialled, whatever its name means then.
 func TestInsecureNetworks(t *testing.T) {
 	hosts := table(t, HostsOptions{Insecure: []string{"10.0.0.0/8", "Named.example:5000", "whole.example"}})

@@ -101,12 +101,6 @@ func (s *site) root() *url.URL {
 	return &u
 }
 
-func (c *Client) knownPlain(host string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return time.Since(c.plain[host]) <= plainMemory
-}
-
 // own tells whether a URL is at the registry itself, so that it may see credentials.
 func (s *site) own(u *url.URL) bool { return sameOrigin(s.root(), u) }
 
@@ -144,18 +138,15 @@ func (s *site) send(ctx context.Context, c *call) (*http.Response, error) {
 		}
 		resp, err := s.follow(ctx, c, u, mine.header)
 		if err != nil {
-			plain := s.fallBack(u, err)
-			if plain == nil || ctx.Err() != nil {
+			plain := s.fallBack(ctx, u, err)
+			if plain == nil {
 				return nil, err
 			}
 			u = plain
 			attempt--
 			continue
 		}
-		s.reached.Store(true)
-		if u.Scheme == "http" && s.base.Scheme == "https" && strings.EqualFold(u.Host, s.base.Host) {
-			s.plain.Store(true)
-		}
+		s.answered(u, resp)
 		if resp.StatusCode != http.StatusUnauthorized || attempt == 2 || c.bare || !s.own(resp.Request.URL) || !s.learn(resp, mine, c.scopes) {
 			return resp, nil
 		}
@@ -166,30 +157,68 @@ func (s *site) send(ctx context.Context, c *call) (*http.Response, error) {
 // plainMemory is how long it is remembered that a host has no https.
 const plainMemory = 10 * time.Minute
 
-// fallBack decides whether a failed https request is tried by http: for insecure registries that have not yet answered. nil is no.
-func (s *site) fallBack(u *url.URL, err error) *url.URL {
-	if !s.ep.PlainToo || s.base.Scheme != "https" || !strings.EqualFold(u.Host, s.base.Host) || errors.Is(err, errSource) {
+// downgraded tells whether a URL is the endpoint by http, though https is what was configured.
+func (s *site) downgraded(u *url.URL) bool {
+	return s.ep.PlainToo && s.base.Scheme == "https" && u.Scheme == "http" && strings.EqualFold(u.Host, s.base.Host)
+}
+
+// fallBack decides whether a failed https request is tried by http: for insecure registries that have not yet answered. nil is no. Nothing is
+// remembered before http has worked: the failure may have been an accident.
+func (s *site) fallBack(ctx context.Context, u *url.URL, err error) *url.URL {
+	if s.downgraded(u) {
+		if !s.reached.Load() {
+			s.plain.Store(false) // neither works: begin anew next time
+			s.c.rememberPlain(s.base.Host, false)
+		}
 		return nil
 	}
-	s.c.mu.Lock()
-	defer s.c.mu.Unlock()
+	if !s.ep.PlainToo || u.Scheme != "https" || !strings.EqualFold(u.Host, s.base.Host) || ctx.Err() != nil || errors.Is(err, errSource) || errors.Is(err, errSlow) {
+		return nil
+	}
 	// What has answered stays what it is; but of two requests that set out for https at a time, one may come back when the other has found http already.
-	found := u.Scheme == "https" && time.Since(s.c.plain[s.base.Host]) <= plainMemory
-	if s.reached.Load() && !found {
+	if s.reached.Load() && !s.plain.Load() && !s.c.knownPlain(s.base.Host) {
 		return nil
 	}
-	if u.Scheme == "http" {
-		delete(s.c.plain, s.base.Host) // neither works: begin anew next time
-		return nil
-	}
-	if len(s.c.plain) >= maxHeld {
-		clear(s.c.plain)
-	}
-	s.c.plain[s.base.Host] = time.Now()
+	s.plain.Store(true)
 	s.c.log.Debug("registry: no https, trying http", "host", s.base.Host, "error", err)
 	plain := *u
 	plain.Scheme = "http"
 	return &plain
+}
+
+// answered notes that a place works. A server that takes TLS answers plain http by 400: that is no proof that it has no https.
+func (s *site) answered(u *url.URL, resp *http.Response) {
+	if !s.downgraded(u) {
+		s.reached.Store(true)
+		return
+	}
+	if resp.StatusCode == http.StatusBadRequest && !s.reached.Load() {
+		s.plain.Store(false)
+		s.c.rememberPlain(s.base.Host, false)
+		return
+	}
+	s.reached.Store(true)
+	s.plain.Store(true)
+	s.c.rememberPlain(s.base.Host, true)
+}
+
+func (c *Client) knownPlain(host string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Since(c.plain[host]) <= plainMemory
+}
+
+func (c *Client) rememberPlain(host string, is bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !is {
+		delete(c.plain, host)
+		return
+	}
+	if len(c.plain) >= maxHeld {
+		clear(c.plain)
+	}
+	c.plain[host] = time.Now()
 }
 
 const maxRedirects = 10
