@@ -6,9 +6,16 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
+// Deadlines, which belong to a connection (HTTP/1) or a stream (HTTP/2), and there end it for good when they pass:
+//
+//	request begins   none for writing (one may be left of the request before); for reading the idle time, as net/http reads a body that nobody wanted
+//	read, write      the idle time before, none after: what we do in between may take as long as it likes
+//	request ends     the idle time for what net/http still has to send, and for what it reads of the body before that
+//
 // answer counts what goes out, and lets the kernel send files in pieces, each of which must make progress in time.
 type answer struct {
 	http.ResponseWriter
@@ -16,7 +23,6 @@ type answer struct {
 	idle   time.Duration
 	status int
 	out    int64
-	timed  bool // a deadline is set
 }
 
 // piece is what must go out within the idle time: a client gets at least 17 KB/s with the default of a minute.
@@ -35,38 +41,50 @@ func (a *answer) Write(p []byte) (int, error) {
 	if a.status == 0 {
 		a.status = http.StatusOK
 	}
-	n, err := a.ResponseWriter.Write(p)
-	a.out += int64(n)
-	return n, err
+	total := 0
+	for first := true; first || len(p) > 0; first = false {
+		part := p[:min(len(p), piece)]
+		a.deadline(a.idle)
+		n, err := a.ResponseWriter.Write(part)
+		a.deadline(0)
+		total += n
+		a.out += int64(n)
+		if err != nil {
+			return total, err
+		}
+		p = p[n:]
+	}
+	return total, nil
 }
 
-// ReadFrom is what io.Copy uses: net/http goes on to sendfile, if what is below r is a file.
+// ReadFrom is what io.Copy uses. What is a file goes on to net/http, which has the kernel send it.
 func (a *answer) ReadFrom(r io.Reader) (int64, error) {
 	rf, ok := a.ResponseWriter.(io.ReaderFrom)
-	if !ok {
-		rf = plainWriter{a.ResponseWriter}
+	left := int64(1<<63 - 1)
+	under := r
+	whole, limited := r.(*io.LimitedReader)
+	if limited {
+		under, left = whole.R, whole.N
+	}
+	if _, file := under.(syscall.Conn); !ok || !file {
+		buf := copies.Get().(*[]byte)
+		defer copies.Put(buf)
+		return io.CopyBuffer(struct{ io.Writer }{a}, struct{ io.Reader }{r}, *buf)
 	}
 	if a.status == 0 {
 		a.status = http.StatusOK
 	}
-	left := int64(-1)
-	whole, limited := r.(*io.LimitedReader)
-	if limited {
-		r, left = whole.R, whole.N
-	}
 	var total int64
-	for left != 0 {
-		part := &io.LimitedReader{R: r, N: piece}
-		if limited {
-			part.N = min(piece, left)
-		}
+	for left > 0 {
+		part := &io.LimitedReader{R: under, N: min(piece, left)}
 		want := part.N
-		a.extend()
+		a.deadline(a.idle)
 		n, err := rf.ReadFrom(part)
+		a.deadline(0)
 		total += n
 		a.out += n
+		left -= n
 		if limited {
-			left -= n
 			whole.N = left
 		}
 		if err != nil || n < want {
@@ -76,22 +94,21 @@ func (a *answer) ReadFrom(r io.Reader) (int64, error) {
 	return total, nil
 }
 
-func (a *answer) extend() {
-	if a.idle > 0 && a.ctl.SetWriteDeadline(time.Now().Add(a.idle)) == nil {
-		a.timed = true
+var copies = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
+
+// deadline is for writing; zero is none. A connection that cannot have any just waits.
+func (a *answer) deadline(idle time.Duration) {
+	if a.idle > 0 {
+		_ = a.ctl.SetWriteDeadline(after(idle))
 	}
 }
 
-// end takes the deadline away again, which would else hold for the connection's next request.
-func (a *answer) end() {
-	if a.timed {
-		_ = a.ctl.SetWriteDeadline(time.Time{}) // the connection is broken, if anything
+func after(idle time.Duration) time.Time {
+	if idle <= 0 {
+		return time.Time{}
 	}
+	return time.Now().Add(idle)
 }
-
-type plainWriter struct{ w io.Writer }
-
-func (p plainWriter) ReadFrom(r io.Reader) (int64, error) { return io.Copy(p.w, r) }
 
 // Reasons why a body ended early.
 var (
@@ -106,7 +123,9 @@ type body struct {
 	idle time.Duration
 	left int64 // that may come; negative: any number
 	in   int64
-	err  error // why it ended, if not by its end
+	// ended: all of it came. err is why it ended before.
+	ended bool
+	err   error
 
 	mu  sync.Mutex // guards cut, and that no deadline is moved after it
 	cut bool
@@ -116,7 +135,7 @@ func (b *body) Read(p []byte) (int, error) {
 	if b.err != nil {
 		return 0, b.err
 	}
-	if err := b.extend(); err != nil {
+	if err := b.deadline(b.idle); err != nil {
 		b.err = err
 		return 0, err
 	}
@@ -127,35 +146,29 @@ func (b *body) Read(p []byte) (int, error) {
 		b.in = b.left
 		err = errTooLarge
 	}
-	if err == io.EOF {
-		b.settle()
-	} else if err != nil {
-		// The deadline stays: before it answers, net/http reads what else the client sends.
-		if b.interrupted() {
-			err = errInterrupted
-		}
-		b.err = err
+	if b.interrupted() {
+		err = errInterrupted
 	}
+	if err != nil && err != io.EOF {
+		b.err = err
+		return n, err
+	}
+	b.ended = err == io.EOF
+	_ = b.deadline(0)
 	return n, err
 }
 
-func (b *body) extend() error {
+// deadline is for reading; zero is none. After an interruption it stays where it is, in the past.
+func (b *body) deadline(idle time.Duration) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.cut {
 		return errInterrupted
 	}
 	if b.idle > 0 {
-		_ = b.ctl.SetReadDeadline(time.Now().Add(b.idle)) // not every connection can; then the read just waits
+		_ = b.ctl.SetReadDeadline(after(idle)) // not every connection can; then the read just waits
 	}
 	return nil
-}
-
-// settle takes the deadline away: net/http reads on in the background, to see whether the client goes.
-func (b *body) settle() {
-	if b.idle > 0 {
-		_ = b.ctl.SetReadDeadline(time.Time{})
-	}
 }
 
 func (b *body) interrupted() bool {

@@ -90,10 +90,8 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		w:    &answer{ResponseWriter: w, ctl: ctl, idle: r.limits.IdleBody},
 		body: &body{r: req.Body, ctl: ctl, idle: r.limits.IdleBody, left: -1},
 	}
-	defer c.w.end()
-	if req.ContentLength != 0 {
-		_ = c.body.extend() // also for a body that nobody here reads: net/http does, before it answers
-	}
+	c.begin()
+	defer c.end()
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 	if err := c.serve(); err != nil {
 		p := problemOf(err)
@@ -104,6 +102,26 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	if r.opts.Observer != nil {
 		c.observe(started)
+	}
+}
+
+// begin and end set the deadlines around what we do ourselves; see answer.
+func (c *call) begin() {
+	c.w.deadline(0)
+	c.drain()
+}
+
+func (c *call) end() {
+	c.w.deadline(c.w.idle)
+	if !c.body.ended {
+		c.drain()
+	}
+}
+
+// drain bounds how long net/http reads what we did not. Over HTTP/2 it does not read.
+func (c *call) drain() {
+	if c.req.ProtoMajor == 1 && c.req.ContentLength != 0 {
+		_ = c.body.deadline(c.body.idle) // interrupted: then it is over already
 	}
 }
 

@@ -162,7 +162,10 @@ func TestPullThroughIsShared(t *testing.T) {
 	_, _ = rand.Read(layer)
 	u := newUpstream(t, layer)
 	u.gate = make(chan struct{})
-	_, ts := newRegistry(t, func(o *server.Options) { o.Upstreams = u })
+	_, ts := newRegistry(t, func(o *server.Options) {
+		o.Upstreams = u
+		o.Limits.IdleBody = 50 * time.Millisecond // is about clients, not about the upstream, which stands still for longer
+	})
 	d := digest.FromBytes(layer)
 	conn, err := net.Dial("tcp", hostOf(t, ts.URL))
 	ok(t, err)

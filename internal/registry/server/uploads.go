@@ -61,7 +61,11 @@ func (c *call) startUpload() error {
 func (c *call) receiveWhole(up Upload, want digest.Digest) error {
 	err := c.append(up, -1)
 	if err == nil {
-		return c.commit(up, want)
+		err = c.commit(up, want)
+		var p *problem
+		if err == nil || errors.As(err, &p) { // what is not what it should be is gone
+			return err
+		}
 	}
 	c.r.sessions.gone(1)
 	if aerr := up.Abort(context.WithoutCancel(c.req.Context())); aerr != nil {

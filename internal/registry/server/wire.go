@@ -120,13 +120,16 @@ func (c *call) writeProblem(p *problem) {
 	c.writeBody(p.status, "application/json", body)
 }
 
-// writeBody answers with a whole body; for HEAD, net/http leaves it out.
+// writeBody answers with a whole body, which HEAD leaves out.
 func (c *call) writeBody(status int, contentType string, body []byte) {
 	h := c.w.Header()
 	h.Set("Content-Type", contentType)
 	h.Set("Content-Length", strconv.Itoa(len(body)))
 	h.Set("X-Content-Type-Options", "nosniff")
 	c.w.WriteHeader(status)
+	if c.req.Method == http.MethodHead {
+		return
+	}
 	if _, err := c.w.Write(body); err != nil {
 		c.r.log.Debug("client is gone", "path", c.req.URL.Path, "error", err)
 	}
