@@ -194,6 +194,9 @@ func TestCollectRemovesWhatNothingNames(t *testing.T) {
 	must[digest.Digest](t)(c.image("a", "v1", []byte("{}"), []byte("layer one")))
 	must[ocispec.Descriptor](t)(c.push("a/b", []byte("nobody names this")))
 	must[ocispec.Descriptor](t)(c.push("gone", []byte("nobody names this either")))
+	// Signatures are kept in repositories of their own, too: without a rule no tag goes.
+	lonely := "sha256-" + digest.FromString("elsewhere").Encoded() + ".sig"
+	must[digest.Digest](t)(c.image("a", lonely, []byte("{}")))
 	if report := collect(t, r, server.CollectOptions{Grace: time.Hour}); report.Links != 0 || report.Blobs != 0 || report.Kept != 4 {
 		t.Errorf("within the grace it removes %+v", report)
 	}
@@ -213,6 +216,7 @@ func TestCollectRemovesWhatNothingNames(t *testing.T) {
 	}
 	ok(t, c.whole("a/b", "v1"))
 	ok(t, c.whole("a", "v1"))
+	ok(t, c.whole("a", lonely))
 	if s := c.status("GET", "/v2/gone/tags/list"); s != 404 {
 		t.Errorf("an empty repository stays: %d", s)
 	}

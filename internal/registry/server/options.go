@@ -48,7 +48,7 @@ type CollectOptions struct {
 
 // Rule is what to keep in some repositories. A tag goes if it matches Tags, is not protected by Keep, and is neither among the newest KeepLast nor
 // younger than KeepFor (as far as these are set). A rule without KeepLast and KeepFor removes no tag. Tags made of a digest (signatures, lists of
-// referrers) stay as long as the manifest that they are about.
+// referrers) are not counted: they stay as long as the manifest that they are about, or Keep says so.
 type Rule struct {
 	Repositories []string      // globs over whole names ("team/*" is one level, "team/**" all below); none is every repository
 	Tags         []string      // globs of the tags it is about; none is every tag

@@ -27,15 +27,17 @@ func (k *collection) tagsToGo(inv *inventory) map[string]string {
 		if inv.manifests[t.Digest] == nil && t.Pushed.Before(k.cutoff) {
 			goes[tag] = "its manifest is gone"
 		}
-		if subject, ok := tagSubject(tag); ok && inv.manifests[subject] == nil && t.Pushed.Before(k.cutoff) {
-			goes[tag] = "the manifest that it is about is gone"
-		}
 	}
 	rule, ok := k.rule(inv.name)
 	if !ok || rule.KeepLast == 0 && rule.KeepFor == 0 {
 		return goes
 	}
 	maps.Copy(goes, rule.giveUp(inv.tags, time.Now()))
+	for tag, t := range inv.tags {
+		if subject, ok := tagSubject(tag); ok && inv.manifests[subject] == nil && t.Pushed.Before(k.cutoff) && !matches(rule.Keep, tag, false) {
+			goes[tag] = "the manifest that it is about is gone"
+		}
+	}
 	return goes
 }
 
