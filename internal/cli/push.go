@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/pflag"
 
@@ -21,10 +22,11 @@ type pushOptions struct {
 func newPush() *verb {
 	var o pushOptions
 	return &verb{
-		use: "[OPTIONS] NAME[:TAG]", min: 1, max: 1, short: "Send an image to a registry", names: images,
+		use: "[OPTIONS] NAME[:TAG] | ssh://[USER@]HOST IMAGE...", min: 1, max: -1, short: "Send an image to a registry, or images to another host", names: images,
 		long: "Uploads an image: only the layers that the registry does not have, side by side. Layers that came from a registry keep\n" +
-			"their digests. An image that was brought in with all its platforms goes out with all of them.",
-		example: "corten push registry.example.org:5000/team/app:1\ncorten push --compression zstd registry.example.org:5000/team/app",
+			"their digests. An image that was brought in with all its platforms goes out with all of them.\n" +
+			"With ssh://HOST (or tcp://, unix://) first, images go to the engine of that host, without a registry: only the layers that it does not have.",
+		example: "corten push registry.example.org:5000/team/app:1\ncorten push --compression zstd registry.example.org:5000/team/app\ncorten image push ssh://me@server app:1",
 		flags: func(f *pflag.FlagSet) {
 			f.BoolVarP(&o.all, "all-tags", "a", false, "send all tags of the repository")
 			f.BoolVarP(&o.quiet, "quiet", "q", false, "print the name only")
@@ -32,7 +34,15 @@ func newPush() *verb {
 			f.StringVar(&o.compression, "compression", "", "of layers that were never compressed: gzip (default) or zstd")
 			f.BoolVar(&o.untrusted, "disable-content-trust", true, "nothing is signed; false is refused")
 		},
-		run: func(ctx context.Context, a *app, args []string) error { return o.run(ctx, a, args[0]) },
+		run: func(ctx context.Context, a *app, args []string) error {
+			if strings.Contains(args[0], "://") {
+				return o.toHost(ctx, a, args[0], args[1:])
+			}
+			if len(args) > 1 {
+				return &usageError{text: fmt.Sprintf("\"corten push\" sends one image; got %d arguments", len(args)), code: 1, see: "See"}
+			}
+			return o.run(ctx, a, args[0])
+		},
 	}
 }
 

@@ -138,13 +138,15 @@ func newImport() *verb {
 
 func newSave() *verb {
 	var output string
-	var platforms []string
+	var platforms, since []string
 	return &verb{
 		use: "[OPTIONS] IMAGE [IMAGE...]", min: 1, max: -1, short: "Write images to an archive", names: images,
-		long: "Writes images with all their layers and names to a file or to standard output, for `corten load` or `docker load`.", example: "corten save -o busybox.tar busybox\ncorten save app:1 app:2 | gzip > app.tgz",
+		long:    "Writes images with all their layers and names to a file or to standard output, for `corten load` or `docker load`.\nWith --since, layers that another image has are left out: the archive is for engines that have that image.",
+		example: "corten save -o busybox.tar busybox\ncorten save app:1 app:2 | gzip > app.tgz\ncorten save --since app:1 -o update.tar app:2",
 		flags: func(f *pflag.FlagSet) {
 			f.StringVarP(&output, "output", "o", "", "file to write instead of STDOUT")
 			list(f, &platforms, "platform", "", "save this platform only, os[/arch[/variant]]")
+			list(f, &since, "since", "", "leave out the layers of this image")
 		},
 		run: func(ctx context.Context, a *app, args []string) error {
 			q := url.Values{"names": args}
@@ -154,6 +156,17 @@ func newSave() *verb {
 					return err
 				}
 				q.Add("platform", js)
+			}
+			api, err := a.engine()
+			if err != nil {
+				return err
+			}
+			for _, name := range since {
+				chains, err := chainsOf(ctx, api, name)
+				if err != nil {
+					return err
+				}
+				q["without"] = append(q["without"], chains...)
 			}
 			return a.download(ctx, "/images/get", q, output)
 		},

@@ -217,7 +217,7 @@ func TestSaveRepositories(t *testing.T) {
 	}
 	for refs, want := range map[string]string{"app": "app:1 app:2", "app:1": "app:1", "app:2 other": "app:2 other:latest", id.ID.Encoded(): "", "app app:1 other": "app:1 app:2 other:latest"} {
 		var buf bytes.Buffer
-		if err := h.Save(ctx, strings.Fields(refs), &buf); err != nil {
+		if err := h.Save(ctx, strings.Fields(refs), nil, &buf); err != nil {
 			t.Fatal(err)
 		}
 		got := []string{}
@@ -243,7 +243,7 @@ func TestSaveRepositories(t *testing.T) {
 			t.Errorf("%s: %q, want %q", refs, got, want)
 		}
 	}
-	if err := h.Save(ctx, []string{"none"}, io.Discard); !errors.Is(err, errs.NotFound) {
+	if err := h.Save(ctx, []string{"none"}, nil, io.Discard); !errors.Is(err, errs.NotFound) {
 		t.Error(err)
 	}
 }
@@ -286,7 +286,7 @@ func TestSaveKeepsDigests(t *testing.T) {
 	}
 	h.settle(t)
 	var first bytes.Buffer
-	if err := h.Save(ctx, []string{"reg.io/app:1"}, &first); err != nil {
+	if err := h.Save(ctx, []string{"reg.io/app:1"}, nil, &first); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -309,7 +309,7 @@ func TestSaveKeepsDigests(t *testing.T) {
 			t.Fatal(err)
 		}
 		var again bytes.Buffer
-		if err := other.Save(ctx, []string{"reg.io/app:1"}, &again); err != nil || !bytes.Equal(first.Bytes(), again.Bytes()) {
+		if err := other.Save(ctx, []string{"reg.io/app:1"}, nil, &again); err != nil || !bytes.Equal(first.Bytes(), again.Bytes()) {
 			t.Error("saved again it has other bytes", err)
 		}
 		first = again

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"path"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -62,12 +64,33 @@ func (sp *spool) attach(img *packed, docs map[digest.Digest]manifest.Document) {
 		return
 	}
 	for i, l := range doc.Manifest.Layers {
+		if !sp.has(img.layers[i]) && path.Base(img.layers[i]) == l.Digest.Encoded() {
+			continue // left out: the layer is here already
+		}
 		_, m, err := sp.open(img.layers[i])
 		if err != nil || m.sum != l.Digest || m.size != l.Size {
 			return
 		}
 	}
 	img.doc = &doc
+}
+
+// formsHere tells whether the layers that an archive leaves out can be given out in the form that its manifest names.
+func (s *Images) formsHere(ctx context.Context, sp *spool, img packed) bool {
+	cfg, err := ParseConfig(img.raw)
+	if err != nil {
+		return false // told where the image is added
+	}
+	for i, l := range img.doc.Manifest.Layers {
+		diff := cfg.RootFS.DiffIDs[i]
+		if sp.has(img.layers[i]) || l.Digest == diff {
+			continue
+		}
+		if f, ok := s.forms.find(diff, l.Digest); !ok || !s.canMake(ctx, f) {
+			return false
+		}
+	}
+	return true
 }
 
 // keepForms remembers the compressed forms of a loaded image and takes the blobs in, so that a push gives the digests that the manifest has.
@@ -134,7 +157,7 @@ func (s *Images) goesAsItCame(ctx context.Context, e *entry, doc *manifest.Docum
 // saveAsItCame writes the blobs of the manifest as they are.
 func (s *Images) saveAsItCame(ctx context.Context, a *archive, e *entry, doc *manifest.Document) (blob, error) {
 	for i, l := range doc.Manifest.Layers {
-		if a.have[l.Digest] {
+		if a.have[l.Digest] || slices.Contains(a.without, e.chains[i]) {
 			continue
 		}
 		a.have[l.Digest] = true

@@ -186,7 +186,7 @@ func TestPullNoSpace(t *testing.T) {
 		t.Error(err)
 	}
 	var out bytes.Buffer
-	if err := h.Save(ctx, []string{"small"}, &out); err != nil {
+	if err := h.Save(ctx, []string{"small"}, nil, &out); err != nil {
 		t.Error(err)
 	}
 }

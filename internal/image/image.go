@@ -132,8 +132,10 @@ type Store interface {
 	History(ctx context.Context, ref string) ([]HistoryEntry, error)
 	// Load reads a docker archive (old and new) or OCI layout, plain, gzip or zstd; it returns the names (or ids) loaded.
 	Load(ctx context.Context, r io.Reader, progress Progress) ([]string, error)
-	// Save writes an archive that is a docker archive and an OCI layout at once.
-	Save(ctx context.Context, refs []string, w io.Writer) error
+	// Save writes an archive that is a docker archive and an OCI layout at once, without the topmost layers of some chains.
+	Save(ctx context.Context, refs []string, without []snapshot.ChainID, w io.Writer) error
+	// HasChain tells whether the layers of a chain are here.
+	HasChain(ctx context.Context, chain snapshot.ChainID) (bool, error)
 	// Import makes an image of a tar stream (plain, gzip, bzip2, xz if possible, zstd).
 	Import(ctx context.Context, r io.Reader, opts ImportOptions) (Image, error)
 	Commit(ctx context.Context, opts CommitOptions) (Image, error)

@@ -98,7 +98,7 @@ func TestHelloLoadSaveLoad(t *testing.T) {
 		t.Fatal("the embedded image has two ids")
 	}
 	var a, b bytes.Buffer
-	if err := errors.Join(h.Save(ctx, []string{"corten/hello"}, &a), h.Save(ctx, []string{img.ID.String(), "corten/hello"}, &b)); err != nil {
+	if err := errors.Join(h.Save(ctx, []string{"corten/hello"}, nil, &a), h.Save(ctx, []string{img.ID.String(), "corten/hello"}, nil, &b)); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(a.Bytes(), b.Bytes()) {
@@ -178,7 +178,7 @@ func TestBrokenArchivesLeaveNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	var good bytes.Buffer
-	if err := other.Save(ctx, []string{"app"}, &good); err != nil {
+	if err := other.Save(ctx, []string{"app"}, nil, &good); err != nil {
 		t.Fatal(err)
 	}
 	diff := img.Config.RootFS.DiffIDs[0].Encoded()

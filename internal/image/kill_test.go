@@ -31,7 +31,7 @@ func TestKillChild(t *testing.T) {
 		}
 		fmt.Println("is", name)
 		var buf bytes.Buffer
-		if err := h.Save(ctx, []string{name}, &buf); err != nil {
+		if err := h.Save(ctx, []string{name}, nil, &buf); err != nil {
 			t.Fatal(err)
 		}
 		if n%2 == 0 {
@@ -84,7 +84,7 @@ func TestKill(t *testing.T) {
 		}
 		if err == nil {
 			there++
-			if err := h.Save(ctx, []string{name}, io.Discard); err != nil {
+			if err := h.Save(ctx, []string{name}, nil, io.Discard); err != nil {
 				t.Error(err)
 			}
 		}

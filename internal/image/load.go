@@ -218,6 +218,9 @@ func (s *Images) Load(ctx context.Context, r io.Reader, progress Progress) ([]st
 			return nil, fmt.Errorf("load: %w", err)
 		}
 		sp.attach(&images[i], docs)
+		if images[i].doc != nil && !s.formsHere(ctx, sp, images[i]) {
+			images[i].doc = nil
+		}
 		if err := s.keepForms(ctx, sp, images[i]); err != nil {
 			return nil, fmt.Errorf("load: %w", err)
 		}
@@ -320,6 +323,9 @@ type loadedLayer struct {
 }
 
 func (s *Images) unpackLayer(ctx context.Context, sp *spool, l loadedLayer, progress Progress) error {
+	if !sp.has(l.name) {
+		return s.leftOut(ctx, l)
+	}
 	r, m, err := sp.open(l.name)
 	if err != nil {
 		return err
@@ -346,6 +352,15 @@ func (s *Images) unpackLayer(ctx context.Context, sp *spool, l loadedLayer, prog
 	_, err = s.snaps.Stack(ctx, l.parent, l.diff, plain, opts)
 	if err = also(err, plain.Close()); err == nil {
 		progress(short, "Loading layer", m.size, m.size) // one that was there is not read
+	}
+	return err
+}
+
+// leftOut looks for a layer that the archive does not have, because whoever made it knew or believed that it is here.
+func (s *Images) leftOut(ctx context.Context, l loadedLayer) error {
+	_, err := s.snaps.Stat(ctx, nextChain(l.parent, l.diff))
+	if errors.Is(err, errs.NotFound) {
+		return errs.New(errs.Invalid, "archive has no %s, and the layer is not here either: save the image whole", l.name)
 	}
 	return err
 }

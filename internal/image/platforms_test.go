@@ -79,7 +79,7 @@ func TestPlatforms(t *testing.T) {
 	}
 	// Through an archive, both platforms and the index stay what they are.
 	var saved bytes.Buffer
-	if err := h.Save(ctx, []string{"reg.io/multi:1"}, &saved); err != nil {
+	if err := h.Save(ctx, []string{"reg.io/multi:1"}, nil, &saved); err != nil {
 		t.Fatal(err)
 	}
 	other := openWith(t, t.TempDir(), image.Options{Platform: "linux/amd64"})
@@ -88,7 +88,7 @@ func TestPlatforms(t *testing.T) {
 	}
 	other.settle(t)
 	var again bytes.Buffer
-	if err := other.Save(ctx, []string{"reg.io/multi:1"}, &again); err != nil || !bytes.Equal(saved.Bytes(), again.Bytes()) {
+	if err := other.Save(ctx, []string{"reg.io/multi:1"}, nil, &again); err != nil || !bytes.Equal(saved.Bytes(), again.Bytes()) {
 		t.Error("saved again it has other bytes", err)
 	}
 	all, doc, err := other.Send(ctx, "reg.io/multi:1", image.SendOptions{AllPlatforms: true})

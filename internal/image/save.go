@@ -4,8 +4,10 @@ import (
 	"archive/tar"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sort"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/reference"
+	"corten.dev/corten/internal/snapshot"
 )
 
 // Save writes an archive that is a docker archive and an OCI layout at once:
@@ -23,15 +26,16 @@ import (
 //	oci-layout
 //	repositories         docker before 1.10, for programs that look for names there
 //
-// Each blob is written once, and equal images give equal bytes: entries carry the image's own time.
-func (s *Images) Save(ctx context.Context, refs []string, w io.Writer) error {
+// Each blob is written once, and equal images give equal bytes: entries carry the image's own time. The layers of the chains in without are left out: whoever loads the archive
+// has them.
+func (s *Images) Save(ctx context.Context, refs []string, without []snapshot.ChainID, w io.Writer) error {
 	list, err := s.saveList(refs)
 	if err != nil {
 		return err
 	}
 	s.busy.Add(1)
 	defer s.busy.Add(-1)
-	a := &archive{tw: tar.NewWriter(w), have: map[digest.Digest]bool{}, when: time.Unix(0, 0)}
+	a := &archive{tw: tar.NewWriter(w), have: map[digest.Digest]bool{}, without: without, when: time.Unix(0, 0)}
 	if err := s.save(ctx, a, list); err != nil {
 		return fmt.Errorf("save: %w", err)
 	}
@@ -105,7 +109,9 @@ func (s *Images) repository(ref string) (all []reference.Ref) {
 type archive struct {
 	tw   *tar.Writer
 	have map[digest.Digest]bool
-	when time.Time
+	// without are the chains whose topmost layer is left out.
+	without []snapshot.ChainID
+	when    time.Time
 }
 
 func (a *archive) dir(name string) error {
@@ -259,7 +265,7 @@ func (s *Images) savePlain(ctx context.Context, a *archive, e *entry) (blob, []b
 
 func (s *Images) saveLayer(ctx context.Context, a *archive, chain, diff digest.Digest) (int64, error) {
 	l, err := s.snaps.Stat(ctx, chain)
-	if err != nil || a.have[diff] {
+	if err != nil || a.have[diff] || slices.Contains(a.without, chain) {
 		return l.TarSize, err
 	}
 	a.have[diff] = true
@@ -267,4 +273,13 @@ func (s *Images) saveLayer(ctx context.Context, a *archive, chain, diff digest.D
 		return 0, err
 	}
 	return l.TarSize, s.snaps.LayerTar(ctx, chain, a.tw)
+}
+
+// HasChain implements [Store].
+func (s *Images) HasChain(ctx context.Context, chain snapshot.ChainID) (bool, error) {
+	_, err := s.snaps.Stat(ctx, chain)
+	if errors.Is(err, errs.NotFound) {
+		return false, nil
+	}
+	return err == nil, err
 }

@@ -69,7 +69,11 @@ func (f fakeImages) Load(_ context.Context, r io.Reader, p image.Progress) ([]st
 	p("aaaa", "Loading layer", 2, 2)
 	return []string{"busybox:latest", imgID.String()}, err
 }
-func (f fakeImages) Save(_ context.Context, refs []string, w io.Writer) error {
+func (f fakeImages) Have(_ context.Context, chains []digest.Digest) ([]digest.Digest, error) {
+	return chains, nil
+}
+
+func (f fakeImages) Save(_ context.Context, refs []string, _ []digest.Digest, w io.Writer) error {
 	if refs[0] == "nosuch" {
 		return errs.New(errs.NotFound, "No such image: nosuch")
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	wire "github.com/moby/moby/api/types/image"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"corten.dev/corten/internal/engine/images"
@@ -26,6 +27,7 @@ func (s *Server) imageRoutes() []entry {
 		{"GET /images/**/json", s.imageInspect},
 		{"GET /images/**/attestations", s.imageAttestations},
 		{"POST /images/load", s.imagesLoad},
+		{"POST /corten/chains", s.chainsHave},
 		{"POST /images/create", s.imagesCreate},
 		{"POST /images/prune", s.imagesPrune},
 		{"POST /images/**/tag", s.imageTag},
@@ -212,8 +214,31 @@ func (s *Server) imagesGet(w http.ResponseWriter, r *request) error {
 			}
 		}
 	}
+	var without []digest.Digest
+	for _, c := range r.query["without"] {
+		without = append(without, digest.Digest(c))
+	}
 	out := &lazyStream{w: w, contentType: "application/x-tar"}
-	return out.finish(s.Images.Save(r.Context(), refs, out))
+	return out.finish(s.Images.Save(r.Context(), refs, without, out))
+}
+
+// maxChains bounds a question for chains: more than all layers of a good number of images.
+const maxChains = 10_000
+
+// chainsHave tells which chains of layers are here, so that an archive for this engine can leave them out. It is ours: docker has no word for it.
+func (s *Server) chainsHave(w http.ResponseWriter, r *request) error {
+	var ask struct{ Chains []digest.Digest }
+	if err := readJSON(r.Request, &ask); err != nil {
+		return err
+	}
+	if len(ask.Chains) > maxChains {
+		return errs.New(errs.Invalid, "%d chains are more than %d", len(ask.Chains), maxChains)
+	}
+	have, err := s.Images.Have(r.Context(), ask.Chains)
+	if err != nil {
+		return err
+	}
+	return ok(w, struct{ Have []digest.Digest }{have})
 }
 
 func (s *Server) imagesLoad(w http.ResponseWriter, r *request) error {

@@ -9,6 +9,7 @@ import (
 
 	"corten.dev/corten/internal/filter"
 	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/snapshot"
 )
 
 // Summary is an image in a list.
@@ -39,6 +40,9 @@ type API interface {
 	Remove(ctx context.Context, ref string, force, prune bool) ([]image.Removed, error)
 	Prune(ctx context.Context, filters filter.Args) (Pruned, error)
 	Load(ctx context.Context, r io.Reader, progress image.Progress) ([]string, error)
-	Save(ctx context.Context, refs []string, w io.Writer) error
+	// Save writes an archive, without the topmost layers of the chains that its reader has (Have).
+	Save(ctx context.Context, refs []string, without []snapshot.ChainID, w io.Writer) error
+	// Have tells which of the chains are here.
+	Have(ctx context.Context, chains []snapshot.ChainID) ([]snapshot.ChainID, error)
 	Import(ctx context.Context, r io.Reader, opts image.ImportOptions) (image.Image, error)
 }

@@ -24,6 +24,7 @@ import (
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/registry/client"
+	"corten.dev/corten/internal/snapshot"
 )
 
 // Containers tells who stands on an image.
@@ -360,8 +361,8 @@ func (s *Service) Load(ctx context.Context, r io.Reader, progress image.Progress
 }
 
 // Save implements [API].
-func (s *Service) Save(ctx context.Context, refs []string, w io.Writer) error {
-	if err := s.Store.Save(ctx, refs, w); err != nil {
+func (s *Service) Save(ctx context.Context, refs []string, without []snapshot.ChainID, w io.Writer) error {
+	if err := s.Store.Save(ctx, refs, without, w); err != nil {
 		return err
 	}
 	for _, ref := range refs {
@@ -370,6 +371,24 @@ func (s *Service) Save(ctx context.Context, refs []string, w io.Writer) error {
 		}
 	}
 	return nil
+}
+
+// Have implements [API].
+func (s *Service) Have(ctx context.Context, chains []snapshot.ChainID) ([]snapshot.ChainID, error) {
+	have := []snapshot.ChainID{}
+	for _, c := range chains {
+		if err := c.Validate(); err != nil {
+			return nil, errs.New(errs.Invalid, "chain %q is not a digest", string(c))
+		}
+		ok, err := s.Store.HasChain(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			have = append(have, c)
+		}
+	}
+	return have, nil
 }
 
 // Import implements [API].
