@@ -135,7 +135,7 @@ func content(rng *rand.Rand, words []string, length int) []byte {
 	var b strings.Builder
 	b.Grow(length + 64)
 	for b.Len() < length {
-		if rng.IntN(40) == 0 {
+		if rng.IntN(90) == 0 {
 			for range 16 {
 				v := rng.Uint64()
 				b.Write([]byte{byte(v), byte(v >> 8), byte(v >> 16), byte(v >> 24), byte(v >> 32), byte(v >> 40), byte(v >> 48), byte(v >> 56)})

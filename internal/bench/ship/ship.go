@@ -169,12 +169,14 @@ func transfers(ctx context.Context, opts Options, out io.Writer) (err error) {
 	for round := range opts.Rounds {
 		for _, l := range lanes {
 			fmt.Fprintf(opts.Progress, "round %d: %s\n", round+1, l.e.Name())
-			l.round(name, reg.addr+"/bench/"+l.e.Name()+strconv.Itoa(round)+":1")
+			if err := l.round(ctx, opts, name); err != nil {
+				return err
+			}
 		}
 	}
 	for _, l := range lanes {
 		l.print(out, "pull, 5 layers (budget 5 s)", l.pull)
-		l.print(out, "push to an empty repository", l.push)
+		l.print(out, "push to an empty registry", l.push)
 	}
 	return nil
 }
@@ -196,8 +198,18 @@ type lane struct {
 	err        error
 }
 
-// round pulls, pushes under another name, and takes the image away again. The disk is quiet before each timing.
-func (l *lane) round(name, other string) {
+// round pulls, pushes to a registry that has nothing yet, and takes the image away again. The disk is quiet before each timing.
+func (l *lane) round(ctx context.Context, opts Options, name string) (err error) {
+	dir := filepath.Join(opts.Dir, "empty")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	empty := Ours(opts.Bin)
+	if err := empty.start(ctx, dir); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, empty.stop(), os.RemoveAll(dir)) }()
+	other := empty.addr + "/bench/big:1"
 	insecure := []string(nil)
 	if l.e.Label == "podman" {
 		insecure = []string{"--tls-verify=false"}
@@ -217,6 +229,7 @@ func (l *lane) round(name, other string) {
 	step(nil, "tag", name, other)
 	step(&l.push, append(append([]string{"push", "-q"}, insecure...), other)...)
 	step(nil, "rmi", "-f", name, other)
+	return nil
 }
 
 func (l *lane) print(out io.Writer, what string, times []time.Duration) {
