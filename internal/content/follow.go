@@ -52,6 +52,7 @@ type follower struct {
 	round  int
 	unhook func() bool
 	err    error // why it cannot read at all
+	closed bool  // guarded by in.mu
 }
 
 func (fl *follower) Read(p []byte) (int, error) {
@@ -79,6 +80,8 @@ func (fl *follower) wait() (int64, error) {
 	defer in.mu.Unlock()
 	for {
 		switch {
+		case fl.closed:
+			return 0, os.ErrClosed
 		case fl.ctx.Err() != nil:
 			return 0, context.Cause(fl.ctx)
 		case fl.round != in.round:
@@ -92,8 +95,17 @@ func (fl *follower) wait() (int64, error) {
 	}
 }
 
+// Close ends a Read that waits. Safe to call twice.
 func (fl *follower) Close() error {
 	if fl.f == nil {
+		return nil
+	}
+	fl.in.mu.Lock()
+	again := fl.closed
+	fl.closed = true
+	fl.in.grown.Broadcast()
+	fl.in.mu.Unlock()
+	if again {
 		return nil
 	}
 	fl.unhook()

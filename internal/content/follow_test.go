@@ -116,6 +116,14 @@ func TestFollowEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer in.Abort()
+	r := in.Follow(ctx)
+	time.AfterFunc(5*time.Millisecond, func() { r.Close() })
+	if _, err := io.ReadAll(r); !errors.Is(err, os.ErrClosed) {
+		t.Error(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
 	short, cancel := context.WithTimeout(ctx, 5*time.Millisecond)
 	defer cancel()
 	if _, err := io.ReadAll(in.Follow(short)); !errors.Is(err, context.DeadlineExceeded) {

@@ -1,6 +1,9 @@
 package image
 
-import "io"
+import (
+	"context"
+	"io"
+)
 
 // ahead reads in a goroutine of its own, some large pieces ahead of who reads from it: decompression and writing files run side by side.
 type ahead struct {
@@ -68,7 +71,21 @@ func (a *ahead) fill(r io.Reader) {
 	}
 }
 
-func (a *ahead) Read(p []byte) (int, error) {
+// next waits for the next piece, but not for a source that hangs longer than ctx allows.
+func (a *ahead) next(ctx context.Context) piece {
+	select {
+	case p, ok := <-a.full:
+		if !ok {
+			return piece{err: io.ErrClosedPipe}
+		}
+		return p
+	case <-ctx.Done():
+		return piece{err: context.Cause(ctx)}
+	}
+}
+
+// Read gives what was read ahead.
+func (a *ahead) Read(ctx context.Context, p []byte) (int, error) {
 	for len(a.rest) == 0 {
 		if a.cur.err != nil {
 			return 0, a.cur.err
@@ -76,10 +93,7 @@ func (a *ahead) Read(p []byte) (int, error) {
 		if a.cur.buf != nil {
 			a.empty <- a.cur.buf
 		}
-		var ok bool
-		if a.cur, ok = <-a.full; !ok {
-			a.cur = piece{err: io.ErrClosedPipe}
-		}
+		a.cur = a.next(ctx)
 		a.rest = a.cur.buf[:a.cur.n]
 	}
 	n := copy(p, a.rest)
@@ -87,7 +101,7 @@ func (a *ahead) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// stop ends the goroutine and waits for it: the source is free afterwards. A source that blocks must be ended by its owner.
+// stop ends the goroutine and waits for it: the source is free afterwards. A source that blocks must be ended before.
 func (a *ahead) stop() {
 	close(a.quit)
 	<-a.gone

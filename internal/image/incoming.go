@@ -284,6 +284,9 @@ func (in *incoming) stack(ctx context.Context, i int, r io.Reader) error {
 	}
 	plain := newPlain(ctx, r)
 	_, err := in.s.snaps.Stack(ctx, parent, l.diff, plain, opts)
+	if err != nil {
+		plain.abort()
+	}
 	return also(err, plain.Close())
 }
 
@@ -308,7 +311,14 @@ func (p *plain) Read(b []byte) (int, error) {
 	if p.err != nil {
 		return 0, p.err
 	}
-	return p.ahead.Read(b)
+	return p.ahead.Read(p.ctx, b)
+}
+
+// abort ends a Read of the source that may be waiting for bytes which nobody wants any more.
+func (p *plain) abort() {
+	if c, ok := p.src.(io.Closer); ok {
+		_ = c.Close() // the error that led here is the one to tell
+	}
 }
 
 func (p *plain) Close() error {

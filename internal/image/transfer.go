@@ -34,6 +34,7 @@ type Incoming interface {
 	// Unpack takes a layer's blob as the registry has it (gzip, zstd or plain, told by its first bytes) and unpacks it. Calls for all layers may run side
 	// by side: one waits for the layers below where the driver needs them. Verified: the diff id here, the blob's digest by the caller's ingest.
 	// A layer that another call is unpacking (another pull, the same diff id) is waited for instead, and r is then left unread.
+	// When it fails and r is an io.Closer, r is closed, to end a Read that waits for more; r is not touched any more when Unpack has returned.
 	// After an error the layer may be tried again with a reader that begins anew; the layers above go on waiting, until their contexts end or Close.
 	Unpack(ctx context.Context, i int, r io.Reader) error
 	// Keep hands over the verified compressed blob of layer i, which is in the content room; the room decides whether it stays or can be rebuilt

@@ -350,6 +350,56 @@ func TestPullGivenUp(t *testing.T) {
 	h.isEmpty(t)
 }
 
+// A download that hangs keeps neither Close nor a failed layer waiting.
+func TestPullHangs(t *testing.T) {
+	h := open(t, t.TempDir())
+	r := makeRemote(t, "amd64", gzipped(t), layersFor(t, 2)...)
+	for name, first := range map[string][]byte{"nothing": nil, "half": r.blobs[0][:len(r.blobs[0])/2], "junk": gz([]byte(strings.Repeat("junk", 1<<20)))} {
+		in, err := h.Receive(ctx, r.doc, r.config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// As a pull does: an ingest that nobody finishes.
+		dl, err := h.blobs.Begin(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := dl.Write(first); err != nil {
+			t.Fatal(err)
+		}
+		got := make(chan error, 1)
+		go func() { got <- in.Unpack(ctx, 0, dl.Follow(ctx)) }()
+		if name == "junk" {
+			select {
+			case err := <-got:
+				if !errors.Is(err, errs.Invalid) {
+					t.Error(err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatal("a layer that is junk waits for the rest of its download")
+			}
+			got <- errs.Unavailable
+		}
+		time.Sleep(20 * time.Millisecond)
+		if name != "junk" {
+			if err := dl.Close(); name == "nothing" && err != nil { // the download is given up: that ends the unpacking
+				t.Error(err)
+			}
+		}
+		if err := in.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-got; !errors.Is(err, errs.Unavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
+		dl.Abort()
+	}
+	if _, err := h.blobs.CollectIngests(time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	h.isEmpty(t)
+}
+
 // A blob that can be made again does not stay, is given out all the same, and comes back to nobody's surprise when the engine is started anew; one that cannot stays.
 func TestOneCopy(t *testing.T) {
 	tars := layersFor(t, 4)
