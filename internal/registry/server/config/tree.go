@@ -47,8 +47,11 @@ func (r *reader) failure(line int, format string, args ...any) error {
 	return errs.New(errs.Invalid, "%s line %d: %w", r.file, line, fmt.Errorf(format, args...))
 }
 
-// parse reads the whole file: one object and nothing behind it.
+// parse reads the whole file: one object and nothing behind it. An empty file sets nothing, as that of the engine: people point at /dev/null to do without one.
 func parse(file string, text []byte) (node, error) {
+	if len(bytes.TrimSpace(text)) == 0 {
+		return node{line: 1, kind: '{'}, nil
+	}
 	r := &reader{file: file, text: text, dec: json.NewDecoder(bytes.NewReader(text))}
 	r.dec.UseNumber()
 	root, err := r.value(0)
