@@ -54,6 +54,10 @@ func (s *search) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if s.guard != nil {
 		header := req.Header.Get("Authorization")
 		id, err := s.guard.guard.Identify(req.Context(), header)
+		if err == nil && header == "" && !s.guard.rights.AnyonePulls() {
+			// An empty list would be believed: podman asks this first, without a user, and the catalogue only where this is refused.
+			err = errs.New(errs.Unauthorized, "authentication required")
+		}
 		if err != nil {
 			s.refuse(w, req, err)
 			return

@@ -296,6 +296,17 @@ func sameWords(a, b string) bool {
 	return len(x) == len(y)
 }
 
+// podman asks the search first, without a user; an empty list was all it then showed. Refused, it goes on with the catalogue.
+func TestSearchWithoutRights(t *testing.T) {
+	r := start(t, nil, "--htpasswd", users(t, "ann:apple"))
+	if status, h, _ := r.get("/v1/search?q=app", ""); status != 401 || !strings.Contains(h.Get("WWW-Authenticate"), "registry:catalog") {
+		t.Errorf("%d %s", status, h.Get("WWW-Authenticate"))
+	}
+	if status, _, _ := r.get("/v1/search?q=app", "ann:apple"); status != 200 {
+		t.Errorf("with a user: %d", status)
+	}
+}
+
 func TestSearchPages(t *testing.T) {
 	r := start(t, nil)
 	for _, ref := range []string{"zz/app:1", "app:1", "app-more:1", "other:1"} {

@@ -177,7 +177,8 @@ func (g *Guard) Allow(ctx context.Context, authorization, repository string, act
 			}
 			return errs.New(errs.Forbidden, "requested access to the resource is denied")
 		}
-		if id.token && !covers(id.scopes, repository, action) {
+		// podman asks for the catalogue with a token that it asked for without any scope: it says who it is, and bounds nothing.
+		if unbounded := repository == "" && len(id.scopes) == 0; id.token && !unbounded && !covers(id.scopes, repository, action) {
 			return errs.New(errs.Unauthorized, "the token is not for this: insufficient scope")
 		}
 	}

@@ -198,6 +198,12 @@ func TestTokens(t *testing.T) {
 	if p.User(bearer(a)) != "bob" {
 		t.Error("the token's user is unknown")
 	}
+	// podman lists the catalogue with a token that has no scopes; one that has others stays bounded by them.
+	_, plain := p.token(t, "GET", basic("ann", "apple"), nil)
+	wantKind(t, "catalogue without scopes", p.Allow(t.Context(), bearer(plain), "", server.Catalog), nil)
+	wantKind(t, "a repository without scopes", p.Allow(t.Context(), bearer(plain), "x", server.Pull), errs.Unauthorized)
+	_, narrow := p.token(t, "GET", basic("ann", "apple"), url.Values{"scope": {"repository:x:pull"}})
+	wantKind(t, "catalogue with another scope", p.Allow(t.Context(), bearer(narrow), "", server.Catalog), errs.Unauthorized)
 	// Anybody.
 	if status, a = p.token(t, "GET", "", url.Values{"scope": {"repository:public/x:pull,push", "repository:team/a:pull"}, "offline_token": {"true"}}); status != 200 || a.Scope != "repository:public/x:pull" || a.RefreshToken != "" {
 		t.Errorf("anonymous: %d %+v", status, a)

@@ -65,6 +65,11 @@ func (r *Rights) catalog(user string) bool {
 	return false
 }
 
+// AnyonePulls tells whether who did not log in may see anything at all.
+func (r *Rights) AnyonePulls() bool {
+	return slices.ContainsFunc(*r.rules.Load(), func(rule Rule) bool { return rule.Anyone && rule.does(server.Pull) })
+}
+
 func (rule *Rule) about(user string) bool {
 	return rule.Anyone || user != "" && (slices.Contains(rule.Users, user) || slices.Contains(rule.Users, "*"))
 }
