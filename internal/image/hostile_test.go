@@ -44,7 +44,7 @@ func TestBombs(t *testing.T) {
 		}
 	}
 	// As large, but not out of nothing.
-	h = openWith(t, h.root, image.Options{Limits: image.Limits{LayerBytes: 50 << 20, Ratio: 20, RatioFrom: 16 << 20}})
+	h = openWith(t, t.TempDir(), image.Options{Limits: image.Limits{LayerBytes: 50 << 20, Ratio: 20, RatioFrom: 16 << 20}})
 	if _, err := h.pull(t, makeRemote(t, "amd64", gzipped(t), zeros), "fine"); err != nil {
 		t.Error(err)
 	}
