@@ -3,7 +3,6 @@ package server
 import "sync"
 
 // gather runs a number of small questions to the driver side by side and keeps their answers.
-
 type gather struct {
 	slots chan struct{}
 	wg    sync.WaitGroup

@@ -131,79 +131,57 @@ func (r *Registry) Repositories(ctx context.Context, after string, fn func(name 
 	})
 }
 
-// walkRepositories goes through everything below a name in the order of the full names. The order of a folder is not that: "a-b" comes before "a/b",
-// but after "a". So each level is sorted as what it stands for: the repository "a" itself, and "a/" for all below it.
-func (r *Registry) walkRepositories(ctx context.Context, name, after string, fn func(name string, parts []string) error) error {
+// level reads what is directly below a name: the parts of that repository ("_tags"), and the names that go on from there.
+func (r *Registry) level(ctx context.Context, name string) (parts, children []string, err error) {
 	key := repositoriesKey
-	prefix := ""
 	if name != "" {
-		key, prefix = repositoryKey(name), name+"/"
+		key = repositoryKey(name)
 	}
-	var parts, below []string
-	err := r.d.List(ctx, key, "", func(child string, dir bool) error {
+	err = r.d.List(ctx, key, "", func(child string, dir bool) error {
 		switch {
 		case strings.HasPrefix(child, "_"):
 			parts = append(parts, child)
 		case dir:
-			below = append(below, child+"/")
+			children = append(children, child)
 		}
 		return nil
 	})
+	return parts, children, err
+}
+
+// walkRepositories calls fn for the repositories below a name, in the order of the full names. The order of a folder is not that: "a-b" comes after "a",
+// but before "a/b". So each child takes two turns: as "a", for itself, and as "a/", for all below it.
+func (r *Registry) walkRepositories(ctx context.Context, name, after string, fn func(name string, parts []string) error) error {
+	_, children, err := r.level(ctx, name)
 	if err != nil {
 		return err
 	}
-	if len(parts) > 0 && name > after {
-		if err := fn(name, parts); err != nil {
-			return err
-		}
+	turns := make([]string, 0, 2*len(children))
+	for _, child := range children {
+		turns = append(turns, child, child+"/")
 	}
-	return r.walkBelow(ctx, prefix, below, after, fn)
-}
-
-// walkBelow visits the children of one level. A child's own entry comes before those of its longer brothers, what is below it after them; so it is read
-// when its own turn comes, and once more for what is below it if there are brothers in between.
-func (r *Registry) walkBelow(ctx context.Context, prefix string, below []string, after string, fn func(name string, parts []string) error) error {
-	type step struct {
-		key  string // what it sorts as
-		name string
-		self bool
-	}
-	steps := make([]step, 0, 2*len(below))
-	for _, child := range below {
-		bare := strings.TrimSuffix(child, "/")
-		steps = append(steps, step{bare, bare, true}, step{child, bare, false})
-	}
-	slices.SortFunc(steps, func(a, b step) int { return strings.Compare(a.key, b.key) })
-	for _, s := range steps {
-		full := prefix + s.name
-		if s.self {
-			if full <= after {
-				continue
-			}
-			if err := r.visitSelf(ctx, full, fn); err != nil {
-				return err
-			}
-			continue
+	slices.Sort(turns)
+	for _, turn := range turns {
+		child, below := strings.CutSuffix(turn, "/")
+		full := child
+		if name != "" {
+			full = name + "/" + child
 		}
-		if full+"0" <= after { // "0" is what comes after "/": all below is before
-			continue
+		switch {
+		case below && full+"0" > after: // "0" is what comes after "/": else all below is before
+			err = r.walkRepositories(ctx, full, after, fn)
+		case !below && full > after:
+			err = r.visit(ctx, full, fn)
 		}
-		// The entry of full itself was visited already; max keeps it from coming again.
-		if err := r.walkRepositories(ctx, full, max(after, full), fn); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (r *Registry) visitSelf(ctx context.Context, name string, fn func(name string, parts []string) error) error {
-	var parts []string
-	err := r.d.List(ctx, repositoryKey(name), "", func(child string, dir bool) error {
-		if strings.HasPrefix(child, "_") {
-			parts = append(parts, child)
-		}
-		return nil
-	})
+func (r *Registry) visit(ctx context.Context, name string, fn func(name string, parts []string) error) error {
+	parts, _, err := r.level(ctx, name)
 	if err != nil || len(parts) == 0 {
 		return err
 	}

@@ -111,22 +111,29 @@ func (u *upload) openFile(create bool) error {
 	return nil
 }
 
-// adopt locks the file against other processes and sees how long it is. A file that was committed or aborted meanwhile has no name any more.
+// adopt locks the file against other processes and sees how long it is. What was committed or aborted between opening and locking is no upload any more:
+// the same file may be a blob now, so its name is looked at again under the lock.
 func (u *upload) adopt(f *os.File) error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return errs.New(errs.Conflict, "another process is writing to it")
 		}
+		if !errors.Is(err, unix.ENOLCK) && !errors.Is(err, unix.EOPNOTSUPP) { // without locks there is only one process, see shards
+			return err
+		}
+	}
+	mine, err := f.Stat()
+	if err != nil {
 		return err
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return err
-	}
-	if st.Nlink == 0 {
+	named, err := os.Lstat(u.d.upload(u.id))
+	if errors.Is(err, os.ErrNotExist) || err == nil && !os.SameFile(mine, named) {
 		return errs.New(errs.NotFound, "not found")
 	}
-	u.size.Store(st.Size)
+	if err != nil {
+		return err
+	}
+	u.size.Store(mine.Size())
 	return nil
 }
 

@@ -272,7 +272,6 @@ func discoverReferrersPages(s *suite) {
 	desc := subject.descriptor()
 	big := strings.Repeat("x", 900<<10)
 	want := map[digest.Digest]bool{}
-	base := s.newImage(0, nil)
 	for i := range 9 {
 		x := s.newIndex(func(x *ocispec.Index) {
 			x.Subject, x.ArtifactType = &desc, "application/big"
@@ -281,7 +280,6 @@ func discoverReferrersPages(s *suite) {
 		s.mustPut(string(x.digest), x)
 		want[x.digest] = true
 	}
-	_ = base
 	pages := 0
 	for next := s.path("referrers/%s?artifactType=application/big", subject.digest); next != ""; pages++ {
 		re := s.do("GET", next, nil, nil)
