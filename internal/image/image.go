@@ -1,7 +1,8 @@
-// Package image is the room of images: their configs, tags, and how they come in and go out as archives.
+// Package image is the room of images: their configs, manifests and tags, and how they come in and go out, as archives (Store) and layer by layer (Transfers).
 //
-// It owns <data-root>/images. It stands on snapshots and content (by the contracts declared here). It does not know containers or networks. It promises:
-// a tag names a complete image or nothing; a name or image is durable before the call returns; what an archive claims (digests, sizes, link targets) is verified,
+// It owns <data-root>/images, and with it what lies in the content room: configs, manifests, indexes and compressed layers. It stands on snapshots and content (by the
+// contracts declared here). It does not know containers, networks or registries. It promises:
+// a layer that came from elsewhere goes out with the same digest, whether its compressed blob is kept or made again; a tag names a complete image or nothing; a name or image is durable before the call returns; what an archive claims (digests, sizes, link targets) is verified,
 // and a broken archive leaves nothing behind.
 package image
 
