@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -76,8 +77,11 @@ func (p *paced) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// zeros makes a layer of so many zeros, which is a small blob.
+type zeros int
+
 // shipImage puts an image of random layers into a registry by plain HTTP; it returns the bytes of its layers and the digest of each file.
-func shipImage(t *testing.T, addr, repo, tag string, sizes ...int) (total int64, files map[string]string) {
+func shipImage(t *testing.T, addr, repo, tag string, sizes ...any) (total int64, files map[string]string) {
 	t.Helper()
 	put := func(data []byte) map[string]any {
 		d := "sha256:" + hexSum(data)
@@ -100,15 +104,21 @@ func shipImage(t *testing.T, addr, repo, tag string, sizes ...int) (total int64,
 	var layers []map[string]any
 	var diffs []string
 	for i, size := range sizes {
-		body := make([]byte, size)
-		for j := range body {
-			body[j] = byte(rand.Uint32())
+		var body []byte
+		switch n := size.(type) {
+		case int:
+			body = make([]byte, n)
+			for j := range body {
+				body[j] = byte(rand.Uint32())
+			}
+		case zeros:
+			body = make([]byte, n)
 		}
 		name := fmt.Sprintf("data/%s-%d", tag, i)
 		files[name] = hexSum(body)
 		var plain, packed bytes.Buffer
 		tw := tar.NewWriter(&plain)
-		if err := tw.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(size)}); err != nil {
+		if err := tw.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(body))}); err != nil {
 			t.Fatal(err)
 		}
 		_, _ = tw.Write(body) // into memory
@@ -365,4 +375,139 @@ func TestKillCollection(t *testing.T) {
 	})
 	checkImage(t, e, ref, files)
 	e.Corten("rmi", ref)
+}
+
+// The disk fills up in each phase of a pull: before it, while blobs come, while they are unpacked. One clear line each, nothing is left, and with room again the same pull
+// works without a restart.
+func TestFullDiskPull(t *testing.T) {
+	enginetest.Bin(t)
+	disk := t.TempDir()
+	if err := syscall.Mount("proof", disk, "tmpfs", 0, "size=24m"); err != nil {
+		t.Skip("needs a tmpfs of its own: ", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(disk, 0); err != nil {
+			t.Error("something still holds the disk: ", err)
+		}
+	})
+	e := enginetest.New(t, "--image-gc", "off")
+	if err := os.Symlink(disk, filepath.Join(e.Dir, "d")); err != nil {
+		t.Fatal(err)
+	}
+	e.Up()
+	reg := enginetest.NewRegistry(t)
+	way := newRoad(t, reg)
+	refused := func(phase, ref string, during func()) {
+		t.Helper()
+		pull := e.Client("pull", "-q", ref)
+		var said bytes.Buffer
+		pull.Stderr = &said
+		if err := pull.Start(); err != nil {
+			t.Fatal(err)
+		}
+		during()
+		err := pull.Wait()
+		if text := strings.TrimSpace(said.String()); err == nil || !strings.Contains(text, "no space left on device") || strings.Contains(text, "\n") {
+			t.Errorf("%s: %v %q\n%s", phase, err, text, e.Log())
+		}
+		settle(t, phase+": bytes", func() bool { return arrived(e) == 0 })
+	}
+	shipImage(t, reg.Addr, "ship/full", "before", 30<<20)
+	refused("before", way.addr()+"/ship/full:before", func() {})
+	shipImage(t, reg.Addr, "ship/full", "unpack", 1<<20, zeros(60<<20))
+	refused("unpacking", way.addr()+"/ship/full:unpack", func() {})
+	_, files := shipImage(t, reg.Addr, "ship/full", "coming", 4<<20, 1<<20)
+	way.pace.Store(4 << 10)
+	var filler string
+	refused("while it comes", way.addr()+"/ship/full:coming", func() {
+		time.Sleep(150 * time.Millisecond)
+		filler = fill(t, disk)
+	})
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	way.pace.Store(0)
+	ref := way.addr() + "/ship/full:coming"
+	e.Corten("pull", "-q", ref)
+	checkImage(t, e, ref, files)
+	e.Corten("rmi", ref)
+}
+
+// A registry that means harm, through the whole product: one clear line each, and nothing is left of it.
+func TestHostileRegistry(t *testing.T) {
+	e := enginetest.New(t)
+	e.Up()
+	const kind = "application/vnd.oci.image.manifest.v1+json"
+	blob := func(s string) map[string]any {
+		return map[string]any{"digest": "sha256:" + hexSum([]byte(s)), "size": len(s)}
+	}
+	doc := func(v any) string {
+		raw, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(raw)
+	}
+	const layerType = "application/vnd.oci.image.layer.v1.tar"
+	config := doc(map[string]any{"architecture": "amd64", "os": "linux", "rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + hexSum([]byte("layer"))}}})
+	man := func(layer map[string]any) map[string]any {
+		c := blob(config)
+		c["mediaType"] = "application/vnd.oci.image.config.v1+json"
+		layer["mediaType"] = layerType
+		return map[string]any{"schemaVersion": 2, "mediaType": kind, "config": c, "layers": []any{layer}}
+	}
+	longer := blob("layer")
+	longer["size"] = 1 << 20
+	huge := blob("layer")
+	huge["size"] = int64(1) << 60
+	blobs := map[string]func(w http.ResponseWriter){
+		hexSum([]byte(config)):  func(w http.ResponseWriter) { fmt.Fprint(w, config) },
+		hexSum([]byte("layer")): func(w http.ResponseWriter) { fmt.Fprint(w, "layer") },
+		hexSum([]byte("other")): func(w http.ResponseWriter) { fmt.Fprint(w, "evil!") },
+		hexSum([]byte("endless")): func(w http.ResponseWriter) {
+			for range 64 << 10 {
+				if _, err := w.Write(make([]byte, 64<<10)); err != nil {
+					return
+				}
+			}
+		},
+	}
+	docs := map[string]string{
+		"digest": doc(man(blob("other"))), "endless": doc(man(blob("endless"))), "short": doc(man(longer)), "huge": doc(man(huge)), "notar": doc(man(blob("layer"))),
+		"json": "{", "schema1": `{"schemaVersion":1,"fsLayers":[]}`, "empty": `{}`, "negative": strings.Replace(doc(man(blob("layer"))), `"size":5`, `"size":-5`, 1),
+		"big": `{"schemaVersion":2,"x":"` + strings.Repeat("a", 5<<20) + `"}`, "control": "",
+	}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		_, last, _ := strings.Cut(req.URL.Path, "/v2/evil/")
+		if tag, ok := strings.CutPrefix(last, "manifests/"); ok {
+			if tag == "control" {
+				w.WriteHeader(http.StatusBadRequest)
+				fmt.Fprint(w, `{"errors":[{"code":"DENIED","message":"\u001b[2J\nyour disk was erased"}]}`)
+				return
+			}
+			w.Header().Set("Content-Type", kind)
+			fmt.Fprint(w, docs[tag])
+			return
+		}
+		if write := blobs[strings.TrimPrefix(last, "blobs/sha256:")]; write != nil {
+			write(w)
+			return
+		}
+		w.WriteHeader(http.StatusNotFound)
+	}))
+	defer srv.Close()
+	for tag := range docs {
+		began := time.Now()
+		out, err := e.Try("pull", "-q", strings.TrimPrefix(srv.URL, "http://")+"/evil:"+tag)
+		if err == nil {
+			t.Errorf("%s: pulled %s", tag, out)
+			continue
+		}
+		text := strings.TrimPrefix(err.Error(), "exit status 1: ")
+		if strings.Contains(text, "\n") || strings.Contains(text, "\x1b") || !strings.HasPrefix(text, "Error response from daemon: ") && !strings.Contains(text, " ") {
+			t.Errorf("%s: %q", tag, text)
+		}
+		t.Logf("%s (%s): %s", tag, time.Since(began).Round(time.Millisecond), text)
+	}
+	settle(t, "blobs", func() bool { return arrived(e) == 0 })
 }

@@ -78,6 +78,13 @@ func (b *memBlobs) Stat(_ context.Context, d digest.Digest) (content.Info, error
 	return content.Info{Digest: d, Size: int64(len(data))}, nil
 }
 
+func (b *memBlobs) Delete(_ context.Context, d digest.Digest) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.whole, d)
+	return nil
+}
+
 func (in *memIngest) Write(p []byte) (int, error) {
 	in.b.mu.Lock()
 	defer in.b.mu.Unlock()

@@ -56,6 +56,7 @@ type flight struct {
 	done     chan struct{} // closed at the end; err is set then
 	ingest   Ingest        // after opened; nil when the blob was there
 	err      error         // after done
+	kept     atomic.Bool   // the image room has the blob in its care
 	users    int           // guarded by flights.mu
 	unneeded bool          // guarded by flights.mu: nobody will come back for a part of it
 }
@@ -102,19 +103,38 @@ func (f *flight) failed() bool {
 	}
 }
 
-// leave ends the interest of one pull. The last one to leave ends the download; what is there of it stays for the next pull, unless unneeded says that the blob is
-// of no use any more.
-func (fs *flights) leave(f *flight, unneeded bool) {
+// What a pull leaves behind when it lets go of a blob that it was not the only one to want, or did not get to use.
+type leaving int
+
+const (
+	forNext  leaving = iota // what is there of it stays for the next pull
+	unneeded                // a part of it is of no use to anybody
+	spoilt                  // nor is all of it: it cannot be unpacked, or fills the disk
+)
+
+// leave ends the interest of one pull. The last one to leave ends the download.
+func (fs *flights) leave(f *flight, what leaving) {
 	fs.mu.Lock()
-	defer fs.mu.Unlock()
 	f.users--
-	f.unneeded = unneeded
-	if f.users > 0 {
+	last := f.users == 0
+	f.unneeded = what != forNext
+	if last && fs.all[f.desc.Digest] == f {
+		delete(fs.all, f.desc.Digest)
+	}
+	fs.mu.Unlock()
+	if !last {
 		return
 	}
 	f.cancel()
-	if fs.all[f.desc.Digest] == f {
-		delete(fs.all, f.desc.Digest)
+	if what != spoilt {
+		return
+	}
+	<-f.done // it was cancelled
+	if f.err != nil || f.ingest == nil || f.kept.Load() {
+		return // it did not come by this way, or has its place
+	}
+	if err := fs.blobs.Delete(context.Background(), f.desc.Digest); err != nil {
+		fs.log.Warn("blob of a failed pull stays", "digest", f.desc.Digest, "err", err)
 	}
 }
 
@@ -153,7 +173,7 @@ func (fs *flights) fly(ctx context.Context, f *flight, repo client.Repository) e
 	fs.mu.Lock()
 	drop := f.users == 0 && f.unneeded
 	fs.mu.Unlock()
-	if drop || errors.Is(err, errDamaged) || errors.Is(err, syscall.ENOSPC) { // a part that fills the disk helps nobody
+	if drop || errors.Is(err, errDamaged) || errors.Is(err, errs.Invalid) || errors.Is(err, syscall.ENOSPC) { // what the registry lies about, or what fills the disk, helps nobody
 		return errors.Join(err, in.Abort())
 	}
 	return errors.Join(err, in.Close())

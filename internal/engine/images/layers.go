@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -12,8 +13,8 @@ import (
 	"corten.dev/corten/internal/image"
 )
 
-// layers brings all layers in, side by side: the downloads as many at a time as the engine allows, unpacking as the bytes come.
-func (p *pulling) layers(ctx context.Context, inc image.Incoming) error {
+// layers brings all layers in, side by side: the downloads as many at a time as the engine allows, unpacking as the bytes come. Release must be called with what it returns.
+func (p *pulling) layers(ctx context.Context, inc image.Incoming) ([]*arriving, error) {
 	all := inc.Layers()
 	shares := map[digest.Digest]*share{}
 	var todo []*arriving
@@ -35,11 +36,20 @@ func (p *pulling) layers(ctx context.Context, inc image.Incoming) error {
 	for _, a := range todo { // joined before the first one can have ended, so that a blob that comes twice is fetched once
 		a.flight = p.flights.join(p.repo, p.name, a.layer.Blob)
 	}
-	err := sideBySide(ctx, len(todo), func(ctx context.Context, n int) error { return todo[n].arrive(ctx) })
+	return todo, sideBySide(ctx, len(todo), func(ctx context.Context, n int) error { return todo[n].arrive(ctx) })
+}
+
+// release lets go of the blobs of an image that was committed, or could not be for the reason of err.
+func (p *pulling) release(todo []*arriving, err error) {
 	for _, a := range todo {
-		p.flights.leave(a.flight, a.unneeded)
+		switch {
+		case err == nil:
+			a.flight.kept.Store(true)
+		case errors.Is(err, syscall.ENOSPC):
+			a.left = spoilt
+		}
+		p.flights.leave(a.flight, a.left)
 	}
-	return err
 }
 
 // sideBySide runs all and returns the first error, after all have ended. With that error the others' context ends.
@@ -83,15 +93,15 @@ func (sh *share) last(i int) bool {
 // arriving is one layer on its way in.
 type arriving struct {
 	*pulling
-	inc      image.Incoming
-	i        int
-	layer    image.IncomingLayer
-	id       string
-	share    *share
-	flight   *flight
-	unneeded bool
-	told     phase
-	last     Report
+	inc    image.Incoming
+	i      int
+	layer  image.IncomingLayer
+	id     string
+	share  *share
+	flight *flight
+	left   leaving
+	told   phase
+	last   Report
 }
 
 // maxTries bounds how often a layer is begun again for reasons that lie elsewhere: another pull's download failed, a download began anew below the unpacking.
@@ -107,7 +117,7 @@ func (a *arriving) arrive(ctx context.Context) (err error) {
 		if a.flight.failed() {
 			old := a.flight
 			a.flight = a.flights.join(a.repo, a.name, a.layer.Blob)
-			a.flights.leave(old, false)
+			a.flights.leave(old, forNext)
 		}
 	}
 	return err
@@ -128,8 +138,9 @@ func (a *arriving) try(caller context.Context) (again bool, err error) {
 		return false, context.Cause(caller)
 	case unpackErr == nil && !r.used.Load():
 		// Another pull unpacked the layer, or it is made of one that is here. What is still to come of the blob is of no use.
-		a.unneeded = phase(f.phase.Load()) != landed || f.failed()
-		if !a.unneeded {
+		if phase(f.phase.Load()) != landed || f.failed() {
+			a.left = unneeded
+		} else {
 			err = a.keep(ctx)
 		}
 		a.say(ctx, Report{ID: a.id, Status: "Already exists", Layer: true})
@@ -139,7 +150,11 @@ func (a *arriving) try(caller context.Context) (again bool, err error) {
 		return f.from != a.name, downErr
 	case unpackErr != nil:
 		// The download began anew, or the blob was whole before it could be followed: it is there now, and is read from the beginning.
-		return r.err != nil, unpackErr
+		if r.err != nil {
+			return true, unpackErr
+		}
+		a.left = spoilt
+		return false, unpackErr
 	}
 	if err := a.keep(ctx); err != nil {
 		return false, err

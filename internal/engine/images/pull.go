@@ -309,21 +309,23 @@ func platformOf(d ocispec.Descriptor) string {
 }
 
 // image brings one image in and gives it the names.
-func (p *pulling) image(ctx context.Context, ref reference.Ref, doc manifest.Document, names []reference.Ref) (image.Image, error) {
+func (p *pulling) image(ctx context.Context, ref reference.Ref, doc manifest.Document, names []reference.Ref) (img image.Image, err error) {
 	if err := checkImage(ref, doc); err != nil {
-		return image.Image{}, err
+		return img, err
 	}
 	raw, err := p.config(ctx, doc)
 	if err != nil {
-		return image.Image{}, err
+		return img, err
 	}
 	inc, err := p.Transfers.Receive(ctx, doc, raw)
 	if err != nil {
-		return image.Image{}, err
+		return img, err
 	}
 	defer inc.Close()
-	if err := p.layers(ctx, inc); err != nil {
-		return image.Image{}, err
+	todo, err := p.layers(ctx, inc)
+	defer func() { p.release(todo, err) }()
+	if err != nil {
+		return img, err
 	}
 	// From here on it is a matter of names: a caller that leaves now gets the image all the same.
 	return inc.Commit(context.WithoutCancel(ctx), names)

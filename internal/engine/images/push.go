@@ -155,7 +155,7 @@ func (p *pushing) one(ctx context.Context, ref reference.Ref) error {
 
 // image pushes one image, under a tag or, without one, under its digest.
 func (p *pushing) image(ctx context.Context, ref reference.Ref, out image.Outgoing, tag string) (doc manifest.Document, err error) {
-	var todo []*leaving
+	var todo []*departing
 	seen := map[digest.Digest]bool{}
 	layers := out.Layers()
 	for i := len(layers) - 1; i >= 0; i-- { // from the top, as Docker lists them
@@ -164,11 +164,11 @@ func (p *pushing) image(ctx context.Context, ref reference.Ref, out image.Outgoi
 			continue
 		}
 		seen[l.DiffID()] = true
-		a := &leaving{pushing: p, ref: ref, layer: l, id: short(l.DiffID())}
+		a := &departing{pushing: p, ref: ref, layer: l, id: short(l.DiffID())}
 		p.say(ctx, Report{ID: a.id, Status: "Preparing", Layer: true})
 		todo = append(todo, a)
 	}
-	if err := sideBySide(ctx, len(todo), func(ctx context.Context, n int) error { return todo[n].leave(ctx) }); err != nil {
+	if err := sideBySide(ctx, len(todo), func(ctx context.Context, n int) error { return todo[n].depart(ctx) }); err != nil {
 		return doc, err
 	}
 	desc, raw := out.Config()
@@ -194,20 +194,20 @@ func (p *pushing) config(ctx context.Context, desc ocispec.Descriptor, raw []byt
 	return err
 }
 
-// leaving is one layer on its way out.
-type leaving struct {
+// departing is one layer on its way out.
+type departing struct {
 	*pushing
 	ref   reference.Ref
 	layer image.OutgoingLayer
 	id    string
 }
 
-func (a *leaving) tell(ctx context.Context, status string) {
+func (a *departing) tell(ctx context.Context, status string) {
 	a.say(ctx, Report{ID: a.id, Status: status, Layer: true})
 }
 
-// leave gets the layer into the registry, with as little as possible.
-func (a *leaving) leave(ctx context.Context) error {
+// depart gets the layer into the registry, with as little as possible.
+func (a *departing) depart(ctx context.Context) error {
 	if err := a.uploads.take(ctx, func() { a.tell(ctx, "Waiting") }); err != nil {
 		return err
 	}
@@ -234,7 +234,7 @@ func (a *leaving) leave(ctx context.Context) error {
 }
 
 // mount asks for the blob of another repository of the same registry; it gives the path of the one that had it.
-func (a *leaving) mount(ctx context.Context, d digest.Digest) (from string, err error) {
+func (a *departing) mount(ctx context.Context, d digest.Digest) (from string, err error) {
 	const tries = 4 // as many repositories are asked for at most
 	var origins []string
 	for _, name := range a.layer.Origins() {
@@ -258,7 +258,7 @@ func (a *leaving) mount(ctx context.Context, d digest.Digest) (from string, err 
 }
 
 // upload sends the layer, and tells how far it is.
-func (a *leaving) upload(ctx context.Context) error {
+func (a *departing) upload(ctx context.Context) error {
 	var sent atomic.Int64
 	total := a.layer.Size()
 	up := client.Upload{Size: -1, Open: a.layer.Open, Progress: sent.Store}

@@ -80,6 +80,7 @@ type Blobs interface {
 	Begin(name string) (Ingest, error)
 	Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error)
 	Stat(ctx context.Context, d digest.Digest) (content.Info, error)
+	Delete(ctx context.Context, d digest.Digest) error
 }
 
 // Ingest is a blob that is coming in.
