@@ -340,7 +340,7 @@ func TestCollectWhilePushing(t *testing.T) {
 	root := t.TempDir()
 	r, ts := registryOn(t, root, withGrace(grace))
 	_, other := registryOn(t, root, withGrace(grace)) // shares the place, and knows nothing of the collections
-	ctx, stop := context.WithTimeout(t.Context(), 4*time.Second)
+	ctx, stop := context.WithTimeout(t.Context(), 3*time.Second)
 	defer stop()
 	var wg sync.WaitGroup
 	var collected, pushed atomic.Int64

@@ -38,7 +38,7 @@ func TestKilled(t *testing.T) {
 	}
 	wg.Go(func() { k.uploading(t) })
 	kills := 0
-	for started := time.Now(); time.Since(started) < 5*time.Second; kills++ {
+	for started := time.Now(); time.Since(started) < 4*time.Second; kills++ {
 		time.Sleep(time.Duration(50+mathrand.IntN(400)) * time.Millisecond)
 		p.Kill()
 		p = servertest.StartProcess(t, root, addr, killGrace)
