@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -149,4 +150,26 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("%q: %v is not of the kind Invalid", text, err)
 		}
 	})
+}
+
+// What the manual shows can be copied.
+func TestManual(t *testing.T) {
+	text, err := os.ReadFile("../../../../docs/registry.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := strings.Split(string(text), "```json\n")
+	for i, block := range blocks[1:] {
+		block, _, _ = strings.Cut(block, "```")
+		c, err := Parse("docs/registry.md", []byte(block))
+		if err == nil {
+			err = c.Check()
+		}
+		if err != nil {
+			t.Errorf("block %d: %v", i+1, err)
+		}
+	}
+	if len(blocks) < 8 {
+		t.Errorf("the manual has %d blocks", len(blocks)-1)
+	}
 }
