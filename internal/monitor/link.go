@@ -37,14 +37,14 @@ type link struct {
 // newLink makes a link of a connected socket, which it owns from here on.
 func newLink(fd int) *link { return &link{sock: os.NewFile(uintptr(fd), "monitor"), fd: int32(fd)} }
 
-// with calls fn with the descriptor, which stays open meanwhile.
+// with calls fn with the descriptor, which stays open meanwhile; os.ErrClosed once it was closed.
 func (l *link) with(fn func(fd int) error) (err error) {
 	raw, err := l.sock.SyscallConn()
 	if err != nil {
 		return err
 	}
-	if cerr := raw.Control(func(fd uintptr) { err = fn(int(fd)) }); cerr != nil {
-		return cerr
+	if raw.Control(func(fd uintptr) { err = fn(int(fd)) }) != nil {
+		return os.ErrClosed // its only reason, but said with an error of Go's own that nobody can ask for
 	}
 	return err
 }
