@@ -106,18 +106,25 @@ func TestPlatforms(t *testing.T) {
 	if err := h.Tag(ctx, "reg.io/multi:1", "other.io/x:2"); err != nil {
 		t.Fatal(err)
 	}
+	// Under its other name it has all its platforms: one of them went out, as if nothing else had come in.
+	all, doc, err = h.Send(ctx, "other.io/x:2", image.SendOptions{AllPlatforms: true})
+	if err != nil || len(all) != 2 || doc == nil || doc.Digest != index.Digest {
+		t.Fatal(all, doc, err)
+	}
+	for _, out := range all {
+		out.Close()
+	}
 	if err := h.Pushed(ctx, ref(t, "other.io/x:2"), img.ID, index); err != nil {
 		t.Fatal(err)
 	}
 	if img, err = h.Get(ctx, "other.io/x@"+index.Digest.String()); err != nil || len(img.Digests) != 3+0 {
 		t.Errorf("%v %v", img.Digests, err)
 	}
-	if _, err := h.Remove(ctx, "other.io/x:2", false, true, nil); err != nil {
-		t.Fatal(err)
-	}
-	// The last tag takes the images of the other platforms with it.
-	if _, err := h.Remove(ctx, "reg.io/multi:1", false, true, nil); err != nil {
-		t.Fatal(err)
+	// The last tag takes the images of the other platforms with it, also when it is in another repository than they came from.
+	for _, name := range []string{"reg.io/multi:1", "other.io/x:2"} {
+		if _, err := h.Remove(ctx, name, false, true, nil); err != nil {
+			t.Fatal(err)
+		}
 	}
 	left, err := h.List(ctx)
 	if err != nil {

@@ -113,8 +113,15 @@ func (s *Images) siblings(ctx context.Context, ref string, id digest.Digest, use
 	return all
 }
 
-// siblingsGoing are those of the siblings whose only names are digests in the repositories of the names that went.
+// siblingsGoing are those of the siblings whose only names are digests in the repositories of the names that went, or in those that have no tag any more: an index that was
+// tagged into another repository leaves its images under the digests of the first.
 func (t *table) siblingsGoing(ids []digest.Digest, went []reference.Ref) (going []*entry) {
+	tagged := map[string]bool{}
+	for name := range t.names {
+		if r, err := reference.Parse(name); err == nil && r.Tag != "" {
+			tagged[r.Name()] = true
+		}
+	}
 	repos := map[string]bool{}
 	for _, r := range went {
 		repos[r.Name()] = true
@@ -123,7 +130,7 @@ func (t *table) siblingsGoing(ids []digest.Digest, went []reference.Ref) (going 
 		e := t.byID[id]
 		free := e != nil
 		for _, r := range namesOf(t.names, id) {
-			free = free && r.Digest != "" && repos[r.Name()]
+			free = free && r.Digest != "" && (repos[r.Name()] || !tagged[r.Name()])
 		}
 		if free {
 			going = append(going, e)

@@ -420,7 +420,7 @@ func nameSets(names map[string]digest.Digest) map[digest.Digest]nameSet {
 	return all
 }
 
-// Tag gives an image another name; a name that is taken moves.
+// Tag gives an image another name; a name that is taken moves. What was brought in with all its platforms has all of them under the other name, too.
 func (s *Images) Tag(_ context.Context, ref, name string) error {
 	to, err := reference.Parse(name)
 	if err != nil {
@@ -444,7 +444,14 @@ func (s *Images) Tag(_ context.Context, ref, name string) error {
 		again := *old
 		again.tagged = s.now()
 		t.byID[e.id] = &again
+		var index digest.Digest
+		if from, err := reference.Parse(ref); err == nil && t.names[from.WithDefaultTag().String()] == e.id { // not an id
+			index = t.indexes[from.WithDefaultTag().String()]
+		}
 		t.name(to, e.id)
+		if index != "" {
+			t.indexes[to.String()] = index
+		}
 		return nil
 	})
 }
