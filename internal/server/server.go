@@ -29,6 +29,9 @@ import (
 const (
 	minVersion = 24
 	maxVersion = 56
+	// heardVersion is answered as minVersion, and not spoken of: skopeo, podman and buildah of many releases ask for archives of images (docker-daemon:) by 1.22, whatever
+	// the engine says it has.
+	heardVersion = 22
 )
 
 // VersionInfo is what `version` shows of the engine.
@@ -169,9 +172,9 @@ func splitVersion(path string) (string, int, error) {
 	switch {
 	case ma > 1 || ma == 1 && mi > maxVersion:
 		return "", 0, badVersion("client version " + text + " is too new. Maximum supported API version is 1." + strconv.Itoa(maxVersion))
-	case ma < 1 || mi < minVersion:
+	case ma < 1 || mi < heardVersion:
 		return "", 0, badVersion("client version " + text + " is too old. Minimum supported API version is 1." + strconv.Itoa(minVersion) +
 			", please upgrade your client to a newer version")
 	}
-	return "/" + rest, int(mi), nil
+	return "/" + rest, max(int(mi), minVersion), nil
 }

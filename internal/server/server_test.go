@@ -43,6 +43,8 @@ func TestVersions(t *testing.T) {
 	}{
 		{"/_ping", 200, ""},
 		{"/v1.24/_ping", 200, ""},
+		{"/v1.22/_ping", 200, ""}, // skopeo 1.9, as docker-daemon:, was refused
+		{"/v1.21/_ping", 400, "client version 1.21 is too old. Minimum supported API version is 1.24, please upgrade your client to a newer version"},
 		{"/v1.56/_ping", 200, ""},
 		{"/v1.99/_ping", 400, "client version 1.99 is too new. Maximum supported API version is 1.56"},
 		{"/v2.0/_ping", 400, "client version 2.0 is too new. Maximum supported API version is 1.56"},
