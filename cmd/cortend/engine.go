@@ -126,8 +126,9 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 			Containers: ctrs, Images: imgs, Volumes: vols, Trees: trees, Events: bus,
 			DataRoot: set.DataRoot, Labels: set.Labels, SystemdCgroup: systemd, Debug: log.Enabled(background(), slog.LevelDebug), Version: version.Version,
 		}),
-		Version: server.VersionInfo{Version: version.Version, Commit: version.Commit},
-		Driver:  trees.Name(), Layers: layersOf(trees), Logger: log,
+		Version:         server.VersionInfo{Version: version.Version, Commit: version.Commit},
+		DefaultRegistry: set.DefaultRegistry, Mirrors: set.RegistryMirrors, Insecure: set.InsecureRegistries,
+		Driver: trees.Name(), Layers: layersOf(trees), Logger: log,
 	})
 	lean, stop := context.WithCancel(background())
 	e.closers = append(e.closers, func() error { stop(); return nil })

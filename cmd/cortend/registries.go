@@ -19,7 +19,7 @@ func openRegistries(set settings.Settings, log *slog.Logger) (*client.Client, er
 		return nil, err
 	}
 	hosts, err := client.NewHosts(client.HostsOptions{
-		Rules: set.Registries, Mirrors: set.RegistryMirrors, Insecure: set.InsecureRegistries, CertDirs: set.RegistryCerts, Proxy: proxy, Logger: log,
+		Default: set.DefaultRegistry, Rules: set.Registries, Mirrors: set.RegistryMirrors, Insecure: set.InsecureRegistries, CertDirs: set.RegistryCerts, Proxy: proxy, Logger: log,
 	})
 	if err != nil {
 		return nil, err

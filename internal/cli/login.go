@@ -37,11 +37,14 @@ func newLogin() *verb {
 			f.BoolVar(&o.stdin, "password-stdin", false, "read the password or token from STDIN")
 		},
 		run: func(ctx context.Context, a *app, args []string) error {
-			server := ""
 			if len(args) == 1 {
-				server = args[0]
+				return o.run(ctx, a, credentials.Server(args[0]))
 			}
-			return o.run(ctx, a, credentials.Server(server))
+			server, err := a.defaultServer(ctx)
+			if err != nil {
+				return err
+			}
+			return o.run(ctx, a, server)
 		},
 	}
 }
@@ -219,11 +222,10 @@ func newLogout() *verb {
 		long:    "Removes what `corten login` kept. Without a server it is Docker Hub.",
 		example: "corten logout registry.example.org:5000",
 		run: func(ctx context.Context, a *app, args []string) error {
-			server := ""
+			server := credentials.DefaultServer
 			if len(args) == 1 {
-				server = args[0]
+				server = credentials.Server(args[0])
 			}
-			server = credentials.Server(server)
 			cfg, err := a.config()
 			if err != nil {
 				return err

@@ -122,7 +122,16 @@ func (a *app) authFor(ctx context.Context, domain string) ([]http1.Field, error)
 	if err != nil {
 		return nil, err
 	}
-	auth, err := file.Get(ctx, credentials.Server(domain))
+	if file.Nothing() {
+		return nil, nil
+	}
+	server := credentials.Server(domain)
+	if server == credentials.DefaultServer {
+		if server, err = a.defaultServer(ctx); err != nil {
+			return nil, err
+		}
+	}
+	auth, err := file.Get(ctx, server)
 	if err != nil {
 		return nil, err
 	}
@@ -130,6 +139,19 @@ func (a *app) authFor(ctx context.Context, domain string) ([]http1.Field, error)
 		return nil, nil
 	}
 	return []http1.Field{{Name: "X-Registry-Auth", Value: auth.Header()}}, nil
+}
+
+// defaultServer is the key of the registry that names without one lead to: Docker Hub, or what the engine has instead.
+func (a *app) defaultServer(ctx context.Context) (string, error) {
+	api, err := a.engine()
+	if err != nil {
+		return "", err
+	}
+	var info struct{ IndexServerAddress string }
+	if err := api.Get(ctx, "/info", nil, &info); err != nil {
+		return "", err
+	}
+	return credentials.Server(info.IndexServerAddress), nil
 }
 
 // domainOf is the registry that a repository's or search's name begins with.

@@ -20,7 +20,7 @@ func (s *Server) documentRoutes() []entry {
 
 // documentGet answers with the document as the registry has it, byte for byte.
 func (s *Server) documentGet(w http.ResponseWriter, r *request) error {
-	creds, err := credentials(r)
+	creds, err := s.credentials(r)
 	if err != nil {
 		return err
 	}
@@ -36,7 +36,7 @@ func (s *Server) documentGet(w http.ResponseWriter, r *request) error {
 
 // documentPut stores the body; each from=repository@digest names where a listed manifest is now.
 func (s *Server) documentPut(w http.ResponseWriter, r *request) error {
-	creds, err := credentials(r)
+	creds, err := s.credentials(r)
 	if err != nil {
 		return err
 	}
@@ -57,7 +57,7 @@ func (s *Server) documentPut(w http.ResponseWriter, r *request) error {
 }
 
 func (s *Server) remoteBlob(w http.ResponseWriter, r *request) error {
-	creds, err := credentials(r)
+	creds, err := s.credentials(r)
 	if err != nil {
 		return err
 	}

@@ -55,10 +55,8 @@ func (s *Server) fromInfo(i system.Info, version int, now time.Time) infoView {
 		Debug: i.Debug, NFd: i.FDs, NGoroutines: i.Goroutines, SystemTime: now.Format(time.RFC3339Nano),
 		CgroupDriver: i.CgroupDriver, CgroupVersion: i.CgroupVersion,
 		KernelVersion: i.KernelVersion, OperatingSystem: i.OperatingSystem, OSVersion: i.OSVersion, OSType: i.OSType, Architecture: i.Architecture,
-		NCPU: i.NCPU, MemTotal: i.MemTotal, IndexServerAddress: "https://index.docker.io/v1/",
-		RegistryConfig: &registry.ServiceConfig{InsecureRegistryCIDRs: []netip.Prefix{}, IndexConfigs: map[string]*registry.IndexInfo{
-			"docker.io": {Name: "docker.io", Mirrors: []string{}, Secure: true, Official: true},
-		}, Mirrors: []string{}},
+		NCPU: i.NCPU, MemTotal: i.MemTotal, IndexServerAddress: s.indexServer(),
+		RegistryConfig: s.registryConfig(),
 		DockerRootDir: i.DataRoot, HTTPProxy: i.HTTPProxy, HTTPSProxy: i.HTTPSProxy, NoProxy: i.NoProxy, Labels: orEmpty(i.Labels),
 		ServerVersion: s.Version.Version, Runtimes: map[string]wire.RuntimeWithStatus{}, DefaultRuntime: i.DefaultRuntime,
 		Swarm: swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive, RemoteManagers: nil},
@@ -89,4 +87,27 @@ func (s *Server) fromInfo(i system.Info, version int, now time.Time) infoView {
 		out.KernelMemoryTCP = &off
 	}
 	return out
+}
+
+// indexServer is the registry of names that name none, as clients key its credentials.
+func (s *Server) indexServer() string {
+	if s.DefaultRegistry != "" {
+		return s.DefaultRegistry
+	}
+	return hubIndex
+}
+
+// registryConfig is what the operator said of registries, in docker's words.
+func (s *Server) registryConfig() *registry.ServiceConfig {
+	cfg := &registry.ServiceConfig{InsecureRegistryCIDRs: []netip.Prefix{netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("127.0.0.0/8")}, Mirrors: orEmpty(s.Mirrors), IndexConfigs: map[string]*registry.IndexInfo{
+		"docker.io": {Name: "docker.io", Mirrors: orEmpty(s.Mirrors), Secure: true, Official: true},
+	}}
+	for _, name := range s.Insecure {
+		if p, err := netip.ParsePrefix(name); err == nil {
+			cfg.InsecureRegistryCIDRs = append(cfg.InsecureRegistryCIDRs, p)
+			continue
+		}
+		cfg.IndexConfigs[name] = &registry.IndexInfo{Name: name, Mirrors: []string{}}
+	}
+	return cfg
 }

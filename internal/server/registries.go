@@ -29,7 +29,7 @@ func (s *Server) registryRoutes() []entry {
 const maxAuth = 64 << 10
 
 // credentials reads X-Registry-Auth: JSON in base64, with or without padding, in either alphabet. Errors never repeat what was sent.
-func credentials(r *request) (images.Credentials, error) {
+func (s *Server) credentials(r *request) (images.Credentials, error) {
 	var creds images.Credentials
 	header := strings.TrimRight(r.Header.Get(wire.AuthHeader), "=")
 	if header == "" {
@@ -46,8 +46,14 @@ func credentials(r *request) (images.Credentials, error) {
 	if err := json.Unmarshal(raw, &auth); err != nil {
 		return creds, errs.New(errs.Invalid, "invalid X-Registry-Auth header: it is not JSON")
 	}
+	if s.DefaultRegistry != "" && strings.TrimRight(auth.ServerAddress, "/") == strings.TrimRight(hubIndex, "/") {
+		return creds, nil // they are for Docker Hub, which is not where the name leads
+	}
 	return fromAuth(auth)
 }
+
+// hubIndex is the name that credentials for Docker Hub are kept under.
+const hubIndex = "https://index.docker.io/v1/"
 
 // fromAuth takes the pair out of "auth" where a client sends it that way.
 func fromAuth(auth wire.AuthConfig) (images.Credentials, error) {
@@ -87,7 +93,7 @@ func (s *Server) imagesSearch(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	creds, err := credentials(r)
+	creds, err := s.credentials(r)
 	if err != nil {
 		return err
 	}
@@ -107,7 +113,7 @@ func (s *Server) imagesSearch(w http.ResponseWriter, r *request) error {
 }
 
 func (s *Server) distribution(w http.ResponseWriter, r *request) error {
-	creds, err := credentials(r)
+	creds, err := s.credentials(r)
 	if err != nil {
 		return err
 	}
@@ -124,7 +130,7 @@ func (s *Server) distribution(w http.ResponseWriter, r *request) error {
 
 // remoteTags answers with the form that registries use themselves.
 func (s *Server) remoteTags(w http.ResponseWriter, r *request) error {
-	creds, err := credentials(r)
+	creds, err := s.credentials(r)
 	if err != nil {
 		return err
 	}
@@ -140,7 +146,7 @@ func (s *Server) remoteTags(w http.ResponseWriter, r *request) error {
 
 // pull is the half of /images/create that asks a registry. Without a tag it means all of them.
 func (s *Server) pull(w http.ResponseWriter, r *request, name string) error {
-	creds, err := credentials(r)
+	creds, err := s.credentials(r)
 	if err != nil {
 		return err
 	}
@@ -156,7 +162,7 @@ func (s *Server) pull(w http.ResponseWriter, r *request, name string) error {
 }
 
 func (s *Server) imagePush(w http.ResponseWriter, r *request) error {
-	creds, err := credentials(r)
+	creds, err := s.credentials(r)
 	if err != nil {
 		return err
 	}

@@ -58,7 +58,10 @@ type Options struct {
 	Layers func(chain snapshot.ChainID) ([]string, error)
 	// CgroupV2 tells which default older clients expect for the cgroup namespace.
 	CgroupV2 bool
-	Logger   *slog.Logger
+	// DefaultRegistry is where names without a registry lead, empty for Docker Hub; Mirrors and Insecure are docker's settings of those names. For `info`.
+	DefaultRegistry   string
+	Mirrors, Insecure []string
+	Logger            *slog.Logger
 }
 
 // Server answers requests. It is an [http.Handler]; Serve and Shutdown run it on listeners.

@@ -98,6 +98,9 @@ func Open(dir string) (*File, error) {
 // Path is where the file is, or would be.
 func (f *File) Path() string { return f.path }
 
+// Nothing tells whether nothing is known about any registry.
+func (f *File) Nothing() bool { return len(f.auths) == 0 && len(f.helpers) == 0 && f.store == "" }
+
 // Server is the key for a registry as people name it; the empty name and Hub's names are [DefaultServer].
 func Server(name string) string {
 	host := hostOf(name)

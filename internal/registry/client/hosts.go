@@ -27,6 +27,9 @@ type Ways interface {
 
 // HostsOptions say how registries are reached. The zero value reaches each at its own name.
 type HostsOptions struct {
+	// Default is the registry of names that name none, host[:port]; empty is Docker Hub. Clients complete such names to docker.io before they send them, so it stands for
+	// docker.io wherever no rule says otherwise, and has no "library/" in front of single words.
+	Default  string
 	Rules    []rules.Rule // the first that fits counts
 	Mirrors  []string     // of docker.io (docker's registry-mirrors)
 	Insecure []string     // hosts and networks (docker's insecure-registries); loopback addresses always are
@@ -113,6 +116,11 @@ func (t *Table) Endpoints(domain, path string) ([]Endpoint, error) {
 		}
 		own := t.registry(domain, r.Location, r.Insecure)
 		own.Rewrite = rewriter(r, domain, r.Rewrite)
+		return append(list, own), nil
+	}
+	if domain == reference.DefaultDomain && t.opts.Default != "" {
+		own := t.registry(domain, "https://"+t.opts.Default, false)
+		own.Rewrite = func(path string) string { return strings.TrimPrefix(path, "library/") }
 		return append(list, own), nil
 	}
 	if domain == reference.DefaultDomain {

@@ -500,3 +500,24 @@ func TestCredentialsOfMirrors(t *testing.T) {
 		t.Error("the registry's user went to a mirror")
 	}
 }
+
+// Names without a registry are docker.io's in every client; with another default registry they lead there, and rules still come first.
+func TestDefaultRegistry(t *testing.T) {
+	hosts := table(t, HostsOptions{Default: "reg.example:5000", Mirrors: []string{"https://hub-mirror.example"}, Rules: []rules.Rule{{Match: "docker.io/other", Location: "https://other.example"}}})
+	for path, want := range map[string]string{"library/busybox": "https://reg.example:5000 busybox", "team/app": "https://reg.example:5000 team/app", "other/app": "https://other.example other/app"} {
+		list, err := hosts.Endpoints("docker.io", path)
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%s: %v %v", path, list, err)
+		}
+		got := path
+		if list[0].Rewrite != nil {
+			got = list[0].Rewrite(path)
+		}
+		if got = list[0].URL + " " + got; got != want {
+			t.Errorf("%s: got %s, want %s", path, got, want)
+		}
+	}
+	if list, err := hosts.Endpoints("quay.example", "team/app"); err != nil || list[0].URL != "https://quay.example" {
+		t.Errorf("a name with a registry: %v %v", list, err)
+	}
+}
