@@ -304,3 +304,51 @@ func TestRoute(t *testing.T) {
 		}
 	}
 }
+
+// An upstream that sends something else than it names: nobody gets the whole of it, and nothing of it is kept.
+func TestLyingUpstream(t *testing.T) {
+	up := newUpstream(t)
+	lies := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if strings.Contains(req.URL.Path, "/blobs/sha256:") && req.Method == http.MethodGet {
+			rec := httptest.NewRecorder()
+			req.Header.Del("Range")
+			up.Config.Handler.ServeHTTP(rec, req)
+			body := rec.Body.Bytes()
+			body[len(body)/2] ^= 1
+			w.Header().Set("Content-Length", fmt.Sprint(len(body)))
+			_, _ = w.Write(body)
+			return
+		}
+		up.Config.Handler.ServeHTTP(w, req)
+	}))
+	t.Cleanup(lies.Close)
+	where := up.as("up", time.Hour)
+	where.Remote = client.New(client.Options{Hosts: only{URL: lies.URL, Transport: lies.Client().Transport, PlainToo: true}, Retries: 1, Backoff: time.Millisecond})
+	f := newFront(t, where)
+	img := push(t, up.URL, "app:1")
+	if _, err := pull(t, f.URL, "up/app:1"); err == nil {
+		t.Error("a lie was handed on as the truth")
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tag, _ := name.NewRepository(f.host+"/up/app", name.Insecure)
+	for _, l := range layers {
+		dgst, _ := l.Digest()
+		remoteLayer, err := remote.Layer(tag.Digest(dgst.String()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		rc, err := remoteLayer.Compressed()
+		if err != nil {
+			continue
+		}
+		body, err := io.ReadAll(rc)
+		rc.Close()
+		size, _ := l.Size()
+		if err == nil && int64(len(body)) == size {
+			t.Errorf("all %d bytes of a lie came", size)
+		}
+	}
+}

@@ -35,6 +35,7 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -57,11 +58,15 @@ type Options struct {
 	Staging  string // folder
 	PartSize int64  // of multipart uploads, which grows with very large blobs; 0 is 8 MiB
 	Logger   *slog.Logger
+
+	backoff time.Duration // longest wait between two attempts; 0 is longestBackoff
 }
 
 const (
 	defaultPart = 8 << 20
 	attempts    = 5
+
+	longestBackoff = 3 * time.Second
 )
 
 // Driver is a server.Driver on a bucket.
@@ -128,7 +133,12 @@ func (d *Driver) connect(keys aws.CredentialsProvider) error {
 	}
 	conf := s3.Options{
 		Region: d.opts.Region, Credentials: aws.NewCredentialsCache(keys), UsePathStyle: d.opts.PathStyle, HTTPClient: &http.Client{Transport: d.http},
-		RetryMaxAttempts: attempts, RetryMode: aws.RetryModeStandard,
+		Retryer: retry.NewStandard(func(o *retry.StandardOptions) {
+			o.MaxAttempts, o.MaxBackoff = attempts, longestBackoff
+			if d.opts.backoff > 0 {
+				o.MaxBackoff = d.opts.backoff
+			}
+		}),
 		// Checksums beyond the signature are Amazon's own; others' stores stumble over them, and blobs have a digest anyway.
 		RequestChecksumCalculation: aws.RequestChecksumCalculationWhenRequired, ResponseChecksumValidation: aws.ResponseChecksumValidationWhenRequired,
 	}
