@@ -82,20 +82,3 @@ func (r repo) send(ctx context.Context, url, mediaType string, size int64, body 
 	}
 	return nil
 }
-
-func (r repo) getBlob(ctx context.Context, d ocispec.Descriptor) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.base+"blobs/"+d.Digest.String(), nil)
-	if err != nil {
-		return err
-	}
-	resp, err := r.c.Do(req)
-	if err != nil {
-		return err
-	}
-	n, err := io.Copy(io.Discard, resp.Body)
-	resp.Body.Close()
-	if err == nil && (resp.StatusCode != http.StatusOK || n != d.Size) {
-		err = fmt.Errorf("blob %s: %s, %d bytes", d.Digest, resp.Status, n)
-	}
-	return err
-}

@@ -57,7 +57,7 @@ func Debians() *Registry {
 			return nil, errors.New("not installed")
 		}
 		path := filepath.Join(filepath.Dir(dir), "docker-registry.yml")
-		text := "version: 0.1\nlog:\n  accesslog:\n    disabled: true\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: " + dir + "\n  delete:\n    enabled: true\nhttp:\n  addr: " + addr + "\n"
+		text := "version: 0.1\nlog:\n  accesslog:\n    disabled: true\n  level: error\nstorage:\n  cache:\n    blobdescriptor: inmemory\n  filesystem:\n    rootdirectory: " + dir + "\n  delete:\n    enabled: true\nhttp:\n  addr: " + addr + "\n"
 		return []string{"docker-registry", "serve", path}, os.WriteFile(path, []byte(text), 0o644)
 	}}
 }

@@ -8,9 +8,6 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -107,22 +104,6 @@ func StartProcess(tb testing.TB, root, addr string, grace time.Duration) *Proces
 	return start(tb, cmd, addr)
 }
 
-// StartDockerRegistry runs Debian's docker-registry for comparing; it skips the test if there is none.
-func StartDockerRegistry(tb testing.TB, root, addr string) *Process {
-	tb.Helper()
-	path, err := exec.LookPath("docker-registry")
-	if err != nil {
-		tb.Skip("docker-registry is not installed")
-	}
-	config := filepath.Join(root, "config.yml")
-	text := fmt.Sprintf("version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  cache:\n    blobdescriptor: inmemory\n  delete:\n    enabled: true\n"+
-		"  filesystem:\n    rootdirectory: %s\nhttp:\n  addr: %s\n", filepath.Join(root, "data"), addr)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		tb.Fatal(err)
-	}
-	return start(tb, exec.Command(path, "serve", config), addr)
-}
-
 func start(tb testing.TB, cmd *exec.Cmd, addr string) *Process {
 	tb.Helper()
 	cmd.Stderr = os.Stderr
@@ -152,44 +133,4 @@ func (p *Process) Kill() {
 		_ = p.cmd.Process.Kill() // it may have ended by itself
 		_ = p.cmd.Wait()         // killed is not an error here
 	}
-}
-
-// Usage is what a process took so far.
-type Usage struct {
-	CPU     time.Duration
-	PeakRSS int64 // bytes
-	RSS     int64
-}
-
-// Usage reads it from the kernel.
-func (p *Process) Usage(tb testing.TB) Usage {
-	tb.Helper()
-	dir := "/proc/" + strconv.Itoa(p.cmd.Process.Pid)
-	status, err := os.ReadFile(dir + "/status")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	stat, err := os.ReadFile(dir + "/stat")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	var u Usage
-	for line := range strings.Lines(string(status)) {
-		var kb int64
-		if n, _ := fmt.Sscanf(line, "VmHWM: %d kB", &kb); n == 1 {
-			u.PeakRSS = kb << 10
-		}
-		if n, _ := fmt.Sscanf(line, "VmRSS: %d kB", &kb); n == 1 {
-			u.RSS = kb << 10
-		}
-	}
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	for _, i := range []int{11, 12} { // utime, stime in hundredths
-		n, err := strconv.ParseInt(fields[i], 10, 64)
-		if err != nil {
-			tb.Fatal(err)
-		}
-		u.CPU += time.Duration(n) * 10 * time.Millisecond
-	}
-	return u
 }

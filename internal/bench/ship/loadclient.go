@@ -1,4 +1,4 @@
-package servertest
+package ship
 
 import (
 	"bufio"
@@ -14,55 +14,48 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
 )
 
-// LoadOptions describe a load on a registry.
-type LoadOptions struct {
-	Addr    string // host:port, plain HTTP
-	Repo    string
-	Workers int
-	Size    int // bytes of a blob
-	Count   int // blobs to push, or pulls to make
-	// Seed makes the blobs differ from those of other loads.
-	Seed uint64
-	// Blobs to pull; what a push returned.
-	Blobs []digest.Digest
+// load is one kind of work for a registry: width clients at a time, each on a connection of its own.
+type load struct {
+	addr  string // host:port, plain HTTP
+	repo  string
+	width int
+	size  int             // bytes of a blob
+	count int             // blobs to push, or pulls to make
+	blobs []digest.Digest // to pull; what a push returned
 }
 
-// LoadResult is how it went.
-type LoadResult struct {
-	Requests int64
-	Bytes    int64
-	Elapsed  time.Duration
-	Blobs    []digest.Digest // pushed
+// result is how it went.
+type result struct {
+	requests int64
+	bytes    int64
+	elapsed  time.Duration
+	blobs    []digest.Digest // pushed
 }
 
-// Rate is requests per second, MBps is 10^6 bytes of blobs per second.
-func (r LoadResult) Rate() float64 { return float64(r.Requests) / r.Elapsed.Seconds() }
-func (r LoadResult) MBps() float64 { return float64(r.Bytes) / 1e6 / r.Elapsed.Seconds() }
-
-// Push uploads Count new blobs, as docker does: POST, PATCH, PUT.
-func (o LoadOptions) Push(ctx context.Context) (LoadResult, error) {
-	res := LoadResult{Blobs: make([]digest.Digest, o.Count)}
-	err := o.run(ctx, &res, func(c *loadConn, i int) error {
-		data := pattern(o.Size, o.Seed+uint64(i))
+// push uploads count new blobs, as docker does: POST, PATCH, PUT.
+func (l load) push(ctx context.Context) (result, error) {
+	res := result{blobs: make([]digest.Digest, l.count)}
+	err := l.run(ctx, &res, func(c *loadConn, i int) error {
+		data := pattern(l.size, uint64(i))
 		d := digest.FromBytes(data)
-		res.Blobs[i] = d
-		return c.push(o.Repo, d, data)
+		res.blobs[i] = d
+		return c.push(l.repo, d, data)
 	})
 	return res, err
 }
 
-// Pull reads Count blobs.
-func (o LoadOptions) Pull(ctx context.Context) (LoadResult, error) {
-	var res LoadResult
-	err := o.run(ctx, &res, func(c *loadConn, i int) error {
-		status, n, err := c.do("GET", "/v2/"+o.Repo+"/blobs/"+string(o.Blobs[i%len(o.Blobs)]), nil, "")
-		if err == nil && (status != 200 || n != int64(o.Size)) {
+// pull reads count blobs.
+func (l load) pull(ctx context.Context) (result, error) {
+	var res result
+	err := l.run(ctx, &res, func(c *loadConn, i int) error {
+		status, n, err := c.do("GET", "/v2/"+l.repo+"/blobs/"+string(l.blobs[i%len(l.blobs)]), nil, "")
+		if err == nil && (status != 200 || n != int64(l.size)) {
 			err = fmt.Errorf("pull: status %d, %d bytes", status, n)
 		}
 		return err
@@ -70,19 +63,19 @@ func (o LoadOptions) Pull(ctx context.Context) (LoadResult, error) {
 	return res, err
 }
 
-func (o LoadOptions) run(ctx context.Context, res *LoadResult, one func(c *loadConn, i int) error) error {
+func (l load) run(ctx context.Context, res *result, one func(c *loadConn, i int) error) error {
 	var next atomic.Int64
 	var requests atomic.Int64
 	var wg sync.WaitGroup
-	errs := make([]error, o.Workers)
+	errs := make([]error, l.width)
 	started := time.Now()
-	for w := range o.Workers {
+	for w := range l.width {
 		wg.Go(func() {
-			c := &loadConn{addr: o.Addr}
+			c := &loadConn{addr: l.addr}
 			defer c.close()
 			for ctx.Err() == nil {
 				i := int(next.Add(1) - 1)
-				if i >= o.Count {
+				if i >= l.count {
 					break
 				}
 				if errs[w] = one(c, i); errs[w] != nil {
@@ -93,9 +86,9 @@ func (o LoadOptions) run(ctx context.Context, res *LoadResult, one func(c *loadC
 		})
 	}
 	wg.Wait()
-	res.Elapsed = time.Since(started)
-	res.Requests = requests.Load()
-	res.Bytes = int64(o.Size) * int64(o.Count)
+	res.elapsed = time.Since(started)
+	res.requests = requests.Load()
+	res.bytes = int64(l.size) * int64(l.count)
 	return errors.Join(append(errs, ctx.Err())...)
 }
 
@@ -141,7 +134,7 @@ func (c *loadConn) push(repo string, d digest.Digest, data []byte) error {
 	if strings.Contains(c.location, "?") {
 		sep = "&"
 	}
-	status, _, err = c.do("PUT", c.location+sep+digestQuery(d), []byte{}, "")
+	status, _, err = c.do("PUT", c.location+sep+"digest="+url.QueryEscape(string(d)), []byte{}, "")
 	if err != nil || status != 201 {
 		return fmt.Errorf("put: status %d: %w", status, err)
 	}
@@ -228,8 +221,8 @@ func (c *loadConn) discard(length int64) (int64, error) {
 	for n < length && err == nil {
 		rerr := raw.Read(func(fd uintptr) bool {
 			var got int
-			got, _, err = unix.Recvfrom(int(fd), c.trash[:min(length-n, int64(len(c.trash)))], unix.MSG_TRUNC)
-			if errors.Is(err, unix.EAGAIN) {
+			got, _, err = syscall.Recvfrom(int(fd), c.trash[:min(length-n, int64(len(c.trash)))], syscall.MSG_TRUNC)
+			if errors.Is(err, syscall.EAGAIN) {
 				err = nil
 				return false
 			}
