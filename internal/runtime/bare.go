@@ -126,9 +126,53 @@ func (p *plan) treeOf(src string, flags int) launch.Arg {
 	return fd
 }
 
+// mayKeep tells whether files that keep mount namespaces can be in a bind mount: it is one, or a tree that may have mounts below.
+func (p *plan) mayKeep(m *specs.Mount, o *mount.Options, isDir bool) bool {
+	if isDir {
+		return o.Rec && m.Type != "cgroup" && !mapped(m, o)
+	}
+	var fs unix.Statfs_t
+	return unix.Statfs(p.opts.sourcePath(m), &fs) == nil && int64(fs.Type) == unix.NSFS_MAGIC
+}
+
+// attachKept is attach for a tree in which the host may keep mount namespaces (as snapd does below /run). The kernel attaches such a file only below namespaces that are older
+// than it (ELOOP), but leaves it out of the copy that it makes of the host's mounts: what is refused is cloned again, from such a copy.
+func (p *plan) attachKept(m *specs.Mount, o *mount.Options, fd, target launch.Arg, attrs func()) {
+	b := p.b
+	again, done := b.NewLabel(), b.NewLabel()
+	b.Sys(unix.SYS_MOVE_MOUNT, fd, b.Str(""), target, b.Str(""), launch.Imm(moveBoth)).On(unix.ELOOP, again)
+	b.Jump(done)
+	b.Mark(again)
+	own := p.nsFile()
+	b.Close(fd)
+	b.Sys(unix.SYS_SETNS, p.host, launch.Imm(unix.CLONE_NEWNS))
+	b.Sys(unix.SYS_UNSHARE, launch.Imm(unix.CLONE_NEWNS))
+	flags := cloneTree
+	if o.Rec {
+		flags |= unix.AT_RECURSIVE
+	}
+	b.Sys(unix.SYS_OPEN_TREE, launch.AtCwd(), b.Str(p.opts.sourcePath(m)), launch.Imm(flags)).To(fd)
+	b.Sys(unix.SYS_SETNS, own, launch.Imm(unix.CLONE_NEWNS))
+	b.Close(own)
+	b.FreeReg(own)
+	attrs()
+	p.attach(fd, target)
+	b.Mark(done)
+}
+
+// nsFile is the mount namespace that the child is in. It is a magic link: opened by name, below a procfs that was verified.
+func (p *plan) nsFile() launch.Arg {
+	fd := p.b.NewReg()
+	p.b.Sys(unix.SYS_OPENAT, p.proc, p.b.Str("self/ns/mnt"), launch.Imm(unix.O_RDONLY|closeExec)).To(fd)
+	return fd
+}
+
 // enterBare leaves the host's mounts behind.
 func (p *plan) enterBare() {
 	p.note("make mount namespace")
+	if p.keeps {
+		p.host = p.nsFile()
+	}
 	p.b.Sys(unix.SYS_SETNS, p.bare, launch.Imm(unix.CLONE_NEWNS))
 	p.b.Sys(unix.SYS_UNSHARE, launch.Imm(unix.CLONE_NEWNS))
 }

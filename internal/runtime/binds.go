@@ -23,6 +23,7 @@ func (p *plan) bindMount(m *specs.Mount, o *mount.Options) {
 	}
 	if p.making {
 		p.keepMade(m, fd, isDir)
+		p.keeps = p.keeps || p.mayKeep(m, o, isDir)
 		return
 	}
 	p.note("mount %s on %s", m.Source, m.Destination)
@@ -59,7 +60,11 @@ func (p *plan) bindMount(m *specs.Mount, o *mount.Options) {
 	if !p.legacy {
 		attrs()
 	}
-	p.attach(fd, target)
+	if p.nested && p.mayKeep(m, o, isDir) {
+		p.attachKept(m, o, fd, target, attrs)
+	} else {
+		p.attach(fd, target)
+	}
 	if p.legacy {
 		attrs()
 	}

@@ -43,6 +43,7 @@ type plan struct {
 	slave    launch.Arg            // the terminal
 	sources  map[string]launch.Arg // of bind mounts, opened by the child while it sees the host
 	bare     launch.Arg            // the bare mount namespace, if nested
+	host     launch.Arg            // the host's, if keeps
 	preserve []launch.Arg          // descriptors of ours that the program gets from 3 on
 	late     []func()              // what makes mounts read-only once everything is in them
 	syncSlot launch.Arg
@@ -53,6 +54,7 @@ type plan struct {
 	bindDev   bool              // /dev is a bind mount and left alone
 	making    bool              // mounts are made, and attached later
 	made      map[string][]made // by their destination
+	keeps     bool              // a bind mount may have files in it that keep mount namespaces
 	nested    bool              // the mount namespace is a copy of the bare one
 	sysctlled bool              // the sysctls were written
 }

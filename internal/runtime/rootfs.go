@@ -67,6 +67,10 @@ func (p *plan) rootFS() {
 	for i := range p.spec.Mounts {
 		p.mount(&p.spec.Mounts[i])
 	}
+	if p.keeps {
+		b.Close(p.host)
+		b.FreeReg(p.host)
+	}
 	p.makeDev()
 	if cwd := p.spec.Process.Cwd; cwd != "/" {
 		p.note("make working directory %s", cwd)

@@ -31,7 +31,7 @@ func BareNamespace() (*os.File, error) {
 
 // becomeBare moves the calling thread into the namespace.
 func becomeBare() (_ *os.File, err error) {
-	root, err := FS("tmpfs", "none", Options{Data: []string{"mode=555"}, Set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC})
+	root, err := FS("tmpfs", "none", Options{ReadOnly: true, Data: []string{"mode=555", "nr_inodes=1"}, Set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC})
 	if err != nil {
 		return nil, err
 	}
