@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"corten.dev/corten/internal/registry/server/access"
 	"corten.dev/corten/internal/registry/server/config"
 )
 
@@ -121,13 +122,7 @@ func asker(user string, addr netip.Addr) string {
 	if user != "" {
 		return "u " + user
 	}
-	addr = addr.Unmap()
-	if addr.Is6() {
-		if p, err := addr.WithZone("").Prefix(64); err == nil {
-			return p.String()
-		}
-	}
-	return addr.String()
+	return access.Network(addr)
 }
 
 // wrap puts the limits before a handler.

@@ -44,8 +44,8 @@ func newThrottle(now func() time.Time) *throttle {
 	return &throttle{now: now, by: map[string]*failures{}}
 }
 
-// bucket is an address, or the network that one customer has in IPv6.
-func bucket(addr netip.Addr) string {
+// Network names an address for counting: itself, or the network that one customer has in IPv6.
+func Network(addr netip.Addr) string {
 	addr = addr.Unmap()
 	if addr.Is6() {
 		if p, err := addr.WithZone("").Prefix(64); err == nil {
@@ -64,7 +64,7 @@ func delay(count int, longest time.Duration) time.Duration {
 
 // admit waits until an attempt may be made, or refuses it. settle must be told how it went.
 func (t *throttle) admit(ctx context.Context, user string, addr netip.Addr) (settle func(good bool), err error) {
-	byAddr, byUser := "a "+bucket(addr), "u "+user
+	byAddr, byUser := "a "+Network(addr), "u "+user
 	wait := t.reserve(byAddr, byUser)
 	if wait > longestWait {
 		return nil, &TooMany{RetryAfter: wait}
