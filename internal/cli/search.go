@@ -67,7 +67,7 @@ func (r *searchRow) MarshalJSON() ([]byte, error) { return show.MarshalRow(r) }
 func (r *searchRow) Name() string                 { return r.r.Name }
 func (r *searchRow) StarCount() string            { return strconv.Itoa(r.r.StarCount) }
 func (r *searchRow) IsOfficial() string           { return mark(r.r.IsOfficial) }
-func (r *searchRow) IsAutomated() string          { return mark(r.r.IsAutomated) }
+func (r *searchRow) IsAutomated() string          { return mark(r.r.IsAutomated) } //lint:ignore SA1019 docker search --format still has it
 
 func (r *searchRow) Description() string {
 	text := strings.ReplaceAll(strings.ReplaceAll(r.r.Description, "\n", " "), "\r", " ")

@@ -107,6 +107,7 @@ func (s *Server) imagesSearch(w http.ResponseWriter, r *request) error {
 	}
 	out := make([]wire.SearchResult, len(found))
 	for i, f := range found {
+		//lint:ignore SA1019 older clients still show it
 		out[i] = wire.SearchResult{Name: f.Name, Description: f.Description, StarCount: f.Stars, IsOfficial: f.Official, IsAutomated: f.Automated}
 	}
 	return ok(w, out)

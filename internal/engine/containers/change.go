@@ -102,7 +102,7 @@ func (s *Service) Rename(ctx context.Context, ref, name string) (err error) {
 	var undo task.Undo
 	defer undo.OnError(ctx, &err)
 	if err := s.table.reserve(name, ctr); err != nil {
-		return fmt.Errorf("Error when allocating new name: %w", err) //nolint:staticcheck // Docker's words
+		return fmt.Errorf("Error when allocating new name: %w", err) //lint:ignore ST1005 Docker's words
 	}
 	undo.Push(func(context.Context) error { s.table.free(name, ctr); return nil })
 	ctr.change(func(rec *container.Record) { rec.Name = name })

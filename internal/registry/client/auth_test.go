@@ -288,7 +288,7 @@ func TestWordsOfRefusals(t *testing.T) {
 		"huge": func(w http.ResponseWriter, r *http.Request) {
 			refuseJSON(w, 400, "UNSUPPORTED", strings.Repeat("long\x1b[31m\n", 4<<10))
 		},
-		"plain": func(w http.ResponseWriter, r *http.Request) { http.Error(w, "out of order", 418) },
+		"plain": func(w http.ResponseWriter, r *http.Request) { http.Error(w, "out of order", http.StatusTeapot) },
 		"echo": func(w http.ResponseWriter, r *http.Request) {
 			if r.Header.Get("Authorization") == "" {
 				w.Header().Set("WWW-Authenticate", `Basic realm="x"`)

@@ -223,7 +223,7 @@ func TestRangesByLinksThatRunOut(t *testing.T) {
 			w.WriteHeader(401)
 			return
 		}
-		http.Redirect(w, r, fmt.Sprintf("%s/blob?link=%d", cdn.URL, links.Add(1)), 307)
+		http.Redirect(w, r, fmt.Sprintf("%s/blob?link=%d", cdn.URL, links.Add(1)), http.StatusTemporaryRedirect)
 	})
 	c := quick(t, fixed{reg.hosts().list, cdn.Client().Transport})
 	c.opts.RangeSize, c.tuning.segment, c.tuning.fast, c.opts.Retries = 1<<10, 64<<10, 1<<50, 50

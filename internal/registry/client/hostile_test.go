@@ -46,7 +46,7 @@ func TestRedirectsTakeNoCredentials(t *testing.T) {
 	cdn := serve(t, true, func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/home":
-			http.Redirect(w, r, reg.URL+"/v2/team/app/blobs/final", 302)
+			http.Redirect(w, r, reg.URL+"/v2/team/app/blobs/final", http.StatusFound)
 		default:
 			w.Header().Set("WWW-Authenticate", `Basic realm="give me more"`)
 			giveBlob(raw)(w, r)
@@ -59,7 +59,7 @@ func TestRedirectsTakeNoCredentials(t *testing.T) {
 			return
 		}
 		w.Header().Set("Set-Cookie", "session=secret")
-		http.Redirect(w, r, target, 307)
+		http.Redirect(w, r, target, http.StatusTemporaryRedirect)
 	}))
 	c := quick(t, fixed{reg.hosts().list, cdn.Client().Transport})
 	for _, target = range []string{target, cdn.URL + "/home"} {
@@ -94,7 +94,7 @@ func TestRedirectsThatAreRefused(t *testing.T) {
 	var hops atomic.Int64
 	reg := serve(t, true, wantBasic(func(w http.ResponseWriter, r *http.Request) {
 		if target == "loop" {
-			http.Redirect(w, r, fmt.Sprintf("/v2/x?%d", hops.Add(1)), 302)
+			http.Redirect(w, r, fmt.Sprintf("/v2/x?%d", hops.Add(1)), http.StatusFound)
 			return
 		}
 		w.Header().Set("Location", target)
