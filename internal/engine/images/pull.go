@@ -80,7 +80,7 @@ func (p *pulling) all(ctx context.Context, ref reference.Ref) error {
 	if p.opts.AllTags {
 		tags, err := p.repo.Tags(ctx)
 		if err != nil {
-			return err
+			return denied(err, ref)
 		}
 		if len(tags) == 0 {
 			return errs.New(errs.NotFound, "repository %s has no tags", ref.Familiar())
@@ -140,7 +140,7 @@ func (p *pulling) one(ctx context.Context, ref reference.Ref) (changed bool, err
 	}
 	top, err := p.repo.Resolve(ctx, key(ref))
 	if err != nil {
-		return false, err
+		return false, denied(err, ref)
 	}
 	if ref.Digest != "" && top.Digest.String() != ref.Digest {
 		return false, errs.New(errs.Invalid, "the registry's answer for %s has the digest %s", ref.Familiar(), top.Digest)
@@ -167,6 +167,15 @@ func (p *pulling) one(ctx context.Context, ref reference.Ref) (changed bool, err
 	p.warn(ctx, ref, img)
 	p.say(ctx, Report{Status: "Digest: " + top.Digest.String()})
 	return !had || old.ID != img.ID, nil
+}
+
+// denied gives a missing login the words, and the kind, of a missing repository, as Docker does: at 401 docker's client would ask for a password on the spot, also where
+// nobody is there to give one.
+func denied(err error, ref reference.Ref) error {
+	if !errors.Is(err, errs.Unauthorized) {
+		return err
+	}
+	return errs.New(errs.NotFound, "pull access denied for %s, repository does not exist or may require 'docker login': %w", ref.FamiliarName(), err)
 }
 
 // key is what a registry is asked for within a repository.
