@@ -157,10 +157,10 @@ func TestFullDisk(t *testing.T) {
 	log := filepath.Join(disk, "log")
 	ballast := filepath.Join(disk, "ballast")
 	os.WriteFile(ballast, make([]byte, 900<<10), 0o600)
-	m := b.launch(monitor.Launch{Program: monitortest.Program(t, 0, false, "sh", "-c", os.Args[0]+" play-lines 3000 4096; echo full > "+b.dir+"/full; while test -e "+ballast+"; do sleep 0.02; done; echo after"),
+	m := b.launch(monitor.Launch{Program: monitortest.Program(t, 0, false, "sh", "-c", os.Args[0]+" play-lines 6000 4096; echo full > "+b.dir+"/full; while test -e "+ballast+"; do sleep 0.02; done; echo after"),
 		Log: monitor.LogOptions{Path: log}})
+	// By then 480 kB were written, of which the disk takes 120 and the pipe 64: the monitor has met the full disk.
 	eventually(t, "full", func() bool { _, err := os.Stat(b.dir + "/full"); return err == nil })
-	time.Sleep(50 * time.Millisecond)
 	os.Remove(ballast)
 	if x := b.wait(m); x.Code != 0 {
 		t.Error(x)
