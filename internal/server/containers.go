@@ -95,7 +95,7 @@ type createBody struct {
 
 func (s *Server) containerCreate(w http.ResponseWriter, r *request) error {
 	var body createBody
-	if err := readJSON(r.Request, &body); err != nil {
+	if err := readAddressed[createText](r.Request, &body); err != nil {
 		return err
 	}
 	req, warnings, err := s.toCreate(body, r.version)

@@ -49,7 +49,7 @@ func (s *Server) networksList(w http.ResponseWriter, r *request) error {
 
 func (s *Server) networkCreate(w http.ResponseWriter, r *request) error {
 	var body wire.CreateRequest
-	if err := readJSON(r.Request, &body); err != nil {
+	if err := readAddressed[networkText](r.Request, &body); err != nil {
 		return err
 	}
 	if body.Name == "" {
@@ -105,7 +105,7 @@ func (s *Server) networkRemove(w http.ResponseWriter, r *request) error {
 
 func (s *Server) networkConnect(w http.ResponseWriter, r *request) error {
 	var body wire.ConnectRequest
-	if err := readJSON(r.Request, &body); err != nil {
+	if err := readAddressed[connectText](r.Request, &body); err != nil {
 		return err
 	}
 	if body.Container == "" {
