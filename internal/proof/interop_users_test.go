@@ -125,7 +125,8 @@ func interopUsers(t *testing.T, mode string) {
 			out, err := cmd.CombinedOutput()
 			return string(out), err
 		}
-		if out, err := docker("", "pull", reg.Addr+"/usr/one:v1"); err == nil || !strings.Contains(out, "no basic auth credentials") && !strings.Contains(out, "unauthorized") && !strings.Contains(out, "denied") {
+		// docker.io tries loopback addresses without TLS afterwards, and then shows what came of that.
+		if out, err := docker("", "pull", reg.Addr+"/usr/one:v1"); err == nil || host == e.Socket() && !strings.Contains(out, "pull access denied") {
 			t.Errorf("%s: pull without login: %v %s", host, err, out)
 		}
 		if out, err := docker("wrong", "login", "-u", "ann", "--password-stdin", reg.Addr); err == nil || !strings.Contains(out, "nauthorized") {
