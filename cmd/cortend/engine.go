@@ -128,7 +128,7 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 		}),
 		Version:         server.VersionInfo{Version: version.Version, Commit: version.Commit},
 		DefaultRegistry: set.DefaultRegistry, Mirrors: set.RegistryMirrors, Insecure: set.InsecureRegistries,
-		Driver: trees.Name(), Layers: layersOf(trees), Logger: log,
+		Driver: trees.Name(), Layers: layersOf(trees), CgroupV2: cgroupV2() != nil, Logger: log,
 	})
 	lean, stop := context.WithCancel(background())
 	e.closers = append(e.closers, func() error { stop(); return nil })
@@ -144,11 +144,20 @@ func layersOf(trees snapshot.Store) func(snapshot.ChainID) ([]string, error) {
 	return nil
 }
 
+// cgroupV2 is the host's control groups where they are all of version 2; nil elsewhere.
+func cgroupV2() *cgroup.Host {
+	host, err := cgroup.Discover()
+	if err != nil || host.Mode() != cgroup.V2 {
+		return nil
+	}
+	return host
+}
+
 // helpersPlace is a cgroup for monitors and the port proxy where the engine itself lives in a unit of systemd (its own service, or the session of who needed it first): what is in a unit
 // may end with it. Nil leaves them with the engine.
 func helpersPlace(log *slog.Logger) *os.File {
-	host, err := cgroup.Discover()
-	if err != nil || host.Mode() != cgroup.V2 {
+	host := cgroupV2()
+	if host == nil {
 		return nil
 	}
 	if unit, err := host.Unit(); err != nil || unit == "" {

@@ -3,7 +3,8 @@
 //	cortend [flags]            the engine
 //	cortend runtime COMMAND    the OCI runtime's command line
 //	cortend registry COMMAND   a registry for images
-//	cortend portproxy …        the small process for ports that the kernel cannot forward ([::1]); started by the engine itself
+//	cortend portproxy          the small process for ports that the kernel cannot forward ([::1]); started by the engine itself
+//	cortend portproxy names …  the one that answers names on user-defined networks; likewise
 package main
 
 import (
@@ -17,11 +18,13 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"corten.dev/corten/internal/network/dns"
 	"corten.dev/corten/internal/network/portproxy"
 	"corten.dev/corten/internal/runtimecli"
 	"corten.dev/corten/internal/server"
@@ -37,6 +40,9 @@ func run(args []string) int {
 		case "runtime":
 			return runtimecli.Main(background(), args[1:], runtimecli.IO{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Version: version.Version})
 		case "portproxy":
+			if len(args) > 1 && args[1] == "names" {
+				return dns.Main(strings.Join(args[2:], ""))
+			}
 			return portproxy.Main()
 		case "registry":
 			return registry(args[1:])

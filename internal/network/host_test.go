@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/linux/netlink"
+	"corten.dev/corten/internal/network/dns"
 	"corten.dev/corten/internal/network/portproxy"
 	"golang.org/x/sys/unix"
 )
@@ -25,6 +26,9 @@ import (
 // or address of theirs ever meets the machine's.
 func TestMain(m *testing.M) {
 	if len(os.Args) >= 2 && os.Args[1] == "portproxy" {
+		if len(os.Args) > 2 && os.Args[2] == "names" {
+			os.Exit(dns.Main(strings.Join(os.Args[3:], "")))
+		}
 		os.Exit(portproxy.Main())
 	}
 	if os.Getenv("CORTEN_TEST_HOST") != "" {

@@ -192,6 +192,24 @@ func TestBodyLimits(t *testing.T) {
 	}
 }
 
+// On a host with version 2 of control groups an old client's container has a namespace of them, as every other.
+func TestOldRequestsOnV2(t *testing.T) {
+	for v2, want := range map[bool]string{false: "host", true: ""} {
+		e := &engine{}
+		o := options(e)
+		o.CgroupV2 = v2
+		r := httptest.NewRequest("POST", "/v1.40/containers/create", strings.NewReader(`{"Image":"a"}`))
+		r.Header.Set("Content-Type", "application/json")
+		w := httptest.NewRecorder()
+		if server.New(o).ServeHTTP(w, r); w.Code != 201 {
+			t.Fatal(w.Code, w.Body)
+		}
+		if got := e.got("create").(containers.CreateRequest).Host.CgroupnsMode; got != want {
+			t.Errorf("v2 %v: %q", v2, got)
+		}
+	}
+}
+
 // What an old client sends means what it meant in its time.
 func TestOldRequests(t *testing.T) {
 	create := func(version, body string) containers.CreateRequest {

@@ -70,6 +70,7 @@ eventually gone "$a" || bad "$a is still there"
 
 echo "namespace of cgroups"
 is "default" "$(corten run --rm busybox cat /proc/self/cgroup)" "0::/"
+is "an old client's default" "$(DOCKER_API_VERSION=1.40 corten run --rm busybox cat /proc/self/cgroup)" "0::/"
 is "default" "$(corten run --rm busybox sh -c '[ -e /sys/fs/cgroup/memory.max ] && mkdir /sys/fs/cgroup/x 2>&1')" "mkdir: can't create directory '/sys/fs/cgroup/x': Read-only file system"
 has "host" "$(corten run --rm --cgroupns host busybox sh -c 'cat /proc/self/cgroup; [ -d /sys/fs/cgroup$(head -c4096 /proc/self/cgroup | grep 0:: | cut -c4-) ] && ls /sys/fs/cgroup' 2>&1)" system.slice
 mount | grep -q '/sys/fs/cgroup.*nsdelegate' && say "the host's options of the tree stay" || bad "the host's tree lost its options: $(grep ' /sys/fs/cgroup ' /proc/mounts)"

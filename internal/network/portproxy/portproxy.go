@@ -28,7 +28,6 @@ import (
 	"syscall"
 	"time"
 
-	"corten.dev/corten/internal/network/dns"
 	"corten.dev/corten/internal/network/resident"
 	"golang.org/x/sys/unix"
 )
@@ -54,12 +53,8 @@ const (
 	grace       = 5 * time.Second
 )
 
-// Main is the process; it returns the exit code. Its control socket is descriptor 3. With the argument "names" the same command is the name server (package dns), the
-// other process that outlives the engine.
+// Main is the process; it returns the exit code. Its control socket is descriptor 3.
 func Main() int {
-	if len(os.Args) > 2 && os.Args[2] == "names" {
-		return dns.Main(strings.Join(os.Args[3:], ""))
-	}
 	if err := resident.Confine(); err != nil {
 		fmt.Fprintln(os.Stderr, "port proxy:", err)
 		return 1
