@@ -57,7 +57,7 @@ func (s *Server) fromInfo(i system.Info, version int, now time.Time) infoView {
 		KernelVersion: i.KernelVersion, OperatingSystem: i.OperatingSystem, OSVersion: i.OSVersion, OSType: i.OSType, Architecture: i.Architecture,
 		NCPU: i.NCPU, MemTotal: i.MemTotal, IndexServerAddress: s.indexServer(),
 		RegistryConfig: s.registryConfig(),
-		DockerRootDir: i.DataRoot, HTTPProxy: i.HTTPProxy, HTTPSProxy: i.HTTPSProxy, NoProxy: i.NoProxy, Labels: orEmpty(i.Labels),
+		DockerRootDir:  i.DataRoot, HTTPProxy: i.HTTPProxy, HTTPSProxy: i.HTTPSProxy, NoProxy: i.NoProxy, Labels: orEmpty(i.Labels),
 		ServerVersion: s.Version.Version, Runtimes: map[string]wire.RuntimeWithStatus{}, DefaultRuntime: i.DefaultRuntime,
 		Swarm: swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive, RemoteManagers: nil},
 		// Containers always outlive the engine here.
