@@ -29,7 +29,7 @@ func newLogin() *verb {
 	return &verb{
 		use: "[OPTIONS] [SERVER]", max: 1, short: "Log in to a registry",
 		long: "Checks a user name and a password (or token) with a registry and keeps them: in the credential helper that docker's\n" +
-			"config.json names, else in that file. Without a server it is Docker Hub.",
+			"config.json names, else in that file. Without a server it is the engine's default registry: Docker Hub, unless its settings name another.",
 		example: "corten login -u me registry.example.org:5000\nsecret-tool lookup registry x | corten login -u me --password-stdin registry.example.org:5000",
 		flags: func(f *pflag.FlagSet) {
 			f.StringVarP(&o.user, "username", "u", "", "user name")
@@ -219,13 +219,9 @@ func (a *app) login(ctx context.Context, file *credentials.File, server string, 
 func newLogout() *verb {
 	return &verb{
 		use: "[SERVER]", max: 1, short: "Forget the credentials of a registry",
-		long:    "Removes what `corten login` kept. Without a server it is Docker Hub.",
+		long:    "Removes what `corten login` kept. Without a server it is the engine's default registry, as for `corten login`.",
 		example: "corten logout registry.example.org:5000",
 		run: func(ctx context.Context, a *app, args []string) error {
-			server := credentials.DefaultServer
-			if len(args) == 1 {
-				server = credentials.Server(args[0])
-			}
 			cfg, err := a.config()
 			if err != nil {
 				return err
@@ -233,6 +229,14 @@ func newLogout() *verb {
 			file, err := credentials.Open(cfg.Dir)
 			if err != nil {
 				return err
+			}
+			server := credentials.DefaultServer
+			if len(args) == 1 {
+				server = credentials.Server(args[0])
+			} else if !file.Nothing() { // no engine is asked, or started, to forget nothing
+				if server, err = a.defaultServer(ctx); err != nil {
+					return fmt.Errorf("which registry? name it, or let the engine tell its default: %w", err)
+				}
 			}
 			fmt.Fprintln(a.Out, "Removing login credentials for "+server)
 			if err := file.Delete(ctx, server); err != nil {

@@ -244,14 +244,7 @@ func newManifestCreate() *verb {
 			f.BoolVar(&insecure, "insecure", false, "the registry has no TLS (loopback addresses only; others: insecure-registries of the engine)")
 		},
 		run: func(ctx context.Context, a *app, args []string) error {
-			target, err := parseRemote(args[0])
-			if err != nil {
-				return err
-			}
-			if err := noInsecure(insecure, target.Domain); err != nil {
-				return err
-			}
-			store, err := a.lists()
+			target, store, err := a.listNamed(args[0], insecure)
 			if err != nil {
 				return err
 			}
@@ -307,15 +300,11 @@ func newManifestAnnotate() *verb {
 			f.StringVar(&p.Variant, "variant", "", "variant of the architecture")
 		},
 		run: func(_ context.Context, a *app, args []string) error {
-			target, err := parseRemote(args[0])
+			target, store, err := a.listNamed(args[0], false)
 			if err != nil {
 				return err
 			}
 			ref, err := parseRemote(args[1])
-			if err != nil {
-				return err
-			}
-			store, err := a.lists()
 			if err != nil {
 				return err
 			}
@@ -356,14 +345,7 @@ func newManifestPush() *verb {
 			f.BoolVar(&insecure, "insecure", false, "the registry has no TLS (loopback addresses only; others: insecure-registries of the engine)")
 		},
 		run: func(ctx context.Context, a *app, args []string) error {
-			target, err := parseRemote(args[0])
-			if err != nil {
-				return err
-			}
-			if err := noInsecure(insecure, target.Domain); err != nil {
-				return err
-			}
-			store, err := a.lists()
+			target, store, err := a.listNamed(args[0], insecure)
 			if err != nil {
 				return err
 			}
@@ -421,6 +403,18 @@ func newManifestRm() *verb {
 			})
 		},
 	}
+}
+
+// listNamed reads the name of a list that is being made, and opens the folder where it is kept.
+func (a *app) listNamed(name string, insecure bool) (target reference.Ref, store listStore, err error) {
+	if target, err = parseRemote(name); err != nil {
+		return target, store, err
+	}
+	if err = noInsecure(insecure, target.Domain); err != nil {
+		return target, store, err
+	}
+	store, err = a.lists()
+	return target, store, err
 }
 
 // lists is the folder of manifest lists that were made and not pushed yet.

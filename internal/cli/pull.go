@@ -76,10 +76,18 @@ func noTrust(what string) error {
 	return &exitError{code: 1, text: what + ": content trust is not part of this version; name images by digest to be sure of them"}
 }
 
-// pullFrom asks the engine for an image (all tags of a repository, when ref has none) and shows the progress on out.
-func (a *app) pullFrom(ctx context.Context, api *engineapi.Client, ref reference.Ref, q map[string][]string, out io.Writer) error {
+// noTrustAsked looks whether the environment asks for it.
+func noTrustAsked() error {
 	if on, err := strconv.ParseBool(os.Getenv("DOCKER_CONTENT_TRUST")); err == nil && on {
 		return noTrust("DOCKER_CONTENT_TRUST=1")
+	}
+	return nil
+}
+
+// pullFrom asks the engine for an image (all tags of a repository, when ref has none) and shows the progress on out.
+func (a *app) pullFrom(ctx context.Context, api *engineapi.Client, ref reference.Ref, q map[string][]string, out io.Writer) error {
+	if err := noTrustAsked(); err != nil {
+		return err
 	}
 	header, err := a.authFor(ctx, ref.Domain)
 	if err != nil {

@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -51,8 +49,8 @@ func (o *pushOptions) run(ctx context.Context, a *app, name string) error {
 	if err != nil {
 		return err
 	}
-	if on, err := strconv.ParseBool(os.Getenv("DOCKER_CONTENT_TRUST")); err == nil && on {
-		return noTrust("DOCKER_CONTENT_TRUST=1")
+	if err := noTrustAsked(); err != nil {
+		return err
 	}
 	switch {
 	case !o.untrusted:

@@ -16,6 +16,7 @@ import (
 	"corten.dev/corten/internal/cli/endpoint"
 	"corten.dev/corten/internal/cli/engineapi"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/version"
 )
 
@@ -100,18 +101,32 @@ func (a *app) otherEngine(host string) (*engineapi.Client, error) {
 }
 
 // chainsOf are the chain ids of an image's layers (image-spec config.md, "Layer ChainID"), lowest first. A name without a tag means all tags, as it does for `save`.
-func chainsOf(ctx context.Context, api *engineapi.Client, name string) ([]string, error) {
-	var img image.InspectResponse
-	if err := api.Get(ctx, "/images/"+escRef(name)+"/json", nil, &img); err != nil {
-		return nil, err
-	}
-	var chains []string
-	chain := ""
-	for _, diff := range img.RootFS.Layers {
-		if chain = strings.TrimSpace(chain + " " + diff); chain != diff {
-			chain = digest.FromString(chain).String()
+func chainsOf(ctx context.Context, api *engineapi.Client, name string) (chains []string, err error) {
+	ids := []string{name}
+	if ref, err := reference.Parse(name); err == nil && ref.Tag == "" && ref.Digest == "" {
+		var all []image.Summary
+		if err := api.Get(ctx, "/images/json", filters{"reference": {name: true}}.into(query()), &all); err != nil {
+			return nil, err
 		}
-		chains = append(chains, chain)
+		if len(all) > 0 { // else it may be an id
+			ids = nil
+		}
+		for _, img := range all {
+			ids = append(ids, img.ID)
+		}
+	}
+	for _, id := range ids {
+		var img image.InspectResponse
+		if err := api.Get(ctx, "/images/"+escRef(id)+"/json", nil, &img); err != nil {
+			return nil, err
+		}
+		chain := ""
+		for _, diff := range img.RootFS.Layers {
+			if chain = strings.TrimSpace(chain + " " + diff); chain != diff {
+				chain = digest.FromString(chain).String()
+			}
+			chains = append(chains, chain)
+		}
 	}
 	return chains, nil
 }
