@@ -96,10 +96,11 @@ func (c *collecting) garbage(ctx context.Context) error {
 	live, known := c.s.Live(), map[digest.Digest]bool{}
 	c.s.forms.each(func(_ digest.Digest, f form) { known[f.Digest] = true })
 	return c.s.blobs.List(ctx, func(info content.Info) error {
-		if live(info.Digest) || known[info.Digest] || !info.Stored.Before(before) || c.s.gate.holds(info.Digest) {
+		if live(info.Digest) || known[info.Digest] || !info.Stored.Before(before) {
 			return nil
 		}
-		if err := c.s.blobs.Delete(ctx, info.Digest); err != nil {
+		done, err := c.s.gate.unlessHeld(info.Digest, func() error { return c.s.blobs.Delete(ctx, info.Digest) })
+		if err != nil || !done {
 			return err
 		}
 		c.removed(Collected{Blob: info.Digest, Bytes: info.Size, Why: "a blob that no image refers to"})

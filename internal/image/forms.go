@@ -82,6 +82,12 @@ func (t *forms) get(diff digest.Digest) []form {
 	return t.all[diff].Forms
 }
 
+// keeps tells whether a blob is the compressed form of a layer.
+func (t *forms) keeps(blob digest.Digest) (kept bool) {
+	t.each(func(_ digest.Digest, f form) { kept = kept || f.Kept && f.Digest == blob })
+	return kept
+}
+
 // find returns one form of a diff.
 func (t *forms) find(diff, blob digest.Digest) (form, bool) {
 	for _, f := range t.get(diff) {
@@ -179,8 +185,13 @@ func (s *Images) dropForms(ctx context.Context, diff digest.Digest) {
 	if err != nil {
 		s.log.Warn("record of a removed layer stays", "layer", diff, "error", err)
 	}
+	live := s.Live()
 	for _, blob := range kept {
-		if err := s.blobs.Delete(ctx, blob); err != nil {
+		if live(blob) {
+			continue // an artifact's as well
+		}
+		// What a pull has in hand stays; nobody else's, it is garbage after that.
+		if _, err := s.gate.unlessHeld(blob, func() error { return s.blobs.Delete(ctx, blob) }); err != nil {
 			s.log.Warn("blob of a removed layer stays", "digest", blob, "error", err)
 		}
 	}

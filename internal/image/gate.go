@@ -19,7 +19,8 @@ type gate struct {
 	inside   int
 	sweeping chan struct{} // closed when the removal under way is done
 	loose    map[loose]bool
-	held     map[loose]int // what calls that take long (pulls, pushes) need; they do not stop the removal of other things
+	held     map[loose]int                   // what calls that take long (pulls, pushes) need; they do not stop the removal of other things
+	going    map[digest.Digest]chan struct{} // blobs that are being deleted outside of the removal; closed when that is done
 	sweep    func(all []loose, held func(loose) bool) (again []loose)
 }
 
@@ -32,25 +33,53 @@ type loose struct {
 	name   digest.Digest
 }
 
-// holds tells whether somebody needs a blob.
-func (g *gate) holds(blob digest.Digest) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.held[loose{blob: true, name: blob}] > 0 || g.held[loose{config: true, name: blob}] > 0
-}
-
 // hold keeps things from being removed, whether they are there yet or not. A removal under way is waited for, so that what is found afterwards stays.
 func (g *gate) hold(all []loose) {
-	g.begin()
-	g.mu.Lock()
+	for {
+		g.begin()
+		g.mu.Lock()
+		g.inside--
+		var wait chan struct{}
+		for _, it := range all {
+			if ch := g.going[it.name]; ch != nil && (it.blob || it.config) {
+				wait = ch
+			}
+		}
+		if wait == nil {
+			break
+		}
+		g.mu.Unlock()
+		<-wait
+	}
 	defer g.mu.Unlock()
-	g.inside--
 	if g.held == nil {
 		g.held = map[loose]int{}
 	}
 	for _, it := range all {
 		g.held[it]++
 	}
+}
+
+// unlessHeld runs del, which deletes a blob, unless somebody holds it: not done then. Whoever wants to hold it meanwhile waits.
+func (g *gate) unlessHeld(blob digest.Digest, del func() error) (done bool, err error) {
+	g.mu.Lock()
+	if g.held[loose{blob: true, name: blob}] > 0 || g.held[loose{config: true, name: blob}] > 0 || g.going[blob] != nil {
+		g.mu.Unlock()
+		return false, nil
+	}
+	if g.going == nil {
+		g.going = map[digest.Digest]chan struct{}{}
+	}
+	ch := make(chan struct{})
+	g.going[blob] = ch
+	g.mu.Unlock()
+	defer func() {
+		g.mu.Lock()
+		delete(g.going, blob)
+		g.mu.Unlock()
+		close(ch)
+	}()
+	return true, del()
 }
 
 // release is the contrary of hold. What it lets go may have to go now: Sweep looks.
@@ -144,6 +173,9 @@ func (s *Images) sweepLoose(all []loose, held func(loose) bool) (again []loose) 
 			}
 		case held(it) || live(it.name):
 		case it.config:
+			if held(loose{blob: true, name: it.name}) || s.forms.keeps(it.name) {
+				continue // it is a compressed layer as well
+			}
 			if err := s.blobs.Delete(ctx, it.name); err != nil {
 				s.log.Warn("blob of a deleted image stays", "digest", it.name, "error", err)
 			}
@@ -180,7 +212,7 @@ func (s *Images) sweepChain(ctx context.Context, chain snapshot.ChainID, keep fu
 	return ""
 }
 
-// Live answers for chains, configs, manifests and indexes whether an image has them now.
+// Live answers for chains, configs, manifests, indexes and their artifacts whether an image has them now.
 func (s *Images) Live() func(digest.Digest) bool {
 	live := map[digest.Digest]bool{}
 	s.mu.RLock()
@@ -196,6 +228,9 @@ func (s *Images) Live() func(digest.Digest) bool {
 	}
 	for _, idx := range s.indexes {
 		live[idx] = true
+		for _, part := range s.artifacts[idx] {
+			live[part] = true
+		}
 	}
 	return func(d digest.Digest) bool { return live[d] }
 }

@@ -14,6 +14,8 @@ type indexed struct {
 	ref    reference.Ref
 	doc    manifest.Document
 	images []packed
+	// artifacts of the index that the archive has as a whole.
+	artifacts []manifest.Document
 }
 
 // indexes finds the named indexes of an archive. As with manifests, what is odd is passed over: the images themselves were found otherwise.
@@ -37,9 +39,12 @@ func (sp *spool) indexes() (all []indexed) {
 			continue
 		}
 		one := indexed{ref: *ref, doc: doc}
-		for _, m := range list.Manifests {
+		left := int64(MaxArtifacts)
+		for i, m := range list.Manifests {
 			if img, ok := sp.whole(m); ok {
 				one.images = append(one.images, img)
+			} else if about, ok := sp.artifact(m, doc.Index.Manifests[i], &left); ok {
+				one.artifacts = append(one.artifacts, about)
 			}
 		}
 		all = append(all, one)
@@ -87,13 +92,16 @@ func siblings(images []packed, all []indexed) []packed {
 }
 
 // addIndexes keeps the indexes of the names that were loaded.
-func (s *Images) addIndexes(ctx context.Context, all []indexed) error {
+func (s *Images) addIndexes(ctx context.Context, sp *spool, all []indexed) error {
 	for _, one := range all {
 		s.mu.RLock()
 		known := s.names[one.ref.String()] != ""
 		s.mu.RUnlock()
 		if !known {
 			continue
+		}
+		if err := s.loadArtifacts(ctx, sp, one.artifacts); err != nil {
+			return err
 		}
 		if err := s.AddIndex(ctx, one.ref, one.doc); err != nil {
 			return err
@@ -102,7 +110,7 @@ func (s *Images) addIndexes(ctx context.Context, all []indexed) error {
 	return nil
 }
 
-// saveIndex writes the index that a name came as, with all its images, if all of them can be had as they came. nil: they cannot, or there is none.
+// saveIndex writes the index that a name came as, with all its images and artifacts, if all of them can be had as they came. nil: they cannot, or there is none.
 func (s *Images) saveIndex(ctx context.Context, a *archive, ref reference.Ref) (*blob, error) {
 	index, err := s.index(ctx, ref.String())
 	if err != nil || index == nil {
@@ -114,6 +122,10 @@ func (s *Images) saveIndex(ctx context.Context, a *archive, ref reference.Ref) (
 	}
 	var parts []part
 	for _, d := range index.Index.Manifests {
+		if about := s.artifact(ctx, d); about != nil {
+			parts = append(parts, part{nil, about})
+			continue
+		}
 		e, doc := s.byManifest(ctx, d.Digest)
 		if e == nil || !s.goesAsItCame(ctx, e, doc) {
 			return nil, nil
@@ -121,6 +133,12 @@ func (s *Images) saveIndex(ctx context.Context, a *archive, ref reference.Ref) (
 		parts = append(parts, part{e, doc})
 	}
 	for _, p := range parts {
+		if p.e == nil {
+			if err := s.saveArtifact(ctx, a, p.doc); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		if _, err := s.saveAsItCame(ctx, a, p.e, p.doc); err != nil {
 			return nil, err
 		}

@@ -26,12 +26,13 @@ func parseKeep(s string) (string, error) {
 	return "", errs.New(errs.Invalid, "keeping layer blobs: %q is none of auto, always and never", s)
 }
 
-// keepBlob takes a blob into the layer's care, or deletes it.
+// keepBlob takes a blob into the layer's care. Where none is to be kept, the keeper deletes it as soon as no other pull counts on it: at once, it would be taken from one that
+// has found it here and goes without a download.
 func (s *Images) keepBlob(ctx context.Context, diff digest.Digest, blob ocispec.Descriptor) error {
-	if s.keep == KeepNever {
-		return s.blobs.Delete(ctx, blob.Digest)
+	if s.keep == KeepNever && !s.hasBlob(ctx, blob) {
+		return nil // another pull handed it over
 	}
-	if err := s.forms.edit(diff, blob, true, func(f *form) { f.Kept = true }); err != nil {
+	if err := s.forms.edit(diff, blob, s.keep != KeepNever, func(f *form) { f.Kept = true }); err != nil {
 		return err
 	}
 	s.keeper.look()

@@ -144,13 +144,15 @@ func (k *keeper) one(diff digest.Digest, f form) error {
 			return err
 		}
 	}
-	if s.gate.holds(f.Digest) {
-		return nil // a pull counts on it; the next look finds it again
-	}
-	if err := s.blobs.Delete(k.ctx, f.Digest); err != nil {
-		return err
-	}
-	return s.forms.edit(diff, f.descriptor(), false, func(f *form) { f.Kept = false })
+	_, err := s.gate.unlessHeld(f.Digest, func() error { // when a pull counts on it, the next look finds it again
+		if !s.Live()(f.Digest) { // it may be an artifact's as well
+			if err := s.blobs.Delete(k.ctx, f.Digest); err != nil {
+				return err
+			}
+		}
+		return s.forms.edit(diff, f.descriptor(), false, func(f *form) { f.Kept = false })
+	})
+	return err
 }
 
 // find returns a recipe that gives the whole blob, or nil.

@@ -241,7 +241,7 @@ func (s *Images) Load(ctx context.Context, r io.Reader, progress Progress) ([]st
 			names = append(names, e.id.String())
 		}
 	}
-	if err := s.addIndexes(ctx, indexes); err != nil {
+	if err := s.addIndexes(ctx, sp, indexes); err != nil {
 		return nil, fmt.Errorf("load: %w", err)
 	}
 	return names, nil

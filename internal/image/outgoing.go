@@ -75,12 +75,13 @@ func (s *Images) sendAll(ctx context.Context, ref string, rec recipe.Recipe) (al
 	}
 	rest := *index.Index
 	rest.Manifests = nil
+	images := map[digest.Digest]bool{}
 	for _, d := range index.Index.Manifests {
 		e, doc := s.byManifest(ctx, d.Digest)
 		if e == nil {
 			continue
 		}
-		rest.Manifests = append(rest.Manifests, d)
+		images[d.Digest] = true
 		out, err := s.send(ctx, e, ref, doc, rec)
 		if err != nil {
 			return all, nil, fmt.Errorf("send image %s: %w", ref, err)
@@ -89,6 +90,22 @@ func (s *Images) sendAll(ctx context.Context, ref string, rec recipe.Recipe) (al
 	}
 	if len(all) == 0 {
 		return nil, nil, errs.New(errs.NotFound, "send image %s: none of the images of its index is here", ref)
+	}
+	for _, d := range index.Index.Manifests {
+		doc := s.artifact(ctx, d)
+		about := digest.Digest(d.Annotations[manifest.AnnotationAbout])
+		if !images[d.Digest] && (doc == nil || about != "" && !images[about]) {
+			continue
+		}
+		rest.Manifests = append(rest.Manifests, d)
+		if doc == nil || images[d.Digest] {
+			continue
+		}
+		out, err := s.sendArtifact(ctx, doc)
+		if err != nil {
+			return all, nil, fmt.Errorf("send image %s: %w", ref, err)
+		}
+		all = append(all, out)
 	}
 	if len(rest.Manifests) == len(index.Index.Manifests) {
 		return all, index, nil

@@ -82,6 +82,7 @@ func (s *Images) AddIndex(ctx context.Context, name reference.Ref, index manifes
 		return errs.New(errs.Invalid, "%s is no index", index.Digest)
 	}
 	return s.keepDocument(ctx, index, func(t *table) error {
+		t.artifacts[index.Digest] = s.artifactsOf(ctx, index)
 		id := t.names[name.String()]
 		if id == "" {
 			return noImage(name.Familiar())
@@ -108,6 +109,7 @@ func (s *Images) Pushed(ctx context.Context, name reference.Ref, img digest.Dige
 			t.byID[img] = &again
 		} else {
 			t.indexes[name.String()] = doc.Digest
+			t.artifacts[doc.Digest] = s.artifactsOf(ctx, doc)
 		}
 		t.names[name.String()] = img
 		return nil

@@ -77,14 +77,16 @@ type Images struct {
 	uses     *uses
 	busy     atomic.Int64 // calls that bring images in or out: the keeper stands still meanwhile
 
-	mu    sync.RWMutex // guards byID, names, indexes and known
+	mu    sync.RWMutex // guards byID, names, indexes, artifacts and known
 	byID  map[digest.Digest]*entry
 	names map[string]digest.Digest // full name with tag, or with digest, to id
 	known map[digest.Digest]nameSet
 	// indexes: full name to the index that it was pulled or pushed as; the name itself leads to one of its images.
 	indexes map[string]digest.Digest
-	commit  sync.Mutex // one change of the index file at a time; taken before mu
-	gate    gate
+	// artifacts: of such an index, the manifests and blobs of what it lists beside images.
+	artifacts map[digest.Digest][]digest.Digest
+	commit    sync.Mutex // one change of the index file at a time; taken before mu
+	gate      gate
 }
 
 var _ Store = (*Images)(nil)
@@ -125,6 +127,8 @@ type indexRecord struct {
 	Images  []imageRecord
 	Names   map[string]digest.Digest
 	Indexes map[string]digest.Digest `json:",omitempty"`
+	// Artifacts: what the indexes list beside images, manifests and blobs.
+	Artifacts map[digest.Digest][]digest.Digest `json:",omitempty"`
 }
 
 type imageRecord struct {
@@ -136,7 +140,7 @@ type imageRecord struct {
 // New opens the store and checks what it finds. An image whose config or layers are missing is taken out, with a line in the log.
 func New(opts Options) (*Images, error) {
 	s := &Images{root: opts.Root, snaps: opts.Snapshots, blobs: opts.Content, log: opts.Logger, now: opts.Now,
-		byID: map[digest.Digest]*entry{}, names: map[string]digest.Digest{}, indexes: map[string]digest.Digest{}, keep: opts.KeepBlobs, limits: opts.Limits.withDefaults()}
+		byID: map[digest.Digest]*entry{}, names: map[string]digest.Digest{}, indexes: map[string]digest.Digest{}, artifacts: map[digest.Digest][]digest.Digest{}, keep: opts.KeepBlobs, limits: opts.Limits.withDefaults()}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -204,6 +208,9 @@ func (s *Images) load(ctx context.Context) error {
 	for name, idx := range rec.Indexes {
 		if s.names[name] != "" {
 			s.indexes[name] = idx
+			if parts := rec.Artifacts[idx]; len(parts) > 0 {
+				s.artifacts[idx] = parts
+			}
 		}
 	}
 	s.known = nameSets(s.names)

@@ -18,17 +18,18 @@ func (s *Images) change(edit func(t *table) error) error {
 	s.commit.Lock()
 	defer s.commit.Unlock()
 	s.mu.RLock()
-	t := &table{byID: maps.Clone(s.byID), names: maps.Clone(s.names), indexes: maps.Clone(s.indexes)}
+	t := &table{byID: maps.Clone(s.byID), names: maps.Clone(s.names), indexes: maps.Clone(s.indexes), artifacts: maps.Clone(s.artifacts)}
 	s.mu.RUnlock()
 	if err := edit(t); err != nil {
 		return err
 	}
-	rec := indexRecord{Names: t.names, Indexes: t.indexes}
+	rec := indexRecord{Names: t.names, Indexes: t.indexes, Artifacts: t.artifacts}
 	for name := range t.indexes {
 		if t.names[name] == "" {
 			delete(t.indexes, name)
 		}
 	}
+	going := t.unnamed()
 	for id, e := range t.byID {
 		rec.Images = append(rec.Images, imageRecord{id, e.tagged, e.manifests})
 	}
@@ -38,8 +39,11 @@ func (s *Images) change(edit func(t *table) error) error {
 	}
 	known := nameSets(t.names)
 	s.mu.Lock()
-	s.byID, s.names, s.indexes, s.known = t.byID, t.names, t.indexes, known
+	s.byID, s.names, s.indexes, s.artifacts, s.known = t.byID, t.names, t.indexes, t.artifacts, known
 	s.mu.Unlock()
+	for _, d := range going {
+		s.gate.candidate(loose{config: true, name: d})
+	}
 	return nil
 }
 
@@ -48,6 +52,23 @@ type table struct {
 	byID    map[digest.Digest]*entry
 	names   map[string]digest.Digest
 	indexes map[string]digest.Digest
+	// artifacts: of an index, the manifests and blobs of what it lists beside images.
+	artifacts map[digest.Digest][]digest.Digest
+}
+
+// unnamed drops the artifacts of the indexes that no name leads to any more, and lists what may have to go with that.
+func (t *table) unnamed() (going []digest.Digest) {
+	named := map[digest.Digest]bool{}
+	for _, index := range t.indexes {
+		named[index] = true
+	}
+	for index, parts := range t.artifacts {
+		if !named[index] || len(parts) == 0 {
+			going = append(append(going, index), parts...)
+			delete(t.artifacts, index)
+		}
+	}
+	return going
 }
 
 // name makes a name lead to an image. It is no longer the name of an index.

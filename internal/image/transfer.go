@@ -19,9 +19,13 @@ import (
 type Transfers interface {
 	// Receive begins an image whose manifest and config are there. Layers that the store has already need no bytes.
 	Receive(ctx context.Context, doc manifest.Document, config []byte) (Incoming, error)
+	// ReceiveArtifact keeps what an index lists beside images (an attestation, a signature): its manifest and blobs, which fetch gives when they are not here. They are held until
+	// release; AddIndex makes them part of the index. errs.Invalid when it is too large to be kept.
+	ReceiveArtifact(ctx context.Context, doc manifest.Document, fetch func(context.Context, ocispec.Descriptor) ([]byte, error)) (release func(), err error)
 	// AddIndex keeps an index under a name, beside the image of this platform that the name leads to; what push needs of a multi-platform image.
 	AddIndex(ctx context.Context, name reference.Ref, index manifest.Document) error
-	// Send prepares an image, or with all its platforms the index it came with, for going out.
+	// Send prepares an image, or with all its platforms the index it came with, for going out. Artifacts of the index come after its images; their layers are never other bytes than
+	// Known says.
 	Send(ctx context.Context, ref string, opts SendOptions) ([]Outgoing, *manifest.Document, error)
 	// Pushed writes down that a registry has the image under this digest (a repo digest of Image).
 	Pushed(ctx context.Context, name reference.Ref, img digest.Digest, doc manifest.Document) error

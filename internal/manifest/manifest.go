@@ -173,6 +173,33 @@ func IsDocument(mediaType string) bool {
 // IsIndex tells whether a media type is one of an index.
 func IsIndex(mediaType string) bool { return mediaType == OCIIndex || mediaType == DockerList }
 
+// IsArtifact tells whether what an index lists is no image but something about one or beside one: an attestation (BuildKit lists it with the platform unknown/unknown), a signature,
+// a chart.
+func IsArtifact(d ocispec.Descriptor, doc Document) bool {
+	if doc.Manifest == nil {
+		return false
+	}
+	if d.Platform != nil && d.Platform.OS == "unknown" || d.Annotations[AnnotationReference] != "" || doc.Manifest.ArtifactType != "" {
+		return true
+	}
+	return !IsImageConfig(doc.Manifest.Config.MediaType)
+}
+
+// IsImageConfig tells whether a media type is one that configs of images come with.
+func IsImageConfig(mediaType string) bool {
+	switch mediaType {
+	case "", OCIConfig, DockerConfig, "application/octet-stream", "text/html": // the last two are what old registries and proxies made of it
+		return true
+	}
+	return false
+}
+
+// Annotations of an index entry by which BuildKit says that it is about another entry.
+const (
+	AnnotationReference = "vnd.docker.reference.type"
+	AnnotationAbout     = "vnd.docker.reference.digest"
+)
+
 // IsForeign tells whether a layer of this media type is kept elsewhere than in the registry (image-spec "non-distributable layers").
 func IsForeign(mediaType string) bool {
 	return mediaType == DockerForeign || strings.Contains(mediaType, ".nondistributable.")

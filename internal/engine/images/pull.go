@@ -262,7 +262,7 @@ func (p *pulling) entry(ctx context.Context, d ocispec.Descriptor) (manifest.Doc
 	return doc, nil
 }
 
-// platforms pulls everything that an index lists, and the index. The names go to the image of this platform.
+// platforms pulls everything that an index lists, images and what is about them, and the index. The names go to the image of this platform.
 func (p *pulling) platforms(ctx context.Context, top manifest.Document, ref reference.Ref, names []reference.Ref) (mine image.Image, err error) {
 	choice, err := manifest.Choose(top.Index, p.platform)
 	if err != nil && !errors.Is(err, errs.NotFound) {
@@ -270,12 +270,25 @@ func (p *pulling) platforms(ctx context.Context, top manifest.Document, ref refe
 	}
 	own := choice.Digest
 	done := map[digest.Digest]bool{}
+	room := int64(image.MaxArtifacts)
 	for _, d := range top.Index.Manifests {
-		if done[d.Digest] || d.Platform != nil && d.Platform.OS == "unknown" || d.MediaType != "" && !manifest.IsDocument(d.MediaType) {
-			continue // a repetition, or no image but something about one
+		if done[d.Digest] || d.MediaType != "" && !manifest.IsDocument(d.MediaType) {
+			continue // a repetition, or no document
 		}
 		done[d.Digest] = true
+		if d.Platform != nil && d.Platform.OS != "" && d.Platform.OS != "unknown" && d.Platform.OS != p.platform.OS {
+			p.say(ctx, Report{ID: short(d.Digest), Status: fmt.Sprintf("Left out, an image for %s: it cannot be unpacked on %s", platformOf(d), p.platform.OS)})
+			continue
+		}
 		doc, err := p.entry(ctx, d)
+		if err == nil && manifest.IsArtifact(d, doc) || err != nil && d.Platform != nil && d.Platform.OS == "unknown" {
+			release, err := p.artifact(ctx, d, doc, err, &room)
+			if err != nil {
+				return mine, err
+			}
+			defer release() // when the index is there, which holds them then
+			continue
+		}
 		if err != nil {
 			return mine, err
 		}
@@ -308,6 +321,31 @@ func (p *pulling) platforms(ctx context.Context, top manifest.Document, ref refe
 		}
 	}
 	return mine, nil
+}
+
+// artifact fetches what an index lists beside images, as far as there is room. What cannot be had is told and left out: the images are good without it. lost is why its manifest was not to be had.
+func (p *pulling) artifact(ctx context.Context, d ocispec.Descriptor, doc manifest.Document, lost error, room *int64) (release func(), err error) {
+	size := int64(0)
+	if err = lost; err == nil {
+		size, err = image.ArtifactSize(doc)
+	}
+	if err == nil && size > *room {
+		err = errs.New(errs.Invalid, "all of them together have more than %d MB", image.MaxArtifacts>>20)
+	}
+	if err == nil {
+		release, err = p.Transfers.ReceiveArtifact(ctx, doc, func(ctx context.Context, blob ocispec.Descriptor) ([]byte, error) {
+			return p.repo.Blob(ctx, blob, image.MaxArtifacts)
+		})
+	}
+	switch {
+	case err == nil:
+		*room -= size
+		return release, nil
+	case ctx.Err() == nil && (errors.Is(err, errs.NotFound) || errors.Is(err, errs.Invalid)):
+		p.say(ctx, Report{ID: short(d.Digest), Status: fmt.Sprintf("Left out, an attestation or other artifact beside the images: %v", err)})
+		return func() {}, nil
+	}
+	return nil, fmt.Errorf("artifact %s: %w", d.Digest, err)
 }
 
 func platformOf(d ocispec.Descriptor) string {
@@ -362,9 +400,7 @@ func (p *pulling) config(ctx context.Context, doc manifest.Document) ([]byte, er
 
 // checkImage refuses what is in registries, too, but is no image that can be unpacked.
 func checkImage(ref reference.Ref, doc manifest.Document) error {
-	switch kind := doc.Manifest.Config.MediaType; kind {
-	case "", manifest.OCIConfig, manifest.DockerConfig, "application/octet-stream", "text/html": // the last two are what old registries and proxies made of it
-	default:
+	if kind := doc.Manifest.Config.MediaType; !manifest.IsImageConfig(kind) {
 		return errs.New(errs.Invalid, "%s is no image: unsupported media type %s", ref.Familiar(), kind)
 	}
 	for i, l := range doc.Manifest.Layers {

@@ -271,6 +271,19 @@ func TestPullPlatforms(t *testing.T) {
 	if img, err := b.store.Get(t.Context(), "x"); err != nil || img.Config.Architecture != "amd64" || len(b.store.images) != 2 || b.store.indexes["docker.io/library/x:latest"].Digest != index.Digest {
 		t.Error(img, err, len(b.store.images), b.store.indexes)
 	}
+	if !strings.Contains(strings.Join(l.got, "\n"), "Left out, an attestation or other artifact beside the images: ") || len(b.store.artifacts) != 0 {
+		t.Error(l.got, b.store.artifacts)
+	}
+	// What is about an image comes with it; what is for another system does not, and does not spoil the rest.
+	about := b.reg.add(t, "", manifest.Platform{}, "statement")
+	windows := descOf(b.reg.add(t, "", here, "windows"), manifest.Platform{OS: "windows", Arch: "amd64"})
+	b.reg.index(t, "latest", descOf(one, here), descOf(two, arm), descOf(about, manifest.Platform{OS: "unknown", Arch: "unknown"}), windows)
+	if err := b.Pull(t.Context(), PullOptions{Ref: "x", AllPlatforms: true}, l.report); err != nil || !slices.Equal(b.store.artifacts, []digest.Digest{about.Digest}) || len(b.store.images) != 2 {
+		t.Error(err, b.store.artifacts, len(b.store.images))
+	}
+	if !strings.Contains(strings.Join(l.got, "\n"), "Left out, an image for windows/amd64") {
+		t.Error(l.got)
+	}
 	l = lines{}
 	b.reg.add(t, "mono", here, "mono")
 	if err := b.Pull(t.Context(), PullOptions{Ref: "x:mono", Platform: "linux/arm64"}, l.report); err != nil || !l.has("WARNING: image with reference x:mono was found but its platform (linux/amd64) does not match the specified platform (linux/arm64)") {
