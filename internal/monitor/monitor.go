@@ -12,6 +12,14 @@
 //	client conn ──(descriptor handed over by the engine)──▶ monitor      attach never runs through the engine
 //
 // In the engine a monitor is a socket and two descriptors of processes: one goroutine hears them all (poller.go). Those who wait for many ends use [WhenExited].
+//
+// # When a monitor is killed
+//
+// An engine that runs sees it and kills the container, whose output and exit nobody keeps any more. Without one the kernel does (PR_SET_PDEATHSIG, set by the program's list),
+// unless the first process has changed its credentials since: the kernel then forgets the signal, after a set-user-ID program as after an entry point that drops root
+// (gosu, su-exec). Such a container goes on, without a log, until the next engine starts, which ends it. Nothing small closes the gap: a tracer
+// (PTRACE_O_EXITKILL) is seen from inside and stands in the way of debuggers there; a process-id namespace around monitor and container rules out --pid host and
+// joining the namespace of another container; a second process that watches the monitor costs every container memory and a fork, and only moves the question to who watches it.
 package monitor
 
 import (

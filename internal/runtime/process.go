@@ -54,7 +54,7 @@ var rlimits = map[string]int{
 
 // dieWithLauncher has the kernel kill the process when its launcher ends, whatever ends it, and whether or not an engine is there to see it. It comes twice: as soon as
 // the process is the one that stays, and once more after its ids changed, because a change of ids clears it. Two short gaps remain, before each; a launcher that dies in one
-// is found by the engine, or by the next one when it starts.
+// is found by the engine, or by the next one when it starts. So is one whose program changes its ids itself, which clears it for good.
 func (p *plan) dieWithLauncher() {
 	if p.opts.DieWithLauncher {
 		p.note("tie the process to its launcher")
