@@ -39,9 +39,7 @@ func htpasswd(args []string, std IO) error {
 	}
 	line := ""
 	if !*remove {
-		restore := hidden(std)
-		password, err := readPassword(std.In)
-		restore()
+		password, err := askPassword(std)
 		if err != nil {
 			return err
 		}

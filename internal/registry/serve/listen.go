@@ -137,6 +137,7 @@ func (r *registry) listen(ctx context.Context) (<-chan error, error) {
 		d.proxies = append(d.proxies, prefix)
 	}
 	r.metrics.limited = r.limiter.refused.Load
+	r.metrics.walk = func(do func(context.Context)) { r.work.Go(func() { do(ctx) }) }
 	conf, challenges, err := r.tlsConfig()
 	if err != nil {
 		return nil, err

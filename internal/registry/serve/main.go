@@ -40,7 +40,7 @@ A registry for images: the complete OCI distribution API with users, rights, cac
 Commands:
   serve              Serve a registry
   collect            Remove what nothing refers to, and what the retention rules say, while the registry serves
-  htpasswd USER      Make the line of a user; the password is read from the standard input
+  htpasswd USER      Make the line of a user, put it into a file or take it out; the password is read from the standard input
 
 "cortend registry COMMAND --help" tells more.
 `

@@ -17,8 +17,11 @@ import (
 	"corten.dev/corten/internal/registry/server"
 )
 
-// stockAge is how old the count of blobs and uploads may be: counting walks the whole storage.
-const stockAge = 5 * time.Minute
+// stockAge is how old the count of blobs and uploads may be: counting walks the whole storage. stockWait is how long an answer waits for a new count.
+const (
+	stockAge  = 5 * time.Minute
+	stockWait = 2 * time.Second
+)
 
 // metrics counts what the registry does, and writes it as OpenMetrics text. It is the registry's observer, and writes the access log.
 type metrics struct {
@@ -27,6 +30,7 @@ type metrics struct {
 	log     *slog.Logger
 	started time.Time
 	limited func() int64
+	walk    func(do func(context.Context)) // beside the request
 
 	mu       sync.Mutex // guards what follows
 	requests map[requestKey]int64
@@ -115,8 +119,9 @@ func (m *metrics) collected(r server.Report) {
 	m.last, m.lastAt = r, time.Now()
 }
 
-// count walks the storage, one walk at a time; who asks meanwhile gets the last figures.
-func (m *metrics) count(ctx context.Context) {
+// fresh has the storage counted if the last count is old, one walk at a time. It waits a moment only: a walk through much storage takes longer than who asks is willing to wait,
+// who then gets the last figures. The walk ends with the registry.
+func (m *metrics) fresh(ctx context.Context) {
 	m.mu.Lock()
 	if m.counting || time.Since(m.stock.at) < stockAge {
 		m.mu.Unlock()
@@ -124,6 +129,21 @@ func (m *metrics) count(ctx context.Context) {
 	}
 	m.counting = true
 	m.mu.Unlock()
+	done := make(chan struct{})
+	m.walk(func(ctx context.Context) {
+		defer close(done)
+		m.count(ctx)
+	})
+	wait := time.NewTimer(stockWait)
+	defer wait.Stop()
+	select {
+	case <-done:
+	case <-wait.C:
+	case <-ctx.Done():
+	}
+}
+
+func (m *metrics) count(ctx context.Context) {
 	s := stock{}
 	err := m.driver.WalkBlobs(ctx, func(b server.BlobInfo) error { s.blobs++; s.bytes += b.Size; return ctx.Err() })
 	if err == nil {
@@ -134,7 +154,9 @@ func (m *metrics) count(ctx context.Context) {
 	defer m.mu.Unlock()
 	m.counting = false
 	if err != nil {
-		m.log.Warn("metrics: what is kept could not be counted", "err", err)
+		if ctx.Err() == nil {
+			m.log.Warn("metrics: what is kept could not be counted", "err", err)
+		}
 		return
 	}
 	m.stock = s
@@ -142,7 +164,7 @@ func (m *metrics) count(ctx context.Context) {
 
 // ServeHTTP writes all figures.
 func (m *metrics) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	m.count(req.Context())
+	m.fresh(req.Context())
 	w.Header().Set("Content-Type", "application/openmetrics-text; version=1.0.0; charset=utf-8")
 	var b strings.Builder
 	m.write(&b)

@@ -4,9 +4,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/signal"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/errs"
 )
 
 // keepOwner gives a new version of a file the owner of the old one, so that a registry that runs as an ordinary user can still read it.
@@ -18,6 +21,29 @@ func keepOwner(f *os.File, old fs.FileInfo) error {
 		return f.Chown(int(st.Uid), int(st.Gid))
 	}
 	return nil
+}
+
+// askPassword reads a password; on a terminal it asks for it and hides what is typed. A signal gives up, with the terminal as it was.
+func askPassword(std IO) (string, error) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer signal.Stop(signals)
+	defer hidden(std)()
+	type answer struct {
+		password string
+		err      error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		password, err := readPassword(std.In)
+		got <- answer{password, err}
+	}()
+	select {
+	case a := <-got:
+		return a.password, a.err
+	case sig := <-signals:
+		return "", errs.New(errs.Invalid, "no password was given: %s", sig)
+	}
 }
 
 // hidden asks for a password on a terminal and hides what is typed; restore shows it again.

@@ -204,15 +204,19 @@ func (r *registry) wait(ctx context.Context, failed <-chan error) error {
 // reload takes over what can change, or nothing.
 func (r *registry) reload() {
 	req, err := parse("serve", serveWords, r.args, io.Discard, serveFlags)
+	var certs func()
+	if err == nil && r.certs != nil {
+		certs, err = r.certs.read()
+	}
 	if err == nil && r.guard != nil && req.conf.Auth.Htpasswd != "" {
 		err = r.guard.users.Reload()
-	}
-	if err == nil && r.certs != nil {
-		err = r.certs.load()
 	}
 	if err != nil {
 		r.log.Error("reload: the settings stay as they were", "err", err)
 		return
+	}
+	if certs != nil {
+		certs()
 	}
 	old := r.settings()
 	if later := restartKeys(&old, &req.conf); len(later) > 0 {

@@ -31,21 +31,31 @@ type certificate struct {
 }
 
 func (c *certificate) load() error {
+	use, err := c.read()
+	if err == nil {
+		use()
+	}
+	return err
+}
+
+// read gives what puts the files' certificate in the place of the one in use.
+func (c *certificate) read() (use func(), err error) {
 	info, err := os.Stat(c.cert)
 	if err != nil {
-		return fmt.Errorf("TLS certificate: %w", err)
+		return nil, fmt.Errorf("TLS certificate: %w", err)
 	}
 	pair, err := tls.LoadX509KeyPair(c.cert, c.key)
 	if err != nil {
-		return errs.New(errs.Invalid, "TLS certificate %s with key %s: %w", c.cert, c.key, err)
+		return nil, errs.New(errs.Invalid, "TLS certificate %s with key %s: %w", c.cert, c.key, err)
 	}
 	if time.Now().After(pair.Leaf.NotAfter) {
 		c.log.Warn("the TLS certificate has expired", "file", c.cert, "since", pair.Leaf.NotAfter)
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now, c.changed, c.next = &pair, info.ModTime(), time.Now().Add(certLook)
-	return nil
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.now, c.changed, c.next = &pair, info.ModTime(), time.Now().Add(certLook)
+	}, nil
 }
 
 func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
