@@ -1,6 +1,8 @@
 package server
 
 import (
+	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -203,21 +205,51 @@ func checkPool(c wirenet.IPAMConfig) error {
 		}
 		return nil
 	}
+	var bad []error
 	if c.Subnet != c.Subnet.Masked() {
-		return errs.New(errs.Invalid, "invalid network config:\ninvalid subnet %s: it should be %s", c.Subnet, c.Subnet.Masked())
+		bad = append(bad, fmt.Errorf("invalid subnet %s: it should be %s", c.Subnet, c.Subnet.Masked()))
 	}
-	if c.IPRange.IsValid() && (c.IPRange.Bits() < c.Subnet.Bits() || !c.Subnet.Contains(c.IPRange.Addr())) {
-		return errs.New(errs.Invalid, "invalid network config:\ninvalid ip-range %s: parent subnet %s doesn't contain ip-range", c.IPRange, c.Subnet)
+	if c.IPRange.IsValid() {
+		bad = append(bad, checkRange(c.IPRange, c.Subnet)...)
 	}
-	if c.Gateway.IsValid() && !c.Subnet.Contains(c.Gateway) {
-		return errs.New(errs.Invalid, "invalid network config:\ninvalid gateway %s: parent subnet %s doesn't contain this address", c.Gateway, c.Subnet)
-	}
-	for name, addr := range c.AuxAddress {
-		if !addr.IsValid() || !c.Subnet.Contains(addr) {
-			return errs.New(errs.Invalid, "invalid network config:\ninvalid auxiliary address %s: parent subnet %s doesn't contain this address", name, c.Subnet)
+	outside := func(what, name string, a netip.Addr) {
+		switch {
+		case a.Is4() != c.Subnet.Addr().Is4():
+			bad = append(bad, fmt.Errorf("invalid %s %s: parent subnet is an %s block", what, name, family(c.Subnet)))
+		case !c.Subnet.Contains(a):
+			bad = append(bad, fmt.Errorf("invalid %s %s: parent subnet %s doesn't contain this address", what, name, c.Subnet))
 		}
 	}
-	return nil
+	if c.Gateway.IsValid() {
+		outside("gateway", c.Gateway.String(), c.Gateway)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.AuxAddress)) {
+		outside("auxiliary address", name, c.AuxAddress[name])
+	}
+	return together("invalid network config", bad)
+}
+
+func checkRange(r, subnet netip.Prefix) (bad []error) {
+	if r.Addr().Is4() != subnet.Addr().Is4() {
+		return []error{fmt.Errorf("invalid ip-range %s: parent subnet is an %s block", r, family(subnet))}
+	}
+	if r.Bits() < subnet.Bits() {
+		bad = append(bad, fmt.Errorf("invalid ip-range %s: CIDR block is bigger than its parent subnet %s", r, subnet))
+	}
+	if r != r.Masked() {
+		bad = append(bad, fmt.Errorf("invalid ip-range %s: it should be %s", r, r.Masked()))
+	}
+	if !subnet.Overlaps(r) {
+		bad = append(bad, fmt.Errorf("invalid ip-range %s: parent subnet %s doesn't contain ip-range", r, subnet))
+	}
+	return bad
+}
+
+func family(p netip.Prefix) string {
+	if p.Addr().Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
 }
 
 // fromNetwork converts a stored network.

@@ -141,6 +141,9 @@ func TestBodies(t *testing.T) {
 		{"/networks/create", `{"Name":"x","IPAM":{"Config":[{"Subnet":"foo"}]}}`, "invalid network config:\ninvalid subnet foo: invalid CIDR block notation", 400},
 		{"/networks/create", `{"Name":"x","IPAM":{"Config":[{"Subnet":"10.0.0.0/24","IPRange":"10.0.0.0","Gateway":"a","AuxiliaryAddresses":{"h":"b","g":"10.0.0.7"}},{"Subnet":"10.0.1.0/33"}]}}`,
 			"invalid network config:\ninvalid ip-range 10.0.0.0: invalid CIDR block notation\ninvalid gateway a: invalid address\ninvalid auxiliary address h: invalid address\ninvalid subnet 10.0.1.0/33: invalid CIDR block notation", 400},
+		{"/networks/create", `{"Name":"x","IPAM":{"Config":[{"Subnet":"10.0.0.0/24","IPRange":"10.0.0.1/16","Gateway":"fd00::1","AuxiliaryAddresses":{"h":"10.0.1.7"}}]}}`,
+			"invalid network config:\ninvalid ip-range 10.0.0.1/16: CIDR block is bigger than its parent subnet 10.0.0.0/24\ninvalid ip-range 10.0.0.1/16: it should be 10.0.0.0/16\n" +
+				"invalid gateway fd00::1: parent subnet is an IPv4 block\ninvalid auxiliary address h: parent subnet 10.0.0.0/24 doesn't contain this address", 400},
 		{"/networks/create", `{"Name":"x","IPAM":{"Config":[{"Subnet":7}]}}`, "invalid JSON: ", 400},
 		{"/networks/n/connect", `{"Container":"c","EndpointConfig":{"IPAMConfig":{"IPv4Address":"foo","IPv6Address":"10.0","LinkLocalIPs":["x"]}}}`,
 			"invalid endpoint settings:\ninvalid IPv4 address: foo\ninvalid IPv6 address: 10.0\ninvalid link-local IP address: x", 400},
