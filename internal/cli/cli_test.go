@@ -211,6 +211,13 @@ func TestRunOfAMissingImage(t *testing.T) {
 	if want := "Unable to find image 'x:latest' locally\ncorten: Error response from daemon: no pulling yet\n\nRun 'corten run --help' for more information\n"; errOut != want || code != 125 {
 		t.Errorf("%d %q", code, errOut)
 	}
+	// One of another platform was taken for the end of it.
+	f = newFake(t, map[string]string{"POST /images/create": "status:501 no pulling yet",
+		"POST /containers/create": "status:404 image with reference x was found but its platform (linux/amd64) does not match the specified platform (linux/arm64)"})
+	_, errOut, code = f.run("", "run", "--platform", "linux/arm64", "x")
+	if !strings.Contains(errOut, "Unable to find image 'x:latest' locally\ncorten: Error response from daemon: no pulling yet\n") || code != 125 {
+		t.Errorf("%d %q", code, errOut)
+	}
 	_, errOut, code = f.run("", "run", "--pull", "never", "x")
 	if code != 125 || strings.Contains(errOut, "Unable to find") {
 		t.Errorf("%d %q", code, errOut)

@@ -69,7 +69,7 @@ func (a *app) create(ctx context.Context, api *engineapi.Client, o *ctrFlags, re
 	var made container.CreateResponse
 	err = api.Post(ctx, "/containers/create", q, req, &made)
 	var apiErr *engineapi.Error
-	if errors.As(err, &apiErr) && apiErr.Status == 404 && strings.Contains(apiErr.Message, "No such image") && o.pull == "missing" {
+	if errors.As(err, &apiErr) && apiErr.Status == 404 && noImage(apiErr.Message) && o.pull == "missing" {
 		if !o.quiet {
 			fmt.Fprintf(a.Err, "Unable to find image '%s' locally\n", withTag(req.Image))
 		}
@@ -85,6 +85,11 @@ func (a *app) create(ctx context.Context, api *engineapi.Client, o *ctrFlags, re
 		fmt.Fprintln(a.Err, "WARNING: "+w)
 	}
 	return made.ID, cid.write(made.ID)
+}
+
+// noImage tells whether an engine has no image, or none of that platform; other things that a container needs can be missing as well.
+func noImage(message string) bool {
+	return strings.Contains(message, "No such image") || strings.HasPrefix(message, "image with reference ")
 }
 
 // checkMAC refuses a MAC address towards an engine that is too old to read it where we write it.

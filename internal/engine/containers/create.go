@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -16,6 +17,7 @@ import (
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/task"
@@ -39,7 +41,7 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (created Create
 	if err != nil {
 		return created, err
 	}
-	if err := samePlatform(req.Platform, img); err != nil {
+	if img, err = s.forPlatform(ctx, req.Config.Image, req.Platform, img); err != nil {
 		return created, err
 	}
 	warnings, err := s.validate(&req)
@@ -126,21 +128,24 @@ func platform(img image.Image) string {
 	return p
 }
 
-// samePlatform refuses an image that is not for the platform asked for.
-func samePlatform(want string, img image.Image) error {
+// forPlatform is the image for the platform asked for: the one that the name leads to, or one that came with it.
+func (s *Service) forPlatform(ctx context.Context, ref, want string, img image.Image) (image.Image, error) {
 	if want == "" {
-		return nil
+		return img, nil
 	}
-	have := platform(img)
 	os, arch, _ := strings.Cut(want, "/")
-	if arch == "" { // "linux" or "arm64" alone
-		if os == img.Config.OS || os == img.Config.Architecture {
-			return nil
-		}
-	} else if want == have || want == img.Config.OS+"/"+img.Config.Architecture {
-		return nil
+	if arch == "" && (os == img.Config.OS || os == img.Config.Architecture) || want == platform(img) || want == img.Config.OS+"/"+img.Config.Architecture {
+		return img, nil
 	}
-	return errs.New(errs.NotFound, "image with reference %s was found but its platform (%s) does not match the specified platform (%s)", img.ID, have, want)
+	p, err := manifest.ParsePlatform(want)
+	if err != nil {
+		return img, err
+	}
+	other, err := s.Images.GetFor(ctx, ref, p)
+	if errors.Is(err, errs.NotFound) {
+		err = errs.New(errs.NotFound, "image with reference %s was found but its platform (%s) does not match the specified platform (%s)", ref, platform(img), want)
+	}
+	return other, err
 }
 
 // merge completes what the user asked for by what the image says.

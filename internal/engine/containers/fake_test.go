@@ -19,6 +19,7 @@ import (
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/monitor"
 	"corten.dev/corten/internal/monitor/monitortest"
 	"corten.dev/corten/internal/network"
@@ -137,6 +138,15 @@ func (f fakeImages) Get(_ context.Context, ref string) (image.Image, error) {
 		StopSignal: "SIGINT",
 	}
 	return img, nil
+}
+
+func (f fakeImages) GetFor(_ context.Context, ref string, p manifest.Platform) (image.Image, error) {
+	if ref == "img" && p.Arch == "arm64" {
+		img := image.Image{ID: "sha256:arm", Chain: "sha256:5678"}
+		img.Config.OS, img.Config.Architecture, img.Config.Config.Cmd = "linux", "arm64", []string{"cmd"}
+		return img, nil
+	}
+	return image.Image{}, errs.New(errs.NotFound, "no image of that platform")
 }
 
 func (f fakeImages) Commit(context.Context, image.CommitOptions) (image.Image, error) {

@@ -17,6 +17,7 @@ import (
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/linux/cgroup"
+	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/monitor"
 	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/runtime"
@@ -65,6 +66,8 @@ type Trees interface {
 // Images finds what containers are made of, and keeps what is made of them.
 type Images interface {
 	Get(ctx context.Context, ref string) (image.Image, error)
+	// GetFor finds the image of a platform below a name that leads to several.
+	GetFor(ctx context.Context, ref string, p manifest.Platform) (image.Image, error)
 	Commit(ctx context.Context, opts image.CommitOptions) (image.Image, error)
 }
 
