@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -160,23 +159,7 @@ func dig() error {
 
 // A bind mount that is a slave sees what the host mounts later; a private one does not; the host sees nothing of either.
 func TestPropagationOfBinds(t *testing.T) {
-	needRoot(t)
-	src := filepath.Join(t.TempDir(), "src")
-	if err := os.MkdirAll(src+"/later", 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("tmpfs", src, "tmpfs", 0, ""); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { unix.Unmount(src, unix.MNT_DETACH) })
-	if err := unix.Mount("", src, "", unix.MS_SHARED, ""); err != nil {
-		t.Fatal(err)
-	}
-	for _, d := range []string{"/later", "/inside"} {
-		if err := os.Mkdir(src+d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
+	src := sharedMount(t)
 	spec := dockerSpec(rootfs(t), "/bin/sh", "-c", `mount -t tmpfs t /slave/inside; mount -t tmpfs t /private/inside; mount -t tmpfs t /plain/inside; echo ready; until grep -q ' /slave/later ' /proc/self/mountinfo; do sleep 0.02; done; grep -o ' /[a-z]*/later ' /proc/self/mountinfo; grep -c shared: /proc/self/mountinfo`)
 	privileged(spec)
 	spec.Mounts = append(spec.Mounts,
@@ -203,6 +186,44 @@ func TestPropagationOfBinds(t *testing.T) {
 	if out != " /slave/later \n0\n" || code != 1 {
 		t.Fatalf("%q %d", out, code)
 	}
+}
+
+// A bind mount that is shared shows the host what the container mounts there.
+func TestSharedBind(t *testing.T) {
+	src := sharedMount(t)
+	out, code := sh(t, `mount -t tmpfs t /shared/inside && mount -t tmpfs t /plain/later`, func(s *specs.Spec) {
+		privileged(s)
+		s.Linux.RootfsPropagation = "rshared"
+		s.Mounts = append(s.Mounts,
+			specs.Mount{Destination: "/shared", Source: src, Type: "bind", Options: []string{"rbind", "rshared"}},
+			specs.Mount{Destination: "/plain", Source: src, Type: "bind", Options: []string{"rbind", "rprivate"}},
+		)
+	})
+	want(t, out, code, "")
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || !strings.Contains(string(table), src+"/inside ") || strings.Contains(string(table), src+"/later ") {
+		t.Errorf("the host sees %s %v", table, err)
+	}
+}
+
+// sharedMount is a mount of the host that has peers, with two folders in it.
+func sharedMount(t *testing.T) string {
+	t.Helper()
+	needRoot(t)
+	src := t.TempDir()
+	if err := unix.Mount("tmpfs", src, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(src, unix.MNT_DETACH) })
+	if err := unix.Mount("", src, "", unix.MS_SHARED, ""); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{"/later", "/inside"} {
+		if err := os.Mkdir(src+d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return src
 }
 
 // A host that keeps mount namespaces as files (snapd does, below /run) can be given to a container whole: the kernel refuses to attach such files below a namespace younger than
