@@ -146,6 +146,23 @@ func BenchmarkOutput(b *testing.B) {
 	}
 }
 
+// BenchmarkAnswers is a client that talks with a process in turns: gathering output must not make it wait.
+func BenchmarkAnswers(b *testing.B) {
+	bn := newBench(b, monitor.Options{})
+	client, engine := pair(b)
+	bn.launch(monitor.Launch{ID: "c1", Program: monitortest.Program(b, 0, false, "cat"), Stdio: monitor.Stdio{Stdin: true}, Log: monitor.LogOptions{Path: filepath.Join(bn.dir, "log")},
+		Attached: []monitor.AttachRequest{{Conn: engine, Options: monitor.AttachOptions{Stdin: true, Stdout: true}, End: make(chan monitor.AttachEnd, 1)}}})
+	word := []byte("a question and its answer\n")
+	for b.Loop() {
+		if _, err := client.Write(word); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(client, word); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // What a talkative phase needed is given back when the container is quiet again.
 func TestMemoryIsGivenBack(t *testing.T) {
 	b := newBench(t, monitor.Options{})

@@ -24,6 +24,7 @@ func (in *input) write(b []byte) {
 	if in.fd < 0 || in.eof {
 		return
 	}
+	in.p.asked = true
 	if in.wait.len() == 0 {
 		n, errno := write(in.fd, b)
 		if errno != 0 && errno != syscall.EAGAIN {

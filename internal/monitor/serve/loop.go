@@ -62,6 +62,7 @@ type Server struct {
 	durable  bool
 	nonblock bool // the container must never wait for anyone
 	quit     bool
+	gather   int64 // ns that the loop lets a stream of output gather
 	asked    int   // bytes that requests have cost since the last collection, roughly
 	busy     int64 // when the scratch memory was last used beyond its first pages
 	score    score
@@ -88,7 +89,7 @@ func (s *Server) loop() {
 	var events [32]syscall.EpollEvent
 	timeout := -1
 	for !s.over() {
-		n, err := syscall.EpollWait(s.ep, events[:], timeout)
+		n, err := s.wait(events[:], timeout)
 		if err == syscall.EINTR {
 			s.reap()
 		}
@@ -102,6 +103,18 @@ func (s *Server) loop() {
 		}
 		timeout = s.oom.tend(s.tend())
 	}
+}
+
+// wait is epoll_wait. While a stream of output gathers it sleeps first, and then looks without waiting, so that the writer has nobody to wake.
+func (s *Server) wait(events []syscall.EpollEvent, timeout int) (int, error) {
+	if s.gather > 0 {
+		nap(s.gather, s.nonblock)
+		s.gather = 0
+		if n := poll(s.ep, events); n > 0 {
+			return n, nil
+		}
+	}
+	return syscall.EpollWait(s.ep, events, timeout)
 }
 
 // watch sets what w waits for on fd; 0 still hears of hang-ups.

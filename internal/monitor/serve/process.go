@@ -2,7 +2,6 @@ package serve
 
 import (
 	"syscall"
-	"unsafe"
 
 	"corten.dev/corten/internal/monitor/wire"
 )
@@ -14,6 +13,11 @@ const (
 	drainMax  = 16 << 20 // read from one pipe after the process ended, should others keep writing into it
 	quick     = 200_000  // ns between two reads that count as close
 	readsEach = 4        // reads of one output before the others have their turn
+	streakMin = 16       // close reads that make a stream
+	streamGap = 64       // ns for a byte: what comes faster is a stream, too
+	napGrown  = 500_000  // ns that a stream gathers in a large pipe
+	growFull  = 60 << 10 // bytes in one turn that make the pipe large
+	growAt    = 16 << 10 // the same, of a stream
 	keepEnded = 64       // ended sessions whose exit nobody fetched
 )
 
@@ -34,6 +38,7 @@ type process struct {
 	out       [2]output
 	life      life
 	paused    bool
+	asked     bool  // it was sent input since its output was read last
 	waitFirst int64 // deadline until which the output waits for the first client
 	ended     bool  // reaped; its exit is told
 	done      bool  // its output was delivered to the clients' queues
@@ -61,55 +66,71 @@ type output struct {
 	fd     int
 	stream int
 	grown  bool
-	last   int64 // when it was read last, and how many small reads followed each other closely
+	last   int64 // when it was read last, and how many reads followed each other closely
 	streak int
+	got    int // bytes that the last turn brought
 }
 
-// moderate waits a moment when a process writes line by line faster than it makes sense to wake up for: what comes meanwhile is taken in one go.
+// moderate has the loop wait a moment when a process writes faster than it makes sense to wake up for: what comes meanwhile is taken in one go. Woken for every
+// write, a monitor needs three times the processor of one that takes a large pipe's worth, and the writer needs more, too, because it does the waking. Nobody
+// waits while the process outruns the monitor, nor when it was told something: what it says then is an answer, and somebody wants it.
 func (o *output) moderate() {
+	s := o.p.s
 	now := monotonic()
-	if now-o.last > quick {
-		o.streak = 0
-	} else if o.streak < 16 {
-		o.streak++
-	} else {
-		ts := syscall.Timespec{Nsec: quick / 2}
-		syscall.Syscall(syscall.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), 0, 0)
-		now = monotonic()
-	}
+	gap := now - o.last
 	o.last = now
+	switch {
+	case o.p.asked:
+		o.streak = 0
+	case gap > quick && int64(o.got) < gap/streamGap: // on a busy machine even a stream's reads are far apart
+		o.streak /= 2
+	case o.streak < streakMin:
+		o.streak++
+	case o.got >= len(s.scratch):
+	case o.grown:
+		s.gather = napGrown
+	default:
+		s.gather = max(s.gather, quick/2)
+	}
+	o.p.asked = false
 }
 
 func (o *output) ready(uint32) {
-	o.moderate()
+	got := 0
 	for i := 0; i < readsEach && o.fd >= 0 && !o.p.paused; i++ {
-		if !o.pump() {
-			return
+		n, more := o.pump()
+		if got += n; !more {
+			break
 		}
+	}
+	o.got = got
+	o.moderate()
+	full := got >= growFull || o.streak == streakMin && got >= growAt
+	if full && !o.grown && !o.p.terminal && o.fd >= 0 { // a larger pipe saves switches. Most containers never need it.
+		o.grown = true
+		fcntl(o.fd, setPipeSize, pipeSize)
 	}
 }
 
-// pump moves one read's worth of output; false when there is nothing more for now.
-func (o *output) pump() bool {
+// pump moves one read's worth of output and reports whether it looks as if there were more.
+func (o *output) pump() (n int, more bool) {
 	s := o.p.s
-	n, errno := read(o.fd, s.scratch)
+	n, errno := readOutput(o.fd, s.scratch, s.nonblock)
 	if errno == syscall.EAGAIN {
-		return false
+		return 0, false
 	}
 	if n <= 0 || errno != 0 { // EIO is a terminal's way of saying that everyone closed it
 		o.close()
-		return false
+		return 0, false
 	}
 	if n >= 16<<10 {
 		s.busy = monotonic()
-		o.streak = 0
-		if n >= 60<<10 && !o.grown && !o.p.terminal { // the pipe was full: a larger one saves switches. Most containers never need it.
-			o.grown = true
-			fcntl(o.fd, setPipeSize, pipeSize)
-		}
 	}
 	o.p.deliver(o.stream, s.scratch[:n])
-	return n >= 4096
+	if o.streak == streakMin {
+		return n, n == len(s.scratch) // the little that came meanwhile waits until it is more
+	}
+	return n, n >= 4096
 }
 
 func (o *output) close() {

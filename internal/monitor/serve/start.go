@@ -89,6 +89,7 @@ func (s *Server) launch(e *engine, m *wire.Message, fds []int) (*process, error)
 	var p *process
 	if err == nil {
 		s.nonblock = m.Flags&wire.NonBlocking != 0
+		s.send.sharing = s.nonblock
 		if pc.oom >= 0 || m.OOMPath != "" {
 			s.oom = newOOMWatch(s, pc.oom, m.OOMPath)
 		}
