@@ -124,7 +124,7 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 		Networks:   networks.New(networks.Options{Networks: nets, Containers: ctrs, Events: bus}),
 		System: system.New(system.Options{
 			Containers: ctrs, Images: imgs, Volumes: vols, Trees: trees, Events: bus,
-			DataRoot: set.DataRoot, Labels: set.Labels, SystemdCgroup: systemd, Debug: log.Enabled(background(), slog.LevelDebug), Version: version.Version,
+			DataRoot: set.DataRoot, Labels: set.Labels, HTTPProxy: set.Proxies.HTTP, HTTPSProxy: set.Proxies.HTTPS, NoProxy: set.Proxies.No, SystemdCgroup: systemd, Debug: log.Enabled(background(), slog.LevelDebug), Version: version.Version,
 		}),
 		Version:         server.VersionInfo{Version: version.Version, Commit: version.Commit},
 		DefaultRegistry: set.DefaultRegistry, Mirrors: set.RegistryMirrors, Insecure: set.InsecureRegistries,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"log/slog"
 	"syscall"
 	"time"
@@ -24,7 +25,8 @@ func openRegistries(set settings.Settings, log *slog.Logger) (*client.Client, er
 	if err != nil {
 		return nil, err
 	}
-	return client.New(client.Options{Hosts: hosts, UserAgent: "Corten/" + version.Version, Logger: log, Retries: set.MaxAttempts}), nil
+	again := cmp.Or(set.MaxAttempts-1, -1) // the first attempt is none again
+	return client.New(client.Options{Hosts: hosts, UserAgent: "Corten/" + version.Version, Logger: log, Retries: again}), nil
 }
 
 // collection is when images go by themselves.

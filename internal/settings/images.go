@@ -47,8 +47,15 @@ func (f gcFlag) String() string {
 	if f.gc == nil {
 		return ""
 	}
-	span := func(d Duration) string {
-		return strings.TrimSuffix(strings.TrimSuffix(time.Duration(d).String(), "0s"), "0m")
+	span := func(d Duration) string { // 168h, not 168h0m0s
+		s := time.Duration(d).String()
+		if strings.HasSuffix(s, "m0s") {
+			s = strings.TrimSuffix(s, "0s")
+		}
+		if strings.HasSuffix(s, "h0m") {
+			s = strings.TrimSuffix(s, "0m")
+		}
+		return s
 	}
 	s := fmt.Sprintf("high=%d,low=%d,keep=%s,tagged=%t", f.gc.High, f.gc.Low, span(f.gc.Keep), f.gc.Tagged)
 	if f.gc.MaxAge > 0 {

@@ -18,9 +18,9 @@ func Markdown() string {
 	}
 	onlyFlags := map[string]bool{"config-file": true, "validate": true, "version": true}
 	var b strings.Builder
-	b.WriteString("# cortend\n\nThe engine of Corten.\n\n```\ncortend [flags]\ncortend runtime COMMAND\n```\n\n" +
+	b.WriteString("# cortend\n\nThe engine of Corten.\n\n```\ncortend [flags]\ncortend runtime COMMAND\ncortend registry COMMAND\n```\n\n" +
 		"Flags are dockerd's where it has the same setting. The keys may stand in `/etc/corten/daemon.json` instead; a setting that is given in both places is refused. " +
-		"`cortend runtime` is the command line of the OCI runtime: see [runtime.md](runtime.md).\n\n| flag | key in the file | default | meaning |\n|---|---|---|---|\n")
+		"`cortend runtime` is the command line of the OCI runtime: see [runtime.md](runtime.md); `cortend registry` is a registry for images: see [registry.md](registry.md).\n\n| flag | key in the file | default | meaning |\n|---|---|---|---|\n")
 	s.flags(io.Discard).VisitAll(func(f *pflag.Flag) {
 		name := "`--" + f.Name + "`"
 		if f.Shorthand != "" {
@@ -42,7 +42,7 @@ func Markdown() string {
 		} else {
 			value = "`" + value + "`"
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", name, key, value, f.Usage)
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", name, key, value, strings.ReplaceAll(f.Usage, "|", `\|`))
 	})
 	b.WriteString("\nIn the file only: `registries`, the rules of mirrors and other places of registries: see [registries.md](registries.md).\n")
 	b.WriteString(imageText)

@@ -52,6 +52,9 @@ func (s *Settings) checkRegistries() error {
 	if s.DefaultRegistry != "" && !rules.ValidHost(s.DefaultRegistry) {
 		return errs.New(errs.Invalid, "default registry %q: give HOST[:PORT]", s.DefaultRegistry)
 	}
+	if s.DefaultRegistry != "" && len(s.RegistryMirrors) > 0 {
+		return errs.New(errs.Invalid, "registry-mirrors are asked for Docker Hub, which default-registry replaces: give one of the two, or a rule in registries")
+	}
 	for _, dir := range s.RegistryCerts {
 		if !strings.HasPrefix(dir, "/") {
 			return errs.New(errs.Invalid, "folder %q: give an absolute path", dir)

@@ -12,7 +12,9 @@ func TestRegistries(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "daemon.json")
 	for _, tc := range []struct{ file, flags, want string }{
 		{`{"insecure-registries":["10.0.0.0/8","reg.example:5000"],"registry-mirrors":["https://mirror.example"],"proxies":{"http-proxy":"http://u:p@p:1"},
-		   "registries":[{"match":"*.example.com/team/*","mirrors":[{"url":"https://m.example/x","rewrite":"{1}/{rest}"}]}],"default-registry":"reg.example:5000"}`, "", ""},
+		   "registries":[{"match":"*.example.com/team/*","mirrors":[{"url":"https://m.example/x","rewrite":"{1}/{rest}"}]}]}`, "", ""},
+		{`{"default-registry":"reg.example:5000"}`, "", ""},
+		{`{"default-registry":"reg.example:5000","registry-mirrors":["https://mirror.example"]}`, "", "default-registry replaces"},
 		{`{"insecure-registries":["a/b"]}`, "", "insecure registry"},
 		{`{"registry-mirrors":["https://mirror.example/path"]}`, "", "has a path"},
 		{`{"registry-mirrors":["https://me:hidden@mirror.example"]}`, "", "no place in a URL"},

@@ -53,13 +53,16 @@ type Trees interface {
 
 // Options join the service with its rooms.
 type Options struct {
-	Containers    Containers
-	Images        Images
-	Volumes       Volumes
-	Trees         Trees
-	Events        *events.Bus
-	DataRoot      string
-	Labels        []string
+	Containers Containers
+	Images     Images
+	Volumes    Volumes
+	Trees      Trees
+	Events     *events.Bus
+	DataRoot   string
+	Labels     []string
+	// HTTPProxy, HTTPSProxy and NoProxy are the operator's; what is empty is the environment's.
+	HTTPProxy, HTTPSProxy, NoProxy string
+
 	SystemdCgroup bool
 	Debug         bool
 	Version       string
@@ -106,7 +109,7 @@ func (s *Service) Info(ctx context.Context) (Info, error) {
 		ID: s.id, Containers: len(list), Images: len(imgs), Driver: s.Trees.Name(), DriverStatus: s.driverStatus(), DataRoot: s.DataRoot, Debug: s.Debug, Labels: s.Labels,
 		OSType: "linux", Architecture: machine(), NCPU: goruntime.NumCPU(), DefaultRuntime: "corten", Runtimes: map[string]string{"corten": "built in"},
 		Goroutines: goruntime.NumGoroutine(), FDs: descriptors(), LogDrivers: []string{"json-file", "local", "none"}, VolumeDrivers: []string{"local"},
-		NetworkDrivers: []string{"bridge", "host", "null"}, HTTPProxy: proxy("HTTP_PROXY"), HTTPSProxy: proxy("HTTPS_PROXY"), NoProxy: proxy("NO_PROXY"), InitBinary: "corten-init",
+		NetworkDrivers: []string{"bridge", "host", "null"}, HTTPProxy: proxy(s.HTTPProxy, "HTTP_PROXY"), HTTPSProxy: proxy(s.HTTPSProxy, "HTTPS_PROXY"), NoProxy: proxy(s.NoProxy, "NO_PROXY"), InitBinary: "corten-init",
 	}
 	for _, view := range list {
 		switch view.State.Status {
@@ -138,16 +141,18 @@ func machine() string {
 	return cmp.Or(linuxhost.Machine(), goruntime.GOARCH)
 }
 
-func proxy(name string) string {
-	v := os.Getenv(name)
-	if v == "" {
-		v = os.Getenv(strings.ToLower(name))
+// proxy is what the operator set, or else the environment says. A password does not belong into `info`.
+func proxy(set, name string) string {
+	v := cmp.Or(set, os.Getenv(name), os.Getenv(strings.ToLower(name)))
+	at := strings.LastIndexByte(v, '@')
+	if at < 0 {
+		return v
 	}
-	scheme, rest, ok := strings.Cut(v, "://")
-	if at := strings.LastIndexByte(rest, '@'); ok && at >= 0 { // a password does not belong into `info`
-		return scheme + "://xxxxx:xxxxx@" + rest[at+1:]
+	scheme, _, ok := strings.Cut(v, "://")
+	if !ok {
+		return "xxxxx:xxxxx@" + v[at+1:]
 	}
-	return v
+	return scheme + "://xxxxx:xxxxx@" + v[at+1:]
 }
 
 func descriptors() int {

@@ -33,7 +33,7 @@ type Options struct {
 	Hosts     Hosts
 	UserAgent string
 	Logger    *slog.Logger
-	// Retries bounds how often one request that may be repeated is repeated; 0 is 5. Backoff is the first wait, doubling; 0 is 500 ms.
+	// Retries bounds how often one request that may be repeated is repeated; 0 is 5, less is never. Backoff is the first wait, doubling; 0 is 500 ms.
 	Retries int
 	Backoff time.Duration
 	// RangeSize is the least size of a blob that comes by several ranges at a time, Ranges how many; 0 is 64 MiB and 3.
