@@ -83,8 +83,12 @@ func TestDescriptorsComeBack(t *testing.T) {
 		for range n {
 			req := sh("exit 3")
 			req.Host.AutoRemove = true
-			id := h.run(req)
-			h.wait(id, containers.Removed)
+			made, err := h.svc.Create(bg, req)
+			must(t, err)
+			gone, err := h.svc.Wait(bg, made.ID, containers.Removed) // once started it may be gone before anybody asks
+			must(t, err)
+			must(t, h.svc.Start(bg, made.ID, ""))
+			<-gone
 		}
 		req := sh("sleep 100")
 		id := h.run(req)

@@ -56,6 +56,7 @@ func newHost(t testing.TB) *host {
 	must(t, err)
 	h.imgs, err = image.New(image.Options{Root: h.dir + "/images", Snapshots: trees, Content: blobs, Logger: log})
 	must(t, err)
+	t.Cleanup(func() { must(t, h.imgs.Close()) })
 	h.vols, err = volume.New(volume.Options{Root: h.dir + "/volumes", Logger: log})
 	must(t, err)
 	t.Cleanup(func() { must(t, h.vols.Close()) })
