@@ -2,11 +2,8 @@ package serve
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -19,13 +16,12 @@ import (
 // quota bounds what one repository may hold. It is a guard behind the guard: whoever may push is refused once the repository is full. What is under way
 // then is let finish, so that a repository may be larger than its limit by the pushes of one moment.
 //
-// How much a repository holds is counted from its links (drawn in the registry's keys.go: repositories/<name>/_blobs/<algorithm>/<hex> is "<time>
-// <size>"), and what is pushed is added until the next count.
+// How much a repository holds is what the registry counts, and what is pushed is added until the next count.
 type quota struct {
-	inner  server.Guard // nil: everybody may do everything
-	limit  int64
-	values server.Values
-	log    *slog.Logger
+	inner server.Guard // nil: everybody may do everything
+	limit int64
+	count func(ctx context.Context, repository string) (int64, error) // [server.Registry.Usage]; set before the first request
+	log   *slog.Logger
 
 	mu    sync.Mutex // guards known
 	known map[string]*used
@@ -39,7 +35,6 @@ type used struct {
 
 const (
 	countAge   = 5 * time.Minute
-	countWidth = 16
 	maxCounted = 10000
 )
 
@@ -130,44 +125,6 @@ func (q *quota) recount(ctx context.Context, repository string, u *used) {
 	if u.counting, u.at = false, time.Now(); err == nil {
 		u.bytes = bytes
 	}
-}
-
-func (q *quota) count(ctx context.Context, repository string) (sum int64, err error) {
-	root := "repositories/" + repository + "/_blobs"
-	var keys []string
-	err = q.values.List(ctx, root, "", func(alg string, _ bool) error {
-		return q.values.List(ctx, root+"/"+alg, "", func(hex string, _ bool) error {
-			keys = append(keys, root+"/"+alg+"/"+hex)
-			return nil
-		})
-	})
-	if err != nil {
-		return 0, err
-	}
-	var wg sync.WaitGroup
-	sizes, fails := make([]int64, len(keys)), make([]error, len(keys))
-	slots := make(chan struct{}, countWidth)
-	for i, key := range keys {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			raw, err := q.values.Get(ctx, key)
-			if errors.Is(err, errs.NotFound) {
-				return // deleted meanwhile
-			}
-			if err != nil {
-				fails[i] = err
-				return
-			}
-			_, size, _ := strings.Cut(string(raw), " ")
-			sizes[i], fails[i] = strconv.ParseInt(size, 10, 64)
-		})
-	}
-	wg.Wait()
-	for _, n := range sizes {
-		sum += n
-	}
-	return sum, errors.Join(fails...)
 }
 
 // observers tell several of one request.

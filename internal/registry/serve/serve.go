@@ -109,8 +109,9 @@ func (r *registry) join(ctx context.Context) error {
 	if guard != nil {
 		opts.Guard = guard.guard
 	}
+	var q *quota
 	if limit := int64(r.conf.Limits.Repository); limit > 0 {
-		q := &quota{inner: opts.Guard, limit: limit, values: driver, log: r.log}
+		q = &quota{inner: opts.Guard, limit: limit, log: r.log}
 		opts.Guard, opts.Observer = q, observers{r.metrics.Finished, q.finished}
 	}
 	if ups != nil {
@@ -118,6 +119,9 @@ func (r *registry) join(ctx context.Context) error {
 	}
 	if r.reg, err = server.New(opts); err != nil {
 		return errors.Join(err, driver.Close())
+	}
+	if q != nil {
+		q.count = r.reg.Usage
 	}
 	r.driver = driver
 	r.closers = append(r.closers, r.reg.Close)

@@ -147,7 +147,7 @@ func (k *collection) repository(ctx context.Context, name string) error {
 // take reads a repository. Tags are read after the manifests, so that a tag whose manifest is unknown really dangles, or is new.
 func (k *collection) take(ctx context.Context, name string) (*inventory, error) {
 	inv := &inventory{name: name, manifests: map[digest.Digest]*keptManifest{}, tags: map[string]tagValue{}}
-	err := k.eachDigest(ctx, repositoryKey(name)+"/"+manifestsPart, func(d digest.Digest) error {
+	err := k.r.eachDigest(ctx, repositoryKey(name)+"/"+manifestsPart, func(d digest.Digest) error {
 		m, err := k.takeManifest(ctx, name, d)
 		if err == nil {
 			inv.manifests[d] = m
@@ -194,12 +194,12 @@ func (k *collection) takeManifest(ctx context.Context, repo string, d digest.Dig
 }
 
 // eachDigest calls fn for each <algorithm>/<hex> below a key.
-func (k *collection) eachDigest(ctx context.Context, key string, fn func(digest.Digest) error) error {
-	return k.r.d.List(ctx, key, "", func(alg string, dir bool) error {
+func (r *Registry) eachDigest(ctx context.Context, key string, fn func(digest.Digest) error) error {
+	return r.d.List(ctx, key, "", func(alg string, dir bool) error {
 		if !dir {
 			return nil
 		}
-		return k.r.d.List(ctx, key+"/"+alg, "", func(hex string, _ bool) error {
+		return r.d.List(ctx, key+"/"+alg, "", func(hex string, _ bool) error {
 			if d, ok := parseDigest(alg + ":" + hex); ok {
 				return fn(d)
 			}
@@ -301,7 +301,7 @@ func (inv *inventory) follow() {
 // referrers removes entries whose manifest is gone (of a registry that was killed in between).
 func (k *collection) referrers(ctx context.Context, inv *inventory) error {
 	key := repositoryKey(inv.name) + "/" + referrersPart
-	return k.eachDigest(ctx, key, func(subject digest.Digest) error {
+	return k.r.eachDigest(ctx, key, func(subject digest.Digest) error {
 		return k.r.d.List(ctx, referrersKey(inv.name, subject), "", func(name string, _ bool) error {
 			d, ok := parseDigest(strings.Replace(name, ".", ":", 1))
 			if !ok || inv.manifests[d] != nil || k.opts.DryRun {
@@ -343,7 +343,7 @@ func (k *collection) links(ctx context.Context, inv *inventory) error {
 			named[d] = true
 		}
 	}
-	return k.eachDigest(ctx, repositoryKey(inv.name)+"/"+blobsPart, func(d digest.Digest) error {
+	return k.r.eachDigest(ctx, repositoryKey(inv.name)+"/"+blobsPart, func(d digest.Digest) error {
 		if named[d] {
 			k.mark(d)
 			return nil

@@ -229,6 +229,7 @@ func TestCollectRemovesWhatNothingNames(t *testing.T) {
 
 // A client that was told "it is there" does not upload. So what it was told must hold, whatever is collected meanwhile.
 func TestCollectKeepsWhatWasSeen(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	const grace = 2 * time.Second
 	r, ts := newRegistry(t, withGrace(grace))
 	c := newClient(t, ts.URL)

@@ -7,8 +7,9 @@ import (
 	"corten.dev/corten/internal/errs"
 )
 
-// glob matches a whole name: "*" and "?" and "[…]" stay within one level, "**" is any number of levels (also none).
-func glob(pattern, name string) bool {
+// Match tells whether a pattern covers a whole name: "*" and "?" and "[…]" stay within one level, "**" is any number of levels (also none). Rules of what is
+// kept, of who may what and of what is cached all mean this by a pattern.
+func Match(pattern, name string) bool {
 	return globParts(strings.Split(pattern, "/"), strings.Split(name, "/"))
 }
 
@@ -37,7 +38,7 @@ func matches(patterns []string, name string, empty bool) bool {
 		return empty
 	}
 	for _, p := range patterns {
-		if glob(p, name) {
+		if Match(p, name) {
 			return true
 		}
 	}

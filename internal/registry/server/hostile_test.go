@@ -120,6 +120,7 @@ func TestEndlessBodies(t *testing.T) {
 
 // A client that sends nothing more, or reads nothing more, is cut off; others are served meanwhile.
 func TestSlowClients(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	r, _ := newRegistry(t, func(o *server.Options) { o.Limits.IdleBody = 300 * time.Millisecond })
 	ts := httptest.NewUnstartedServer(r)
 	ts.Config = server.NewHTTPServer(r)
@@ -163,6 +164,7 @@ func TestSlowClients(t *testing.T) {
 
 // After a slow answer, the same connection serves on: no deadline of the one stays for the other.
 func TestDeadlinesDoNotStay(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	_, ts := newRegistry(t, func(o *server.Options) { o.Limits.IdleBody = 200 * time.Millisecond })
 	c := newClient(t, ts.URL)
 	desc := must[ocispec.Descriptor](t)(c.push("a", make([]byte, 4<<20)))

@@ -29,6 +29,7 @@ const killGrace = 3 * time.Second
 // TestKilled kills a registry at random moments while images are pushed and deleted and garbage is collected all the time. After each restart, what got
 // 201 is whole, what is visible is whole, and a large upload goes on where it was. In the end, nothing is left of what was deleted.
 func TestKilled(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	root, addr := t.TempDir(), servertest.FreeAddr(t)
 	k := &killed{client: newClient(t, "http://"+addr), kept: map[string]bool{}, stop: make(chan struct{})}
 	p := servertest.StartProcess(t, root, addr, killGrace)

@@ -189,7 +189,7 @@ func (c *call) readManifest() ([]byte, error) {
 func (c *call) storeTagged(ctx context.Context, d digest.Digest, doc document, raw []byte, tags []string) error {
 	repo := c.route.name
 	for _, tag := range tags {
-		unlock, err := c.r.tags.lock(c.req.Context(), tagKey(repo, tag))
+		unlock, err := c.r.tags.Lock(c.req.Context(), tagKey(repo, tag))
 		if err != nil {
 			return err
 		}
@@ -327,7 +327,7 @@ func (r *Registry) leaseReference(ctx context.Context, repo string, d digest.Dig
 
 func (c *call) deleteTag() error {
 	ctx, key := c.req.Context(), tagKey(c.route.name, c.route.ref)
-	unlock, err := c.r.tags.lock(ctx, key)
+	unlock, err := c.r.tags.Lock(ctx, key)
 	if err != nil {
 		return err
 	}

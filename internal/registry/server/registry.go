@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/task"
 )
 
 // Registry is the http.Handler of the distribution API below /v2/.
@@ -21,7 +22,7 @@ type Registry struct {
 	log    *slog.Logger
 
 	sessions sessions
-	tags     keyed // a tag that somebody is about to move
+	tags     task.Keyed // a tag that somebody is about to move
 	fetches  fetches
 
 	stop       context.CancelFunc // ends what is in the background
@@ -241,37 +242,4 @@ func hasETag(list, etag string) bool {
 		}
 	}
 	return false
-}
-
-// keyed locks names: a request that is about to look at something and then change it holds the name's lock, others wait for it or for their own end.
-type keyed struct {
-	mu   sync.Mutex // guards held
-	held map[string]chan struct{}
-}
-
-func (k *keyed) lock(ctx context.Context, name string) (unlock func(), err error) {
-	for {
-		k.mu.Lock()
-		wait, busy := k.held[name]
-		if !busy {
-			if k.held == nil {
-				k.held = map[string]chan struct{}{}
-			}
-			done := make(chan struct{})
-			k.held[name] = done
-			k.mu.Unlock()
-			return func() {
-				k.mu.Lock()
-				delete(k.held, name)
-				k.mu.Unlock()
-				close(done)
-			}, nil
-		}
-		k.mu.Unlock()
-		select {
-		case <-wait:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
 }

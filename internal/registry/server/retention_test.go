@@ -18,8 +18,8 @@ func TestGlob(t *testing.T) {
 		{"a/**/c", "a/c", true}, {"a/**/c", "a/b/b/c", true}, {"a/**/c", "a/b", false}, {"v[0-9]*", "v1.2", true}, {"v?", "v10", false},
 		{"**/**", "x", true}, {"", "x", false},
 	} {
-		if got := glob(c.pattern, c.name); got != c.want {
-			t.Errorf("glob(%q, %q) = %v", c.pattern, c.name, got)
+		if got := Match(c.pattern, c.name); got != c.want {
+			t.Errorf("Match(%q, %q) = %v", c.pattern, c.name, got)
 		}
 	}
 }

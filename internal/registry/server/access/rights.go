@@ -1,7 +1,6 @@
 package access
 
 import (
-	"path"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -15,7 +14,7 @@ import (
 type Rule struct {
 	Users  []string // names; "*" is everybody who logged in
 	Anyone bool     // also who did not
-	// Repositories are globs over whole names, as Match has them. ${user} is the asker's own name.
+	// Repositories are globs over whole names, as server.Match has them. ${user} is the asker's own name.
 	Repositories []string
 	Actions      []server.Action // "*" is all
 }
@@ -87,7 +86,7 @@ func (rule *Rule) covers(user, repository string) bool {
 			}
 			glob = strings.ReplaceAll(glob, "${user}", user)
 		}
-		return Match(glob, repository)
+		return server.Match(glob, repository)
 	})
 }
 
@@ -98,29 +97,4 @@ func checkName(name string) error {
 		return errs.New(errs.Invalid, "invalid repository name")
 	}
 	return nil
-}
-
-// Match tells whether a glob covers a name: ? is one character and * any number of them within a word, ** stands for any number of words, also none. It is
-// what the registry's retention rules mean by it.
-func Match(glob, name string) bool {
-	return matchWords(strings.Split(glob, "/"), strings.Split(name, "/"))
-}
-
-func matchWords(globs, words []string) bool {
-	if len(globs) == 0 {
-		return len(words) == 0
-	}
-	if globs[0] == "**" {
-		for skip := range len(words) + 1 {
-			if matchWords(globs[1:], words[skip:]) {
-				return true
-			}
-		}
-		return false
-	}
-	if len(words) == 0 {
-		return false
-	}
-	ok, err := path.Match(globs[0], words[0])
-	return err == nil && ok && matchWords(globs[1:], words[1:])
 }

@@ -27,7 +27,6 @@ import (
 	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/registry/client"
 	"corten.dev/corten/internal/registry/server"
-	"corten.dev/corten/internal/registry/server/access"
 )
 
 // Upstream is one registry behind this one.
@@ -121,7 +120,7 @@ func (c *Cache) route(repository string) (up *Upstream, name string, ok bool) {
 func (u *Upstream) allows(name string) bool {
 	any := func(globs []string) bool {
 		for _, g := range globs {
-			if access.Match(g, name) {
+			if server.Match(g, name) {
 				return true
 			}
 		}

@@ -43,6 +43,7 @@ import (
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/registry/server"
+	"corten.dev/corten/internal/task"
 )
 
 // Options describe a bucket.
@@ -77,7 +78,7 @@ type Driver struct {
 	prefix string
 	log    *slog.Logger
 	open   claims
-	keys   keyed
+	keys   task.Keyed
 	files  staging
 }
 
@@ -226,39 +227,6 @@ func again(ctx context.Context, change func() error) error {
 		case <-time.After(wait):
 		case <-ctx.Done():
 			return ctx.Err()
-		}
-	}
-}
-
-// keyed locks names within this process: a change waits for another of the same name, which is one or two requests away.
-type keyed struct {
-	mu   sync.Mutex // guards held
-	held map[string]chan struct{}
-}
-
-func (k *keyed) lock(ctx context.Context, name string) (unlock func(), err error) {
-	for {
-		k.mu.Lock()
-		wait, busy := k.held[name]
-		if !busy {
-			done := make(chan struct{})
-			if k.held == nil {
-				k.held = map[string]chan struct{}{}
-			}
-			k.held[name] = done
-			k.mu.Unlock()
-			return func() {
-				k.mu.Lock()
-				delete(k.held, name)
-				k.mu.Unlock()
-				close(done)
-			}, nil
-		}
-		k.mu.Unlock()
-		select {
-		case <-wait:
-		case <-ctx.Done():
-			return nil, ctx.Err()
 		}
 	}
 }

@@ -65,7 +65,7 @@ func (d *Driver) Put(ctx context.Context, key string, value []byte) error {
 	if err := checkKey(key); err != nil {
 		return err
 	}
-	unlock, err := d.keys.lock(ctx, key)
+	unlock, err := d.keys.Lock(ctx, key)
 	if err != nil {
 		return err
 	}
@@ -86,7 +86,7 @@ func (d *Driver) Delete(ctx context.Context, key string, old []byte) error {
 	if err := checkKey(key); err != nil {
 		return err
 	}
-	unlock, err := d.keys.lock(ctx, key)
+	unlock, err := d.keys.Lock(ctx, key)
 	if err != nil {
 		return err
 	}
