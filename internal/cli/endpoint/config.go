@@ -1,6 +1,7 @@
 package endpoint
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -36,8 +37,8 @@ type Proxy struct {
 	All   string `json:"allProxy"`
 }
 
-// LoadConfig reads config.json in dir, or in $DOCKER_CONFIG or ~/.docker if dir is empty. A missing file is an empty
-// configuration; a broken one is an error that names it.
+// LoadConfig reads config.json in dir, or in $DOCKER_CONFIG or ~/.docker if dir is empty. A missing or empty file is an empty
+// configuration; a broken one is an error that names it, because it may have named another engine.
 func LoadConfig(dir string) (*Config, error) {
 	if dir == "" {
 		dir = os.Getenv("DOCKER_CONFIG")
@@ -52,11 +53,11 @@ func LoadConfig(dir string) (*Config, error) {
 	cfg := &Config{}
 	name := filepath.Join(dir, "config.json")
 	data, err := os.ReadFile(name)
-	if err == nil {
+	if err == nil && len(bytes.TrimSpace(data)) > 0 {
 		if err := json.Unmarshal(data, cfg); err != nil {
 			return nil, errs.New(errs.Invalid, "read %s: %w", name, err)
 		}
-	} else if !os.IsNotExist(err) {
+	} else if err != nil && !os.IsNotExist(err) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	cfg.Dir = dir

@@ -81,6 +81,12 @@ func TestBrokenConfigIsNamed(t *testing.T) {
 		t.Error(cfg, err)
 	}
 	name := filepath.Join(dir, "config.json")
+	if err := os.WriteFile(name, []byte("\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if cfg, err := LoadConfig(dir); err != nil || cfg.Dir != dir { // as docker's client takes it
+		t.Error(cfg, err)
+	}
 	if err := os.WriteFile(name, []byte("{"), 0o644); err != nil {
 		t.Fatal(err)
 	}
