@@ -12,6 +12,7 @@ import (
 
 	"corten.dev/corten/internal/image/recipe"
 	"corten.dev/corten/internal/manifest"
+	"corten.dev/corten/internal/snapshot"
 )
 
 // maxDocuments bounds how many manifests of an archive are looked at.
@@ -139,19 +140,28 @@ func (s *Images) keepForm(ctx context.Context, sp *spool, name string, diff dige
 	return s.keepBlob(ctx, diff, l)
 }
 
-// goesAsItCame tells whether all layers of an image can be given out as its manifest has them.
-func (s *Images) goesAsItCame(ctx context.Context, e *entry, doc *manifest.Document) bool {
+// goesAsItCame tells whether all layers of an image can be given out as its manifest has them. The topmost layers of the chains in without are not given out.
+func (s *Images) goesAsItCame(ctx context.Context, e *entry, doc *manifest.Document, without []snapshot.ChainID) (bool, error) {
 	if doc == nil {
-		return false
+		return false, nil
 	}
 	for i, l := range doc.Manifest.Layers {
 		diff := e.cfg.RootFS.DiffIDs[i]
+		if l.Digest == diff {
+			continue
+		}
 		f, ok := s.forms.find(diff, l.Digest)
-		if l.Digest != diff && !(ok && s.canMake(ctx, f)) {
-			return false
+		if !ok || !s.canMake(ctx, f) {
+			return false, nil
+		}
+		if slices.Contains(without, e.chains[i]) {
+			continue
+		}
+		if ok, err := s.canMakeNow(ctx, diff, e.chains[i], f); !ok {
+			return false, err
 		}
 	}
-	return true
+	return true, nil
 }
 
 // saveAsItCame writes the blobs of the manifest as they are.

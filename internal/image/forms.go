@@ -23,6 +23,9 @@ import (
 //
 //	seen (Receive) ─▶ kept (Keep: the blob is ours) ─▶ recipe found, whole blob compared ─▶ recipe durable ─▶ blob deleted
 //	                                                └▶ no recipe: tried, the blob stays
+//
+// A program with other compressors compares the recipes again (proven), in the background and before it relies on one. One that does not hold any more is dropped: the layer goes out
+// compressed anew then, unless the registry has the blob.
 type forms struct {
 	dir *record.Dir[layerForms]
 	log *slog.Logger
@@ -45,10 +48,16 @@ type form struct {
 	Kept      bool           `json:",omitempty"` // the blob in the content room belongs to this layer
 	Tried     int            `json:",omitempty"` // recipe.Version of who found that nothing compresses like that
 	Recipe    *recipe.Recipe `json:",omitempty"` // gives the blob, compared as a whole
+	By        string         `json:",omitempty"` // recipe.Compressors that it was compared with; with others, it has to be compared again
 }
 
 func (f form) descriptor() ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: f.MediaType, Digest: f.Digest, Size: f.Size}
+}
+
+// stale tells whether the recipe is to be compared again, because the compressors are others than those that it was compared with.
+func (f form) stale(compressors string) bool {
+	return f.Recipe != nil && f.Recipe.Algo != recipe.Plain && f.By != compressors
 }
 
 const (
@@ -130,7 +139,7 @@ func (t *forms) edit(diff digest.Digest, desc ocispec.Descriptor, durable bool, 
 }
 
 func same(a, b form) bool {
-	return a.Kept == b.Kept && a.Tried == b.Tried && a.Recipe == b.Recipe && slices.Equal(a.Origins, b.Origins)
+	return a.Kept == b.Kept && a.Tried == b.Tried && a.By == b.By && a.Recipe == b.Recipe && slices.Equal(a.Origins, b.Origins)
 }
 
 // origin notes that a repository has the blob.

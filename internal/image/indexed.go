@@ -127,8 +127,11 @@ func (s *Images) saveIndex(ctx context.Context, a *archive, ref reference.Ref) (
 			continue
 		}
 		e, doc := s.byManifest(ctx, d.Digest)
-		if e == nil || !s.goesAsItCame(ctx, e, doc) {
+		if e == nil {
 			return nil, nil
+		}
+		if as, err := s.goesAsItCame(ctx, e, doc, a.without); !as {
+			return nil, err
 		}
 		parts = append(parts, part{e, doc})
 	}

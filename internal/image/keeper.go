@@ -94,10 +94,10 @@ type keptForm struct {
 	form form
 }
 
-// list is what is to be looked at, small blobs first.
+// list is what is to be looked at, small blobs first: those that are kept, and recipes that were compared with other compressors.
 func (k *keeper) list() (all []keptForm) {
 	k.s.forms.each(func(diff digest.Digest, f form) {
-		if f.waits() || f.Kept && k.s.keep == KeepNever {
+		if f.waits() || f.Kept && k.s.keep == KeepNever || f.stale(k.s.compressors) {
 			all = append(all, keptForm{diff, f})
 		}
 	})
@@ -129,6 +129,12 @@ func (k *keeper) one(diff digest.Digest, f form) error {
 	}()
 	// It may be gone since it was listed.
 	f, ok := s.forms.find(diff, f.Digest)
+	if ok && f.stale(s.compressors) {
+		if err := k.again(diff, f); err != nil {
+			return err
+		}
+		f, ok = s.forms.find(diff, f.Digest)
+	}
 	if !ok || !f.Kept {
 		return nil
 	}
@@ -140,7 +146,7 @@ func (k *keeper) one(diff digest.Digest, f form) error {
 		if rec == nil {
 			return s.forms.edit(diff, f.descriptor(), false, func(f *form) { f.Tried = recipe.Version })
 		}
-		if err := s.forms.edit(diff, f.descriptor(), true, func(f *form) { f.Recipe = rec }); err != nil {
+		if err := s.forms.edit(diff, f.descriptor(), true, func(f *form) { f.Recipe, f.By = rec, s.compressors }); err != nil {
 			return err
 		}
 	}
@@ -153,6 +159,38 @@ func (k *keeper) one(diff digest.Digest, f form) error {
 		return s.forms.edit(diff, f.descriptor(), false, func(f *form) { f.Kept = false })
 	})
 	return err
+}
+
+// again compares a recipe with the digest of its blob, before somebody needs it.
+func (k *keeper) again(diff digest.Digest, f form) error {
+	layer, err := k.s.snaps.ByDiff(k.ctx, diff)
+	if errors.Is(err, errs.NotFound) {
+		return nil // it goes with the layer
+	}
+	if err != nil {
+		return err
+	}
+	_, err = k.s.prove(diff, f, func(rec recipe.Recipe, w io.Writer) error {
+		zw, err := rec.NewWriter(resting{k, w}, 1)
+		if err != nil {
+			return err
+		}
+		return also(k.s.snaps.LayerTar(k.ctx, layer.Chain, zw), zw.Close())
+	})
+	return err
+}
+
+// resting passes on what is written, when nothing else is to do.
+type resting struct {
+	k *keeper
+	w io.Writer
+}
+
+func (r resting) Write(p []byte) (int, error) {
+	if err := r.k.rest(); err != nil {
+		return 0, err
+	}
+	return r.w.Write(p)
 }
 
 // find returns a recipe that gives the whole blob, or nil.

@@ -60,11 +60,44 @@ func (l *outgoingLayer) choose(ctx context.Context) {
 
 // canMake tells whether a form's bytes can be had here.
 func (s *Images) canMake(ctx context.Context, f form) bool {
-	if f.Recipe != nil {
-		return true
+	return s.hasBlob(ctx, f.descriptor()) || f.Recipe != nil
+}
+
+// canMakeNow is canMake for who is going to rely on it, in the middle of an archive: a recipe that these compressors were not compared with yet is compared first.
+func (s *Images) canMakeNow(ctx context.Context, diff digest.Digest, chain snapshot.ChainID, f form) (bool, error) {
+	if s.hasBlob(ctx, f.descriptor()) {
+		return true, nil
 	}
-	info, err := s.blobs.Stat(ctx, f.Digest)
-	return err == nil && info.Size == f.Size
+	return s.proven(ctx, diff, chain, f)
+}
+
+// proven tells whether the recipe of a form gives the blob with the compressors of this program. One that does not is forgotten.
+func (s *Images) proven(ctx context.Context, diff digest.Digest, chain snapshot.ChainID, f form) (bool, error) {
+	return s.prove(diff, f, func(rec recipe.Recipe, w io.Writer) error { return s.compress(ctx, chain, rec, w) })
+}
+
+func (s *Images) prove(diff digest.Digest, f form, compress func(recipe.Recipe, io.Writer) error) (bool, error) {
+	if !f.stale(s.compressors) {
+		return f.Recipe != nil, nil
+	}
+	sum := &summer{w: io.Discard, h: sha256.New()}
+	if err := compress(*f.Recipe, sum); err != nil {
+		if errors.Is(err, errs.Invalid) { // not known to this version
+			return false, s.disproved(diff, f, err)
+		}
+		return false, err
+	}
+	if got := digest.NewDigest(digest.SHA256, sum.h); got != f.Digest {
+		return false, s.disproved(diff, f, fmt.Errorf("it gives %s", got))
+	}
+	return true, s.forms.edit(diff, f.descriptor(), false, func(f *form) { f.By = s.compressors })
+}
+
+// disproved forgets a recipe that does not give its blob.
+func (s *Images) disproved(diff digest.Digest, f form, why error) error {
+	s.log.Warn("compressed layer cannot be made again by this version: it goes out compressed anew, with another digest, to registries that do not have it",
+		"layer", diff, "digest", f.Digest, "recipe", f.Recipe.Algo, "origins", f.Origins, "error", why)
+	return s.forms.edit(diff, f.descriptor(), true, func(f *form) { f.Recipe, f.By = nil, "" })
 }
 
 // DiffID is OutgoingLayer's DiffID.
@@ -132,7 +165,7 @@ func (l *outgoingLayer) Sent(desc ocispec.Descriptor) error {
 		return nil
 	}
 	rec := l.first
-	if err := l.s.forms.edit(l.diff, *l.sent, false, func(f *form) { f.Recipe = &rec }); err != nil {
+	if err := l.s.forms.edit(l.diff, *l.sent, false, func(f *form) { f.Recipe, f.By = &rec, l.s.compressors }); err != nil {
 		return fmt.Errorf("remember layer %s: %w", l.diff, err)
 	}
 	return nil
@@ -186,17 +219,22 @@ func (l *outgoingLayer) openForm(ctx context.Context, blob digest.Digest, offset
 	}
 	rec := recipe.Recipe{Algo: recipe.Plain}
 	if blob != l.diff {
-		f, ok := l.s.forms.find(l.diff, blob)
-		if !ok || f.Recipe == nil {
-			return nil, nil
+		f, _ := l.s.forms.find(l.diff, blob)
+		if ok, err := l.s.proven(ctx, l.diff, l.chain, f); !ok {
+			return nil, err
 		}
 		rec = *f.Recipe
 	}
 	return l.make(ctx, rec, offset, func(got digest.Digest, _ int64) error {
-		if got != blob {
-			return fmt.Errorf("layer %s compressed again by %s gives %s, not %s", l.diff, rec.Algo, got, blob)
+		if got == blob {
+			return nil
 		}
-		return nil
+		// It was compared, and yet. Whoever tries again gets another form.
+		err := errs.New(errs.Invalid, "layer %s compressed again by %s gives %s, not %s", l.diff, rec.Algo, got, blob)
+		if f, ok := l.s.forms.find(l.diff, blob); ok && f.Recipe != nil {
+			err = also(err, l.s.disproved(l.diff, f, err))
+		}
+		return err
 	}), nil
 }
 

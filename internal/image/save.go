@@ -216,8 +216,12 @@ func (s *Images) saveImage(ctx context.Context, a *archive, it saved) (blob, doc
 	sort.Strings(docker.RepoTags)
 	var desc blob
 	var layers []blob
-	var err error
-	if doc := s.manifestFor(ctx, e, ref); s.goesAsItCame(ctx, e, doc) {
+	doc := s.manifestFor(ctx, e, ref)
+	as, err := s.goesAsItCame(ctx, e, doc, a.without)
+	if err != nil {
+		return blob{}, docker, err
+	}
+	if as {
 		for _, l := range doc.Manifest.Layers {
 			layers = append(layers, blob{MediaType: l.MediaType, Digest: l.Digest, Size: l.Size})
 		}

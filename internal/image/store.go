@@ -20,6 +20,7 @@ import (
 
 	"corten.dev/corten/internal/content"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/image/recipe"
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/snapshot"
@@ -72,10 +73,12 @@ type Images struct {
 	now      func() time.Time
 	keep     string
 	limits   Limits
-	forms    *forms
-	keeper   *keeper
-	uses     *uses
-	busy     atomic.Int64 // calls that bring images in or out: the keeper stands still meanwhile
+	// compressors are those that recipes have to hold for.
+	compressors string
+	forms       *forms
+	keeper      *keeper
+	uses        *uses
+	busy        atomic.Int64 // calls that bring images in or out: the keeper stands still meanwhile
 
 	mu    sync.RWMutex // guards byID, names, indexes, artifacts and known
 	byID  map[digest.Digest]*entry
@@ -140,7 +143,7 @@ type imageRecord struct {
 // New opens the store and checks what it finds. An image whose config or layers are missing is taken out, with a line in the log.
 func New(opts Options) (*Images, error) {
 	s := &Images{root: opts.Root, snaps: opts.Snapshots, blobs: opts.Content, log: opts.Logger, now: opts.Now,
-		byID: map[digest.Digest]*entry{}, names: map[string]digest.Digest{}, indexes: map[string]digest.Digest{}, artifacts: map[digest.Digest][]digest.Digest{}, keep: opts.KeepBlobs, limits: opts.Limits.withDefaults()}
+		byID: map[digest.Digest]*entry{}, names: map[string]digest.Digest{}, indexes: map[string]digest.Digest{}, artifacts: map[digest.Digest][]digest.Digest{}, keep: opts.KeepBlobs, limits: opts.Limits.withDefaults(), compressors: recipe.Compressors()}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

@@ -6,7 +6,7 @@
 // Debian's tools) is not among them.
 //
 // It promises: a Recipe gives the same bytes wherever and whenever it is used by this program; a test holds the bytes of each compressor, so that a new version of a
-// library that gives others is noticed before it is built in. What Find returns is a guess from the beginning of a stream: the caller compares the whole before it
+// library that gives others is noticed before it is built in, and Compressors tells one version from the other, so that who uses a recipe looks again. What Find returns is a guess from the beginning of a stream: the caller compares the whole before it
 // relies on it.
 package recipe
 
@@ -18,6 +18,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"runtime"
+	"runtime/debug"
 
 	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/zstd"
@@ -36,6 +38,21 @@ const (
 
 // Version grows with the list of compressors: blobs for which none was found are looked at again by a program that knows more.
 const Version = 1
+
+// Compressors names the versions of the compressors in this program. A recipe that was compared with its blob by other versions is to be compared again: neither Go nor klauspost promise to give
+// the same bytes for ever.
+func Compressors() string {
+	const module = "github.com/klauspost/compress"
+	name := runtime.Version() + " " + runtime.GOARCH
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, dep := range info.Deps {
+			for ; dep != nil && dep.Path == module; dep = dep.Replace {
+				name += " " + dep.Version
+			}
+		}
+	}
+	return name
+}
 
 // Recipe is how to compress. It is kept as JSON: fields are only ever added.
 type Recipe struct {
