@@ -1,5 +1,5 @@
 // Package task holds how Corten does work that can fail half way: an undo stack for verbs made of steps, and
-// supervised goroutines.
+// locks by name.
 //
 // It owns no state of the product. It promises that undo steps run backwards, each exactly once, detached from the
 // caller's context but bounded in time, and that none of their errors is lost.
