@@ -8,6 +8,7 @@ package manifest
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -199,6 +200,29 @@ const (
 	AnnotationReference = "vnd.docker.reference.type"
 	AnnotationAbout     = "vnd.docker.reference.digest"
 )
+
+// Replaced is the index with other manifests in the place of some of its entries. What was about those that went (attestations name the digest) goes, too.
+func (doc Document) Replaced(by map[digest.Digest]Document) (Document, error) {
+	if doc.Index == nil {
+		return doc, errs.New(errs.Invalid, "%s is no index", doc.Digest)
+	}
+	index := *doc.Index
+	index.Manifests = nil
+	for _, d := range doc.Index.Manifests {
+		if _, gone := by[digest.Digest(d.Annotations[AnnotationAbout])]; gone {
+			continue
+		}
+		if now, ok := by[d.Digest]; ok {
+			d.MediaType, d.Digest, d.Size, d.Data = now.MediaType, now.Digest, int64(len(now.Raw)), nil
+		}
+		index.Manifests = append(index.Manifests, d)
+	}
+	raw, err := json.Marshal(index)
+	if err != nil {
+		return doc, fmt.Errorf("index: %w", err)
+	}
+	return Parse(doc.MediaType, raw)
+}
 
 // IsForeign tells whether a layer of this media type is kept elsewhere than in the registry (image-spec "non-distributable layers").
 func IsForeign(mediaType string) bool {

@@ -196,12 +196,14 @@ type memStore struct {
 	pushed      []string
 	origins     []string
 	known       bool
+	anew        map[string]string                   // layers that cannot be had as they came: what is sent instead
+	went        map[string]bool                     // of these, the ones that were sent
 	data        map[digest.Digest]string            // layers by diff id, for sending
 	docs        map[digest.Digest]manifest.Document // by image
 }
 
 func newStore(b *memBlobs) *memStore {
-	return &memStore{blobs: b, images: map[digest.Digest]image.Image{}, names: map[string]digest.Digest{}, layers: map[digest.Digest]bool{}, busy: map[digest.Digest]chan struct{}{}, indexes: map[string]manifest.Document{}, known: true,
+	return &memStore{blobs: b, images: map[digest.Digest]image.Image{}, names: map[string]digest.Digest{}, layers: map[digest.Digest]bool{}, busy: map[digest.Digest]chan struct{}{}, indexes: map[string]manifest.Document{}, known: true, anew: map[string]string{}, went: map[string]bool{},
 		data: map[digest.Digest]string{}, docs: map[digest.Digest]manifest.Document{}}
 }
 
@@ -520,6 +522,13 @@ func (p *memRepo) PushManifest(_ context.Context, key string, doc manifest.Docum
 		for _, l := range append(doc.Manifest.Layers, doc.Manifest.Config) {
 			if _, ok := p.r.blobs[l.Digest]; !ok {
 				return errs.New(errs.Invalid, "blob unknown to registry")
+			}
+		}
+	}
+	if doc.Index != nil {
+		for _, d := range doc.Index.Manifests {
+			if _, ok := p.r.docs[d.Digest]; !ok {
+				return errs.New(errs.Invalid, "manifest unknown to registry")
 			}
 		}
 	}

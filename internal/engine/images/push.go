@@ -129,21 +129,9 @@ func (p *pushing) one(ctx context.Context, ref reference.Ref) error {
 	if len(all) == 0 {
 		return errs.New(errs.NotFound, "nothing of %s is here for platform %s", ref.Familiar(), p.send.Platform)
 	}
-	var last manifest.Document
-	for _, out := range all {
-		to := ""
-		if index == nil {
-			to = ref.Tag
-		}
-		if last, err = p.image(ctx, ref, out, to); err != nil {
-			return err
-		}
-	}
-	if index != nil {
-		if err := p.repo.PushManifest(ctx, ref.Tag, *index); err != nil {
-			return err
-		}
-		last = *index
+	last, err := p.images(ctx, ref, all, index)
+	if err != nil {
+		return err
 	}
 	if err := p.Transfers.Pushed(context.WithoutCancel(ctx), ref, all[0].ID(), last); err != nil {
 		return err
@@ -151,6 +139,37 @@ func (p *pushing) one(ctx context.Context, ref reference.Ref) error {
 	p.say(ctx, Report{Status: fmt.Sprintf("%s: digest: %s size: %d", ref.Tag, last.Digest, len(last.Raw))})
 	p.say(ctx, Report{Pushed: &PushedTag{Tag: ref.Tag, Digest: last.Digest.String(), Size: len(last.Raw)}})
 	return nil
+}
+
+// images pushes all that Send gave, and gives what the tag leads to then.
+func (p *pushing) images(ctx context.Context, ref reference.Ref, all []image.Outgoing, index *manifest.Document) (last manifest.Document, err error) {
+	if index == nil {
+		return p.image(ctx, ref, all[0], ref.Tag)
+	}
+	changed := map[digest.Digest]manifest.Document{}
+	for _, out := range all {
+		was, err := out.Manifest() // as long as nothing was sent, the one that the index lists
+		if err != nil {
+			return last, err
+		}
+		now, err := p.image(ctx, ref, out, "")
+		if err != nil {
+			return last, err
+		}
+		if now.Digest != was.Digest {
+			changed[was.Digest] = now
+			if err := p.Transfers.Pushed(context.WithoutCancel(ctx), ref, out.ID(), now); err != nil {
+				return last, err
+			}
+		}
+	}
+	last = *index
+	if len(changed) > 0 {
+		if last, err = index.Replaced(changed); err != nil {
+			return last, err
+		}
+	}
+	return last, p.repo.PushManifest(ctx, ref.Tag, last)
 }
 
 // image pushes one image, under a tag or, without one, under its digest.
@@ -300,6 +319,9 @@ func (a *departing) upload(ctx context.Context) error {
 				if err := a.layer.Sent(r.desc); err != nil {
 					return err
 				}
+			}
+			if known != "" && r.desc.Digest != known {
+				a.say(ctx, Report{Status: fmt.Sprintf("Layer %s was compressed anew, as %s: %s, as it came, is neither here nor in the registry, and cannot be made again. The digest of the image is another one now.", a.id, r.desc.Digest, known)})
 			}
 			a.tell(ctx, "Pushed")
 			return nil

@@ -1,8 +1,8 @@
 package images
 
 import (
-	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"slices"
@@ -84,8 +84,24 @@ func (o *sending) Layers() (all []image.OutgoingLayer) {
 	}
 	return all
 }
-func (o *sending) Manifest() (manifest.Document, error) { return o.doc, nil }
-func (o *sending) Close() error                         { return nil }
+func (o *sending) Manifest() (manifest.Document, error) {
+	m, changed := *o.doc.Manifest, false
+	m.Layers = slices.Clone(m.Layers)
+	for i, d := range o.img.Config.RootFS.DiffIDs {
+		if data := o.s.data[d]; o.s.went[data] {
+			m.Layers[i].Digest, m.Layers[i].Size, changed = digest.FromString(o.s.anew[data]), int64(len(o.s.anew[data])), true
+		}
+	}
+	if !changed {
+		return o.doc, nil
+	}
+	raw, err := json.Marshal(m)
+	if err != nil {
+		return manifest.Document{}, err
+	}
+	return manifest.Parse("", raw)
+}
+func (o *sending) Close() error { return nil }
 
 func (l *sendingLayer) DiffID() digest.Digest { return diffOf([]byte(l.data)) }
 func (l *sendingLayer) Known() (ocispec.Descriptor, bool) {
@@ -96,9 +112,19 @@ func (l *sendingLayer) Known() (ocispec.Descriptor, bool) {
 }
 func (l *sendingLayer) Size() int64 { return int64(len(l.data)) }
 func (l *sendingLayer) Open(_ context.Context, off int64) (io.ReadCloser, error) {
-	return io.NopCloser(bytes.NewReader([]byte(l.data)[off:])), nil
+	data := l.data
+	if l.s.anew[data] != "" {
+		data = l.s.anew[data]
+	}
+	return io.NopCloser(strings.NewReader(data[off:])), nil
 }
 func (l *sendingLayer) Sent(d ocispec.Descriptor) error {
+	if anew := l.s.anew[l.data]; anew != "" && d.Digest == digest.FromString(anew) {
+		l.s.mu.Lock()
+		defer l.s.mu.Unlock()
+		l.s.went[l.data] = true
+		return nil
+	}
 	if d.Digest != digest.FromString(l.data) {
 		return errors.New("sent something else")
 	}
@@ -159,5 +185,41 @@ func TestPushPlatforms(t *testing.T) {
 	}
 	if err := b.Push(t.Context(), PushOptions{Ref: "reg.example/x", Platform: "linux/amd64"}, l.report); err != nil || b.reg.tags["latest"] != one.Digest {
 		t.Error(err, b.reg.tags)
+	}
+}
+
+// A layer whose compressed form is neither kept nor can be made again goes out in another one. The image's manifest was a new one then, but its index still listed the old one, which the
+// registry did not have: the push broke off with everything sent but the tag.
+func TestPushAnew(t *testing.T) {
+	b := newBench(t)
+	arm := manifest.Platform{OS: "linux", Arch: "arm64"}
+	one, two := b.keep(t, "latest", here, "base", "amd"), b.keep(t, "", arm, "base", "arm")
+	unknown := manifest.Platform{OS: "unknown", Arch: "unknown"}
+	about := b.keep(t, "", unknown, "statement") // the store in memory makes no difference
+	other := b.keep(t, "", unknown, "another statement")
+	entry := func(doc, of manifest.Document) ocispec.Descriptor {
+		d := descOf(doc, unknown)
+		d.Annotations = map[string]string{manifest.AnnotationReference: "attestation-manifest", manifest.AnnotationAbout: of.Digest.String()}
+		return d
+	}
+	index := newRegistry().index(t, "", descOf(one, here), descOf(two, arm), entry(about, one), entry(other, two))
+	b.store.indexes["reg.example/x:latest"] = index
+	b.store.anew["amd"] = "the same in other bytes"
+	var l lines
+	if err := b.Push(t.Context(), PushOptions{Ref: "reg.example/x"}, l.report); err != nil {
+		t.Fatal(err)
+	}
+	now := b.reg.docs[b.reg.tags["latest"]]
+	if now.Index == nil || len(now.Index.Manifests) != 3 || now.Index.Manifests[1].Digest != two.Digest || now.Index.Manifests[2].Digest != other.Digest || now.Index.Manifests[0].Platform.Architecture != "amd64" {
+		t.Fatalf("%s", now.Raw)
+	}
+	if got := b.reg.docs[now.Index.Manifests[0].Digest]; got.Manifest == nil || got.Manifest.Layers[1].Digest != digest.FromString("the same in other bytes") {
+		t.Errorf("%s", got.Raw)
+	}
+	if !strings.Contains(strings.Join(l.got, "\n"), "was compressed anew, as "+digest.FromString("the same in other bytes").String()) {
+		t.Error("nobody said so:", l.got)
+	}
+	if !slices.Equal(b.store.pushed, []string{"reg.example/x@" + now.Index.Manifests[0].Digest.String(), "reg.example/x@" + now.Digest.String()}) {
+		t.Error(b.store.pushed)
 	}
 }
