@@ -150,16 +150,16 @@ func TestFullDisk(t *testing.T) {
 	b := newBench(t, monitor.Options{})
 	disk := filepath.Join(b.dir, "disk")
 	os.Mkdir(disk, 0o700)
-	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=1m"); err != nil {
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=4m"); err != nil {
 		t.Skip("no tmpfs: ", err)
 	}
 	t.Cleanup(func() { unix.Unmount(disk, unix.MNT_DETACH) })
 	log := filepath.Join(disk, "log")
 	ballast := filepath.Join(disk, "ballast")
-	os.WriteFile(ballast, make([]byte, 900<<10), 0o600)
-	m := b.launch(monitor.Launch{Program: monitortest.Program(t, 0, false, "sh", "-c", os.Args[0]+" play-lines 6000 4096; echo full > "+b.dir+"/full; while test -e "+ballast+"; do sleep 0.02; done; echo after"),
+	os.WriteFile(ballast, make([]byte, 3972<<10), 0o600)
+	m := b.launch(monitor.Launch{Program: monitortest.Program(t, 0, false, "sh", "-c", os.Args[0]+" play-lines 18000 4096; echo full > "+b.dir+"/full; while test -e "+ballast+"; do sleep 0.02; done; echo after"),
 		Log: monitor.LogOptions{Path: log}})
-	// By then 480 kB were written, of which the disk takes 120 and the pipe 64: the monitor has met the full disk.
+	// By then 1.4 MB were written, of which the disk takes 0.1 and the pipe at most 1: the monitor has met the full disk.
 	eventually(t, "full", func() bool { _, err := os.Stat(b.dir + "/full"); return err == nil })
 	os.Remove(ballast)
 	if x := b.wait(m); x.Code != 0 {
