@@ -170,7 +170,17 @@ func (t *forms) forget(diff digest.Digest) (kept []digest.Digest, err error) {
 	return kept, t.dir.Delete(diff.Encoded(), false)
 }
 
-// blobs calls fn for every form.
+// diffs lists all diffs that something is known about.
+func (t *forms) diffs() (all []digest.Digest) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for diff := range t.all {
+		all = append(all, diff)
+	}
+	return all
+}
+
+// each calls fn for every form.
 func (t *forms) each(fn func(diff digest.Digest, f form)) {
 	t.mu.Lock()
 	all := make(map[digest.Digest]layerForms, len(t.all))

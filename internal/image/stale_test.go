@@ -205,3 +205,32 @@ func TestNeverWhilePulling(t *testing.T) {
 	}
 	h.isEmpty(t)
 }
+
+// A load, import or pull that was killed between a record of compressed forms and the image left the record, and with it the blob that it kept, for ever.
+func TestFormsWithoutLayer(t *testing.T) {
+	h := openWith(t, t.TempDir(), image.Options{KeepBlobs: "always"})
+	r := makeRemote(t, "amd64", gzipped(t), layersFor(t, 1)[0])
+	if _, err := h.pull(t, r, "reg.io/app:1"); err != nil {
+		t.Fatal(err)
+	}
+	stray, err := h.blobs.Put(ctx, "", -1, bytes.NewReader([]byte("a compressed layer")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.Images.Close()
+	for name, record := range map[string]string{"one": `{"Forms":[{"MediaType":"x","Digest":"` + stray.Digest.String() + `","Size":18,"Kept":true}]}`, "two": `{"Forms":[]}`, "three": `{}`} {
+		if err := os.WriteFile(filepath.Join(h.root, "images/forms", digest.FromString(name).Encoded()+".json"), []byte(record), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h = openWith(t, h.root, image.Options{KeepBlobs: "always"})
+	if left := files(t, h.root, "images/forms/*"); len(left) != 1 || filepath.Base(left[0]) != r.diffs[0].Encoded()+".json" {
+		t.Error(left)
+	}
+	if _, err := h.blobs.Stat(ctx, stray.Digest); !errors.Is(err, errs.NotFound) {
+		t.Error(err)
+	}
+	if _, err := h.blobs.Stat(ctx, r.doc.Manifest.Layers[0].Digest); err != nil {
+		t.Error(err)
+	}
+}

@@ -237,7 +237,9 @@ func (s *Images) load(ctx context.Context) error {
 	for _, l := range layers {
 		s.gate.candidate(loose{name: l.Chain})
 	}
-	s.forms.each(func(diff digest.Digest, _ form) { s.gate.candidate(loose{form: true, name: diff}) })
+	for _, diff := range s.forms.diffs() {
+		s.gate.candidate(loose{form: true, name: diff})
+	}
 	for _, id := range configs {
 		s.gate.candidate(loose{config: true, name: id})
 	}
