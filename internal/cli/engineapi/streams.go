@@ -11,16 +11,18 @@ import (
 //	[1 byte: 0 stdin, 1 stdout, 2 stderr, 3 error of the engine][3 bytes: 0][4 bytes: length, big endian][data]
 //
 // Frames that lie in one read and go to the same writer are joined into one write: programs that print a line per
-// write would else cost a system call per line here, too. A stream that ends inside a frame is an error.
+// write would else cost a system call per line here, too. Large frames go to a pipe without being copied here, if r has a Direct() net.Conn that is a
+// unix socket's. A stream that ends inside a frame is an error.
 func Demux(out, errw io.Writer, r io.Reader) error {
 	d := demuxer{out: out, err: errw, in: make([]byte, 256<<10), pack: make([]byte, 0, 256<<10)}
+	d.direct[1], d.direct[2] = newSplicer(out, r), newSplicer(errw, r)
 	for {
 		if d.end == len(d.in) {
 			copy(d.in, d.in[d.start:d.end])
 			d.end -= d.start
 			d.start = 0
 		}
-		n, err := r.Read(d.in[d.end:])
+		n, err := r.Read(d.in[d.end:d.want()])
 		d.end += n
 		if derr := d.drain(); derr != nil {
 			return derr
@@ -46,6 +48,22 @@ type demuxer struct {
 	pack       []byte // data for one writer, gathered from several frames
 	packFor    byte
 	fault      []byte
+	direct     [4]*splicer // by stream
+	large      bool        // the last frame was spliced; the next will be
+}
+
+// joinMax is the length from which a piece is written by itself rather than joined with others.
+const joinMax = 16 << 10
+
+// spliceMin is the length of frames for which the three system calls of splicing are less than the copying.
+const spliceMin = 64 << 10
+
+// want is the end of what to read of in: only a header, if what follows is to be spliced.
+func (d *demuxer) want() int {
+	if d.large && d.left == 0 && d.end-d.start < 8 {
+		return d.start + 8
+	}
+	return len(d.in)
 }
 
 // drain handles everything that is complete, and the known part of an open frame.
@@ -79,7 +97,19 @@ func (d *demuxer) drain() error {
 	if d.start == d.end {
 		d.start, d.end = 0, 0
 	}
-	return d.flush()
+	if err := d.flush(); err != nil {
+		return err
+	}
+	d.large = false
+	if s := d.direct[d.stream]; s != nil && d.left >= spliceMin {
+		n := s.move(d.left)
+		d.large = n == d.left
+		d.left -= n
+		if !d.large {
+			d.direct[d.stream] = nil
+		}
+	}
+	return nil
 }
 
 func (d *demuxer) take(p []byte) error {
@@ -89,10 +119,13 @@ func (d *demuxer) take(p []byte) error {
 		}
 		return nil
 	}
-	if d.packFor != d.stream || len(d.pack)+len(p) > cap(d.pack) {
+	if d.packFor != d.stream || len(d.pack)+len(p) > cap(d.pack) || len(p) >= joinMax {
 		if err := d.flush(); err != nil {
 			return err
 		}
+	}
+	if len(p) >= joinMax {
+		return d.write(d.stream, p)
 	}
 	d.packFor = d.stream
 	d.pack = append(d.pack, p...)
@@ -103,11 +136,16 @@ func (d *demuxer) flush() error {
 	if len(d.pack) == 0 {
 		return nil
 	}
+	err := d.write(d.packFor, d.pack)
+	d.pack = d.pack[:0]
+	return err
+}
+
+func (d *demuxer) write(stream byte, p []byte) error {
 	w := d.out
-	if d.packFor == 2 {
+	if stream == 2 {
 		w = d.err
 	}
-	_, err := w.Write(d.pack)
-	d.pack = d.pack[:0]
+	_, err := w.Write(p)
 	return err
 }

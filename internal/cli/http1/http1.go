@@ -112,6 +112,14 @@ func (u *Upgraded) Read(p []byte) (int, error) {
 	return u.Conn.Read(p)
 }
 
+// Direct is the connection itself, for what the kernel can do with it. It is nil while bytes that came with the answer's head are still to be read.
+func (u *Upgraded) Direct() net.Conn {
+	if u.br.Buffered() > 0 {
+		return nil
+	}
+	return u.Conn
+}
+
 // CloseWrite tells the peer that nothing more will be sent.
 func (u *Upgraded) CloseWrite() error {
 	if cw, ok := u.Conn.(interface{ CloseWrite() error }); ok {
