@@ -38,7 +38,7 @@ var pooled = regexp.MustCompile(`^(descriptor net|network namespaces|link)$`)
 const pooledSlack = 14
 
 // lazy are files that an engine makes when it first needs them, and keeps.
-var lazy = regexp.MustCompile(`^file (e/[a-z]+\.sock|e/corten-init|e/shm|e/(monitors|runtime|log)/?|d/volumes/\.[a-z]+|d/(images|content)/[a-z-]+(\.json)?|d/registry(/.*)?|d/images/forms/.*|d/content/(blobs|ingest)/sha256)$`)
+var lazy = regexp.MustCompile(`^file (e/[a-z]+\.sock|e/corten-init|e/shm|e/(monitors|runtime|log)/?|d/volumes/\.[a-z]+|d/(images|content)/[a-z-]+(\.json)?|d/registry(/.*)?|d/content/(blobs|ingest)/sha256)$`)
 
 // Census counts what the engine has now.
 func (e *Engine) Census() Census {

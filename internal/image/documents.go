@@ -10,7 +10,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"corten.dev/corten/internal/image/recipe"
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/snapshot"
 )
@@ -118,12 +117,7 @@ func (s *Images) keepForms(ctx context.Context, sp *spool, img packed) error {
 
 func (s *Images) keepForm(ctx context.Context, sp *spool, name string, diff digest.Digest, l ocispec.Descriptor) error {
 	if l.Digest == diff {
-		rec := recipe.Recipe{Algo: recipe.Plain}
-		return s.forms.edit(diff, l, false, func(f *form) {
-			if f.Recipe == nil {
-				f.Recipe = &rec
-			}
-		})
+		return nil // the tar itself: nothing to remember
 	}
 	if f, ok := s.forms.find(diff, l.Digest); ok && s.canMake(ctx, f) {
 		return nil
