@@ -45,11 +45,11 @@ func (d *diskUsage) group() {
 	if d.ContainerUsage == nil {
 		u := &container.DiskUsage{Items: d.Containers, TotalCount: int64(len(d.Containers))}
 		for _, c := range d.Containers {
-			u.TotalSize += c.SizeRw
+			u.TotalSize += max(c.SizeRw, 0)
 			if c.State == container.StateRunning || c.State == container.StatePaused || c.State == container.StateRestarting {
 				u.ActiveCount++
 			} else {
-				u.Reclaimable += c.SizeRw
+				u.Reclaimable += max(c.SizeRw, 0)
 			}
 		}
 		d.ContainerUsage = u
@@ -57,14 +57,15 @@ func (d *diskUsage) group() {
 	if d.VolumeUsage == nil {
 		u := &volume.DiskUsage{Items: d.Volumes, TotalCount: int64(len(d.Volumes))}
 		for _, v := range d.Volumes {
-			if v.UsageData == nil || v.UsageData.Size < 0 {
+			if v.UsageData == nil {
 				continue
 			}
-			u.TotalSize += v.UsageData.Size
+			size := max(v.UsageData.Size, 0)
+			u.TotalSize += size
 			if v.UsageData.RefCount > 0 {
 				u.ActiveCount++
 			} else {
-				u.Reclaimable += v.UsageData.Size
+				u.Reclaimable += size
 			}
 		}
 		d.VolumeUsage = u

@@ -156,6 +156,9 @@ func (r *ctrRow) State() string  { return string(r.c.State) }
 func (r *ctrRow) Status() string { return r.c.Status }
 
 func (r *ctrRow) Size() string {
+	if r.c.SizeRw < 0 { // of system df: not counted yet
+		return "N/A"
+	}
 	s := units.HumanSizeWithPrecision(float64(r.c.SizeRw), 3)
 	if r.c.SizeRootFs > 0 {
 		s += " (virtual " + units.HumanSizeWithPrecision(float64(r.c.SizeRootFs), 3) + ")"

@@ -10,6 +10,7 @@ import (
 	wirei "github.com/moby/moby/api/types/image"
 	wire "github.com/moby/moby/api/types/system"
 	wirev "github.com/moby/moby/api/types/volume"
+	"github.com/opencontainers/go-digest"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/engine/containers"
@@ -75,20 +76,36 @@ type usageOf struct {
 }
 
 func (u *usageOf) containers(ctx context.Context, out *usageView) error {
-	list, err := u.s.Containers.List(ctx, containers.ListOptions{All: true, Size: true})
+	list, err := u.s.Containers.List(ctx, containers.ListOptions{All: true})
 	if err != nil {
 		return err
 	}
 	now := time.Now()
 	lines := make([]wirec.Summary, len(list))
 	usage := &wirec.DiskUsage{TotalCount: int64(len(list))}
+	ids := make([]string, len(list))
 	for i, view := range list {
+		ids[i] = view.ID
+	}
+	disk, err := u.s.System.ImageUsage(ctx)
+	if err != nil {
+		return err
+	}
+	layers := make(map[digest.Digest]int64, len(disk.Images))
+	for _, img := range disk.Images {
+		layers[img.ID] = img.Size
+	}
+	sizes := u.s.System.TreeSizes(ctx, ids)
+	for i, view := range list {
+		size := max(sizes[i], 0)
+		all := size + layers[view.Image]
+		view.SizeRw, view.SizeRootFs = &sizes[i], &all
 		lines[i] = summary(view, u.version, now)
-		usage.TotalSize += lines[i].SizeRw
+		usage.TotalSize += size
 		if view.State.Status.Live() || view.State.Status == container.Restarting {
 			usage.ActiveCount++
 		} else {
-			usage.Reclaimable += lines[i].SizeRw
+			usage.Reclaimable += size
 		}
 	}
 	if u.items {
@@ -145,11 +162,13 @@ func (u *usageOf) volumes(ctx context.Context, out *usageView) error {
 	}
 	lines := make([]wirev.Volume, len(list))
 	usage := &wirev.DiskUsage{TotalCount: int64(len(list))}
+	names := make([]string, len(list))
 	for i, vol := range list {
-		size, users, err := u.s.Volumes.Usage(ctx, vol.Name)
-		if err != nil {
-			return err
-		}
+		names[i] = vol.Name
+	}
+	sizes := u.s.System.VolumeSizes(ctx, names)
+	for i, vol := range list {
+		size, users := sizes[i], u.s.Volumes.Users(vol.Name)
 		lines[i] = fromVolume(vol)
 		lines[i].UsageData = &wirev.UsageData{Size: size, RefCount: int64(users)}
 		usage.TotalSize += max(size, 0)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -116,7 +117,7 @@ func (f fakeVolumes) Remove(_ context.Context, name string, force bool) error {
 func (f fakeVolumes) Prune(_ context.Context, args filter.Args) (volumes.Pruned, error) {
 	return volumes.Pruned{Deleted: []string{"data"}, Space: 3}, f.e.note("prune", args)
 }
-func (f fakeVolumes) Usage(context.Context, string) (int64, int, error) { return 1024, 1, nil }
+func (f fakeVolumes) Users(string) int { return 1 }
 
 type fakeNetworks struct{ e *engine }
 
@@ -172,8 +173,11 @@ func (f fakeSystem) Events(ctx context.Context, since, until time.Time, args fil
 	}
 	return ctx.Err()
 }
-func (f fakeSystem) Usage(context.Context) (system.Usage, error) {
-	return system.Usage{Images: 2, ActiveImages: 1, ImageSize: 5 << 20, ImageReclaimable: 1 << 20}, nil
+func (f fakeSystem) TreeSizes(_ context.Context, ids []string) []int64 {
+	return slices.Repeat([]int64{12}, len(ids))
+}
+func (f fakeSystem) VolumeSizes(_ context.Context, names []string) []int64 {
+	return slices.Repeat([]int64{1024}, len(names))
 }
 func (f fakeSystem) ImageUsage(context.Context) (image.DiskUsage, error) {
 	return image.DiskUsage{Images: []image.ImageUsage{{ID: imgID, Size: 4 << 20, Shared: 3 << 20, InUse: true}, {ID: digest.Digest("sha256:" + strings.Repeat("2", 64)), Size: 4 << 20, Shared: 3 << 20}},

@@ -49,6 +49,7 @@ type LocalStore struct {
 	root    string
 	boot    string
 	records *record.Dir[stored]
+	counts  *counts
 
 	mu   sync.Mutex // guards vols and what their entries hold
 	vols map[string]*entry
@@ -90,7 +91,7 @@ func New(opts Options) (*LocalStore, error) {
 	if err := os.MkdirAll(filepath.Join(root, trashDir), 0o711); err != nil {
 		return nil, fmt.Errorf("open volumes: %w", err)
 	}
-	s := &LocalStore{log: opts.Logger, root: root, vols: make(map[string]*entry)}
+	s := &LocalStore{log: opts.Logger, root: root, vols: make(map[string]*entry), counts: newCounts(opts.Logger)}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return nil, fmt.Errorf("open volumes: %w", err)
@@ -106,7 +107,10 @@ func New(opts Options) (*LocalStore, error) {
 }
 
 // Close lets go of the folder. Volumes and their mounts stay.
-func (s *LocalStore) Close() error { return s.records.Close() }
+func (s *LocalStore) Close() error {
+	s.counts.close()
+	return s.records.Close()
+}
 
 func newEntry(rec *stored) *entry {
 	return &entry{gate: make(chan struct{}, 1), rec: rec, users: make(map[string]struct{})}
@@ -309,6 +313,7 @@ func (s *LocalStore) Remove(ctx context.Context, name string, force bool) error 
 		e.rec = rec
 	} else {
 		delete(s.vols, name)
+		s.counts.forget(name)
 	}
 	s.mu.Unlock()
 	if err != nil {
@@ -383,21 +388,31 @@ func (s *LocalStore) Usage(ctx context.Context, name string) (int64, error) {
 	if rec == nil {
 		return 0, notFound(name)
 	}
-	dir, err := openDir(unix.AT_FDCWD, s.data(name), 0)
-	if err != nil {
-		return 0, fmt.Errorf("size of volume %s: %w", name, err)
-	}
-	defer dir.Close() //nolint:errcheck // read only
 	if len(rec.Options) > 0 {
 		if mounted, err := isMountpoint(s.data(name)); err != nil || !mounted {
 			return -1, err
 		}
 	}
+	dir, err := openDir(unix.AT_FDCWD, s.data(name), 0)
+	if err != nil {
+		return 0, fmt.Errorf("size of volume %s: %w", name, err)
+	}
+	defer dir.Close() //nolint:errcheck // read only
 	size, err := treeSize(ctx, dir)
 	if err != nil {
 		return 0, fmt.Errorf("size of volume %s: %w", name, err)
 	}
 	return size, nil
+}
+
+// LastUsage implements [Store].
+func (s *LocalStore) LastUsage(name string) (bytes int64, counted time.Time, counting bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.vols[name]; e == nil || e.rec == nil {
+		return -1, time.Time{}, false
+	}
+	return s.counts.last(name, func(ctx context.Context) (int64, error) { return s.Usage(ctx, name) })
 }
 
 // save replaces the record of an entry whose gate the caller holds, on disk first.

@@ -47,7 +47,7 @@ func (s *LocalStore) recover() error {
 		if rec.Boot != s.boot {
 			rec.Mounters, rec.Boot = nil, ""
 		}
-		if _, err := os.Lstat(s.data(name)); errors.Is(err, fs.ErrNotExist) {
+		if _, err := isMountpoint(s.data(name)); errors.Is(err, fs.ErrNotExist) { // not Lstat, for which a mounted file system would have to answer
 			s.log.Error("a volume's directory is missing and is made anew, empty", "volume", name)
 			if err := os.MkdirAll(s.data(name), 0o755); err != nil {
 				return err

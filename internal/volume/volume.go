@@ -53,6 +53,9 @@ type Store interface {
 	// empty, with owners, modes, times, links and extended attributes, and gives the volume's root the mode and owner of src. It happens at
 	// most once for a volume, also under concurrent callers; a volume that is half filled after a crash is filled anew.
 	Fill(ctx context.Context, name string, src *os.File) error
-	// Usage is the bytes of a volume's content.
+	// Usage is the bytes of a volume's content, counted now; -1 if that cannot be told, as of a volume that is not mounted.
 	Usage(ctx context.Context, name string) (int64, error)
+	// LastUsage is Usage that never waits, also not for a file system that never answers: what was counted last and when (-1 and the zero time: not yet). An
+	// old count is renewed in the background, one volume at most once at a time; counting tells that a newer one may be had in a moment.
+	LastUsage(name string) (bytes int64, counted time.Time, counting bool)
 }

@@ -24,7 +24,6 @@ import (
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/linux/cgroup"
 	linuxhost "corten.dev/corten/internal/linux/host"
-	"corten.dev/corten/internal/volume"
 )
 
 // Containers lists containers and who uses what.
@@ -40,15 +39,15 @@ type Images interface {
 	DiskUsage(ctx context.Context, inUse func(digest.Digest) bool) (image.DiskUsage, error)
 }
 
-// Volumes lists volumes and measures them.
+// Volumes knows what volumes held when they were counted last, and never waits ([volume.Store]).
 type Volumes interface {
-	List(ctx context.Context) ([]volume.Volume, error)
-	Usage(ctx context.Context, name string) (int64, error)
+	LastUsage(name string) (bytes int64, counted time.Time, counting bool)
 }
 
-// Trees is where layers and writable trees are.
+// Trees is where layers and writable trees are. It knows what they held when they were counted last, and never waits ([snapshot.Store]).
 type Trees interface {
 	Name() string
+	LastUsage(key string) (bytes int64, counted time.Time)
 }
 
 // Options join the service with its rooms.
@@ -323,28 +322,6 @@ func actor(f filter.Args, noun string, e events.Event) bool {
 	return f.Match(noun, e.ID) || f.Prefix(noun, e.ID) || f.Match(noun, e.Attributes["name"])
 }
 
-// Usage implements [API].
-func (s *Service) Usage(ctx context.Context) (Usage, error) {
-	var u Usage
-	if err := s.imageUsage(ctx, &u); err != nil {
-		return u, err
-	}
-	list, err := s.Containers.List(ctx, containers.ListOptions{All: true, Size: true})
-	if err != nil {
-		return u, err
-	}
-	for _, view := range list {
-		u.Containers++
-		u.ContainerSize += *view.SizeRw
-		if st := view.State.Status; st.Live() || st == container.Restarting {
-			u.ActiveContainers++
-		} else {
-			u.ContainerReclaimable += *view.SizeRw
-		}
-	}
-	return u, s.volumeUsage(ctx, &u)
-}
-
 // ImageUsage implements [API].
 func (s *Service) ImageUsage(ctx context.Context) (image.DiskUsage, error) {
 	return s.Images.DiskUsage(ctx, func(id digest.Digest) bool {
@@ -353,47 +330,7 @@ func (s *Service) ImageUsage(ctx context.Context) (image.DiskUsage, error) {
 	})
 }
 
-func (s *Service) imageUsage(ctx context.Context, u *Usage) error {
-	disk, err := s.ImageUsage(ctx)
-	if err != nil {
-		return err
-	}
-	u.Images = len(disk.Images)
-	for _, img := range disk.Images {
-		if img.InUse {
-			u.ActiveImages++
-		}
-	}
-	u.ImageSize, u.ImageReclaimable = ImageBytes(disk)
-	return nil
-}
-
 // ImageBytes are all bytes that images take on disk, blobs and broken downloads included, and what would go if all went that is not in use.
 func ImageBytes(disk image.DiskUsage) (all, reclaimable int64) {
 	return disk.LayerBytes + disk.Content.BlobBytes + disk.Content.IngestedBytes, disk.Reclaimable
-}
-
-func (s *Service) volumeUsage(ctx context.Context, u *Usage) error {
-	vols, err := s.Volumes.List(ctx)
-	if err != nil {
-		return err
-	}
-	users := s.Containers.VolumeMounts()
-	for _, vol := range vols {
-		size, err := s.Volumes.Usage(ctx, vol.Name)
-		if errors.Is(err, errs.NotFound) {
-			continue // removed meanwhile
-		}
-		if err != nil {
-			return err
-		}
-		u.Volumes++
-		u.VolumeSize += size
-		if users[vol.Name] > 0 {
-			u.ActiveVolumes++
-		} else {
-			u.VolumeReclaimable += size
-		}
-	}
-	return nil
 }

@@ -38,22 +38,18 @@ type Info struct {
 	InitBinary                                                                                      string
 }
 
-// Usage is one line of `system df`.
-type Usage struct {
-	Images, ActiveImages                int
-	ImageSize, ImageReclaimable         int64
-	Containers, ActiveContainers        int
-	ContainerSize, ContainerReclaimable int64
-	Volumes, ActiveVolumes              int
-	VolumeSize, VolumeReclaimable       int64
-}
+// Unknown is the size of what is not counted yet, or cannot be.
+const Unknown = -1
 
 // API is everything that doors may ask of this service.
 type API interface {
 	Info(ctx context.Context) (Info, error)
 	// Events calls fn for every event that matches, remembered ones first, until ctx ends, until passed, or fn fails.
 	Events(ctx context.Context, since, until time.Time, filters filter.Args, fn func(events.Event) error) error
-	Usage(ctx context.Context) (Usage, error)
-	// ImageUsage is the images' part of it, image by image.
+	// TreeSizes and VolumeSizes tell what containers' writable trees and volumes hold, in the order asked for; [Unknown] is what nobody counted yet. What was
+	// counted a while ago is counted again in the background, for which they wait half a second and no more: then they tell what is known.
+	TreeSizes(ctx context.Context, containers []string) []int64
+	VolumeSizes(ctx context.Context, names []string) []int64
+	// ImageUsage is what images take, image by image.
 	ImageUsage(ctx context.Context) (image.DiskUsage, error)
 }

@@ -110,6 +110,9 @@ func (s *Service) Prune(ctx context.Context, filters filter.Args) (Pruned, error
 			continue
 		}
 		size, err := s.Store.Usage(ctx, vol.Name)
+		if errors.Is(err, errs.NotFound) {
+			continue
+		}
 		if err != nil {
 			return pruned, err
 		}
@@ -121,14 +124,11 @@ func (s *Service) Prune(ctx context.Context, filters filter.Args) (Pruned, error
 			return pruned, err
 		}
 		s.emit("destroy", vol.Name, vol.Driver)
-		pruned.Deleted, pruned.Space = append(pruned.Deleted, vol.Name), pruned.Space+size
+		pruned.Deleted, pruned.Space = append(pruned.Deleted, vol.Name), pruned.Space+max(size, 0) // one that is not mounted has no size to tell
 	}
 	s.Events.Publish(events.Event{Type: "volume", Action: "prune", Attributes: map[string]string{"reclaimed": strconv.FormatInt(pruned.Space, 10)}})
 	return pruned, nil
 }
 
-// Usage implements [API].
-func (s *Service) Usage(ctx context.Context, name string) (size int64, users int, err error) {
-	size, err = s.Store.Usage(ctx, name)
-	return size, len(s.Store.Users(name)), err
-}
+// Users implements [API].
+func (s *Service) Users(name string) int { return len(s.Store.Users(name)) }

@@ -23,6 +23,6 @@ type API interface {
 	Inspect(ctx context.Context, name string) (volume.Volume, error)
 	Remove(ctx context.Context, name string, force bool) error
 	Prune(ctx context.Context, filters filter.Args) (Pruned, error) // anonymous ones; all with all=true
-	// Usage is the size of a volume and how many containers use it.
-	Usage(ctx context.Context, name string) (size int64, users int, err error)
+	// Users is how many containers use a volume.
+	Users(name string) int
 }

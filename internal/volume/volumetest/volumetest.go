@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/volume"
@@ -338,4 +339,16 @@ func usage(t *testing.T, s volume.Store) {
 	}
 	_, err := s.Usage(context.Background(), "missing")
 	want(t, err, errs.NotFound, "no such volume")
+	for until := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		size, when, _ := s.LastUsage("vol")
+		if !when.IsZero() && size == 1000 {
+			break
+		}
+		if time.Now().After(until) {
+			t.Fatalf("last usage %d at %v, and it stays so", size, when)
+		}
+	}
+	if size, when, counting := s.LastUsage("missing"); size != -1 || !when.IsZero() || counting {
+		t.Errorf("last usage of a volume that is not there: %d at %v, %t", size, when, counting)
+	}
 }
