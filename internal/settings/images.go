@@ -129,4 +129,8 @@ An image that a container stands on, running or not, never goes, nor one that wa
 what was given a name can be pulled again only if a registry has it, and that is for the operator to know. With ` + "`max-age`" + ` images also go when there is space enough.
 What is left of broken downloads goes after a day (an hour when the disk is above the mark); until then the next pull goes on where it ended. Each removal is logged with
 its reason, and is an event. In the file: ` + "`\"image-gc\": {\"high\": 85, \"low\": 75, \"keep\": \"168h\", \"max-age\": \"0s\", \"tagged\": false}`" + `.
+
+Layers of pulled and loaded images are bounded, without a setting: 128 GiB unpacked, 200 times their compressed size once they are beyond 4 GiB, 4 million files; an image has 1024 layers at
+most, an index 4096 entries, and attestations and other artifacts of an index 256 MB together. A compressed layer that is not kept is made again when it is needed; a version of the engine
+with other compressors compares each with its digest before it relies on it, and if that fails says so: the layer then goes out compressed anew, under another digest.
 `
