@@ -108,7 +108,7 @@ func (r *volRow) Links() string {
 }
 
 func (r *volRow) Size() string {
-	if r.v.UsageData == nil {
+	if r.v.UsageData == nil || r.v.UsageData.Size < 0 { // not asked, or not counted yet
 		return "N/A"
 	}
 	return units.HumanSize(float64(r.v.UsageData.Size))

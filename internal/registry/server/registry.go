@@ -186,7 +186,28 @@ func (c *call) allowed(repo string, actions []Action) error {
 	if errors.Is(err, errs.Unauthorized) {
 		c.w.Header().Set("WWW-Authenticate", guard.Challenge(c.req.Host, repo, actions...))
 	}
+	if errors.Is(err, errs.Unauthorized) || errors.Is(err, errs.Forbidden) {
+		p := *problemOf(err)
+		p.details = []any{wanted(repo, actions)}
+		return &p
+	}
 	return err
+}
+
+// wantedAccess is one thing that somebody may not do, as other registries write it into an error.
+type wantedAccess struct{ Type, Class, Name, Action string }
+
+// wanted says what a refusal is about. It is more than help: an engine of Docker's drops the message of an error that has the usual words and no detail, and
+// then takes the refusal of a push for a passing trouble, which it tries again for a minute.
+func wanted(repo string, actions []Action) []wantedAccess {
+	list := make([]wantedAccess, len(actions))
+	for i, action := range actions {
+		list[i] = wantedAccess{Type: "repository", Name: repo, Action: string(action)}
+		if repo == "" {
+			list[i] = wantedAccess{Type: "registry", Name: "catalog", Action: "*"}
+		}
+	}
+	return list
 }
 
 // writable refuses what the registry does not do at all.
