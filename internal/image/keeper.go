@@ -7,11 +7,11 @@ import (
 	"errors"
 	"io"
 	"os"
-	"runtime"
 	"sort"
 	"sync"
 	"time"
 
+	"corten.dev/corten/internal/linux/ns"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
@@ -62,9 +62,10 @@ func (k *keeper) close() {
 	k.work.Wait()
 }
 
-func (k *keeper) run() {
-	// Never unlocked: the thread ends with the goroutine, and its priority with it.
-	runtime.LockOSThread()
+func (k *keeper) run() { ns.OnOwnThread(k.recompress) }
+
+// recompress works at the lowest priority, which is its thread's.
+func (k *keeper) recompress() {
 	lowest()
 	for {
 		select {

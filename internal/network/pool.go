@@ -5,10 +5,10 @@ import (
 	"errors"
 	"log/slog"
 	"os"
-	"runtime"
 	"slices"
 	"time"
 
+	"corten.dev/corten/internal/linux/ns"
 	"golang.org/x/sys/unix"
 )
 
@@ -92,10 +92,13 @@ func (p *readyPool) wake() {
 }
 
 func (p *readyPool) run(ctx context.Context) {
-	if p.l.opt.PoolSize < 0 {
-		return
+	if p.l.opt.PoolSize >= 0 {
+		ns.OnOwnThread(func() { p.work(ctx) })
 	}
-	runtime.LockOSThread() // never unlocked: the thread of low priority ends with this goroutine
+}
+
+// work makes namespaces at a low priority, which is its thread's, until the end.
+func (p *readyPool) work(ctx context.Context) {
 	if err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), 10); err != nil {
 		p.l.log.Debug("pool of namespaces runs at normal priority", "err", err)
 	}

@@ -4,29 +4,21 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
+	"corten.dev/corten/internal/linux/ns"
 	"golang.org/x/sys/unix"
 )
 
 // BareNamespace makes a mount namespace that has nothing but an empty, read-only directory as its root, and returns a handle of it. Whoever enters it and unshares gets a mount
 // namespace of its own that costs no copy of the host's mounts, and hides nothing of the host's that would have to be taken out of it again.
 func BareNamespace() (*os.File, error) {
-	type result struct {
-		f   *os.File
-		err error
+	var f *os.File
+	var err error
+	ns.OnOwnThread(func() { f, err = becomeBare() })
+	if err != nil {
+		return nil, fmt.Errorf("bare mount namespace: %w", err)
 	}
-	made := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread lives elsewhere now, and ends with this goroutine
-		f, err := becomeBare()
-		made <- result{f, err}
-	}()
-	r := <-made
-	if r.err != nil {
-		return nil, fmt.Errorf("bare mount namespace: %w", r.err)
-	}
-	return r.f, nil
+	return f, nil
 }
 
 // becomeBare moves the calling thread into the namespace.

@@ -4,9 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strings"
 
+	"corten.dev/corten/internal/linux/ns"
 	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/errs"
@@ -172,19 +172,9 @@ func escapeAll(dirs []string) []string {
 
 // elsewhere uses mount(2) with paths relative to the store's folder, which have room for every chain in one page and hold
 // no characters that need care. It runs on a thread of its own, in a mount namespace of its own; both end with the call.
-func (s *Store) elsewhere(l layout) (int, error) {
-	type result struct {
-		fd  int
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
-		fd, err := s.onThread(l)
-		done <- result{fd, err}
-	}()
-	res := <-done
-	return res.fd, res.err
+func (s *Store) elsewhere(l layout) (fd int, err error) {
+	ns.OnOwnThread(func() { fd, err = s.onThread(l) })
+	return fd, err
 }
 
 func (s *Store) onThread(l layout) (int, error) {
