@@ -31,6 +31,18 @@ func process(tb testing.TB, ns *os.File) int {
 // lookup asks the embedded server from the namespace.
 func lookup(tb testing.TB, ns *os.File, network, name string, typ dnsmessage.Type) string {
 	tb.Helper()
+	return ask1(tb, ns, patience, network, name, typ)
+}
+
+// lookupWithin asks for an IPv4 address, and does not wait long.
+func lookupWithin(tb testing.TB, ns *os.File, wait time.Duration, network, name string) string {
+	tb.Helper()
+	return ask1(tb, ns, wait, network, name, dnsmessage.TypeA)
+}
+
+// ask1 asks once.
+func ask1(tb testing.TB, ns *os.File, wait time.Duration, network, name string, typ dnsmessage.Type) string {
+	tb.Helper()
 	b := dnsmessage.NewBuilder(nil, dnsmessage.Header{ID: 7, RecursionDesired: true})
 	check(tb, b.StartQuestions())
 	check(tb, b.Question(dnsmessage.Question{Name: dnsmessage.MustNewName(name + "."), Type: typ, Class: dnsmessage.ClassINET}))
@@ -38,13 +50,13 @@ func lookup(tb testing.TB, ns *os.File, network, name string, typ dnsmessage.Typ
 	check(tb, err)
 	var out string
 	in(tb, ns, func() {
-		c, err := net.DialTimeout(network, "127.0.0.11:53", patience)
+		c, err := net.DialTimeout(network, "127.0.0.11:53", wait)
 		if err != nil {
 			out = "! " + err.Error()
 			return
 		}
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(patience))
+		c.SetDeadline(time.Now().Add(wait))
 		if network == "tcp" {
 			q = append([]byte{byte(len(q) >> 8), byte(len(q))}, q...)
 		}

@@ -263,7 +263,7 @@ func (s *Service) clearFolder(ctr *live) {
 	if err := s.Trees.Remove(context.WithoutCancel(s.ctx), ctr.id); err != nil {
 		s.Log.Warn("remove a file tree", "container", ctr.id, "error", err)
 	}
-	if err := os.RemoveAll(s.dir(ctr.id)); err != nil {
+	if err := s.removeDir(ctr.id); err != nil {
 		s.Log.Warn("remove a container's folder", "container", ctr.id, "error", err)
 	}
 	s.sweepImages()

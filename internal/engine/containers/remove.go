@@ -49,7 +49,7 @@ func (s *Service) removeFound(ctx context.Context, ctr *live, opts RemoveOptions
 	s.emit(ctr, "destroy", nil)
 	ctr.tell(Ended{Code: rec.State.ExitCode}, NotRunning, NextExit, Removed)
 	err := s.Trees.Remove(ctx, ctr.id)
-	if rerr := os.RemoveAll(s.dir(ctr.id)); err == nil {
+	if rerr := s.removeDir(ctr.id); err == nil {
 		err = rerr
 	}
 	if err != nil {

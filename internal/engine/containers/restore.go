@@ -313,7 +313,7 @@ func (s *Service) sweep(ctx context.Context, kept map[string]bool) {
 	warn("folders", "", err)
 	for _, e := range entries {
 		if id := e.Name(); e.IsDir() && !known(id) && filepath.Ext(id) != ".broken" {
-			warn("a folder", id, os.RemoveAll(s.dir(id)))
+			warn("a folder", id, s.removeDir(id))
 		}
 	}
 }

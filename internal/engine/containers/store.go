@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"corten.dev/corten/internal/container"
 )
@@ -87,6 +88,20 @@ func syncDir(dir string) error {
 	}
 	defer f.Close()
 	return f.Sync()
+}
+
+// removeDir removes a container's folder. A monitor that is just ending may write the exit into it meanwhile.
+func (s *Service) removeDir(id string) (err error) {
+	for range 50 {
+		if err = os.RemoveAll(s.dir(id)); err == nil {
+			// What the monitor writes aside and renames into a folder that is being removed can bring nothing back, but come between its emptying and its end.
+			if _, err = os.Lstat(s.dir(id)); errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return err
 }
 
 // readRecords reads every record; broken ones are set aside and told to bad, folders without one are told to half.
