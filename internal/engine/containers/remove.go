@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
