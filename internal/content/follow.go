@@ -28,11 +28,15 @@ func (in *Ingest) Follow(ctx context.Context) io.ReadCloser {
 			err = errGivenUp
 		}
 	}
+	if err == nil {
+		fl.f = os.NewFile(uintptr(fd), in.f.Name())
+	} else if path := in.named(); path != "" {
+		fl.f, err = os.Open(path) // a small blob was whole before anybody could follow it
+	}
 	if err != nil {
 		fl.err = fmt.Errorf("follow a download: %w", err)
 		return fl
 	}
-	fl.f = os.NewFile(uintptr(fd), in.f.Name())
 	in.mu.Lock()
 	fl.round = in.round
 	in.mu.Unlock()
@@ -42,6 +46,13 @@ func (in *Ingest) Follow(ctx context.Context) io.ReadCloser {
 		in.grown.Broadcast()
 	})
 	return fl
+}
+
+// named is the blob's path once it has its name.
+func (in *Ingest) named() string {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.blob
 }
 
 type follower struct {

@@ -35,13 +35,14 @@ type Ingest struct {
 	mu       sync.Mutex // guards what follows
 	grown    sync.Cond  // size, end or round changed, or catching ended
 	size     int64
-	hashed   int64 // bytes in h
-	sent     int64 // bytes whose way to the disk has begun
-	round    int   // Restart counts
-	catching bool  // a goroutine digests what the writer did not
-	stop     bool  // it shall end
-	bad      error // what it met
-	end      error // why no more comes; io.EOF when all is there
+	hashed   int64  // bytes in h
+	sent     int64  // bytes whose way to the disk has begun
+	round    int    // Restart counts
+	catching bool   // a goroutine digests what the writer did not
+	stop     bool   // it shall end
+	bad      error  // what it met
+	end      error  // why no more comes; io.EOF when all is there
+	blob     string // path of the blob after Commit; guarded by mu
 }
 
 const (
@@ -218,6 +219,9 @@ func (in *Ingest) Commit(want digest.Digest, size int64) (Info, error) {
 	if err := os.Rename(in.f.Name(), path); err != nil {
 		return Info{}, fmt.Errorf("store blob %s: %w", dgst, err)
 	}
+	in.mu.Lock()
+	in.blob = path
+	in.mu.Unlock()
 	dir, err := os.Open(in.s.blobs())
 	if err == nil {
 		err = also(dir.Sync(), dir.Close())
