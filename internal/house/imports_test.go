@@ -54,11 +54,12 @@ var table = []room{
 	{"registry/server", tools, "the distribution protocol, answering; its disk driver keeps blobs"},
 	{"registry/server/cache", words + " registry/client registry/server", "pull-through asks upstreams by the client's contract"},
 	{"registry/serve", tools + " registry", "the registry's command line joins its rooms"},
+	{"build", tools + " snapshot content image", "LLB to trees and images; what it needs of registries, networks and the runtime it asks for by interfaces of its own"},
 	{"container", words + " image network", "the stored record embeds what images and networks store"},
 	// Floor 3: the engine's services.
-	{"engine", tools + " content snapshot image runtime logs monitor network volume container registry/client", "one service per noun over the rooms"},
+	{"engine", tools + " content snapshot image runtime logs monitor network volume container registry/client build", "one service per noun over the rooms"},
 	// Floor 4: doors translate, never decide.
-	{"server", words + " task events container image network volume snapshot runtime engine", "the Docker API"},
+	{"server", words + " task events container image network volume snapshot runtime build engine", "the Docker API"},
 	{"runtimecli", tools + " runtime", "the OCI command line of the runtime room"},
 	{"cli", words, "the client knows the API, not the engine"},
 	{"settings", words + " registry/client/rules", "what an operator says"},
@@ -190,7 +191,7 @@ func checkImport(t *testing.T, path, folder string, rule room, name string) {
 
 // Foreign packages that are for some rooms only, each with the reason.
 var foreign = []struct{ prefix, rooms, why string }{
-	{"net/http", "server cli demo bench/ship engine/images registry", "HTTP belongs to the doors and the registry; image import fetches a URL"},
+	{"net/http", "server buildkitapi cli demo bench/ship engine/images registry build/source", "HTTP belongs to the doors and the registry; image import and ADD fetch a URL"},
 	{"github.com/moby/moby/api", "server cli", "wire types belong to the doors"},
 	{"github.com/moby/moby/client", "", "the reference client is a judge in tests, not a part"},
 	{"github.com/distribution/reference", "", "430 KB of regular expressions at start; tests compare with it"},
