@@ -55,6 +55,9 @@ type Files struct {
 	Include, Exclude, Follow []string
 	// Key names this directory over builds, for the cache of its checksums.
 	Key string
+	// Owner, when set, owns all files, whatever the disk says: uid and gid. Contexts that come from an asker are 0:0, transferred or read in place. Who takes a checksum and who copies
+	// both honour it.
+	Owner *[2]uint32
 }
 
 // Directory is an open directory. Dup gives a descriptor that the caller closes.
@@ -189,6 +192,8 @@ type Session struct {
 	Credentials Credentials
 	Outputs     Outputs
 	Blobs       Blobs
+	// OnEnd has f called when the session ends: what a source opened for it (a context) is let go then. Nil is allowed: the asker lets go of it by itself.
+	OnEnd func(f func())
 }
 
 // Contexts gives directories by name ("context", "dockerfile", a named context).
@@ -205,7 +210,9 @@ type ContextOptions struct {
 	// MetadataOnly asks for names and attributes; files that match MetadataExceptions come whole.
 	MetadataOnly       bool
 	MetadataExceptions []string
-	Progress           Progress
+	// Differ says what travels of a context that was transferred before: "" or "metadata" is what differs by name, size, time or attributes; "none" is all of it.
+	Differ   string
+	Progress Progress
 }
 
 // Secrets gives secrets; errs.NotFound.
