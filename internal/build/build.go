@@ -91,6 +91,8 @@ type Made struct {
 	Outputs []Output
 	// Volatile: inputs changed while they were read, so that the results do not belong under the key. They are used, and not recorded.
 	Volatile bool
+	// Cached: nothing had to be done or fetched; people are told so (a source that was here already).
+	Cached bool
 }
 
 // Env is what an op gets from the build that it works for.
@@ -101,6 +103,9 @@ type Env struct {
 	Progress Progress
 	// NoCache: the vertex must be run (--no-cache), and cache mounts stay.
 	NoCache bool
+	// Bring brings the layers of an input here, for a Key that reads them and for the Run of a Lazy op, and gives the input as it is then: where its step had to be run again, its
+	// chain may be another than in has. An input that is here costs nothing.
+	Bring func(ctx context.Context, input int) (Output, error)
 }
 
 // Vertex is one step of a graph.
@@ -272,7 +277,8 @@ type Cache interface {
 	Lookup(ctx context.Context, key digest.Digest) (rec Record, ok bool, err error)
 	// Save keeps a record and holds its layers until it is pruned. It is durable before it returns, unless a later call of Flush makes it so.
 	Save(ctx context.Context, rec Record) error
-	// Use marks records as used by a build that runs, until release: their layers are not collected meanwhile.
+	// Use marks records as used by a build that runs, until release: their layers are not collected meanwhile. A key without a record is marked as well: the record that is saved
+	// under it is held from its first moment. The solver calls it before Lookup, for every vertex of every build: it must be cheap.
 	Use(ctx context.Context, keys ...digest.Digest) (release func())
 }
 
