@@ -76,14 +76,20 @@ func (n *nameLink) collect() (program string, err error) {
 			var of dns.Answer
 			files, err := call(n.conn, packet{req: dns.Request{Op: "get", Owner: owner}}, &of)
 			s := &served{files: files, handed: true}
-			if err == nil && (of.Entry == nil || len(files) < 2) {
-				err = errors.New("answer without entry or sockets")
-			}
-			if err != nil {
+			after = owner
+			if broken(err) {
 				return "", errors.Join(fmt.Errorf("names of %s: %w", owner, err), s.close())
 			}
+			if err != nil || of.Entry == nil || len(files) < 2 { // an engine was killed while it set this one: nobody can take it over
+				n.log.Info("names that were half set are dropped", "owner", owner, "err", err)
+				_, err = call(n.conn, packet{req: dns.Request{Op: "drop", Owner: owner}}, nil)
+				if err = errors.Join(err, s.close()); err != nil {
+					return "", fmt.Errorf("names of %s: %w", owner, err)
+				}
+				continue
+			}
 			s.entry = *of.Entry
-			n.held[owner], after = s, owner
+			n.held[owner] = s
 		}
 		if len(ans.Owners) == 0 {
 			return ans.Program, nil

@@ -97,11 +97,15 @@ type process struct {
 	srv     *Server
 	log     *slog.Logger
 
-	mu      sync.Mutex
-	engines int
-	ended   bool
-	stop    func()
+	// one request at a time: what is half set is not listed
+	turn sync.Mutex
+
+	engines resident.Engines
 	idle    *time.Timer
+	stop    func()
+
+	mu    sync.Mutex
+	ended bool
 }
 
 // Serve answers engines on the listener until nothing is left to do.
@@ -125,14 +129,11 @@ func Serve(ln net.Listener, resolvConf, program string, log *slog.Logger) error 
 			}
 			return errors.Join(err, r.srv.Close())
 		}
-		r.mu.Lock()
-		r.engines++
-		r.mu.Unlock()
+		conn := c.(*net.UnixConn)
+		leave := r.engines.Enter(conn)
 		go func() {
-			r.engine(c.(*net.UnixConn))
-			r.mu.Lock()
-			r.engines--
-			r.mu.Unlock()
+			r.engine(conn)
+			leave()
 			r.idle.Reset(time.Millisecond)
 		}()
 	}
@@ -141,7 +142,7 @@ func Serve(ln net.Listener, resolvConf, program string, log *slog.Logger) error 
 func (r *process) endIfIdle() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.engines == 0 && r.book.empty() {
+	if r.engines.None() && r.book.empty() {
 		r.ended = true
 		r.stop()
 	}
@@ -185,6 +186,11 @@ func (r *process) do(req Request, files []*os.File) (ans Answer, out []*os.File,
 			return ans, nil, err
 		}
 	}
+	if req.Op == "list" && req.Owner == "" {
+		r.engines.FinishDead()
+	}
+	r.turn.Lock()
+	defer r.turn.Unlock()
 	switch req.Op {
 	case "set":
 		return ans, nil, r.set(req.Entry, files)

@@ -147,3 +147,38 @@ func TestResidentGoesOnWithoutEngine(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// An engine was killed while it set an entry; the next one listed the owners before the server had read that last request. What it had listed had no sockets, and what it had not stayed
+// for ever: the server never ended.
+func TestResidentFinishesWithTheDeadFirst(t *testing.T) {
+	path, _ := serving(t)
+	for i := range 200 {
+		udp, tcp, _, _, err := Listen(netip.MustParseAddr("127.0.0.1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files := []*os.File{os.NewFile(uintptr(udp), "udp"), os.NewFile(uintptr(tcp), "tcp")}
+		owner := fmt.Sprint("o", i)
+		dead := dialServer(t, path)
+		if err := resident.Send(dead, Request{Op: "set", Entry: &Entry{Owner: owner}}, files); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(dead.Close(), resident.Close(files)); err != nil {
+			t.Fatal(err)
+		}
+		next := dialServer(t, path)
+		if ans, _ := request(t, next, Request{Op: "list"}); len(ans.Owners) != 1 || ans.Owners[0] != owner {
+			t.Fatalf("round %d: owners %q", i, ans.Owners)
+		}
+		ans, got := request(t, next, Request{Op: "get", Owner: owner})
+		if ans.Entry == nil || len(got) != 2 {
+			t.Fatalf("round %d: entry %v with %d sockets", i, ans.Entry, len(got))
+		}
+		if ans, _ := request(t, next, Request{Op: "drop", Owner: owner}); ans.Err != "" {
+			t.Fatal(ans.Err)
+		}
+		if err := next.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

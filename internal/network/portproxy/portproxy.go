@@ -77,10 +77,11 @@ func Main() int {
 
 // proxy holds the ports.
 type proxy struct {
-	mu      sync.Mutex
-	ports   map[string]*port
-	engines int
+	engines resident.Engines
 	idle    *time.Timer
+
+	mu    sync.Mutex
+	ports map[string]*port
 }
 
 type port struct {
@@ -96,7 +97,7 @@ func Serve(ln net.Listener) error {
 	p.idle = time.AfterFunc(grace, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if p.engines == 0 && len(p.ports) == 0 {
+		if p.engines.None() && len(p.ports) == 0 {
 			once.Do(func() { close(done); _ = ln.Close() })
 		}
 	})
@@ -110,14 +111,11 @@ func Serve(ln net.Listener) error {
 				return err
 			}
 		}
-		p.mu.Lock()
-		p.engines++
-		p.mu.Unlock()
+		conn := c.(*net.UnixConn)
+		leave := p.engines.Enter(conn)
 		go func() {
-			p.engine(c.(*net.UnixConn))
-			p.mu.Lock()
-			p.engines--
-			p.mu.Unlock()
+			p.engine(conn)
+			leave()
 			p.idle.Reset(time.Millisecond)
 		}()
 	}
@@ -173,6 +171,7 @@ func (p *proxy) do(req Request, f *os.File) (Answer, error) {
 		}
 		return Answer{}, at.close()
 	case "list":
+		p.engines.FinishDead()
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		keys := map[string]string{}
