@@ -2,8 +2,6 @@ package frontend
 
 import (
 	"context"
-	"slices"
-
 	"github.com/moby/buildkit/client/llb"
 	"github.com/moby/buildkit/client/llb/sourceresolver"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
@@ -54,10 +52,14 @@ func (c *client) Solve(ctx context.Context, req gateway.SolveRequest) (*gateway.
 	if !defined {
 		return res, nil // scratch
 	}
-	ref, err := c.gw.ref(req)
+	if len(req.SourcePolicies) > 0 {
+		return nil, errs.New(errs.NotImplemented, "a source policy of a frontend's own: policies come with the request for the build")
+	}
+	made, err := c.gw.Job.Solve(ctx, req.Definition)
 	if err != nil {
 		return nil, err
 	}
+	ref := &Ref{gw: c.gw, def: req.Definition, result: made}
 	if req.Evaluate {
 		if err := ref.Evaluate(ctx); err != nil {
 			return nil, err
@@ -74,16 +76,23 @@ func (c *client) ResolveImageConfig(ctx context.Context, ref string, opt sourcer
 
 // ResolveSourceMetadata implements [gateway.Client]. It is shown in progress under the name that the frontend gave it.
 func (c *client) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
-	opt.SourcePolicies = slices.Concat(c.gw.Policies, opt.SourcePolicies)
-	var res *sourceresolver.MetaResponse
+	if len(opt.SourcePolicies) > 0 {
+		return nil, errs.New(errs.NotImplemented, "a source policy of a frontend's own: policies come with the request for the build")
+	}
+	if c.gw.Policy != nil {
+		changed, err := c.gw.Policy(ctx, op)
+		if err != nil {
+			return nil, err
+		}
+		op = changed
+	}
 	name := opt.LogName
 	if name == "" {
 		name = "resolve " + op.GetIdentifier()
 	}
-	err := c.gw.Job.Task(ctx, name, func(ctx context.Context, p build.Progress) (err error) {
-		res, err = c.gw.Sources.Resolve(ctx, op, opt, p)
-		return err
-	})
+	p, done := c.gw.Job.Progress(digest.FromString(name), name)
+	res, err := c.gw.Sources.Resolve(ctx, op, opt, p)
+	done(err)
 	return res, err
 }
 

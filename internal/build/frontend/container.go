@@ -24,7 +24,7 @@ func (c *client) NewContainer(ctx context.Context, req gateway.NewContainerReque
 			if !ok {
 				return nil, errs.New(errs.Invalid, "mount %s: a result of another gateway (%T)", m.Dest, m.Ref)
 			}
-			out, err := ref.solve(ctx, true)
+			out, err := ref.result.Bring(ctx)
 			if err != nil {
 				return nil, err
 			}

@@ -20,7 +20,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/builder"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/solver/pb"
-	spb "github.com/moby/buildkit/sourcepolicy/pb"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"corten.dev/corten/internal/build"
@@ -36,16 +36,22 @@ const (
 
 // Job is the build that a frontend works for.
 type Job interface {
-	// Check refuses a definition that can never be solved.
-	Check(def *pb.Definition, policies []*spb.Policy) error
-	// Solve brings the last vertex of a definition to its output; equal work is done once. With here, its layers are on this host when it returns.
-	Solve(ctx context.Context, def *pb.Definition, policies []*spb.Policy, here bool) (build.Output, error)
-	// Task shows fn in progress as a step of its own.
-	Task(ctx context.Context, name string, fn func(ctx context.Context, p build.Progress) error) error
+	// Solve takes a definition, or refuses one that can never be solved; nothing is run before the result is asked for.
+	Solve(ctx context.Context, def *pb.Definition) (Result, error)
+	// Progress tells of work that belongs to no vertex of a graph; done must be called with its end.
+	Progress(dgst digest.Digest, name string) (p build.Progress, done func(error))
 	// Warn adds a warning to the build's.
 	Warn(w build.Warning)
-	// Import makes caches known that a frontend asked for.
+	// Import is told of caches that a frontend asks for.
 	Import(ctx context.Context, caches []gateway.CacheOptionsEntry) error
+}
+
+// Result is a definition that a job has taken.
+type Result interface {
+	// Evaluate makes the output; equal work is done once.
+	Evaluate(ctx context.Context) (build.Output, error)
+	// Bring makes the output, with its layers on this host.
+	Bring(ctx context.Context) (build.Output, error)
 }
 
 // Sources resolve what names stand for, without fetching it.
@@ -107,9 +113,9 @@ type Options struct {
 	Platforms []ocispec.Platform
 	// Session is the id of the build's own session.
 	Session string
-	// Policies hold for everything the build solves.
-	Policies []*spb.Policy
-	Log      *slog.Logger
+	// Policy looks at a source that is to be resolved: it gives the source as it is to be, or refuses it. Nil: all are fine.
+	Policy func(ctx context.Context, op *pb.SourceOp) (*pb.SourceOp, error)
+	Log    *slog.Logger
 }
 
 // Gateway is what the frontends of one build ask.

@@ -12,7 +12,6 @@ import (
 	"github.com/moby/buildkit/client/llb/sourceresolver"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/solver/pb"
-	spb "github.com/moby/buildkit/sourcepolicy/pb"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -28,11 +27,6 @@ type fakeJob struct {
 	mu   sync.Mutex
 	warn []string
 	runs []string // names of what was asked for
-}
-
-func (j *fakeJob) Check(def *pb.Definition, _ []*spb.Policy) error {
-	_, err := head(def)
-	return err
 }
 
 // head is the op that a definition ends with.
@@ -51,22 +45,27 @@ func head(def *pb.Definition) (*pb.Op, error) {
 	return nil, errors.New("the definition has no head")
 }
 
-func (j *fakeJob) Solve(_ context.Context, def *pb.Definition, _ []*spb.Policy, _ bool) (build.Output, error) {
+func (j *fakeJob) Solve(_ context.Context, def *pb.Definition) (frontend.Result, error) {
 	op, err := head(def)
 	if err != nil {
-		return build.Output{}, err
+		return nil, err
 	}
 	if src := op.GetSource(); src != nil && strings.HasPrefix(src.Identifier, "local://") {
-		return build.Output{Files: &build.Files{Root: j.dir}}, nil
+		return fakeResult{Files: &build.Files{Root: j.dir}}, nil
 	}
-	return build.Output{Chain: "sha256:built"}, nil
+	return fakeResult{Chain: "sha256:built"}, nil
 }
 
-func (j *fakeJob) Task(ctx context.Context, name string, fn func(context.Context, build.Progress) error) error {
+type fakeResult build.Output
+
+func (r fakeResult) Evaluate(context.Context) (build.Output, error) { return build.Output(r), nil }
+func (r fakeResult) Bring(context.Context) (build.Output, error)    { return build.Output(r), nil }
+
+func (j *fakeJob) Progress(_ digest.Digest, name string) (build.Progress, func(error)) {
 	j.mu.Lock()
 	j.runs = append(j.runs, name)
 	j.mu.Unlock()
-	return fn(ctx, nil)
+	return nil, func(error) {}
 }
 
 func (j *fakeJob) Warn(w build.Warning) {
@@ -128,7 +127,7 @@ func TestDockerfile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := ref.(*frontend.Ref).Output(t.Context())
+	out, err := ref.(*frontend.Ref).Result().Evaluate(t.Context())
 	if err != nil || out.Chain != "sha256:built" {
 		t.Fatalf("output %v, %v", out, err)
 	}
