@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/task"
 )
@@ -155,7 +156,7 @@ func (s *Service) Update(ctx context.Context, ref string, req UpdateRequest) (wa
 			return bad(err)
 		}
 		if _, proc, herr := ctr.handles(); herr == nil {
-			res, err := resources(&merged)
+			res, err := hostspec.Resources(&merged)
 			if err != nil {
 				return bad(err)
 			}

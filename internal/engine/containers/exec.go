@@ -16,6 +16,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/pidfd"
 	"corten.dev/corten/internal/monitor"
@@ -241,19 +242,19 @@ func (s *Service) sessionProcess(ses *session, mon monitor.Monitor) (*specs.Proc
 	if who == "" {
 		who = cfg.User
 	}
-	id, err := resolveUser(root, who, host.GroupAdd)
+	id, err := hostspec.ResolveUser(root, who, host.GroupAdd)
 	if err != nil {
 		return nil, err
 	}
-	sec, err := parseSecurityOpt(host.SecurityOpt)
+	sec, err := hostspec.ParseSecurityOpt(host.SecurityOpt)
 	if err != nil {
 		return nil, err
 	}
-	names, err := s.sec.capabilities(host, host.Privileged || req.Privileged)
+	names, err := s.maker.Security.Capabilities(host, host.Privileged || req.Privileged)
 	if err != nil {
 		return nil, err
 	}
-	profile, err := s.sec.appArmor(sec.AppArmor, host.Privileged || req.Privileged)
+	profile, err := s.maker.Security.AppArmor(sec.AppArmor, host.Privileged || req.Privileged)
 	if err != nil {
 		return nil, err
 	}
@@ -264,20 +265,20 @@ func (s *Service) sessionProcess(ses *session, mon monitor.Monitor) (*specs.Proc
 	if cwd == "" {
 		cwd = cfg.WorkingDir
 	}
-	env := environment(cfg.Hostname, req.Tty, cfg.Env, "")
+	env := hostspec.Environment(cfg.Hostname, req.Tty, cfg.Env, "")
 	noNewPrivs := s.NoNewPrivs && !host.Privileged
 	if sec.NoNewPrivs != nil {
 		noNewPrivs = *sec.NoNewPrivs
 	}
 	p := &specs.Process{
-		Terminal: req.Tty, User: id.User, Args: req.Cmd, Env: environmentExec(env, req.Env, id.Home), Cwd: path.Clean("/" + cwd), Capabilities: capabilities(names, id.UID),
-		Rlimits: s.rlimits(host.Resources.Ulimits), NoNewPrivileges: noNewPrivs, ApparmorProfile: profile, OOMScoreAdj: &host.OomScoreAdj,
+		Terminal: req.Tty, User: id.User, Args: req.Cmd, Env: environmentExec(env, req.Env, id.Home), Cwd: path.Clean("/" + cwd), Capabilities: hostspec.Capabilities(names, id.UID),
+		Rlimits: s.maker.Rlimits(host.Resources.Ulimits), NoNewPrivileges: noNewPrivs, ApparmorProfile: profile, OOMScoreAdj: &host.OomScoreAdj,
 	}
 	return p, nil
 }
 
 func environmentExec(env, more []string, home string) []string {
-	env = override(env, more)
+	env = hostspec.Override(env, more)
 	if !slices.ContainsFunc(env, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") }) {
 		env = append(env, "HOME="+home)
 	}

@@ -9,21 +9,20 @@ import (
 	"strings"
 
 	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/network"
 )
 
-// generated are the paths of the three files that every container gets, in its own folder or in that of the container whose network it shares.
-type generated struct{ resolvConf, hosts, hostname string }
-
-func (s *Service) generatedFiles(rec *container.Record) generated {
+// generatedFiles are the three files that every container gets, in its own folder or in that of the container whose network it shares.
+func (s *Service) generatedFiles(rec *container.Record) hostspec.Files {
 	dir := s.dir(rec.ID)
 	if ref, ok := strings.CutPrefix(rec.Host.NetworkMode, "container:"); ok {
 		if other, err := s.find(ref); err == nil {
 			dir = s.dir(other.id)
 		}
 	}
-	return generated{filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "hosts"), filepath.Join(dir, "hostname")}
+	return hostspec.Files{ResolvConf: filepath.Join(dir, "resolv.conf"), Hosts: filepath.Join(dir, "hosts"), Hostname: filepath.Join(dir, "hostname")}
 }
 
 // writeGenerated writes the three files anew for a run. Their inodes stay, because bind mounts of them may be open elsewhere.
@@ -37,13 +36,13 @@ func (s *Service) writeGenerated(rec *container.Record, sb *network.Sandbox) err
 		return err
 	}
 	hostname := rec.Config.Hostname
-	if err := os.WriteFile(files.hostname, []byte(hostname+"\n"), 0o644); err != nil {
+	if err := os.WriteFile(files.Hostname, []byte(hostname+"\n"), 0o644); err != nil {
 		return err
 	}
-	if err := os.WriteFile(files.hosts, hosts, 0o644); err != nil {
+	if err := os.WriteFile(files.Hosts, hosts, 0o644); err != nil {
 		return err
 	}
-	return os.WriteFile(files.resolvConf, sb.ResolvConf, 0o644)
+	return os.WriteFile(files.ResolvConf, sb.ResolvConf, 0o644)
 }
 
 func (s *Service) hostsFile(rec *container.Record, sb *network.Sandbox) ([]byte, error) {
@@ -100,7 +99,7 @@ func writeHosts(b *bytes.Buffer, rec *container.Record, endpoints []network.Endp
 
 // editHosts changes a running container's hosts file from the addresses that it had to those that it has; what the program wrote there stays.
 func (s *Service) editHosts(rec *container.Record, before *network.Sandbox) error {
-	path := s.generatedFiles(rec).hosts
+	path := s.generatedFiles(rec).Hosts
 	have, err := os.ReadFile(path)
 	if err != nil {
 		return err
@@ -124,7 +123,7 @@ func (s *Service) editResolvConf(rec *container.Record, before *network.Sandbox)
 	if bytes.Equal(before.ResolvConf, rec.Sandbox.ResolvConf) {
 		return nil
 	}
-	path := s.generatedFiles(rec).resolvConf
+	path := s.generatedFiles(rec).ResolvConf
 	have, err := os.ReadFile(path)
 	if err != nil || !bytes.Equal(have, before.ResolvConf) {
 		return err

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/filter"
 	"corten.dev/corten/internal/network"
@@ -107,12 +108,12 @@ func (s *Service) Inspect(ctx context.Context, ref string, size bool) (View, err
 
 func (s *Service) view(rec container.Record) View {
 	files := s.generatedFiles(&rec)
-	view := View{Record: rec, Driver: s.Trees.Name(), ResolvConfPath: files.resolvConf, HostnamePath: files.hostname, HostsPath: files.hosts}
+	view := View{Record: rec, Driver: s.Trees.Name(), ResolvConfPath: files.ResolvConf, HostnamePath: files.Hostname, HostsPath: files.Hosts}
 	if rec.Host.Log.Type != "none" {
 		view.LogPath = s.logDir(rec.ID)
 	}
-	if sec, err := parseSecurityOpt(rec.Host.SecurityOpt); err == nil {
-		view.Host.MaskedPaths, view.Host.ReadonlyPaths = hiddenPaths(&rec.Host, sec)
+	if sec, err := hostspec.ParseSecurityOpt(rec.Host.SecurityOpt); err == nil {
+		view.Host.MaskedPaths, view.Host.ReadonlyPaths = hostspec.HiddenPaths(&rec.Host, sec)
 	}
 	return view
 }

@@ -13,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/image"
@@ -131,9 +132,9 @@ type Options struct {
 // Service is the live table of containers and all their verbs. It implements [API].
 type Service struct {
 	Options
-	init *initProgram
-	sec  *security
-	host func() (*cgroup.Host, error) // looked at once
+	init  *initProgram
+	maker *hostspec.Maker
+	host  func() (*cgroup.Host, error) // looked at once
 
 	// ctx ends with Close; background work belongs to it.
 	ctx    context.Context
@@ -155,7 +156,10 @@ func New(opts Options) (*Service, error) {
 	if err := opts.fill(); err != nil {
 		return nil, err
 	}
-	s := &Service{Options: opts, sec: newSecurity(opts.Seccomp, opts.Log), host: sync.OnceValues(cgroup.Discover), init: &initProgram{dir: opts.ExecRoot}}
+	s := &Service{Options: opts, host: sync.OnceValues(cgroup.Discover), init: &initProgram{dir: opts.ExecRoot}}
+	s.maker = &hostspec.Maker{
+		Security: hostspec.NewSecurity(opts.Seccomp, opts.Log), CgroupParent: opts.CgroupParent, SystemdCgroup: opts.SystemdCgroup, NoNewPrivs: opts.NoNewPrivs, Ulimits: opts.Ulimits,
+	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.table.byID, s.table.byName = map[string]*live{}, map[string]*live{}
 	s.execs.byID = map[string]*session{}

@@ -14,14 +14,32 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/cgroup"
 	"corten.dev/corten/internal/linux/pidfd"
 	"corten.dev/corten/internal/monitor"
+	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/runtime"
 	"corten.dev/corten/internal/safefs"
+	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/task"
 )
+
+// run is one run of a container while it is being put together.
+type run struct {
+	ctr     *live
+	rec     *container.Record // as it was when the start was claimed
+	mounted *snapshot.Mounted
+	user    hostspec.Identity
+	sandbox *network.Sandbox
+	files   hostspec.Files
+	sources map[string]string // target of a mount → directory or file on the host
+	shm     string            // host path of a shared /dev/shm; empty for one of its own
+	init    string            // host path of the init program; empty without --init
+	joins   map[specs.LinuxNamespaceType]string
+	held    []*os.File // open while the start lasts
+}
 
 // Start runs a container's program and returns once it was executed.
 func (s *Service) Start(ctx context.Context, ref string, detachKeys string) error {
@@ -114,7 +132,7 @@ func (s *Service) startSteps(ctx context.Context, ctr *live, undo *task.Undo) er
 	if err := s.prepareInit(r); err != nil {
 		return err
 	}
-	spec, err := s.spec(r)
+	spec, err := s.maker.Spec(r.hostspec())
 	if err != nil {
 		return err
 	}
@@ -125,6 +143,14 @@ func (s *Service) startSteps(ctx context.Context, ctr *live, undo *task.Undo) er
 func (r *run) release() {
 	for _, f := range r.held {
 		f.Close()
+	}
+}
+
+// hostspec is what the configuration of a run is made of.
+func (r *run) hostspec() *hostspec.Run {
+	return &hostspec.Run{
+		ID: r.rec.ID, Args: append([]string{r.rec.Path}, r.rec.Args...), Config: &r.rec.Config, Host: &r.rec.Host, Mounts: r.rec.Mounts, Root: r.mounted.Root, User: r.user,
+		Files: r.files, Sources: r.sources, Shm: r.shm, Init: r.init, Joins: r.joins,
 	}
 }
 
@@ -154,7 +180,7 @@ func (s *Service) prepareTree(ctx context.Context, r *run, undo *task.Undo) erro
 	if err := linkMtab(mounted.Root); err != nil {
 		return err
 	}
-	if r.user, err = resolveUser(mounted.Root, r.rec.Config.User, r.rec.Host.GroupAdd); err != nil {
+	if r.user, err = hostspec.ResolveUser(mounted.Root, r.rec.Config.User, r.rec.Host.GroupAdd); err != nil {
 		return err
 	}
 	if dir := r.rec.Config.WorkingDir; dir != "" && dir != "/" {
@@ -175,7 +201,7 @@ func (s *Service) prepareTree(ctx context.Context, r *run, undo *task.Undo) erro
 // linkMtab: programs with an old C library look there for what is mounted, as in Docker's containers. An image's own file stays; a root without /etc goes without.
 func linkMtab(root *os.File) error {
 	etc, err := safefs.Open(root, "/etc", safefs.Handle|syscall.O_DIRECTORY, 0)
-	if missing(err) || errors.Is(err, syscall.ENOTDIR) {
+	if hostspec.Missing(err) || errors.Is(err, syscall.ENOTDIR) {
 		return nil
 	}
 	if err != nil {
@@ -233,7 +259,7 @@ func (s *Service) prepareMount(ctx context.Context, r *run, mnt container.Mount,
 func (s *Service) fill(ctx context.Context, r *run, mnt container.Mount) error {
 	src, err := safefs.Open(r.mounted.Root, path.Join("/", mnt.Target), syscall.O_RDONLY|syscall.O_DIRECTORY, 0)
 	if err != nil {
-		if missing(err) || errors.Is(err, syscall.ENOTDIR) {
+		if hostspec.Missing(err) || errors.Is(err, syscall.ENOTDIR) {
 			return nil // the image has nothing there
 		}
 		return err
@@ -345,7 +371,7 @@ func (s *Service) oomPath(rec *container.Record) string {
 	if err != nil {
 		return "" // the runtime has said so already
 	}
-	group, err := cgroup.New(cgroup.Options{Path: s.cgroupsPath(rec), ID: rec.ID, Systemd: s.SystemdCgroup, Host: host})
+	group, err := cgroup.New(cgroup.Options{Path: s.maker.CgroupsPath(rec.ID, &rec.Host), ID: rec.ID, Systemd: s.SystemdCgroup, Host: host})
 	if err != nil {
 		return ""
 	}

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/image"
@@ -153,7 +154,7 @@ func (s *Service) locate(ctx context.Context, ctr *live, ref, name string, flags
 	}
 	if pl.file, err = safefs.Open(root, path.Join("/", sub), safefs.Handle|flags, 0); err != nil {
 		pl.close()
-		if missing(err) || errors.Is(err, syscall.ENOTDIR) {
+		if hostspec.Missing(err) || errors.Is(err, syscall.ENOTDIR) {
 			return nil, errs.New(errs.NotFound, "Could not find the file %s in container %s", name, ref)
 		}
 		return nil, err
@@ -391,7 +392,7 @@ func (s *Service) ownerOf(ctx context.Context, ctr *live) (*tarfs.Owner, error) 
 		return nil, err
 	}
 	defer mounted.Close()
-	id, err := resolveUser(mounted.Root, ctr.record().Config.User, nil)
+	id, err := hostspec.ResolveUser(mounted.Root, ctr.record().Config.User, nil)
 	if err != nil {
 		return nil, err
 	}

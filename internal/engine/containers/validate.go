@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/caps"
 	linuxhost "corten.dev/corten/internal/linux/host"
@@ -72,7 +73,7 @@ func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 	if _, err := caps.Resolve(nil, host.CapDrop, false); err != nil {
 		return nil, errs.New(errs.Invalid, "invalid CapDrop: %w", err)
 	}
-	if _, err := parseSecurityOpt(host.SecurityOpt); err != nil {
+	if _, err := hostspec.ParseSecurityOpt(host.SecurityOpt); err != nil {
 		return nil, err
 	}
 	for _, extra := range host.ExtraHosts {
@@ -237,7 +238,7 @@ func validateResources(res *container.Resources) (warnings []string, err error) 
 		}
 	}
 	for _, u := range res.Ulimits {
-		if _, ok := rlimits[u.Name]; !ok {
+		if _, ok := hostspec.Rlimit(u.Name); !ok {
 			return bad("invalid ulimit type: %s", u.Name)
 		}
 		if u.Soft > u.Hard && u.Hard != -1 {
@@ -245,7 +246,7 @@ func validateResources(res *container.Resources) (warnings []string, err error) 
 		}
 	}
 	for _, rule := range res.DeviceCgroupRules {
-		if _, err := parseDeviceRule(rule); err != nil {
+		if _, err := hostspec.ParseDeviceRule(rule); err != nil {
 			return nil, err
 		}
 	}

@@ -3,12 +3,11 @@ package containers
 import (
 	"errors"
 	"path"
-	"slices"
-	"strings"
 	"testing"
 	"time"
 
 	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/monitor"
 )
@@ -39,7 +38,7 @@ func FuzzWords(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
-		if dev, err := parseDeviceRule(s); err == nil && (dev.Access == "" || dev.Major == nil || dev.Minor == nil) {
+		if dev, err := hostspec.ParseDeviceRule(s); err == nil && (dev.Access == "" || dev.Major == nil || dev.Minor == nil) {
 			t.Errorf("rule %q: %+v", s, dev)
 		}
 		if keys, err := parseDetachKeys(s); err == nil && len(keys) == 0 {
@@ -55,7 +54,7 @@ func FuzzWords(f *testing.F) {
 		if name, addr, ok := cutHost(s); ok && (name == "" || addr == "") {
 			t.Errorf("host %q: %q %q", s, name, addr)
 		}
-		_, _ = parseSecurityOpt([]string{s})
+		_, _ = hostspec.ParseSecurityOpt([]string{s})
 		_, _ = parseSet(s)
 		_, _ = Moment(s, time.Now())
 		_, _ = portFilter([]string{s})
@@ -99,19 +98,6 @@ func TestRestarts(t *testing.T) {
 		if s.restarts(ctr, &rec, monitor.Exit{Code: c.code, At: start.Add(11 * time.Second)}); !c.stopped && ctr.failures != 0 {
 			t.Errorf("%+v: a run of 11 seconds did not start the back-off anew", c)
 		}
-	}
-}
-
-func TestEnvironment(t *testing.T) {
-	got := environment("host", true, []string{"PATH=/x", "A=1", "TERM", "A=2"}, "/home/me")
-	if !slices.Equal(got, []string{"PATH=/x", "HOSTNAME=host", "A=2", "HOME=/home/me"}) {
-		t.Error(got)
-	}
-}
-
-func TestTmpfsOptions(t *testing.T) {
-	if got := tmpfsOptions([]string{"exec", "size=1m", "exec"}); strings.Join(got, " ") != "nosuid nodev exec size=1m rprivate" {
-		t.Error(got)
 	}
 }
 

@@ -1,4 +1,4 @@
-package containers
+package hostspec
 
 import (
 	"log/slog"
@@ -16,8 +16,8 @@ import (
 	"corten.dev/corten/internal/linux/caps"
 )
 
-// security makes seccomp profiles. What depends only on the capabilities is made once.
-type security struct {
+// Security makes seccomp profiles. What depends only on the capabilities is made once.
+type Security struct {
 	def      string // default profile: "" built in, "unconfined", or JSON
 	apparmor bool
 	log      *slog.Logger
@@ -31,13 +31,14 @@ type security struct {
 
 const cachedProfiles = 64
 
-func newSecurity(def string, log *slog.Logger) *security {
+// NewSecurity: def is the profile of those that ask for none, "" for the one built in, "unconfined", or JSON.
+func NewSecurity(def string, log *slog.Logger) *Security {
 	enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
-	return &security{def: def, log: log, own: ownCapabilities(), apparmor: err == nil && strings.HasPrefix(string(enabled), "Y"), cache: map[string]*specs.LinuxSeccomp{}}
+	return &Security{def: def, log: log, own: ownCapabilities(), apparmor: err == nil && strings.HasPrefix(string(enabled), "Y"), cache: map[string]*specs.LinuxSeccomp{}}
 }
 
-// seccomp gives the profile for a set of capabilities; nil for none.
-func (s *security) seccomp(profile string, privileged bool, caps []string) (*specs.LinuxSeccomp, error) {
+// Seccomp gives the profile for a set of capabilities; nil for none.
+func (s *Security) Seccomp(profile string, privileged bool, caps []string) (*specs.LinuxSeccomp, error) {
 	if profile == "" {
 		if privileged {
 			return nil, nil
@@ -72,8 +73,8 @@ func (s *security) seccomp(profile string, privileged bool, caps []string) (*spe
 	return made, nil
 }
 
-// appArmor gives the profile's name, "" for none.
-func (s *security) appArmor(asked string, privileged bool) (string, error) {
+// AppArmor gives the profile's name, "" for none.
+func (s *Security) AppArmor(asked string, privileged bool) (string, error) {
 	if !s.apparmor {
 		if asked != "" && asked != "unconfined" {
 			return "", errs.New(errs.Invalid, "apparmor profile %q asked for, but the kernel of this host has no AppArmor", asked)
@@ -91,7 +92,7 @@ func (s *security) appArmor(asked string, privileged bool) (string, error) {
 }
 
 // defaultProfile is what a container gets that asks for none: one that the administrator loaded, or ours. A host that has neither, and no tool to load one, goes without.
-func (s *security) defaultProfile() string {
+func (s *Security) defaultProfile() string {
 	name, err := loadedProfile(ownProfile, "docker-default")
 	if err != nil {
 		return "" // the list cannot be read inside a container: then loading is not for us either
@@ -106,9 +107,9 @@ func (s *security) defaultProfile() string {
 	return ownProfile
 }
 
-// capabilities resolves --cap-add, --cap-drop and --privileged. "All" means all that the engine can give: on a host whose root lacks one, asking for all is no error,
+// Capabilities resolves --cap-add, --cap-drop and --privileged. "All" means all that the engine can give: on a host whose root lacks one, asking for all is no error,
 // while asking for that one by name is.
-func (s *security) capabilities(host *container.Host, privileged bool) ([]string, error) {
+func (s *Security) Capabilities(host *container.Host, privileged bool) ([]string, error) {
 	names, err := caps.Resolve(host.CapAdd, host.CapDrop, privileged)
 	if err != nil {
 		return nil, err

@@ -1,4 +1,4 @@
-package containers
+package hostspec
 
 import (
 	"fmt"
@@ -13,25 +13,38 @@ import (
 
 	"corten.dev/corten/internal/container"
 	linuxhost "corten.dev/corten/internal/linux/host"
-	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/safefs"
-	"corten.dev/corten/internal/snapshot"
 )
 
-// run is one run of a container while it is being put together.
-type run struct {
-	ctr     *live
-	rec     *container.Record // as it was when the start was claimed
-	mounted *snapshot.Mounted
-	user    identity
-	sandbox *network.Sandbox
-	files   generated
-	sources map[string]string // target of a mount → directory or file on the host
-	shm     string            // host path of a shared /dev/shm; empty for one of its own
-	init    string            // host path of the init program; empty without --init
-	joins   map[specs.LinuxNamespaceType]string
-	held    []*os.File // open while the start lasts
+// Maker has what all specs of an engine have in common.
+type Maker struct {
+	Security      *Security
+	CgroupParent  string
+	SystemdCgroup bool
+	NoNewPrivs    bool                        // default of all
+	Ulimits       map[string]container.Ulimit // defaults of all
 }
+
+// Run is one run of a container, or of a step of a build, once it is known what it gets of the other rooms.
+type Run struct {
+	ID     string
+	Args   []string
+	Config *container.Config
+	Host   *container.Host
+	Mounts []container.Mount
+	Root   *os.File // of the file tree; nil: a tmpfs cannot take over the mode of what it covers
+	User   Identity
+	Files  Files
+	// Sources are the directories or files on the host, by the target of their mount.
+	Sources map[string]string
+	Extra   []specs.Mount // mounts that are none of a container's
+	Shm     string        // host path of a shared /dev/shm; empty for one of its own
+	Init    string        // host path of the init program; empty without --init
+	Joins   map[specs.LinuxNamespaceType]string
+}
+
+// Files are the paths of the three files that every container gets; an empty one is left out.
+type Files struct{ ResolvConf, Hosts, Hostname string }
 
 var (
 	defaultMasked = []string{
@@ -43,22 +56,22 @@ var (
 
 const initTarget = "/sbin/corten-init"
 
-// spec writes the OCI configuration of a run: Docker's defaults and what was asked for.
-func (s *Service) spec(r *run) (*specs.Spec, error) {
-	rec, cfg, host := r.rec, &r.rec.Config, &r.rec.Host
-	sec, err := parseSecurityOpt(host.SecurityOpt)
+// Spec writes the OCI configuration of a run: Docker's defaults and what was asked for.
+func (m *Maker) Spec(r *Run) (*specs.Spec, error) {
+	cfg, host := r.Config, r.Host
+	sec, err := ParseSecurityOpt(host.SecurityOpt)
 	if err != nil {
 		return nil, err
 	}
-	process, err := s.process(r, sec)
+	process, err := m.process(r, sec)
 	if err != nil {
 		return nil, err
 	}
-	profile, err := s.sec.seccomp(sec.Seccomp, host.Privileged, process.Capabilities.Bounding)
+	profile, err := m.Security.Seccomp(sec.Seccomp, host.Privileged, process.Capabilities.Bounding)
 	if err != nil {
 		return nil, err
 	}
-	mounts, err := s.mounts(r)
+	mounts, err := mounts(r)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +79,7 @@ func (s *Service) spec(r *run) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	res, err := resources(&host.Resources)
+	res, err := Resources(&host.Resources)
 	if err != nil {
 		return nil, err
 	}
@@ -75,45 +88,45 @@ func (s *Service) spec(r *run) (*specs.Spec, error) {
 		Version: specs.Version, Process: process, Root: &specs.Root{Path: "rootfs", Readonly: host.ReadonlyRootfs}, Mounts: mounts,
 		Annotations: host.Annotations,
 		Linux: &specs.Linux{
-			Resources: res, CgroupsPath: s.cgroupsPath(rec), Namespaces: namespaces(host, r.joins), Devices: devices, Seccomp: profile,
-			Sysctl: sysctls(host), RootfsPropagation: rootPropagation(rec.Mounts),
+			Resources: res, CgroupsPath: m.CgroupsPath(r.ID, host), Namespaces: namespaces(host, r.Joins), Devices: devices, Seccomp: profile,
+			Sysctl: sysctls(host), RootfsPropagation: rootPropagation(r.Mounts),
 		},
 	}
 	if host.UTSMode != "host" {
 		spec.Hostname, spec.Domainname = cfg.Hostname, cfg.Domainname
 	}
-	spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = hiddenPaths(host, sec)
+	spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = HiddenPaths(host, sec)
 	if err := labels(spec, sec, host.Privileged); err != nil {
 		return nil, err
 	}
 	return spec, nil
 }
 
-func (s *Service) process(r *run, sec securityOpt) (*specs.Process, error) {
-	cfg, host := &r.rec.Config, &r.rec.Host
-	names, err := s.sec.capabilities(host, host.Privileged)
+func (m *Maker) process(r *Run, sec SecurityOpt) (*specs.Process, error) {
+	cfg, host := r.Config, r.Host
+	names, err := m.Security.Capabilities(host, host.Privileged)
 	if err != nil {
 		return nil, err
 	}
-	profile, err := s.sec.appArmor(sec.AppArmor, host.Privileged)
+	profile, err := m.Security.AppArmor(sec.AppArmor, host.Privileged)
 	if err != nil {
 		return nil, err
 	}
-	args := append([]string{r.rec.Path}, r.rec.Args...)
-	if r.init != "" {
+	args := r.Args
+	if r.Init != "" {
 		args = append([]string{initTarget, "--"}, args...)
 	}
 	cwd := cfg.WorkingDir
 	if cwd == "" {
 		cwd = "/"
 	}
-	noNewPrivs := s.NoNewPrivs
+	noNewPrivs := m.NoNewPrivs
 	if sec.NoNewPrivs != nil {
 		noNewPrivs = *sec.NoNewPrivs
 	}
 	p := &specs.Process{
-		Terminal: cfg.Tty, User: r.user.User, Args: args, Env: environment(cfg.Hostname, cfg.Tty, cfg.Env, r.user.Home), Cwd: path.Clean(cwd),
-		Capabilities: capabilities(names, r.user.UID), Rlimits: s.rlimits(host.Resources.Ulimits), NoNewPrivileges: noNewPrivs && !host.Privileged,
+		Terminal: cfg.Tty, User: r.User.User, Args: args, Env: Environment(cfg.Hostname, cfg.Tty, cfg.Env, r.User.Home), Cwd: path.Clean(cwd),
+		Capabilities: Capabilities(names, r.User.UID), Rlimits: m.Rlimits(host.Resources.Ulimits), NoNewPrivileges: noNewPrivs && !host.Privileged,
 		ApparmorProfile: profile, OOMScoreAdj: &host.OomScoreAdj,
 	}
 	if sec.NoNewPrivs != nil {
@@ -125,8 +138,8 @@ func (s *Service) process(r *run, sec securityOpt) (*specs.Process, error) {
 	return p, nil
 }
 
-// hiddenPaths are the paths that a container does not see, and those that it cannot write.
-func hiddenPaths(host *container.Host, sec securityOpt) (masked, readonly []string) {
+// HiddenPaths are the paths that a container does not see, and those that it cannot write.
+func HiddenPaths(host *container.Host, sec SecurityOpt) (masked, readonly []string) {
 	if host.Privileged || sec.SystemUnconfined {
 		return nil, nil
 	}
@@ -140,8 +153,8 @@ func hiddenPaths(host *container.Host, sec securityOpt) (masked, readonly []stri
 	return masked, readonly
 }
 
-// capabilities gives a process its sets: an ordinary user has them within reach (bounding), but not in hand.
-func capabilities(names []string, uid uint32) *specs.LinuxCapabilities {
+// Capabilities gives a process its sets: an ordinary user has them within reach (bounding), but not in hand.
+func Capabilities(names []string, uid uint32) *specs.LinuxCapabilities {
 	c := &specs.LinuxCapabilities{Bounding: names}
 	if uid == 0 {
 		c.Effective, c.Permitted = names, names
@@ -149,12 +162,13 @@ func capabilities(names []string, uid uint32) *specs.LinuxCapabilities {
 	return c
 }
 
-func (s *Service) rlimits(asked []container.Ulimit) []specs.POSIXRlimit {
-	all := make(map[string]container.Ulimit, len(s.Ulimits)+len(asked)+1)
+// Rlimits are the engine's own bounds, and above them what was asked for.
+func (m *Maker) Rlimits(asked []container.Ulimit) []specs.POSIXRlimit {
+	all := make(map[string]container.Ulimit, len(m.Ulimits)+len(asked)+1)
 	if files, ok := openFiles(); ok {
 		all["nofile"] = files
 	}
-	maps.Copy(all, s.Ulimits)
+	maps.Copy(all, m.Ulimits)
 	for _, u := range asked {
 		all[u.Name] = u
 	}
@@ -176,15 +190,16 @@ func openFiles() (container.Ulimit, bool) {
 	return container.Ulimit{Name: "nofile", Soft: int64(min(1024, soft)), Hard: int64(hard)}, true
 }
 
-func (s *Service) cgroupsPath(rec *container.Record) string {
-	parent := rec.Host.Resources.CgroupParent
+// CgroupsPath is where the cgroups of id are.
+func (m *Maker) CgroupsPath(id string, host *container.Host) string {
+	parent := host.Resources.CgroupParent
 	if parent == "" {
-		parent = s.CgroupParent
+		parent = m.CgroupParent
 	}
-	if s.SystemdCgroup {
-		return parent + ":corten:" + rec.ID
+	if m.SystemdCgroup {
+		return parent + ":corten:" + id
 	}
-	return path.Join("/", parent, rec.ID)
+	return path.Join("/", parent, id)
 }
 
 func namespaces(host *container.Host, joins map[specs.LinuxNamespaceType]string) []specs.LinuxNamespace {
@@ -234,9 +249,9 @@ func rootPropagation(mounts []container.Mount) string {
 }
 
 // mounts lists everything that is mounted over the root: the usual file systems, the generated files, and what was asked for, shallow ones first.
-func (s *Service) mounts(r *run) ([]specs.Mount, error) {
-	host := &r.rec.Host
-	asked, err := s.askedMounts(r)
+func mounts(r *Run) ([]specs.Mount, error) {
+	host := r.Host
+	asked, err := askedMounts(r)
 	if err != nil {
 		return nil, err
 	}
@@ -245,7 +260,7 @@ func (s *Service) mounts(r *run) ([]specs.Mount, error) {
 		taken[mnt.Destination] = true
 	}
 	var all []specs.Mount
-	for _, mnt := range usualMounts(host, r.shm) {
+	for _, mnt := range usualMounts(host, r.Shm) {
 		if !taken[mnt.Destination] && !(taken["/dev"] && strings.HasPrefix(mnt.Destination, "/dev/")) {
 			all = append(all, mnt)
 		}
@@ -254,13 +269,13 @@ func (s *Service) mounts(r *run) ([]specs.Mount, error) {
 	if host.ReadonlyRootfs {
 		mode = "ro"
 	}
-	for _, file := range [][2]string{{r.files.resolvConf, "/etc/resolv.conf"}, {r.files.hostname, "/etc/hostname"}, {r.files.hosts, "/etc/hosts"}} {
-		if !taken[file[1]] {
+	for _, file := range [][2]string{{r.Files.ResolvConf, "/etc/resolv.conf"}, {r.Files.Hostname, "/etc/hostname"}, {r.Files.Hosts, "/etc/hosts"}} {
+		if file[0] != "" && !taken[file[1]] {
 			all = append(all, specs.Mount{Type: "bind", Source: file[0], Destination: file[1], Options: []string{"rbind", "rprivate", mode}})
 		}
 	}
-	if r.init != "" {
-		all = append(all, specs.Mount{Type: "bind", Source: r.init, Destination: initTarget, Options: []string{"bind", "ro", "rprivate"}})
+	if r.Init != "" {
+		all = append(all, specs.Mount{Type: "bind", Source: r.Init, Destination: initTarget, Options: []string{"bind", "ro", "rprivate"}})
 	}
 	usual := len(all)
 	all = append(all, asked...)
@@ -294,9 +309,9 @@ func usualMounts(host *container.Host, shm string) []specs.Mount {
 }
 
 // askedMounts are the binds, volumes and tmpfs of the container.
-func (s *Service) askedMounts(r *run) ([]specs.Mount, error) {
-	var list []specs.Mount
-	for _, mnt := range r.rec.Mounts {
+func askedMounts(r *Run) ([]specs.Mount, error) {
+	list := slices.Clone(r.Extra)
+	for _, mnt := range r.Mounts {
 		switch mnt.Type {
 		case "tmpfs":
 			list = append(list, specs.Mount{Destination: mnt.Target, Type: "tmpfs", Source: "tmpfs", Options: withMode(r, mnt.Target, tmpfsRequest(mnt.Request))})
@@ -305,12 +320,12 @@ func (s *Service) askedMounts(r *run) ([]specs.Mount, error) {
 			if err != nil {
 				return nil, err
 			}
-			list = append(list, specs.Mount{Destination: mnt.Target, Type: "bind", Source: r.sources[mnt.Target], Options: opts})
+			list = append(list, specs.Mount{Destination: mnt.Target, Type: "bind", Source: r.Sources[mnt.Target], Options: opts})
 		}
 	}
-	for _, target := range slices.Sorted(maps.Keys(r.rec.Host.Tmpfs)) {
+	for _, target := range slices.Sorted(maps.Keys(r.Host.Tmpfs)) {
 		var asked []string
-		if v := r.rec.Host.Tmpfs[target]; v != "" {
+		if v := r.Host.Tmpfs[target]; v != "" {
 			asked = strings.Split(v, ",")
 		}
 		list = append(list, specs.Mount{Destination: path.Clean(target), Type: "tmpfs", Source: "tmpfs", Options: withMode(r, target, tmpfsOptions(asked))})
@@ -319,11 +334,11 @@ func (s *Service) askedMounts(r *run) ([]specs.Mount, error) {
 }
 
 // withMode gives a tmpfs the mode of the directory that it covers, unless another was asked for: /run stays closed to writing, /tmp stays open.
-func withMode(r *run, target string, opts []string) []string {
-	if r.mounted == nil || slices.ContainsFunc(opts, func(opt string) bool { return strings.HasPrefix(opt, "mode=") }) {
+func withMode(r *Run, target string, opts []string) []string {
+	if r.Root == nil || slices.ContainsFunc(opts, func(opt string) bool { return strings.HasPrefix(opt, "mode=") }) {
 		return opts
 	}
-	dir, err := safefs.Open(r.mounted.Root, path.Join("/", target), safefs.Handle|syscall.O_DIRECTORY, 0)
+	dir, err := safefs.Open(r.Root, path.Join("/", target), safefs.Handle|syscall.O_DIRECTORY, 0)
 	if err != nil {
 		return opts
 	}

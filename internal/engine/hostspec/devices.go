@@ -1,4 +1,4 @@
-package containers
+package hostspec
 
 import (
 	"io/fs"
@@ -64,7 +64,7 @@ func devicesOf(host *container.Host) ([]specs.LinuxDevice, []specs.LinuxDeviceCg
 		devices = append(devices, found...)
 	}
 	for _, rule := range host.Resources.DeviceCgroupRules {
-		r, err := parseDeviceRule(rule)
+		r, err := ParseDeviceRule(rule)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -151,8 +151,8 @@ func deviceNode(fi fs.FileInfo, target string) (specs.LinuxDevice, bool) {
 	return d, true
 }
 
-// resources converts limits to the runtime's form.
-func resources(res *container.Resources) (*specs.LinuxResources, error) {
+// Resources converts limits to the runtime's form.
+func Resources(res *container.Resources) (*specs.LinuxResources, error) {
 	out := &specs.LinuxResources{Memory: &specs.LinuxMemory{}, CPU: &specs.LinuxCPU{}}
 	mem, cpu := out.Memory, out.CPU
 	if res.Memory > 0 {
@@ -236,7 +236,7 @@ func blockDevice(name string) (specs.LinuxBlockIODevice, error) {
 }
 
 // labels sets SELinux labels where the host has SELinux.
-func labels(spec *specs.Spec, sec securityOpt, privileged bool) error {
+func labels(spec *specs.Spec, sec SecurityOpt, privileged bool) error {
 	if !selinux.GetEnabled() {
 		if len(sec.Label) > 0 {
 			return errs.New(errs.Invalid, "security option label=%s asked for, but SELinux is not enabled on this host", sec.Label[0])

@@ -1,4 +1,4 @@
-package containers
+package hostspec
 
 import (
 	"bytes"
@@ -18,28 +18,28 @@ import (
 	"corten.dev/corten/internal/safefs"
 )
 
-// identity is a user resolved in an image.
-type identity struct {
+// Identity is a user resolved in an image.
+type Identity struct {
 	specs.User
 	Home string
 }
 
-// resolveUser finds a user ("", name, uid, each with :group) in the files below root. Nothing is read for the plain root user.
-func resolveUser(root *os.File, spec string, groupAdd []string) (identity, error) {
+// ResolveUser finds a user ("", name, uid, each with :group) in the files below root. Nothing is read for the plain root user.
+func ResolveUser(root *os.File, spec string, groupAdd []string) (Identity, error) {
 	passwd, err := readIn(root, "/etc/passwd")
-	if err != nil && !missing(err) {
-		return identity{}, err
+	if err != nil && !Missing(err) {
+		return Identity{}, err
 	}
 	group, err := readIn(root, "/etc/group")
-	if err != nil && !missing(err) {
-		return identity{}, err
+	if err != nil && !Missing(err) {
+		return Identity{}, err
 	}
 	def := user.ExecUser{Uid: 0, Gid: 0, Home: "/"}
 	found, err := user.GetExecUser(spec, &def, bytes.NewReader(passwd), bytes.NewReader(group))
 	if err != nil {
-		return identity{}, errs.New(errs.Invalid, "%w", err)
+		return Identity{}, errs.New(errs.Invalid, "%w", err)
 	}
-	id := identity{Home: found.Home}
+	id := Identity{Home: found.Home}
 	id.UID, id.GID = uint32(found.Uid), uint32(found.Gid)
 	gids := []uint32{id.GID}
 	for _, g := range found.Sgids {
@@ -48,7 +48,7 @@ func resolveUser(root *os.File, spec string, groupAdd []string) (identity, error
 	if len(groupAdd) > 0 {
 		added, err := user.GetAdditionalGroups(groupAdd, bytes.NewReader(group))
 		if err != nil {
-			return identity{}, errs.New(errs.Invalid, "%w", err)
+			return Identity{}, errs.New(errs.Invalid, "%w", err)
 		}
 		for _, g := range added {
 			gids = append(gids, uint32(g))
@@ -72,26 +72,27 @@ func readIn(root *os.File, name string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, 4<<20))
 }
 
-func missing(err error) bool {
+// Missing tells whether an error says that a file is not there.
+func Missing(err error) bool {
 	return err != nil && (errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "not a directory"))
 }
 
-// environment is what a process of the container gets: the engine's own words first, the user's above them.
-func environment(hostname string, tty bool, env []string, home string) []string {
+// Environment is what a process of the container gets: the engine's own words first, the user's above them.
+func Environment(hostname string, tty bool, env []string, home string) []string {
 	all := make([]string, 0, len(env)+4)
 	all = append(all, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOSTNAME="+hostname)
 	if tty {
 		all = append(all, "TERM=xterm")
 	}
-	all = override(all, env)
+	all = Override(all, env)
 	if home != "" && !slices.ContainsFunc(all, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") }) {
 		all = append(all, "HOME="+home)
 	}
 	return all
 }
 
-// override replaces variables in place, appends new ones, and removes those that are named without a value.
-func override(base, env []string) []string {
+// Override replaces variables in place, appends new ones, and removes those that are named without a value.
+func Override(base, env []string) []string {
 	for _, kv := range env {
 		key, _, hasValue := strings.Cut(kv, "=")
 		i := slices.IndexFunc(base, func(have string) bool { k, _, _ := strings.Cut(have, "="); return k == key })

@@ -1,4 +1,4 @@
-package containers
+package hostspec
 
 import (
 	"bytes"
