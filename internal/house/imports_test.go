@@ -34,6 +34,7 @@ var table = []room{
 	{"version", "", "two strings"},
 	{"reference", "errs", "names of images, for the engine and the client alike"},
 	{"manifest", "errs", "what registries and layouts keep, as pure values"},
+	{"buildwire", "errs", "the words between the client and its door for builds, without BuildKit's weight"},
 	// Floor 1: tools. They know words and, where named, each other.
 	{"task", "errs", "undo stacks know nothing"},
 	{"events", words, "a bus of plain values"},
@@ -59,9 +60,9 @@ var table = []room{
 	// Floor 3: the engine's services.
 	{"engine", tools + " content snapshot image runtime logs monitor network volume container registry/client build", "one service per noun over the rooms"},
 	// Floor 4: doors translate, never decide.
-	{"server", words + " task events container image network volume snapshot runtime build engine", "the Docker API"},
+	{"server", words + " buildwire task events container image network volume snapshot runtime build engine", "the Docker API"},
 	{"runtimecli", tools + " runtime", "the OCI command line of the runtime room"},
-	{"cli", words, "the client knows the API, not the engine"},
+	{"cli", words + " buildwire", "the client knows the API, not the engine"},
 	{"settings", words + " registry/client/rules", "what an operator says"},
 	{"bench", words, "whole commands, from outside"},
 	{"demo", words, "whole commands, from outside"},
