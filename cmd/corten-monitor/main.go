@@ -10,6 +10,18 @@ import (
 	"corten.dev/corten/internal/monitor/serve"
 )
 
+// _ gives the process its name; executed from a descriptor, it would be called by its number. The call names a thread, the process is called as its first one, and only the initialisation
+// of packages is sure to run on that.
+var _ = rename()
+
+func rename() error {
+	name := [16]byte{'c', 'o', 'r', 't', 'e', 'n', '-', 'm', 'o', 'n', 'i', 't', 'o', 'r'}
+	if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, syscall.PR_SET_NAME, uintptr(unsafe.Pointer(&name)), 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
 func main() {
 	const control = 3
 	if kind, err := syscall.GetsockoptInt(control, syscall.SOL_SOCKET, syscall.SO_TYPE); err != nil || kind != syscall.SOCK_SEQPACKET {
@@ -17,7 +29,5 @@ func main() {
 		syscall.Exit(2)
 	}
 	syscall.CloseOnExec(control)
-	name := [16]byte{'c', 'o', 'r', 't', 'e', 'n', '-', 'm', 'o', 'n', 'i', 't', 'o', 'r'} // executed from a descriptor, it would be called by its number
-	syscall.RawSyscall(syscall.SYS_PRCTL, syscall.PR_SET_NAME, uintptr(unsafe.Pointer(&name)), 0)
 	syscall.Exit(serve.Run(control))
 }
