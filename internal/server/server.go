@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"corten.dev/corten/internal/engine/builds"
 	"corten.dev/corten/internal/engine/containers"
 	"corten.dev/corten/internal/engine/images"
 	"corten.dev/corten/internal/engine/networks"
@@ -42,7 +43,7 @@ type VersionInfo struct {
 	Kernel    string // as uname -r; asked of the system service when empty
 }
 
-// Options join the door to the engine. All services are needed.
+// Options join the door to the engine. All services are needed, but where it is said.
 type Options struct {
 	Containers containers.API
 	Images     images.API
@@ -51,7 +52,10 @@ type Options struct {
 	Volumes    volumes.API
 	Networks   networks.API
 	System     system.API
-	Version    VersionInfo
+	// Builds may be nil: then all of it is refused. BuildMirrors may be: then builds take directories from clients on this host only.
+	Builds       builds.API
+	BuildMirrors BuildMirrors
+	Version      VersionInfo
 	// Driver is the snapshot driver that image inspection names.
 	Driver string
 	// Layers tells where the layers of an image lie on the host, topmost first; nil where the driver keeps no such folders.

@@ -1,0 +1,8 @@
+package server
+
+import (
+	"corten.dev/corten/internal/buildwire"
+	"corten.dev/corten/internal/engine/builds"
+)
+
+func linked(*buildwire.Request) builds.GatewayFunc { return nil }
