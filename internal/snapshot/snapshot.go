@@ -1,14 +1,26 @@
 // Package snapshot is the room of file trees: chains of read-only layers and the writable trees on top of them.
 //
 // It owns <data-root>/snapshots. It knows tar streams and directories; it does not know manifests, images, tags or containers.
-// It promises: a layer is durable before Apply or Commit returns and is never changed afterwards; a failed or killed call leaves
+// It promises: a layer is durable before Apply, Stack, Commit or Turn returns, unless it was asked to be relaxed, and is never changed afterwards; a failed or killed call leaves
 // nothing that a later call or the start-up check does not remove; a mount is handed out as a detached mount descriptor, so that
 // nothing appears in the host's mount table and nothing is left there by a crash.
 //
 // Life of a tree:
 //
 //	Apply(parent, tar) ─▶ layer (by chain id) ─▶ Prepare(key, layer) ─▶ writable ─▶ Mount(key) … ─▶ Diff/Changes/Usage ─▶ Remove(key)
-//	                                                                      └─▶ Commit(key) ─▶ layer
+//	                                                                      ├─▶ Commit(key) ─▶ layer, and the tree stays
+//	                                                                      └─▶ Turn(key) ─▶ layer, made of the tree itself
+//
+// # Relaxed layers
+//
+// A build makes layer after layer, and a flush for each would be most of its time. A relaxed layer can be used at once, outlives any process, and is flushed with others by
+// Flush, by any durable Apply, Stack, Commit or Turn, or never. If the host goes down before that, the layer is not there afterwards, nor is one that stands on it: never a
+// part of it. Who names layers in a durable record calls Flush first.
+//
+// # Holds
+//
+// A hold is a name that keeps a chain of layers from being removed, over restarts; it costs some bytes. It becomes durable like a relaxed layer does. Names are the owners'
+// business: "<room>/<what>".
 package snapshot
 
 import (
@@ -41,6 +53,28 @@ type Stacking struct {
 	Ready func(ctx context.Context) error
 	// MaxBytes and MaxEntries bound what the layer may unpack to; 0 is no bound. Beyond it nothing is kept and the error is errs.Invalid.
 	MaxBytes, MaxEntries int64
+	// Relaxed: see the package's words.
+	Relaxed bool
+	// Hold, when set, is the name of a hold on the layer that is there as soon as the layer is.
+	Hold string
+}
+
+// TurnOptions say how Turn makes its layer.
+type TurnOptions struct {
+	// Relaxed: see the package's words.
+	Relaxed bool
+	// Empty asks for an empty layer when nothing was changed. Without it the answer is the tree's own chain then.
+	Empty bool
+	// Hold, when set, is the name of a hold on the layer that is there as soon as the layer is.
+	Hold string
+}
+
+// ChainOf is the chain id of a diff on top of parent.
+func ChainOf(parent ChainID, diff digest.Digest) ChainID {
+	if parent == "" {
+		return diff
+	}
+	return digest.FromString(string(parent) + " " + string(diff))
 }
 
 // ChangeKind is how a path differs from the layer below; the numbers are those of Docker's API.
@@ -100,7 +134,7 @@ type Locator interface {
 }
 
 // Store is the contract of every driver (overlay, plain). All methods may be called concurrently, and take no lock that is held over
-// file system work of another key.
+// file system work of another key. It is wide because layers, trees and holds count on each other: a part of it alone could not say what may be removed.
 type Store interface {
 	// Name is the driver's name as `info` shows it: "overlay" or "plain".
 	Name() string
@@ -119,7 +153,7 @@ type Store interface {
 	Stat(ctx context.Context, chain ChainID) (Layer, error)
 	// Layers lists all committed layers.
 	Layers(ctx context.Context) ([]Layer, error)
-	// RemoveLayer removes a layer; errs.Conflict while another layer or a writable tree stands on it.
+	// RemoveLayer removes a layer; errs.Conflict while another layer or a writable tree stands on it, or a hold.
 	RemoveLayer(ctx context.Context, chain ChainID) error
 	// LayerTar writes the layer's uncompressed tar, byte for byte the one that was applied or committed.
 	LayerTar(ctx context.Context, chain ChainID, w io.Writer) error
@@ -138,6 +172,19 @@ type Store interface {
 	Diff(ctx context.Context, key string, w io.Writer) error
 	// Commit turns the changes of key into a layer on its chain; key stays and is unchanged.
 	Commit(ctx context.Context, key string) (Layer, error)
+	// Turn makes the writable tree itself a layer on its chain: its files are renamed, not copied, and the tree key is gone. Sockets in it are removed, as no layer has any.
+	// The bytes of the layer's tar are those that Diff would have written. A tree without changes gives the layer of its own chain (the zero Layer for the empty
+	// chain), unless opts.Empty. errs.Conflict while a mount of the tree is open. On an error the tree is there as before.
+	Turn(ctx context.Context, key string, opts TurnOptions) (Layer, error)
+	// Flush makes all relaxed layers and all holds durable; quick when there is nothing to flush.
+	Flush(ctx context.Context) error
+	// Hold keeps a chain from being removed until Release of that name. A name that holds another chain moves. errs.NotFound when the chain is not there. The
+	// empty chain needs no hold and gets none.
+	Hold(ctx context.Context, name string, chain ChainID) error
+	// Release ends a hold; one that is not there is no error. The layers stay until RemoveLayer.
+	Release(ctx context.Context, name string) error
+	// Holds lists the holds in the order of their names.
+	Holds(ctx context.Context, fn func(name string, chain ChainID) error) error
 	// Usage is the bytes of the writable tree's own content.
 	Usage(ctx context.Context, key string) (int64, error)
 	// LastUsage is Usage that never waits: what was counted last and when (the zero time: not yet). A count that is more than a minute old is renewed in the

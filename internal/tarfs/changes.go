@@ -29,7 +29,7 @@ func WriteChanges(ctx context.Context, before, after *os.File, w io.Writer, opts
 	if err = also(err, wr.err); err != nil {
 		return err
 	}
-	return wr.tw.Close()
+	return wr.close()
 }
 
 func (w *writer) changed(root int, path string, how Change) error {

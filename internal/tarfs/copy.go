@@ -144,7 +144,7 @@ func ArchivePath(ctx context.Context, root *os.File, name string, begin func(Pat
 	} else if err := w.entry(int(pl.dir.Fd()), pl.name, base); err != nil {
 		return err
 	}
-	return w.tw.Close()
+	return w.close()
 }
 
 // ExtractTo extracts an archive into the directory name of root. Links, in name and in the way of the archive's names, resolve

@@ -55,12 +55,30 @@ func newRecorder(r io.Reader, meta io.Writer) *recorder {
 func (rec *recorder) Read(p []byte) (int, error) {
 	n, err := rec.r.Read(p)
 	rec.read += int64(n)
-	if rec.w != nil && !rec.content && n > 0 {
-		rec.raw = append(rec.raw, p[:n]...)
-		if len(rec.raw) >= rawChunk {
-			rec.flushRaw()
-		}
+	rec.pass(p[:n])
+	return n, err
+}
+
+// pass takes bytes of the stream.
+func (rec *recorder) pass(p []byte) {
+	if rec.w == nil || rec.content || len(p) == 0 {
+		return
 	}
+	rec.raw = append(rec.raw, p...)
+	if len(rec.raw) >= rawChunk {
+		rec.flushRaw()
+	}
+}
+
+// recordingWriter records an archive that is being written.
+type recordingWriter struct {
+	w   io.Writer
+	rec *recorder
+}
+
+func (w *recordingWriter) Write(p []byte) (int, error) {
+	n, err := w.w.Write(p)
+	w.rec.pass(p[:n])
 	return n, err
 }
 

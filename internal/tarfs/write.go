@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -25,6 +26,12 @@ type WriteOptions struct {
 	Base string
 	// WholeSeconds cuts times to seconds, as old readers expect.
 	WholeSeconds bool
+	// Meta takes what Assemble needs to write the archive again from this very tree. A file that changes its size meanwhile is an error then. Not together with Base.
+	Meta io.Writer
+	// Skipped hears of what does not go into the archive: sockets. May be nil.
+	Skipped func(path string)
+	// Stats, when set, is filled with what was written: Entries, Bytes and Root.
+	Stats *Stats
 }
 
 type writer struct {
@@ -35,11 +42,16 @@ type writer struct {
 	buf   []byte
 	layer bool  // the archive is a layer: names of deletions are refused
 	err   error // of a callback
+	rec   *recorder
+	stats Stats
 }
 
 // Write writes the tree as an archive, entries sorted by name, so that equal trees give equal bytes. Sockets are left out. A file that
 // changes its size meanwhile is cut or filled with zeros to the size it had.
 func Write(ctx context.Context, root *os.File, w io.Writer, opts WriteOptions) error {
+	if opts.Meta != nil && opts.Base != "" {
+		return errs.New(errs.Invalid, "archive: Meta does not go together with Base")
+	}
 	wr := newWriter(ctx, w, opts)
 	fd := int(root.Fd())
 	if opts.Root {
@@ -54,14 +66,39 @@ func Write(ctx context.Context, root *os.File, w io.Writer, opts WriteOptions) e
 	if err := wr.children(fd, opts.Base); err != nil {
 		return err
 	}
-	return wr.tw.Close()
+	return wr.close()
 }
 
 func newWriter(ctx context.Context, w io.Writer, opts WriteOptions) *writer {
 	if opts.OpaqueXattr == "" {
 		opts.OpaqueXattr = TrustedOpaque
 	}
-	return &writer{ctx: ctx, opts: opts, tw: tar.NewWriter(w), links: map[inode]string{}, buf: make([]byte, 256<<10), layer: opts.Whiteouts == Convert}
+	wr := &writer{ctx: ctx, opts: opts, links: map[inode]string{}, buf: make([]byte, 256<<10), layer: opts.Whiteouts == Convert}
+	wr.stats.Root = opts.Root
+	if opts.Meta != nil {
+		wr.rec = newRecorder(nil, opts.Meta)
+		w = &recordingWriter{w, wr.rec}
+	}
+	wr.tw = tar.NewWriter(w)
+	return wr
+}
+
+func (w *writer) close() error {
+	if err := w.tw.Close(); err != nil {
+		return err
+	}
+	if w.opts.Stats != nil {
+		*w.opts.Stats = w.stats
+	}
+	if w.rec == nil {
+		return nil
+	}
+	return w.rec.end()
+}
+
+func (w *writer) writeHeader(hdr *tar.Header) error {
+	w.stats.Entries++
+	return w.tw.WriteHeader(hdr)
 }
 
 func (w *writer) children(fd int, path string) error {
@@ -149,6 +186,9 @@ func (w *writer) plain(dir int, name, path string, st *unix.Stat_t) error {
 	case st.Mode&unix.S_IFMT == unix.S_IFREG:
 		return w.file(dir, name, path)
 	case st.Mode&unix.S_IFMT == unix.S_IFSOCK:
+		if w.opts.Skipped != nil {
+			w.opts.Skipped(path)
+		}
 		return nil
 	}
 	return w.special(dir, name, path, st)
@@ -156,7 +196,7 @@ func (w *writer) plain(dir int, name, path string, st *unix.Stat_t) error {
 
 // marker writes the empty file that stands for a deletion. It has no time, so that equal changes give equal bytes.
 func (w *writer) marker(path string) error {
-	return w.tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: path, ModTime: time.Unix(0, 0), Format: tar.FormatPAX})
+	return w.writeHeader(&tar.Header{Typeflag: tar.TypeReg, Name: path, ModTime: time.Unix(0, 0), Format: tar.FormatPAX})
 }
 
 func (w *writer) dirEntry(fd int, path string) error {
@@ -168,7 +208,7 @@ func (w *writer) dirEntry(fd int, path string) error {
 	if err := addXattrs(hdr, byFd(fd)); err != nil {
 		return err
 	}
-	if err := w.tw.WriteHeader(hdr); err != nil {
+	if err := w.writeHeader(hdr); err != nil {
 		return err
 	}
 	if w.opts.Whiteouts != Convert {
@@ -205,15 +245,24 @@ func (w *writer) file(dir int, name, path string) error {
 		return err
 	}
 	if w.isLink(&st, path, hdr) {
-		return w.tw.WriteHeader(hdr)
+		return w.writeHeader(hdr)
 	}
 	hdr.Size = st.Size
-	if err := w.tw.WriteHeader(hdr); err != nil {
+	if err := w.writeHeader(hdr); err != nil {
 		return err
+	}
+	if w.rec != nil && st.Size > 0 {
+		w.rec.file(path, st.Size)
 	}
 	n, err := io.CopyBuffer(struct{ io.Writer }{w.tw}, struct{ io.Reader }{io.LimitReader(f, st.Size)}, w.buf)
 	if err != nil {
 		return err
+	}
+	w.stats.Bytes += n
+	if w.rec != nil {
+		if w.rec.content = false; n < st.Size {
+			return fmt.Errorf("/%s: has %d bytes of %d, it was cut meanwhile", path, n, st.Size)
+		}
 	}
 	return w.zeros(st.Size - n)
 }
@@ -277,7 +326,7 @@ func (w *writer) special(dir int, name, path string, st *unix.Stat_t) error {
 	if w.isLink(st, path, hdr) {
 		hdr.Devmajor, hdr.Devminor = 0, 0
 	}
-	return w.tw.WriteHeader(hdr)
+	return w.writeHeader(hdr)
 }
 
 func (w *writer) header(st *unix.Stat_t, name string, kind byte) *tar.Header {

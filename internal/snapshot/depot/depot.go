@@ -13,14 +13,17 @@
 //	trash/<id>/              what is being deleted
 //	lost/<id>/               what the start-up check could not read but did not dare to delete
 //	empty/{a,b}              two empty directories
+//	holds                    the holds, see holds.go
+//	flushed                  how far relaxed layers are on the disk, see rounds.go
 //
 // Ids are short numbers in base 36, because paths of layers go into mount options of bounded length.
 //
-// It promises: a layer is flushed before it is renamed into layers/, so what is there is whole; whatever a killed process left in new/
+// It promises: a layer is flushed before it is renamed into layers/, so what is there is whole, unless its record says that it is relaxed; whatever a killed process left in new/
 // and trash/ is deleted at the next start; the lock covers the maps only.
 package depot
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -52,17 +55,22 @@ type Depot struct {
 	flights map[snapshot.ChainID]chan struct{} // closed when the one who unpacks this chain is done
 	work    map[digest.Digest]*work            // the diffs that are being unpacked, whatever they stand on
 	byDiff  map[digest.Digest][]*layer
+	holds   map[string]*layer
+	coming  map[string]snapshot.ChainID // holds on layers that are about to get their places
+	rounds  rounds
 	trash   trash
-	flusher flusher
 	counts  counts
+	pledges pledges
+	enc     sync.Pool // of *zstd.Encoder
 }
 
-// layer is a committed layer. uses counts the layers and trees that stand on it.
+// layer is a committed layer. uses counts the layers, trees and holds that stand on it.
 type layer struct {
 	snapshot.Layer
-	id   string
-	form form
-	uses int
+	id    string
+	form  form
+	uses  int
+	round uint64 // of a relaxed layer; 0: durable
 }
 
 // form is what is known about how a layer's files came to be.
@@ -111,14 +119,17 @@ func Open(root string, log *slog.Logger) (*Depot, error) {
 		}
 	}
 	d := &Depot{root: root, log: log, layers: map[snapshot.ChainID]*layer{}, trees: map[string]*tree{}, flights: map[snapshot.ChainID]chan struct{}{},
-		work: map[digest.Digest]*work{}, byDiff: map[digest.Digest][]*layer{}}
-	d.flusher.root = root
+		work: map[digest.Digest]*work{}, byDiff: map[digest.Digest][]*layer{}, holds: map[string]*layer{}, coming: map[string]snapshot.ChainID{}}
+	d.openRounds()
 	d.counts.known, d.counts.asked = map[string]counted{}, map[string]bool{}
 	d.counts.ctx, d.counts.stop = context.WithCancel(context.Background())
 	if err := d.loadLayers(); err != nil {
 		return nil, err
 	}
 	if err := d.loadTrees(); err != nil {
+		return nil, err
+	}
+	if err := d.loadHolds(); err != nil {
 		return nil, err
 	}
 	for _, dir := range []string{newDir, trashDir} {
@@ -144,7 +155,7 @@ func (d *Depot) Close() error {
 	d.counts.stop()
 	d.counts.done.Wait()
 	d.trash.wait()
-	return nil
+	return d.pledges.close()
 }
 
 // Root is the folder.
@@ -177,11 +188,14 @@ type layerFile struct {
 	TarSize int64
 	// Files is the id of the layer whose files these were first; empty for the layer's own. Not a reference: that layer may be gone.
 	Files string `json:",omitempty"`
+	// Boot and Round are those of a relaxed layer.
+	Boot  string `json:",omitempty"`
+	Round uint64 `json:",omitempty"`
 	form
 }
 
 func (rec layerFile) layer(id string) *layer {
-	l := &layer{Layer: snapshot.Layer{Chain: rec.Chain, Parent: rec.Parent, DiffID: rec.DiffID, Size: rec.Size, TarSize: rec.TarSize, Files: rec.Files}, id: id, form: rec.form}
+	l := &layer{Layer: snapshot.Layer{Chain: rec.Chain, Parent: rec.Parent, DiffID: rec.DiffID, Size: rec.Size, TarSize: rec.TarSize, Files: rec.Files}, id: id, form: rec.form, round: rec.Round}
 	if l.Files == "" {
 		l.Files = id
 	}
@@ -219,8 +233,20 @@ func (d *Depot) loadLayers() error {
 		d.takeID(e.Name())
 		path := filepath.Join(d.root, layersDir, e.Name())
 		var rec layerFile
-		if err := readRecord(filepath.Join(path, layerRecord), &rec); err != nil || rec.Chain == "" || rec.DiffID == "" {
+		err := readRecord(filepath.Join(path, layerRecord), &rec)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, errEmpty) {
+			// A durable layer was flushed before it got here: this was a relaxed one, and the host went down.
+			d.log.Warn("relaxed layer was not flushed before the host went down, deleted", "id", e.Name())
+			d.delete(path)
+			continue
+		}
+		if err != nil || rec.Chain == "" || rec.DiffID == "" {
 			d.setAside(path, err)
+			continue
+		}
+		if !d.whole(rec) {
+			d.log.Warn("relaxed layer was not flushed before the host went down, deleted", "chain", rec.Chain, "id", e.Name())
+			d.delete(path)
 			continue
 		}
 		if _, double := d.layers[rec.Chain]; double {
@@ -230,17 +256,34 @@ func (d *Depot) loadLayers() error {
 		}
 		d.put(rec.layer(e.Name()))
 	}
+	d.dropOrphans()
 	for _, l := range d.layers {
-		if l.Parent == "" {
-			continue
-		}
 		if p := d.layers[l.Parent]; p != nil {
 			p.uses++
-		} else {
-			d.log.Error("layer has lost its parent", "chain", l.Chain, "parent", l.Parent)
 		}
 	}
 	return nil
+}
+
+// dropOrphans deletes the relaxed layers whose parents are gone. A durable one was flushed together with what it stands on: that it has no parent is damage, and it stays for
+// a person to look at.
+func (d *Depot) dropOrphans() {
+	for again := true; again; {
+		again = false
+		for _, l := range d.layers {
+			if l.Parent == "" || d.layers[l.Parent] != nil {
+				continue
+			}
+			if l.round == 0 {
+				d.log.Error("layer has lost its parent", "chain", l.Chain, "parent", l.Parent)
+				continue
+			}
+			d.log.Warn("relaxed layer has lost its parent, deleted", "chain", l.Chain, "parent", l.Parent)
+			d.forget(l)
+			d.delete(filepath.Join(d.root, layersDir, l.id))
+			again = true
+		}
+	}
 }
 
 func (d *Depot) loadTrees() error {
@@ -295,8 +338,8 @@ func readRecord(path string, rec any) error {
 	if err != nil {
 		return err
 	}
-	if len(data) == 0 {
-		return errEmpty
+	if len(bytes.Trim(data, "\x00")) == 0 {
+		return errEmpty // some file systems leave zeros where data was not flushed
 	}
 	return json.Unmarshal(data, rec)
 }
@@ -358,14 +401,6 @@ func (d *Depot) Chain(chain snapshot.ChainID) ([]string, error) {
 
 func (d *Depot) layerTree(id string) string {
 	return d.root + "/" + layersDir + "/" + id + "/" + TreeDir
-}
-
-// ChainOf computes the chain id of diff on top of parent.
-func ChainOf(parent snapshot.ChainID, diff digest.Digest) snapshot.ChainID {
-	if parent == "" {
-		return diff
-	}
-	return digest.FromString(string(parent) + " " + string(diff))
 }
 
 func formatID(n uint64) string { return strconv.FormatUint(n, 36) }

@@ -24,12 +24,12 @@ func (d *Depot) Apply(ctx context.Context, parent snapshot.ChainID, want digest.
 		if err := checkWant(want); err != nil {
 			return snapshot.Layer{}, err
 		}
-		have, release, err := d.claim(ctx, ChainOf(parent, want))
+		have, release, err := d.claim(ctx, snapshot.ChainOf(parent, want))
 		if err != nil {
 			return snapshot.Layer{}, err
 		}
 		if have != nil {
-			return *have, drain(want, r)
+			return *have, also(drain(want, r), d.settle(have.Chain, false))
 		}
 		defer release()
 	}

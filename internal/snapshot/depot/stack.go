@@ -59,12 +59,22 @@ func (d *Depot) Stack(ctx context.Context, parent snapshot.ChainID, want digest.
 	if err := checkWant(want); err != nil {
 		return snapshot.Layer{}, err
 	}
-	have, release, err := d.claim(ctx, ChainOf(parent, want))
-	if err != nil {
-		return snapshot.Layer{}, err
-	}
-	if have != nil {
-		return *have, nil
+	var release func()
+	for {
+		have, free, err := d.claim(ctx, snapshot.ChainOf(parent, want))
+		if err != nil {
+			return snapshot.Layer{}, err
+		}
+		if have == nil {
+			release = free
+			break
+		}
+		if opts.Hold != "" {
+			err = d.Hold(ctx, opts.Hold, have.Chain)
+		}
+		if !errors.Is(err, errs.NotFound) { // else removed a moment ago
+			return *have, also(err, d.settle(have.Chain, opts.Relaxed))
+		}
 	}
 	defer release()
 	in := &incoming{d: d, parent: parent, want: want, opts: opts, unpack: unpack}
@@ -214,7 +224,7 @@ func (in *incoming) link(ctx context.Context, from string, rec layerFile) (*laye
 	d := in.d
 	id := d.newID()
 	dir := filepath.Join(d.root, newDir, id)
-	rec.Chain, rec.Parent, rec.DiffID = ChainOf(in.parent, in.want), in.parent, in.want
+	rec.Chain, rec.Parent, rec.DiffID = snapshot.ChainOf(in.parent, in.want), in.parent, in.want
 	err := linkLayer(ctx, from, dir)
 	var l *layer
 	if err == nil {

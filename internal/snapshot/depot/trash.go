@@ -6,8 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
-
-	"golang.org/x/sys/unix"
 )
 
 // trash deletes folders one after the other in the background. Its goroutine lives only while there is work.
@@ -63,49 +61,6 @@ func (d *Depot) discard(path string) error {
 		return err
 	}
 	d.delete(to)
-	return nil
-}
-
-// flusher flushes the file system. Callers that wait at the same time share one flush: the one that starts after they asked.
-type flusher struct {
-	root string
-	mu   sync.Mutex
-	next *flush // the round that has not started yet
-	run  sync.Mutex
-}
-
-type flush struct {
-	once sync.Once
-	err  error
-}
-
-func (f *flusher) sync() error {
-	f.mu.Lock()
-	if f.next == nil {
-		f.next = &flush{}
-	}
-	round := f.next
-	f.mu.Unlock()
-	round.once.Do(func() {
-		f.run.Lock() // wait for the round before
-		defer f.run.Unlock()
-		f.mu.Lock()
-		f.next = nil // who comes from here on waits for the next one
-		f.mu.Unlock()
-		round.err = syncfs(f.root)
-	})
-	return round.err
-}
-
-func syncfs(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if err := unix.Syncfs(int(dir.Fd())); err != nil {
-		return &os.PathError{Op: "syncfs", Path: path, Err: err}
-	}
 	return nil
 }
 

@@ -46,7 +46,7 @@ func (in *incoming) fresh(ctx context.Context, r io.Reader) (_ *layer, err error
 		}
 		if have != nil {
 			d.delete(dir)
-			return &layer{Layer: *have}, nil
+			return &layer{Layer: *have}, d.settle(have.Chain, in.opts.Relaxed)
 		}
 		defer release()
 	}
@@ -62,43 +62,92 @@ func (in *incoming) fresh(ctx context.Context, r io.Reader) (_ *layer, err error
 }
 
 // publish flushes what lies in new/<id>, waits for the parent and gives the layer its place. On an error the caller deletes new/<id>.
-func (in *incoming) publish(ctx context.Context, id string, rec layerFile) (*layer, error) {
-	d := in.d
+func (in *incoming) publish(ctx context.Context, id string, rec layerFile) (_ *layer, err error) {
+	d, relaxed := in.d, in.opts.Relaxed
 	dir, place := filepath.Join(d.root, newDir, id), filepath.Join(d.root, layersDir, id)
-	data, err := json.Marshal(rec)
-	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, layerRecord), data, 0o600)
+	if !relaxed {
+		if err := writeLayer(dir, rec); err != nil {
+			return nil, err
+		}
+		if err := d.rounds.sync(); err != nil {
+			return nil, err
+		}
 	}
-	if err == nil {
-		err = d.flusher.sync()
+	if err := in.ready(ctx); err != nil {
+		return nil, err
 	}
-	if err == nil {
-		err = in.ready(ctx)
+	// The parent may have come after the flush, and be a relaxed one.
+	if err := d.settle(in.parent, relaxed); err != nil {
+		return nil, err
 	}
-	if err == nil && !rec.Root {
-		err = d.rootLikeParent(filepath.Join(dir, TreeDir), in.parent)
+	if !rec.Root {
+		if err := d.rootLikeParent(filepath.Join(dir, TreeDir), in.parent, relaxed); err != nil {
+			return nil, err
+		}
+	}
+	if in.opts.Hold != "" {
+		if err := d.foretell(in.opts.Hold, rec.Chain); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if err != nil {
+				err = also(err, d.recant(in.opts.Hold))
+			}
+		}()
+	}
+	var l *layer
+	if relaxed {
+		l, err = d.placeRelaxed(rec, dir, place)
+	} else {
+		l, err = d.placeDurable(rec, dir, place)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Rename(dir, place); err != nil {
-		return nil, err
-	}
-	if err := syncDir(filepath.Join(d.root, layersDir)); err != nil {
-		return nil, also(err, d.discard(place))
-	}
-	l := rec.layer(id)
 	d.mu.Lock()
-	d.put(l)
+	d.putHeld(l, in.opts.Hold)
 	in.done = true
 	d.mu.Unlock()
 	return l, nil
 }
 
+func writeLayer(dir string, rec layerFile) error {
+	data, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, layerRecord), data, 0o600)
+}
+
+// placeDurable moves a layer's folder, which was flushed with its record, to layers/.
+func (d *Depot) placeDurable(rec layerFile, from, to string) (*layer, error) {
+	if err := os.Rename(from, to); err != nil {
+		return nil, err
+	}
+	if err := syncDir(filepath.Dir(to)); err != nil {
+		return nil, also(err, os.Rename(to, from))
+	}
+	return rec.layer(filepath.Base(to)), nil
+}
+
+// placeRelaxed writes the record, and moves the folder, as a part of the round that goes on.
+func (d *Depot) placeRelaxed(rec layerFile, from, to string) (*layer, error) {
+	r := d.rounds.begin()
+	defer r.done()
+	rec.Boot, rec.Round = d.rounds.boot, r.number
+	if err := writeLayer(from, rec); err != nil {
+		return nil, err
+	}
+	if err := os.Rename(from, to); err != nil {
+		return nil, err
+	}
+	return rec.layer(filepath.Base(to)), nil
+}
+
 // rootLikeParent gives a root that the tar did not describe the parent's owner and mode: overlayfs shows the topmost one.
-func (d *Depot) rootLikeParent(path string, parent snapshot.ChainID) error {
+func (d *Depot) rootLikeParent(path string, parent snapshot.ChainID, relaxed bool) error {
 	changed, err := d.likeRoot(path, parent)
-	if err != nil || !changed {
+	if err != nil || !changed || relaxed {
 		return err
 	}
 	return syncDir(path)
@@ -153,7 +202,7 @@ func (in *incoming) write(ctx context.Context, dir string, r io.Reader) (rec lay
 		return rec, err
 	}
 	diff := digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(src.h.Sum(nil)))
-	return layerFile{Chain: ChainOf(in.parent, diff), Parent: in.parent, DiffID: diff, Size: stats.Bytes, TarSize: src.n,
+	return layerFile{Chain: snapshot.ChainOf(in.parent, diff), Parent: in.parent, DiffID: diff, Size: stats.Bytes, TarSize: src.n,
 		form: form{Free: !stats.Based, Root: stats.Root}}, nil
 }
 

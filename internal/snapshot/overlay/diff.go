@@ -7,7 +7,9 @@ import (
 	"os"
 	"time"
 
+	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/snapshot/depot"
 	"corten.dev/corten/internal/tarfs"
 )
 
@@ -17,16 +19,35 @@ func (s *Store) Diff(ctx context.Context, key string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
+	return s.write(ctx, t, w, tarfs.WriteOptions{})
+}
+
+func (s *Store) write(ctx context.Context, t depot.Tree, w io.Writer, opts tarfs.WriteOptions) error {
 	upper, err := os.Open(t.Dir + "/upper")
 	if err != nil {
 		return err
 	}
 	defer upper.Close()
-	root, err := s.RootChanged(upper, t.Chain)
-	if err != nil {
+	opts.Whiteouts, opts.OpaqueXattr = tarfs.Convert, s.opaque()
+	if opts.Root, err = s.RootChanged(upper, t.Chain); err != nil {
 		return err
 	}
-	return tarfs.Write(ctx, upper, w, tarfs.WriteOptions{Whiteouts: tarfs.Convert, OpaqueXattr: s.opaque(), Root: root})
+	return tarfs.Write(ctx, upper, w, opts)
+}
+
+// Turn makes the tree's own directory a layer's.
+func (s *Store) Turn(ctx context.Context, key string, opts snapshot.TurnOptions) (snapshot.Layer, error) {
+	done, ok := s.alone("tree " + key)
+	if !ok {
+		return snapshot.Layer{}, errs.New(errs.Conflict, "turn tree %s into a layer: it is mounted", key)
+	}
+	defer done()
+	t, err := s.Get(key)
+	if err != nil {
+		return snapshot.Layer{}, err
+	}
+	return s.Depot.Turn(ctx, key, opts, depot.Turning{Files: "upper", Rest: []string{"work"}, Free: true,
+		Write: func(ctx context.Context, w io.Writer, opts tarfs.WriteOptions) error { return s.write(ctx, t, w, opts) }})
 }
 
 // Commit makes a layer of the tree's own directory.

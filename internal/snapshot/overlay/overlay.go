@@ -167,11 +167,14 @@ func (s *Store) Prepare(_ context.Context, key string, chain snapshot.ChainID, o
 
 // Mount mounts the writable tree. While one mount of it is open, others share it.
 func (s *Store) Mount(ctx context.Context, key string) (*snapshot.Mounted, error) {
-	t, err := s.Get(key)
-	if err != nil {
+	if _, err := s.Get(key); err != nil {
 		return nil, err
 	}
 	return s.share("tree "+key, func() (*os.File, error) {
+		t, err := s.Get(key) // it may have been turned into a layer while this call waited
+		if err != nil {
+			return nil, err
+		}
 		lower, err := s.Chain(t.Chain)
 		if err != nil {
 			return nil, err
@@ -276,6 +279,31 @@ func (sh *shared) hand(first bool) (*os.File, bool, error) {
 		return nil, false, err
 	}
 	return os.NewFile(uintptr(fd), "overlay"), first, nil
+}
+
+// alone keeps a mount from being made until the returned func is called, and waits until the last one is down. ok is false while somebody has it.
+func (s *Store) alone(name string) (done func(), ok bool) {
+	for {
+		s.mu.Lock()
+		wait := s.closing[name]
+		if wait == nil {
+			break
+		}
+		s.mu.Unlock()
+		<-wait
+	}
+	defer s.mu.Unlock()
+	if s.live[name] != nil {
+		return nil, false
+	}
+	free := make(chan struct{})
+	s.closing[name] = free
+	return func() {
+		s.mu.Lock()
+		delete(s.closing, name)
+		s.mu.Unlock()
+		close(free)
+	}, true
 }
 
 // release gives a share back. The last one takes the mount down, in the background: the kernel flushes the file system below for it, and waits

@@ -33,6 +33,9 @@ type Options struct {
 // Store is the driver.
 type Store struct {
 	*depot.Depot
+
+	mu   sync.Mutex     // guards what follows
+	open map[string]int // mounts of trees; -1: one that becomes a layer
 }
 
 var _ snapshot.Store = (*Store)(nil)
@@ -47,7 +50,7 @@ func New(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
-	return &Store{Depot: d}, nil
+	return &Store{Depot: d, open: map[string]int{}}, nil
 }
 
 // Name is "plain".
@@ -117,11 +120,62 @@ func (s *Store) Prepare(ctx context.Context, key string, chain snapshot.ChainID,
 
 // Mount opens the tree's directory.
 func (s *Store) Mount(_ context.Context, key string) (*snapshot.Mounted, error) {
+	if !s.enter(key) {
+		return nil, errs.New(errs.Conflict, "mount tree %s: it is being turned into a layer", key)
+	}
 	t, err := s.Get(key)
+	var m *snapshot.Mounted
+	if err == nil {
+		m, err = s.mounted(t.Dir+"/"+depot.TreeDir, false)
+	}
 	if err != nil {
+		s.leave(key)
 		return nil, err
 	}
-	return s.mounted(t.Dir+"/"+depot.TreeDir, false)
+	down := m.Close
+	var once sync.Once
+	m.Close = func() error {
+		defer once.Do(func() { s.leave(key) })
+		return down()
+	}
+	return m, nil
+}
+
+// enter and leave count the mounts of a tree.
+func (s *Store) enter(key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open[key] < 0 {
+		return false
+	}
+	s.open[key]++
+	return true
+}
+
+func (s *Store) leave(key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open[key]--; s.open[key] <= 0 {
+		delete(s.open, key)
+	}
+}
+
+// Turn makes the tree's directory a layer's.
+func (s *Store) Turn(ctx context.Context, key string, opts snapshot.TurnOptions) (snapshot.Layer, error) {
+	s.mu.Lock()
+	if s.open[key] != 0 {
+		s.mu.Unlock()
+		return snapshot.Layer{}, errs.New(errs.Conflict, "turn tree %s into a layer: it is mounted", key)
+	}
+	s.open[key] = -1
+	s.mu.Unlock()
+	defer s.leave(key)
+	t, err := s.Get(key)
+	if err != nil {
+		return snapshot.Layer{}, err
+	}
+	return s.Depot.Turn(ctx, key, opts, depot.Turning{Files: depot.TreeDir,
+		Write: func(ctx context.Context, w io.Writer, opts tarfs.WriteOptions) error { return s.write(ctx, t, w, opts) }})
 }
 
 // View opens the chain's directory, read-only where the process may make mounts.
@@ -167,12 +221,16 @@ func (s *Store) mounted(dir string, readOnly bool) (*snapshot.Mounted, error) {
 	return m, nil
 }
 
-// compare calls tell with every difference of the tree from its chain.
-func (s *Store) compare(ctx context.Context, key string, fn func(before, after *os.File, t depot.Tree) error) error {
+// compare opens a tree as it was and as it is.
+func (s *Store) compare(key string, fn func(before, after *os.File, t depot.Tree) error) error {
 	t, err := s.Get(key)
 	if err != nil {
 		return err
 	}
+	return s.compareTree(t, fn)
+}
+
+func (s *Store) compareTree(t depot.Tree, fn func(before, after *os.File, t depot.Tree) error) error {
 	dir, _ := s.Empty()
 	if t.Chain != "" {
 		dirs, err := s.Chain(t.Chain)
@@ -196,7 +254,7 @@ func (s *Store) compare(ctx context.Context, key string, fn func(before, after *
 
 // Changes compares both trees.
 func (s *Store) Changes(ctx context.Context, key string) (all []snapshot.Change, err error) {
-	err = s.compare(ctx, key, func(before, after *os.File, _ depot.Tree) error {
+	err = s.compare(key, func(before, after *os.File, _ depot.Tree) error {
 		return tarfs.Compare(ctx, before, after, func(path string, how tarfs.Change) {
 			all = append(all, snapshot.Change{Path: path, Kind: snapshot.ChangeKind(how)})
 		})
@@ -206,12 +264,19 @@ func (s *Store) Changes(ctx context.Context, key string) (all []snapshot.Change,
 
 // Diff writes what differs as a layer.
 func (s *Store) Diff(ctx context.Context, key string, w io.Writer) error {
-	return s.compare(ctx, key, func(before, after *os.File, t depot.Tree) error {
-		root, err := s.RootChanged(after, t.Chain)
-		if err != nil {
+	t, err := s.Get(key)
+	if err != nil {
+		return err
+	}
+	return s.write(ctx, t, w, tarfs.WriteOptions{})
+}
+
+func (s *Store) write(ctx context.Context, t depot.Tree, w io.Writer, opts tarfs.WriteOptions) error {
+	return s.compareTree(t, func(before, after *os.File, t depot.Tree) (err error) {
+		if opts.Root, err = s.RootChanged(after, t.Chain); err != nil {
 			return err
 		}
-		return tarfs.WriteChanges(ctx, before, after, w, tarfs.WriteOptions{Root: root})
+		return tarfs.WriteChanges(ctx, before, after, w, opts)
 	})
 }
 
@@ -230,7 +295,7 @@ func (s *Store) Commit(ctx context.Context, key string) (snapshot.Layer, error) 
 
 // Usage counts what was added or changed, which is what a container's own size means to its user.
 func (s *Store) Usage(ctx context.Context, key string) (sum int64, err error) {
-	err = s.compare(ctx, key, func(before, after *os.File, _ depot.Tree) error {
+	err = s.compare(key, func(before, after *os.File, _ depot.Tree) error {
 		return tarfs.Compare(ctx, before, after, func(path string, how tarfs.Change) {
 			var st unix.Stat_t
 			if how == tarfs.Deleted || unix.Fstatat(int(after.Fd()), path[1:], &st, unix.AT_SYMLINK_NOFOLLOW) != nil {

@@ -119,6 +119,14 @@ func Run(t *testing.T, open Open) {
 		{"StackFails", stackFails},
 		{"StackKnown", stackKnown},
 		{"LastUsage", lastUsage},
+		{"Turn", turn},
+		{"TurnIsDiff", turnIsDiff},
+		{"TurnNothing", turnNothing},
+		{"TurnMounted", turnMounted},
+		{"TurnTwice", turnTwice},
+		{"Relaxed", relaxed},
+		{"RelaxedParents", relaxedParents},
+		{"Holds", holds},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, open) })
 	}
