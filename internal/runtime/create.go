@@ -165,8 +165,15 @@ func (c *creation) prepare(ctx context.Context) error {
 	} else {
 		go make()
 	}
+	settled := false
+	defer func() { // a bug in the program must not be taken back while the cgroups are being made
+		if !settled {
+			<-cgroups
+		}
+	}()
 	perr := c.program(names, v2)
 	cerr := <-cgroups
+	settled = true
 	if err := errors.Join(cerr, perr); err != nil {
 		closeAll(append(files, dir))
 		c.plan.close()
