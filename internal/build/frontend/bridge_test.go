@@ -110,6 +110,7 @@ func TestFrontendImageThatFails(t *testing.T) {
 	for name, run := range map[string]func(context.Context, frontend.ProcessSpec) error{
 		"ends": func(context.Context, frontend.ProcessSpec) error { return nil },
 		"nonsense": func(_ context.Context, spec frontend.ProcessSpec) error {
+			go io.Copy(io.Discard, spec.Stdin)
 			_, err := spec.Stdout.Write(bytes.Repeat([]byte("x"), 1000))
 			return err
 		},

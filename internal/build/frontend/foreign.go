@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/moby/buildkit/client/llb"
 	"github.com/moby/buildkit/client/llb/sourceresolver"
@@ -145,7 +146,7 @@ func converse(ctx context.Context, ctr Container, spec ProcessSpec, gw gateway.C
 	here, there := net.Pipe()
 	bridge := NewBridge(gw)
 	defer func() { err = errors.Join(err, bridge.Close(context.WithoutCancel(ctx))) }()
-	server := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage))
+	server := grpc.NewServer(grpc.ConnectionTimeout(30*time.Second), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage))
 	gwpb.RegisterLLBBridgeServer(server, bridge)
 	served := make(chan struct{})
 	listener := &oneConn{conn: here, closed: make(chan struct{})}
