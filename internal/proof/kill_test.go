@@ -41,6 +41,7 @@ func TestKillEngineUnderLoad(t *testing.T) {
 
 	load := newBusy(t, e)
 	before := atWork(e)
+	before["file d/containers/"+e.Corten("inspect", "-f", "{{.Id}}", "restarting")+"/exit"] = 1 // there while it waits, which is longer each time
 
 	for round := range rounds(t) {
 		load.begin(4)
