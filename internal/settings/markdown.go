@@ -46,6 +46,7 @@ func Markdown() string {
 	})
 	b.WriteString("\nIn the file only: `registries`, the rules of mirrors and other places of registries: see [registries.md](registries.md).\n")
 	b.WriteString(imageText)
+	b.WriteString(builderText)
 	b.WriteString("\nWithout `--host` the engine listens on `corten.sock` in its exec root. Several engines with different `--data-root`, `--exec-root`, `--bridge`, `--bip` and `--nft-table` run side by side on one host.\n\nAs a service of systemd: [cortend.service](cortend.service). It ends the engine alone; containers and their monitors outlive a stop or restart.\n")
 	return b.String()
 }

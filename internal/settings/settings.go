@@ -71,6 +71,7 @@ type Settings struct {
 	MaxAttempts        int          `json:"max-download-attempts,omitempty"`
 	ImageGC            ImageGC      `json:"image-gc,omitzero"`
 	ImageBlobs         string       `json:"image-blobs,omitempty"`
+	Builder            Builder      `json:"builder,omitzero"`
 
 	// Only on the command line.
 	ConfigFile string `json:"-"`
@@ -301,6 +302,9 @@ func (s *Settings) check() error {
 		return err
 	}
 	if err := s.checkImages(); err != nil {
+		return err
+	}
+	if err := s.checkBuilder(); err != nil {
 		return err
 	}
 	return s.checkTLS()

@@ -1,0 +1,364 @@
+package builds
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	gateway "github.com/moby/buildkit/frontend/gateway/client"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/solver/result"
+	"github.com/opencontainers/go-digest"
+
+	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/build/export"
+	"corten.dev/corten/internal/build/frontend"
+	"corten.dev/corten/internal/build/solve"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/snapshot"
+)
+
+// Build implements [API].
+//
+//	check ─▶ job ─▶ frontend ─▶ results ─▶ exporters, side by side ─▶ caches ─▶ response
+//	           └─ a step failed: OnError, while what it left is there
+func (s *Service) Build(ctx context.Context, req Request) (_ Response, err error) {
+	if req.Session == nil {
+		req.Session = &build.Session{}
+	}
+	if req.Session.ID == "" {
+		own := *req.Session
+		own.ID = rand.Text()
+		req.Session = &own
+	}
+	if req.Ref == "" {
+		req.Ref = strings.ToLower(rand.Text())
+	}
+	if err := s.check(&req); err != nil {
+		return Response{}, err
+	}
+	w := &working{Service: s, req: req, sessions: req.sessions(), began: time.Now()}
+	if !req.Internal {
+		w.run, err = s.history.begin(Build{Ref: req.Ref, Frontend: req.Frontend, FrontendAttrs: req.FrontendAttrs, Exports: req.Exports, Created: w.began})
+		if err != nil {
+			return Response{}, err
+		}
+	}
+	var resp Response
+	defer func() {
+		if w.run != nil {
+			w.run.end(resp.Exporter, err)
+		}
+		s.ended()
+	}()
+	resp, err = w.build(ctx)
+	return resp, err
+}
+
+// check refuses what can be refused before anything is done.
+func (s *Service) check(req *Request) error {
+	if req.Gateway == nil && req.Frontend == "" && (req.Definition == nil || len(req.Definition.Def) == 0) && req.Definition == nil {
+		return errs.New(errs.Invalid, "a build needs a frontend or a definition")
+	}
+	for _, e := range req.Exports {
+		if err := export.Check(export.Spec(e)); err != nil {
+			return err
+		}
+	}
+	for _, name := range req.Entitlements {
+		kind, _, _ := strings.Cut(name, "=")
+		if !slices.Contains(s.Entitlements, kind) {
+			switch kind {
+			case "network.host", "security.insecure", "device":
+				return errs.New(errs.Forbidden, "granting entitlement %s is not allowed by build daemon configuration", kind)
+			}
+			return errs.New(errs.Invalid, "invalid entitlement: %s", name)
+		}
+	}
+	for _, c := range req.CacheImports {
+		if s.Caches == nil {
+			return errs.New(errs.NotImplemented, "caches of type %s cannot be imported by this engine", c.Type)
+		}
+		if err := s.Caches.Check(c, false); err != nil {
+			return err
+		}
+	}
+	for _, c := range req.CacheExports {
+		if s.Caches == nil {
+			return errs.New(errs.NotImplemented, "caches of type %s cannot be exported by this engine", c.Type)
+		}
+		if err := s.Caches.Check(c, true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// working is one build under way.
+type working struct {
+	*Service
+	req      Request
+	sessions Sessions
+	run      *running // nil: not kept in history
+	job      *solve.Job
+	began    time.Time
+}
+
+func (w *working) status(st build.Status) {
+	if w.run != nil {
+		w.run.add(st)
+	}
+	if w.req.Status != nil {
+		w.req.Status(st)
+	}
+}
+
+func (w *working) build(ctx context.Context) (Response, error) {
+	opts := solve.JobOptions{Session: w.sessions, Status: w.status, Entitlements: w.req.Entitlements}
+	policy := newPolicy(w.req.SourcePolicy)
+	if policy != nil {
+		opts.SourcePolicy = policy.op
+	}
+	for _, c := range w.req.CacheImports {
+		imp, err := w.Caches.Import(ctx, c, w.sessions)
+		if err != nil {
+			return Response{}, fmt.Errorf("import cache: %w", err)
+		}
+		opts.Imports = append(opts.Imports, imp)
+	}
+	w.job = w.Solver.Job(ctx, opts)
+	defer w.job.Close()
+	defer w.job.Flush()
+
+	res, err := w.frontend(ctx, policy)
+	if err == nil {
+		err = evaluate(ctx, res)
+	}
+	if err != nil {
+		w.failed(ctx, err)
+		return Response{}, err
+	}
+	return w.finish(ctx, res)
+}
+
+// frontend gets the result that is to be exported.
+func (w *working) frontend(ctx context.Context, policy *policy) (*gateway.Result, error) {
+	opts := frontend.Options{
+		Job: job{w.job, w}, Sources: w.Sources(w.sessions), Trees: w.Trees, Platforms: w.Platforms, Session: w.req.Session.ID, Log: w.Log,
+	}
+	if policy != nil {
+		opts.Policy = policy.source
+	}
+	if w.Steps != nil {
+		opts.Containers = w.Steps.For(w.sessions)
+	}
+	gw := frontend.New(opts)
+	switch {
+	case w.req.Gateway != nil:
+		return w.req.Gateway(ctx, gw.Client(maps.Clone(w.req.FrontendAttrs), w.req.FrontendInputs))
+	case w.req.Frontend != "":
+		return gw.Run(ctx, w.req.Frontend, w.req.FrontendAttrs, w.req.FrontendInputs)
+	}
+	return gw.Client(nil, nil).Solve(ctx, gateway.SolveRequest{Definition: w.req.Definition})
+}
+
+// job is a solver's job as frontends ask for it.
+type job struct {
+	*solve.Job
+	w *working
+}
+
+func (j job) Solve(ctx context.Context, def *pb.Definition) (frontend.Result, error) {
+	res, err := j.Job.Solve(ctx, def)
+	if err != nil {
+		return nil, err // a nil of another type would be a result
+	}
+	return res, nil
+}
+
+// Import says what is not imported: what the request named is known already.
+func (j job) Import(_ context.Context, caches []gateway.CacheOptionsEntry) error {
+	for _, c := range caches {
+		known := slices.ContainsFunc(j.w.req.CacheImports, func(o CacheOption) bool { return o.Type == c.Type && o.Attrs["ref"] == c.Attrs["ref"] && o.Attrs["src"] == c.Attrs["src"] })
+		if !known {
+			j.Warn(build.Warning{Level: 1, Short: fmt.Appendf(nil, "the cache %s %s is named by the frontend only, and not imported", c.Type, c.Attrs["ref"])})
+		}
+	}
+	return nil
+}
+
+// evaluate makes all results, side by side. The first error is told, but one that is more than the end of the others' context.
+func evaluate(ctx context.Context, res *gateway.Result) error {
+	if res == nil {
+		return errs.New(errs.Invalid, "the frontend gave no result")
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var all sync.WaitGroup
+	var once sync.Once
+	var first error
+	_ = res.EachRef(func(ref gateway.Reference) error {
+		all.Go(func() {
+			if err := ref.Evaluate(ctx); err != nil {
+				once.Do(func() { first = err; cancel(err) })
+			}
+		})
+		return nil
+	})
+	all.Wait()
+	return first
+}
+
+// failed shows a failed step to who wants to look at it.
+func (w *working) failed(ctx context.Context, err error) {
+	var step *build.StepError
+	if w.req.OnError == nil || !errors.As(err, &step) || ctx.Err() != nil {
+		return
+	}
+	w.job.Flush()
+	w.req.OnError(ctx, &failed{w, step})
+}
+
+// failed is a [Failed].
+type failed struct {
+	w    *working
+	step *build.StepError
+}
+
+func (f *failed) Step() *build.StepError { return f.step }
+
+func (f *failed) Shell(ctx context.Context, args []string, stdio Terminal) (int, error) {
+	if f.w.Steps == nil {
+		return -1, errs.New(errs.NotImplemented, "this engine runs no shell in a failed step")
+	}
+	return f.w.Steps.Shell(ctx, f.step, f.w.sessions, args, stdio)
+}
+
+// finish exports the result, and the cache.
+func (w *working) finish(ctx context.Context, res *gateway.Result) (Response, error) {
+	tree, solved, err := trees(ctx, res)
+	if err != nil {
+		return Response{}, err
+	}
+	said := map[string]string{}
+	for key, value := range res.Metadata {
+		if strings.HasPrefix(key, "frontend.") || strings.HasPrefix(key, "result.") || key == "version" && w.req.FrontendAttrs["requestid"] != "" {
+			said[key] = string(value)
+		}
+	}
+	var mu sync.Mutex
+	take := func(more map[string]string) {
+		mu.Lock()
+		defer mu.Unlock()
+		maps.Copy(said, more)
+	}
+	if err := w.exports(ctx, tree, solved, take); err != nil {
+		return Response{}, err
+	}
+	if err := w.cacheExports(ctx, solved, take); err != nil {
+		return Response{}, err
+	}
+	return Response{Exporter: said}, nil
+}
+
+// exports runs all exporters side by side.
+func (w *working) exports(ctx context.Context, tree *export.Result, solved map[string]*solve.Result, take func(map[string]string)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var all sync.WaitGroup
+	var once sync.Once
+	var first error
+	for _, e := range w.req.Exports {
+		all.Go(func() {
+			more, err := w.export(ctx, e, tree, solved)
+			if err != nil {
+				once.Do(func() { first = err; cancel(err) })
+				return
+			}
+			take(more)
+		})
+	}
+	all.Wait()
+	return first
+}
+
+// titles are what people read while a result is exported.
+var titles = map[string]string{
+	"image": "exporting to image", "moby": "exporting to image", "registry": "exporting to image", "oci": "exporting to oci image format", "docker": "exporting to docker image format",
+	"tar": "sending tarball", "local": "exporting to client directory",
+}
+
+func (w *working) export(ctx context.Context, e Export, tree *export.Result, solved map[string]*solve.Result) (_ map[string]string, err error) {
+	ej := export.Job{Result: tree, Session: w.req.Session}
+	if title := titles[e.Type]; title != "" {
+		p, done := w.job.Progress(digest.FromString(w.req.Ref+" "+e.ID+" "+title), title)
+		defer func() { done(err) }()
+		ej.Progress = p
+	}
+	if slices.ContainsFunc(w.req.CacheExports, func(c CacheOption) bool { return c.Type == "inline" }) {
+		ej.InlineCache = func(ctx context.Context, platform string, _ []snapshot.Layer) ([]byte, error) {
+			return w.Caches.Inline(ctx, solvedFor(solved, platform), CacheJob{w.sessions, ej.Progress})
+		}
+	}
+	return w.Export.Export(ctx, export.Spec(e), ej)
+}
+
+// solvedFor is the result for a platform; the only one is for all.
+func solvedFor(solved map[string]*solve.Result, platform string) *solve.Result {
+	if res, ok := solved[platform]; ok {
+		return res
+	}
+	return solved[""]
+}
+
+func (w *working) cacheExports(ctx context.Context, solved map[string]*solve.Result, take func(map[string]string)) error {
+	results := slices.Collect(maps.Values(solved))
+	for _, c := range w.req.CacheExports {
+		if c.Type == "inline" {
+			continue // it went with the image
+		}
+		title := "exporting cache to " + c.Type
+		p, done := w.job.Progress(digest.FromString(w.req.Ref+" "+title+c.Attrs["ref"]+c.Attrs["dest"]), title)
+		more, err := w.Caches.Export(ctx, c, results, CacheJob{w.sessions, p})
+		done(err)
+		if err != nil {
+			return fmt.Errorf("export cache: %w", err)
+		}
+		take(more)
+	}
+	return nil
+}
+
+// trees gives a result's outputs, and for each platform ("" for a single result) what the solver made of it.
+func trees(ctx context.Context, res *gateway.Result) (*export.Result, map[string]*solve.Result, error) {
+	solved := map[string]*solve.Result{}
+	note := func(platform string, ref gateway.Reference) {
+		if r, ok := ref.(*frontend.Ref); ok {
+			if made, ok := r.Result().(*solve.Result); ok {
+				solved[platform] = made
+			}
+		}
+	}
+	note("", res.Ref)
+	for platform, ref := range res.Refs {
+		note(platform, ref)
+	}
+	tree, err := result.ConvertResult(res, func(ref gateway.Reference) (*build.Output, error) {
+		r, ok := ref.(*frontend.Ref)
+		if !ok {
+			return nil, errs.New(errs.Invalid, "the frontend gave a result of another gateway (%T)", ref)
+		}
+		out, err := r.Result().Evaluate(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return &out, nil
+	})
+	return tree, solved, err
+}
