@@ -115,7 +115,7 @@ func (p *plan) openSources() {
 				}
 				open(dir)
 			}
-		case (m.Type == "bind" || o.Bind) && !mapped(m, &o):
+		case (m.Type == "bind" || o.Bind) && !mapped(m, &o) && p.opts.Sources[m.Source] == nil:
 			if src := p.opts.sourcePath(m); exists(src) {
 				open(src)
 			}
@@ -136,6 +136,14 @@ func (o *RunOptions) sourcePath(m *specs.Mount) string {
 
 // source clones the source of a bind mount, with its ids mapped if asked for.
 func (p *plan) source(m *specs.Mount, o *mount.Options) (fd launch.Arg, isDir bool) {
+	if f := p.opts.Sources[m.Source]; f != nil {
+		st, err := f.Stat()
+		if err != nil {
+			p.fail(fmt.Errorf("mount %s: %w", m.Destination, err))
+			return
+		}
+		return p.file(f), st.IsDir()
+	}
 	src := p.opts.sourcePath(m)
 	if p.dry {
 		return p.take(nothing()), true

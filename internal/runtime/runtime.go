@@ -61,6 +61,8 @@ type RunOptions struct {
 	// Root, if set, is a descriptor of the root file system: a detached mount (RootDetached) or a directory. Else Spec.Root.Path in the bundle is opened.
 	Root         *os.File
 	RootDetached bool
+	// Sources are detached mounts to attach for bind mounts whose Source is a name of theirs: what has no path on the host. Each is for one mount; they stay the caller's to close.
+	Sources map[string]*os.File
 	// NetNS, if set, is the network namespace to join instead of one made or joined by the spec.
 	NetNS *os.File
 	// Gate keeps the process before its credentials and execve until Start is called (OCI create). Without it Create returns after execve succeeded. A gate needs a

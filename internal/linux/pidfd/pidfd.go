@@ -8,6 +8,7 @@ import (
 	"errors"
 	"os"
 	"strconv"
+	"syscall"
 
 	"corten.dev/corten/internal/errs"
 	"golang.org/x/sys/unix"
@@ -62,4 +63,15 @@ func open(fd *os.File, pid int, name string, flags int) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// Signal sends a signal. [errs.Conflict] when the process has ended and was waited for.
+func Signal(fd *os.File, sig syscall.Signal) error {
+	if err := unix.PidfdSendSignal(int(fd.Fd()), sig, nil, 0); err != nil {
+		if errors.Is(err, unix.ESRCH) {
+			return errs.New(errs.Conflict, "the process has ended")
+		}
+		return err
+	}
+	return nil
 }

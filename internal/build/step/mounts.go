@@ -1,0 +1,314 @@
+package step
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/moby/buildkit/solver/pb"
+
+	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/mount"
+	"corten.dev/corten/internal/safefs"
+	"corten.dev/corten/internal/snapshot"
+)
+
+// request asks for the mounts of a step.
+type request struct {
+	mounts []*pb.Mount
+	in     []build.Output
+	cwd    string
+	// stubParents: directories that were made only to have a mount point in them go too.
+	stubParents bool
+	// trees, if set, are writable trees that are there already, by mount: those of a failed step.
+	trees []string
+}
+
+// part is one mount of a step.
+type part struct {
+	m    *pb.Mount
+	dest string // absolute, clean
+	key  string // of the writable tree
+	own  bool   // the tree is this step's alone
+	from build.Output
+	fs   *snapshot.Mounted
+	tree *os.File // detached, what is attached; nil: nothing is mounted (an optional secret that is not there)
+	opts []string
+}
+
+// mounted is everything that a step sees, while it is there.
+type mounted struct {
+	steps    *Steps
+	id       string
+	parts    []*part // in the order of the request
+	root     *snapshot.Mounted
+	readOnly bool
+	stubs    *stubs
+	// undo are taken backwards: release what the trees stand on, and then remove them.
+	unmount, remove []func(context.Context) error
+}
+
+// mount prepares all mounts of a step.
+func (s *Steps) mount(ctx context.Context, env build.Env, req request) (_ *mounted, err error) {
+	set := &mounted{steps: s, id: newID()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, set.close(context.WithoutCancel(ctx)))
+		}
+	}()
+	for i, m := range req.mounts {
+		p := &part{m: m, dest: destination(m.Dest, req.cwd)}
+		if m.Input != int64(pb.Empty) {
+			p.from = req.in[m.Input]
+		}
+		set.parts = append(set.parts, p)
+		if i < len(req.trees) {
+			p.key = req.trees[i]
+		}
+		if err := set.prepare(ctx, env, i, p); err != nil {
+			return nil, fmt.Errorf("mount %s: %w", p.dest, err)
+		}
+	}
+	set.stubs, err = makeStubs(set.root.Root, set.points(), req.stubParents)
+	return set, err
+}
+
+// destination is where a mount goes; a relative one is below the working directory.
+func destination(dest, cwd string) string {
+	if !path.IsAbs(dest) {
+		dest = path.Join("/", cwd, dest)
+	}
+	return path.Clean(dest)
+}
+
+// points are the mount points in the root, with what they must be; those inside of another mount are that one's.
+func (set *mounted) points() (list []point) {
+	for _, p := range set.parts {
+		if p.tree == nil || p.dest == "/" || set.covered(p) {
+			continue
+		}
+		dir := true
+		if fi, err := p.tree.Stat(); err == nil {
+			dir = fi.IsDir()
+		}
+		list = append(list, point{p.dest, dir})
+	}
+	return list
+}
+
+// usual are the places where every step has a file system of its own.
+var usual = [...]string{"/proc", "/sys", "/dev"}
+
+func (set *mounted) covered(p *part) bool {
+	inside := func(dir string) bool { return strings.HasPrefix(p.dest, dir+"/") }
+	return slices.ContainsFunc(usual[:], func(dir string) bool { return p.dest == dir || inside(dir) }) ||
+		slices.ContainsFunc(set.parts, func(other *part) bool { return other != p && other.tree != nil && other.dest != "/" && inside(other.dest) })
+}
+
+// list is what the executor attaches; its order is that of the destinations, so that what lies inside comes later.
+func (set *mounted) list() (list []Mount) {
+	for _, p := range set.parts {
+		if p.tree != nil && p.dest != "/" {
+			list = append(list, Mount{Dest: p.dest, Tree: p.tree, ReadOnly: p.m.Readonly || p.m.MountType == pb.MountType_SECRET, Options: p.opts})
+		}
+	}
+	slices.SortStableFunc(list, func(a, b Mount) int { return strings.Compare(a.Dest, b.Dest) })
+	return list
+}
+
+func (set *mounted) prepare(ctx context.Context, env build.Env, i int, p *part) error {
+	switch p.m.MountType {
+	case pb.MountType_BIND:
+		return set.bind(ctx, env, i, p)
+	case pb.MountType_CACHE:
+		return set.cache(ctx, env, p)
+	case pb.MountType_TMPFS:
+		return set.tmpfs(p)
+	case pb.MountType_SECRET:
+		return set.secret(ctx, env, p)
+	default:
+		return set.ssh(ctx, env, p)
+	}
+}
+
+// bind mounts a tree: the step's own where it may write, else the input.
+//
+//	output   read-only   what is mounted     what becomes of it
+//	yes      no          own tree            a layer
+//	yes      yes         the input           is the output (the root: own tree, a layer)
+//	no       no          own tree            is thrown away
+//	no       yes         the input           (the root: own tree, for its mount points)
+func (set *mounted) bind(ctx context.Context, env build.Env, i int, p *part) error {
+	root := p.dest == "/"
+	chain, err := set.chain(ctx, env, p)
+	if err != nil {
+		return err
+	}
+	if p.m.Readonly && !root && p.m.Input != int64(pb.Empty) {
+		fs, err := set.steps.opts.Trees.View(ctx, chain)
+		if err != nil {
+			return err
+		}
+		return set.show(p, fs)
+	}
+	if p.key == "" {
+		p.key, p.own = fmt.Sprintf("%s-%d", set.id, i), true
+		if err := set.steps.opts.Trees.Prepare(ctx, p.key, chain, snapshot.Options{Labels: map[string]string{label: ""}}); err != nil {
+			return err
+		}
+		set.remove = append(set.remove, func(ctx context.Context) error { return set.steps.opts.Trees.Remove(ctx, p.key) })
+	}
+	fs, err := set.steps.opts.Trees.Mount(ctx, p.key)
+	if err != nil {
+		return err
+	}
+	if root {
+		set.root, set.readOnly = fs, p.m.Readonly
+		set.unmount = append(set.unmount, func(context.Context) error { return fs.Close() })
+		p.fs = fs
+		return nil
+	}
+	return set.show(p, fs)
+}
+
+// chain is that of the input; a directory outside of the store is made one.
+func (set *mounted) chain(ctx context.Context, env build.Env, p *part) (snapshot.ChainID, error) {
+	if p.from.Files == nil {
+		return p.from.Chain, nil
+	}
+	if set.steps.opts.Layers == nil {
+		return "", errs.New(errs.NotImplemented, "a directory of the asker cannot be mounted")
+	}
+	return set.steps.opts.Layers(ctx, env, p.from, p.m.Selector)
+}
+
+// show takes what the selector names of a tree. It is resolved inside of it, by descriptor, and what was found is what gets mounted, whatever its name leads to later.
+func (set *mounted) show(p *part, fs *snapshot.Mounted) error {
+	p.fs = fs
+	set.unmount = append(set.unmount, func(context.Context) error { return fs.Close() })
+	at := fs.Root
+	if sel := path.Join("/", p.m.Selector); sel != "/" {
+		f, err := safefs.Open(fs.Root, sel, safefs.Handle, 0)
+		if err != nil {
+			return missing(sel, err)
+		}
+		defer f.Close()
+		at = f
+	}
+	tree, err := set.clone(at)
+	if err != nil {
+		return err
+	}
+	p.tree = tree
+	return nil
+}
+
+// clone makes a mount of its own of what is open; who has the tree mounted too (a shared cache, a view) keeps what he has.
+func (set *mounted) clone(at *os.File) (*os.File, error) {
+	tree, err := mount.TreeAt(at, false)
+	if err != nil {
+		return nil, err
+	}
+	set.unmount = append(set.unmount, func(context.Context) error { return tree.Close() })
+	return tree, nil
+}
+
+func missing(sel string, err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return errs.New(errs.NotFound, "%q: not found", sel)
+	}
+	return err
+}
+
+func (set *mounted) cache(ctx context.Context, env build.Env, p *part) error {
+	if set.steps.opts.Caches == nil {
+		return errs.New(errs.NotImplemented, "cache mounts are not available")
+	}
+	chain, err := set.chain(ctx, env, p)
+	if err != nil {
+		return err
+	}
+	if p.key == "" {
+		key, release, err := set.steps.opts.Caches.Acquire(ctx, p.m.CacheOpt.ID, chain, p.m.CacheOpt.Sharing)
+		if err != nil {
+			return err
+		}
+		p.key = key
+		set.unmount = append(set.unmount, func(context.Context) error { release(); return nil }) // backwards: after its mounts
+	}
+	fs, err := set.steps.opts.Trees.Mount(ctx, p.key)
+	if err != nil {
+		return err
+	}
+	return set.show(p, fs)
+}
+
+func (set *mounted) tmpfs(p *part) error {
+	o := mount.Options{Data: []string{"mode=0755"}}
+	if size := p.m.TmpfsOpt.GetSize(); size > 0 {
+		o.Data = append(o.Data, fmt.Sprintf("size=%d", size))
+	}
+	tree, err := mount.FS("tmpfs", "tmpfs", o)
+	if err != nil {
+		return err
+	}
+	p.tree, p.opts = tree, []string{"nosuid"}
+	set.unmount = append(set.unmount, func(context.Context) error { return tree.Close() })
+	return nil
+}
+
+// outputs makes layers of what was written.
+func (set *mounted) outputs(ctx context.Context) ([]build.Output, error) {
+	if err := set.down(ctx); err != nil {
+		return nil, err
+	}
+	var outs []build.Output
+	for _, p := range set.parts {
+		if p.m.Output != int64(pb.SkipOutput) {
+			outs = append(outs, build.Output{})
+		}
+	}
+	for _, p := range set.parts {
+		if p.m.Output == int64(pb.SkipOutput) {
+			continue
+		}
+		outs[p.m.Output] = p.from
+		if !p.own {
+			continue
+		}
+		layer, err := set.steps.opts.Trees.Turn(ctx, p.key, snapshot.TurnOptions{Relaxed: true, Empty: true})
+		if err != nil {
+			return nil, err
+		}
+		outs[p.m.Output] = build.Output{Chain: layer.Chain}
+	}
+	return outs, nil
+}
+
+// down takes the mounts down and removes what was made only to be mounted over; the trees stay.
+func (set *mounted) down(ctx context.Context) (err error) {
+	if set.stubs != nil {
+		err = set.stubs.remove()
+		set.stubs = nil
+	}
+	for _, fn := range slices.Backward(set.unmount) {
+		err = errors.Join(err, fn(ctx))
+	}
+	set.unmount = nil
+	return err
+}
+
+// close gives everything back.
+func (set *mounted) close(ctx context.Context) error {
+	err := set.down(ctx)
+	for _, fn := range slices.Backward(set.remove) {
+		err = errors.Join(err, fn(ctx))
+	}
+	set.remove = nil
+	return err
+}
