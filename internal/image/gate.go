@@ -198,6 +198,9 @@ func (s *Images) sweepChain(ctx context.Context, chain snapshot.ChainID, keep fu
 		if err == nil {
 			err = s.snaps.RemoveLayer(ctx, chain)
 		}
+		if errors.Is(err, snapshot.ErrKept) {
+			return "" // whoever has the hold, or removes the layer above, comes back to it (DropLayers)
+		}
 		if err != nil {
 			if !errors.Is(err, errs.Conflict) {
 				s.log.Warn("layer without an image stays", "chain", chain, "error", err)

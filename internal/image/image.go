@@ -12,7 +12,10 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"corten.dev/corten/internal/manifest"
+	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/snapshot"
 )
 
@@ -140,4 +143,54 @@ type Store interface {
 	// Import makes an image of a tar stream (plain, gzip, bzip2, xz if possible, zstd).
 	Import(ctx context.Context, r io.Reader, opts ImportOptions) (Image, error)
 	Commit(ctx context.Context, opts CommitOptions) (Image, error)
+}
+
+// CreateOptions describe an image of layers that are here.
+type CreateOptions struct {
+	Config []byte // kept byte for byte: the image's id is its digest
+	Chain  snapshot.ChainID
+	Names  []reference.Ref // with tags
+	// Manifest is what the image is to go out as, made of what LayerBlobs told. Nil: that is found out when it goes out.
+	Manifest *manifest.Document
+}
+
+// IndexOptions describe images that were built for several platforms, or one with attestations.
+type IndexOptions struct {
+	Names []reference.Ref
+	// Index lists the manifests of Images, and artifacts that ReceiveArtifact took.
+	Index manifest.Document
+	// Images have their manifests, and no names of their own.
+	Images []CreateOptions
+}
+
+// Compression is how layers are to be compressed that never were.
+type Compression struct {
+	Type  string // "gzip" (or empty), "zstd", "uncompressed"
+	Level *int
+	// Force: those that came compressed otherwise, too.
+	Force bool
+}
+
+// Maker is the part of the room's contract that builds stand on. The layers are in the snapshot room already; nothing is copied.
+//
+//	one image        Create
+//	several, or one  LayerBlobs ─▶ the caller makes each manifest ─▶ artifacts about them: Transfers.ReceiveArtifact ─▶ the index ─▶ CreateIndex ─▶ release of the artifacts
+//	that has an index
+//	no image at all  SendBuilt ─▶ as Transfers.Send
+//
+// The caller sees to it that the layers stay until the call is through (snapshot.Store's Hold).
+type Maker interface {
+	// Create makes an image and gives it names; those that are taken move. errs.Invalid when the config does not list the layers of the chain. Durable, its layers included.
+	Create(ctx context.Context, opts CreateOptions) (Image, error)
+	// LayerBlobs tells what the layers of an image are when they go out, lowest first. Those that were never compressed are compressed for that, to find out, and how is remembered: nothing
+	// but the tree is kept. progress is told the bytes of a layer's tar that are through; it may be nil.
+	LayerBlobs(ctx context.Context, opts CreateOptions, how Compression, progress func(layer int, current, total int64)) ([]ocispec.Descriptor, error)
+	// CreateIndex makes images, and an index of them that names lead to; a name shows the image of this platform, or the first. Without names, the index itself is not kept.
+	CreateIndex(ctx context.Context, opts IndexOptions) (Image, error)
+	// SendBuilt prepares what is no image here for going out.
+	SendBuilt(ctx context.Context, opts CreateOptions, how Compression) (Outgoing, error)
+	// DropLayers tells that layers are not needed any more by who held them: those that no image needs, nor a hold or a tree, are removed, and likewise what they stand on.
+	DropLayers(chains ...snapshot.ChainID)
+	// Live tells which chains images have.
+	Live() func(digest.Digest) bool
 }

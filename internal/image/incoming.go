@@ -129,7 +129,7 @@ func (s *Images) receive(ctx context.Context, doc manifest.Document, config []by
 			return nil, errs.New(errs.Invalid, "layer %d (%s) is a foreign layer, which its registry does not have", i+1, blob.Digest)
 		}
 		diff := cfg.RootFS.DiffIDs[i]
-		chain = nextChain(chain, diff)
+		chain = snapshot.ChainOf(chain, diff)
 		in.layers = append(in.layers, &incomingLayer{blob: blob, diff: diff, chain: chain, done: make(chan struct{})})
 		in.held = append(in.held, loose{name: chain}, loose{form: true, name: diff}, loose{blob: true, name: blob.Digest})
 	}

@@ -284,7 +284,7 @@ func (s *Images) unpack(ctx context.Context, sp *spool, img packed, progress Pro
 		if img.blobs != nil {
 			l.blob = &img.blobs[i]
 		}
-		chain, below = nextChain(chain, l.diff), l.done
+		chain, below = snapshot.ChainOf(chain, l.diff), l.done
 		s.gate.candidate(loose{name: chain})
 		// Begun in order, so that the layer that the others wait for always has a place.
 		select {
@@ -358,7 +358,7 @@ func (s *Images) unpackLayer(ctx context.Context, sp *spool, l loadedLayer, prog
 
 // leftOut looks for a layer that the archive does not have, because whoever made it knew or believed that it is here.
 func (s *Images) leftOut(ctx context.Context, l loadedLayer) error {
-	_, err := s.snaps.Stat(ctx, nextChain(l.parent, l.diff))
+	_, err := s.snaps.Stat(ctx, snapshot.ChainOf(l.parent, l.diff))
 	if errors.Is(err, errs.NotFound) {
 		return errs.New(errs.Invalid, "archive has no %s, and the layer is not here either: save the image whole", l.name)
 	}

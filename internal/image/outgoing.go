@@ -189,10 +189,15 @@ func (s *Images) send(ctx context.Context, e *entry, ref string, doc *manifest.D
 	if doc == nil {
 		doc = s.manifestFor(ctx, e, ref)
 	}
+	return s.sendAs(ctx, e, doc, rec, false)
+}
+
+// sendAs is send with the manifest that the image is to go out as; nil: none yet. force: layers go out compressed by rec whatever they came as.
+func (s *Images) sendAs(ctx context.Context, e *entry, doc *manifest.Document, rec recipe.Recipe, force bool) (*outgoing, error) {
 	out := &outgoing{s: s, e: e, doc: doc, config: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: e.id, Size: int64(len(e.raw))}}
 	out.held = append(out.held, loose{config: true, name: e.id})
 	for i, chain := range e.chains {
-		l := &outgoingLayer{s: s, diff: e.cfg.RootFS.DiffIDs[i], chain: chain, first: rec}
+		l := &outgoingLayer{s: s, diff: e.cfg.RootFS.DiffIDs[i], chain: chain, first: rec, force: force}
 		out.held = append(out.held, loose{name: chain}, loose{form: true, name: l.diff})
 		out.layers = append(out.layers, l)
 	}

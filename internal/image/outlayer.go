@@ -31,6 +31,8 @@ type outgoingLayer struct {
 	tarSize int64
 	given   *ocispec.Descriptor // by the image's manifest
 	first   recipe.Recipe       // for a first compression
+	force   bool                // no other form will do
+	durable bool                // what Sent is told is relied on
 
 	mu    sync.Mutex // guards what follows
 	known *ocispec.Descriptor
@@ -48,6 +50,9 @@ func (l *outgoingLayer) choose(ctx context.Context) {
 	}
 	for _, f := range l.s.forms.get(l.diff) {
 		desc := f.descriptor()
+		if l.force && (f.Recipe == nil || !f.Recipe.Same(l.first)) {
+			continue
+		}
 		if l.s.canMake(ctx, f) {
 			l.known = &desc
 			return
@@ -152,8 +157,11 @@ func (l *outgoingLayer) Sent(desc ocispec.Descriptor) error {
 	ours = ours && size == desc.Size
 	if desc.MediaType == "" {
 		desc.MediaType = manifest.OCILayerGzip
-		if l.first.Algo == recipe.Zstd {
+		switch l.first.Algo {
+		case recipe.Zstd:
 			desc.MediaType = manifest.OCILayerZstd
+		case recipe.Plain:
+			desc.MediaType = manifest.OCILayer
 		}
 		if f, ok := l.s.forms.find(l.diff, desc.Digest); ok {
 			desc.MediaType = f.MediaType
@@ -165,7 +173,7 @@ func (l *outgoingLayer) Sent(desc ocispec.Descriptor) error {
 		return nil
 	}
 	rec := l.first
-	if err := l.s.forms.edit(l.diff, *l.sent, false, func(f *form) { f.Recipe, f.By = &rec, l.s.compressors }); err != nil {
+	if err := l.s.forms.edit(l.diff, *l.sent, l.durable, func(f *form) { f.Recipe, f.By = &rec, l.s.compressors }); err != nil {
 		return fmt.Errorf("remember layer %s: %w", l.diff, err)
 	}
 	return nil

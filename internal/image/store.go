@@ -303,7 +303,7 @@ func (s *Images) newEntry(ctx context.Context, id digest.Digest, raw []byte, tag
 	e := &entry{id: id, cfg: cfg, raw: raw, tagged: tagged}
 	var chain snapshot.ChainID
 	for _, diff := range cfg.RootFS.DiffIDs {
-		chain = nextChain(chain, diff)
+		chain = snapshot.ChainOf(chain, diff)
 		l, err := s.snaps.Stat(ctx, chain)
 		if err != nil {
 			return nil, err
@@ -314,15 +314,11 @@ func (s *Images) newEntry(ctx context.Context, id digest.Digest, raw []byte, tag
 	return e, nil
 }
 
-func nextChain(parent snapshot.ChainID, diff digest.Digest) snapshot.ChainID {
-	if parent == "" {
-		return diff
-	}
-	return digest.FromString(string(parent) + " " + string(diff))
-}
-
 // add stores the config and gives the image its names, and the manifest it came with if there was one. The layers must be there and held by the gate.
 func (s *Images) add(ctx context.Context, raw []byte, refs []reference.Ref, manifests ...digest.Digest) (*entry, error) {
+	if err := s.snaps.Flush(ctx); err != nil { // a build may have made some of them
+		return nil, err
+	}
 	info, err := s.blobs.Put(ctx, "", int64(len(raw)), readerOf(raw))
 	if err != nil {
 		return nil, err

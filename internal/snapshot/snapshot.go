@@ -25,6 +25,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"io"
 	"os"
 	"time"
@@ -76,6 +77,9 @@ func ChainOf(parent ChainID, diff digest.Digest) ChainID {
 	}
 	return digest.FromString(string(parent) + " " + string(diff))
 }
+
+// ErrKept is the reason of a Conflict: a hold keeps the layer, or a layer that stands on it.
+var ErrKept = errors.New("a hold or another layer keeps it")
 
 // ChangeKind is how a path differs from the layer below; the numbers are those of Docker's API.
 type ChangeKind int
@@ -153,7 +157,8 @@ type Store interface {
 	Stat(ctx context.Context, chain ChainID) (Layer, error)
 	// Layers lists all committed layers.
 	Layers(ctx context.Context) ([]Layer, error)
-	// RemoveLayer removes a layer; errs.Conflict while another layer or a writable tree stands on it, or a hold.
+	// RemoveLayer removes a layer; errs.Conflict while another layer or a writable tree stands on it, or a hold. When it is only holds and layers, the error is ErrKept, too:
+	// whoever ends those removes it then.
 	RemoveLayer(ctx context.Context, chain ChainID) error
 	// LayerTar writes the layer's uncompressed tar, byte for byte the one that was applied or committed.
 	LayerTar(ctx context.Context, chain ChainID, w io.Writer) error

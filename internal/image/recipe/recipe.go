@@ -84,6 +84,37 @@ func For(compression string) (Recipe, error) {
 	return Recipe{}, errs.New(errs.Invalid, "compression %q is not known: gzip or zstd", compression)
 }
 
+// Custom is the recipe for layers that were never compressed, in a compression that somebody asked for: "gzip" (or empty), "zstd" or "uncompressed". A level is gzip's 0 to 9 or zstd's 0 to 22; nil
+// is the usual one.
+func Custom(compression string, level *int) (Recipe, error) {
+	if compression == "uncompressed" {
+		return Recipe{Algo: Plain}, nil
+	}
+	rec, err := For(compression)
+	if err != nil {
+		return rec, errs.New(errs.Invalid, "compression %q is not known: gzip, zstd or uncompressed", compression)
+	}
+	if level == nil {
+		return rec, nil
+	}
+	top := 9
+	if rec.Algo == Zstd {
+		top = 22
+	}
+	if *level < 0 || *level > top {
+		return rec, errs.New(errs.Invalid, "compression level %d is not one of 0 to %d", *level, top)
+	}
+	if rec.Level = *level; rec.Algo == Zstd {
+		rec.Level = int(zstd.EncoderLevelFromZstd(*level))
+	}
+	return rec, nil
+}
+
+// Same tells whether two recipes give the same bytes of everything.
+func (rec Recipe) Same(other Recipe) bool {
+	return rec.Algo == other.Algo && rec.Level == other.Level && rec.Block == other.Block && bytes.Equal(rec.Header, other.Header) && rec.NoCheck == other.NoCheck
+}
+
 // NewWriter compresses what is written to w; Close ends the stream. parallel is how many processors it may use; the bytes do not depend on it.
 func (rec Recipe) NewWriter(w io.Writer, parallel int) (io.WriteCloser, error) {
 	switch rec.Algo {

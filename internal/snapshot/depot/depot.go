@@ -64,12 +64,13 @@ type Depot struct {
 	enc     sync.Pool // of *zstd.Encoder
 }
 
-// layer is a committed layer. uses counts the layers, trees and holds that stand on it.
+// layer is a committed layer. uses counts the layers, trees, holds and calls that need it; kept those of them that are layers and holds.
 type layer struct {
 	snapshot.Layer
 	id    string
 	form  form
 	uses  int
+	kept  int
 	round uint64 // of a relaxed layer; 0: durable
 }
 
@@ -260,6 +261,7 @@ func (d *Depot) loadLayers() error {
 	for _, l := range d.layers {
 		if p := d.layers[l.Parent]; p != nil {
 			p.uses++
+			p.kept++
 		}
 	}
 	return nil

@@ -114,6 +114,7 @@ func (d *Depot) loadHolds() error {
 			continue
 		}
 		l.uses++
+		l.kept++
 		d.holds[name] = l
 	}
 	p := &d.pledges
@@ -230,15 +231,28 @@ func (d *Depot) recant(name string) error {
 // putHeld makes a layer known together with its hold, if it has one. It needs mu.
 func (d *Depot) putHeld(l *layer, name string) {
 	d.put(l)
+	if p := d.layers[l.Parent]; p != nil {
+		p.kept++ // it was in use already, by the call or the tree that l was made of
+	}
 	if name == "" {
 		return
 	}
 	delete(d.coming, name)
-	l.uses++
+	d.setHold(name, l)
+}
+
+// setHold makes a name hold a layer, or none, instead of what it held. It needs mu.
+func (d *Depot) setHold(name string, l *layer) {
 	if old := d.holds[name]; old != nil {
 		old.uses--
+		old.kept--
+		delete(d.holds, name)
 	}
-	d.holds[name] = l
+	if l != nil {
+		l.uses++
+		l.kept++
+		d.holds[name] = l
+	}
 }
 
 // Hold is snapshot.Store's Hold.
@@ -271,10 +285,8 @@ func (d *Depot) Hold(_ context.Context, name string, chain snapshot.ChainID) err
 		l.uses--
 		return fmt.Errorf("hold %s: %w", name, err)
 	}
-	if old != nil {
-		old.uses--
-	}
-	d.holds[name] = l
+	l.uses-- // setHold counts it
+	d.setHold(name, l)
 	return nil
 }
 
@@ -285,10 +297,7 @@ func (d *Depot) Release(_ context.Context, name string) error {
 	defer p.mu.Unlock()
 	d.mu.Lock()
 	l := d.holds[name]
-	if l != nil {
-		l.uses--
-		delete(d.holds, name)
-	}
+	d.setHold(name, nil)
 	d.mu.Unlock()
 	if l == nil {
 		return nil

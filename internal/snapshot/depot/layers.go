@@ -183,7 +183,11 @@ func (d *Depot) RemoveLayer(_ context.Context, chain snapshot.ChainID) error {
 		return noLayer(chain)
 	}
 	if l.uses > 0 {
+		kept := l.uses == l.kept
 		d.mu.Unlock()
+		if kept {
+			return errs.New(errs.Conflict, "layer %s is in use: %w", chain, snapshot.ErrKept)
+		}
 		return errs.New(errs.Conflict, "layer %s is in use", chain)
 	}
 	d.forget(l)
@@ -194,6 +198,11 @@ func (d *Depot) RemoveLayer(_ context.Context, chain snapshot.ChainID) error {
 		d.mu.Unlock()
 		return fmt.Errorf("remove layer %s: %w", chain, err)
 	}
-	d.drop(l.Parent)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if p := d.layers[l.Parent]; p != nil {
+		p.uses--
+		p.kept--
+	}
 	return nil
 }
