@@ -300,6 +300,9 @@ func (g *gitRun) worktree(ctx context.Context, repo, tree string, id gitID, at p
 	if _, err := g.run(ctx, tree, false, "update-ref", "-d", "refs/corten/at"); err != nil {
 		return err
 	}
+	if err := os.Remove(filepath.Join(tree, ".git/refs/corten")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	if info, err := os.Lstat(filepath.Join(tree, ".gitmodules")); id.skipSubmodules || err != nil || !info.Mode().IsRegular() {
 		return nil
 	}
