@@ -19,3 +19,6 @@ func Names(dir int) ([]string, error) {
 	sort.Strings(names)
 	return names, err
 }
+
+// Root is the tree's root; it stays who gave it's.
+func (t *Tree) Root() int { return t.root }

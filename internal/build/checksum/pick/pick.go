@@ -173,6 +173,9 @@ func trail(name string) string {
 	return clean
 }
 
+// Paths gives what a pattern matches, without regard to a view.
+func (t *Tree) Paths(pattern string) ([]string, error) { return t.expand(pattern) }
+
 func (t *Tree) match(name string, follow bool) (*Match, error) {
 	clean, inside := strings.CutSuffix(name, "/.")
 	real, err := Resolve(t.root, clean, follow || inside)
