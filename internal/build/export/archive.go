@@ -148,7 +148,9 @@ func (x *exporting) blobs(p *parcel, sp *spools) (all []archived) {
 	for _, img := range p.images {
 		layers := img.out.Layers()
 		for i, d := range img.doc.Manifest.Layers {
-			add(archived{d, func(ctx context.Context, w io.Writer) error { return x.copyLayer(ctx, layers[i], d, sp.files[d.Digest], w) }})
+			add(archived{d, func(ctx context.Context, w io.Writer) error {
+				return x.copyLayer(ctx, layers[i], d, sp.files[d.Digest], w)
+			}})
 		}
 		add(rawBlob(img.doc.Manifest.Config, img.t.config))
 		add(rawBlob(descriptor(img.doc), img.doc.Raw))

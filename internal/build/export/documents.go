@@ -88,6 +88,7 @@ func (x *exporting) pack(ctx context.Context, outs []image.Outgoing) (*parcel, e
 			return nil, err
 		}
 		p.images = append(p.images, packedImage{t, outs[i], doc})
+		t.blobs = doc.Manifest.Layers
 		d := descriptor(doc)
 		d.Platform = plain(t.platform)
 		d.Annotations = notes.of(exptypes.AnnotationManifestDescriptor, t)

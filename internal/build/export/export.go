@@ -53,25 +53,15 @@ type Job struct {
 	InlineCache func(ctx context.Context, platform string, layers []snapshot.Layer) ([]byte, error)
 }
 
-// Images is what exporters need of the image room. It is one store: what Outgoing prepares is what Create keeps.
+// Images is what exporters need of the image room: of image.Maker and image.Transfers, which are one store.
 type Images interface {
-	// Create makes an image of a finished config, whose layers are here, and gives it names. Nothing is copied.
-	Create(ctx context.Context, opts CreateOptions) (image.Image, error)
-	// Get finds an image by name or id; errs.NotFound.
-	Get(ctx context.Context, ref string) (image.Image, error)
-	// SendConfig is Send for a config whose layers are here and that need not be an image.
-	SendConfig(ctx context.Context, config []byte, opts image.SendOptions) (image.Outgoing, error)
+	Create(ctx context.Context, opts image.CreateOptions) (image.Image, error)
+	CreateIndex(ctx context.Context, opts image.IndexOptions) (image.Image, error)
+	SendBuilt(ctx context.Context, opts image.CreateOptions, how image.Compression) (image.Outgoing, error)
 	ReceiveArtifact(ctx context.Context, doc manifest.Document, fetch func(context.Context, ocispec.Descriptor) ([]byte, error)) (release func(), err error)
-	AddIndex(ctx context.Context, name reference.Ref, index manifest.Document) error
+	// Pushed writes down that an image or index has a name with its digest.
 	Pushed(ctx context.Context, name reference.Ref, img digest.Digest, doc manifest.Document) error
-}
-
-// CreateOptions describe an image that was built.
-type CreateOptions struct {
-	Config   []byte
-	Chain    snapshot.ChainID
-	Names    []reference.Ref
-	Manifest *manifest.Document
+	DropLayers(chains ...snapshot.ChainID)
 }
 
 // Trees is what exporters need of the snapshot room.
@@ -185,8 +175,9 @@ type target struct {
 	layers   []snapshot.Layer // lowest first
 	base     int              // how many of them came with the base image
 	epoch    *time.Time
-	given    []byte // the config as the frontend has it; may be nil
-	config   []byte // finished
+	given    []byte               // the config as the frontend has it; may be nil
+	config   []byte               // finished
+	blobs    []ocispec.Descriptor // the layers as they go out, once that is known
 	attests  []attestation
 }
 

@@ -61,7 +61,7 @@ func (x *exporting) image(ctx context.Context) (map[string]string, error) {
 
 // documented tells whether the result needs manifests.
 func (x *exporting) documented() bool {
-	return x.opts.push || len(x.targets) > 1 || x.attested() || len(x.opts.annotations) > 0 || x.opts.canonical || x.opts.danglingPrefix != ""
+	return x.opts.push || len(x.targets) > 1 || x.attested() || len(x.opts.annotations) > 0 || len(x.extraNames()) > 0
 }
 
 // storeNames are the names that the result gets in the store.
@@ -78,33 +78,18 @@ func (x *exporting) storeNames() (names []reference.Ref) {
 func (x *exporting) plainImage(ctx context.Context, t *target, names []reference.Ref) (map[string]string, error) {
 	id := digest.FromBytes(t.config)
 	x.say("exporting layers", 0, 0, true)
-	if !x.leadThere(ctx, id, names) {
-		if _, err := x.Images.Create(ctx, CreateOptions{Config: t.config, Chain: t.chain, Names: names}); err != nil {
-			return nil, err
-		}
+	if _, err := x.Images.Create(ctx, image.CreateOptions{Config: t.config, Chain: t.chain, Names: names}); err != nil {
+		return nil, err
 	}
 	x.say("writing image "+id.String(), 0, 0, true)
 	for _, r := range names {
 		x.say("naming to "+r.String(), 0, 0, true)
 	}
-	return map[string]string{
-		exptypes.ExporterImageConfigDigestKey: id.String(),
-		exptypes.ExporterImageDigestKey:       id.String(),
-		exptypes.ExporterImageNameKey:         joinNames(names),
-	}, nil
-}
-
-// leadThere tells whether all is as it should be already: a rebuild of which nothing changed writes nothing.
-func (x *exporting) leadThere(ctx context.Context, id digest.Digest, names []reference.Ref) bool {
-	if img, err := x.Images.Get(ctx, id.String()); err != nil || img.ID != id {
-		return false
+	said := map[string]string{exptypes.ExporterImageConfigDigestKey: id.String(), exptypes.ExporterImageDigestKey: id.String()}
+	if len(names) > 0 {
+		said[exptypes.ExporterImageNameKey] = joinNames(names)
 	}
-	for _, r := range names {
-		if img, err := x.Images.Get(ctx, r.String()); err != nil || img.ID != id {
-			return false
-		}
-	}
-	return true
+	return said, nil
 }
 
 func joinNames(names []reference.Ref) string {
@@ -239,30 +224,30 @@ func (x *exporting) keep(ctx context.Context, p *parcel, names []reference.Ref) 
 		defer release()
 		x.say("exporting attestation manifest "+a.doc.Digest.String(), 0, 0, true)
 	}
-	lead := x.leading(p)
-	all := names
-	for _, r := range x.extraNames(p) {
-		all = append(all, r)
-	}
-	for i := range p.images {
-		n := (lead + 1 + i) % len(p.images) // the one that the names lead to comes last
-		img := p.images[n]
-		opts := CreateOptions{Config: img.t.config, Chain: img.t.chain, Manifest: &img.doc}
-		if n == lead {
-			opts.Names = all
-		}
-		if _, err := x.Images.Create(ctx, opts); err != nil {
-			return err
-		}
+	var all []image.CreateOptions
+	for _, img := range p.images {
+		all = append(all, image.CreateOptions{Config: img.t.config, Chain: img.t.chain, Manifest: &img.doc})
 		x.say("exporting manifest "+img.doc.Digest.String(), 0, 0, true)
 		x.say("exporting config "+img.out.ID().String(), 0, 0, true)
 	}
-	for _, r := range names {
-		if p.index != nil {
-			if err := x.Images.AddIndex(ctx, r, *p.index); err != nil {
-				return err
-			}
+	var img image.Image
+	var err error
+	if p.index == nil {
+		all[0].Names = names
+		img, err = x.Images.Create(ctx, all[0])
+	} else {
+		x.say("exporting manifest list "+p.index.Digest.String(), 0, 0, true)
+		img, err = x.Images.CreateIndex(ctx, image.IndexOptions{Names: names, Index: *p.index, Images: all})
+	}
+	if err != nil {
+		return err
+	}
+	for _, r := range x.extraNames() {
+		if err := x.Images.Pushed(ctx, r, img.ID, p.root()); err != nil {
+			return err
 		}
+	}
+	for _, r := range names {
 		x.say("naming to "+r.String(), 0, 0, true)
 	}
 	return nil
@@ -280,20 +265,13 @@ func (x *exporting) leading(p *parcel) int {
 	return best
 }
 
-// extraNames are those that hold the digest of the result.
-func (x *exporting) extraNames(p *parcel) (all []reference.Ref) {
-	dgst := p.root().Digest.String()
+// extraNames are those that get the digest of the result.
+func (x *exporting) extraNames() (all []reference.Ref) {
 	if x.opts.canonical {
-		for _, r := range x.opts.names {
-			r.Tag, r.Digest = "", dgst
-			all = append(all, r)
-		}
+		all = append(all, x.opts.names...)
 	}
-	if x.opts.danglingPrefix != "" && (len(x.opts.names) == 0 || !x.opts.danglingOnly) {
-		if r, err := reference.Parse(x.opts.danglingPrefix); err == nil { // check has looked
-			r.Tag, r.Digest = "", dgst
-			all = append(all, r)
-		}
+	if x.opts.dangling != nil && (len(x.opts.names) == 0 || !x.opts.danglingOnly) {
+		all = append(all, *x.opts.dangling)
 	}
 	return all
 }

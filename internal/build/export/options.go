@@ -39,7 +39,7 @@ type options struct {
 
 	push, byDigest, insecure bool
 	store                    bool
-	danglingPrefix           string
+	dangling                 *reference.Ref // what an image without a name is called, with its digest
 	danglingOnly, canonical  bool
 	oci                      *bool // nil: the default
 	artifact                 *bool
@@ -115,7 +115,7 @@ var attrs = map[string]attr{
 	"registry.insecure":       {images, boolean(func(o *options) *bool { return &o.insecure })},
 	"store":                   {images, boolean(func(o *options) *bool { return &o.store })},
 	"unpack":                  {images, func(_ *options, v string) error { _, err := truth(v); return err }}, // layers are never anything else
-	"dangling-name-prefix":    {packed, func(o *options, v string) error { o.danglingPrefix = v; return nil }},
+	"dangling-name-prefix":    {packed, readDangling},
 	"danging-name-empty-only": {packed, boolean(func(o *options) *bool { return &o.danglingOnly })}, // BuildKit's spelling
 	"name-canonical":          {packed, boolean(func(o *options) *bool { return &o.canonical })},
 	"oci-mediatypes":          {packed, optional(func(o *options) **bool { return &o.oci })},
@@ -239,6 +239,18 @@ func readNames(o *options, value string) error {
 			o.names = append(o.names, r)
 		}
 	}
+	return nil
+}
+
+func readDangling(o *options, value string) error {
+	r, err := reference.Parse(value)
+	if err != nil {
+		return err
+	}
+	if r.Tag != "" || r.Digest != "" {
+		return errs.New(errs.Invalid, "%s: a digest is going to follow it", value)
+	}
+	o.dangling = &r
 	return nil
 }
 
