@@ -46,6 +46,8 @@ type Output struct {
 	Files *Files
 	// Image is the manifest that the tree came with, for provenance and for pushing layers under their old digests; may be empty.
 	Image digest.Digest
+	// Pin is what a source was found to be, when its address does not say: a git commit, the checksum of a download. For provenance; may be empty.
+	Pin string
 }
 
 // Files is a directory that is read in place. The files may change while they are read: who reads them for a result that is kept compares what was read with the checksum in the key.

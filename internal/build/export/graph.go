@@ -29,11 +29,8 @@ type Graph struct {
 	incomplete bool
 }
 
-// Resolved tells the digest of a source that its address does not hold: a commit, the checksum of a download. Empty: not known.
-type Resolved func(step solve.Step) string
-
 // Add notes one step.
-func (g *Graph) Add(step solve.Step, resolved Resolved) error {
+func (g *Graph) Add(step solve.Step) error {
 	if g.at == nil {
 		g.at, g.locals, g.secrets, g.ssh = map[digest.Digest]int{}, map[string]bool{}, map[string]bool{}, map[string]bool{}
 	}
@@ -45,8 +42,8 @@ func (g *Graph) Add(step solve.Step, resolved Resolved) error {
 	switch op := step.Vertex.Op.Op.(type) {
 	case *pb.Op_Source:
 		sum := ""
-		if resolved != nil {
-			sum = resolved(step)
+		if len(step.Outputs) > 0 {
+			sum = step.Outputs[0].Pin
 		}
 		return g.addSource(op.Source, step, sum)
 	case *pb.Op_Exec:
@@ -66,7 +63,7 @@ func (g *Graph) addSource(op *pb.SourceOp, step solve.Step, sum string) error {
 		if sum == "" && ref.Digest != "" {
 			sum = ref.Digest
 		}
-		if sum == "" && len(step.Outputs) > 0 {
+		if len(step.Outputs) > 0 && step.Outputs[0].Image != "" {
 			sum = step.Outputs[0].Image.String()
 		}
 		g.known(imageSource(ref, platformOf(step.Vertex.Op.Platform), sum))
