@@ -8,7 +8,7 @@ func grammar() *node {
 		return &node{name: name, short: short, sub: sub, group: groupManage}
 	}
 	return &node{name: "corten", sub: []*node{
-		common("run", newRun), common("exec", newExec), common("ps", newPs), common("images", newImages),
+		common("run", newRun), common("exec", newExec), common("ps", newPs), common("build", newBuild), common("images", newImages),
 		common("pull", newPull), common("push", newPush), common("login", newLogin), common("logout", newLogout),
 		common("search", newSearch), common("load", newLoad), common("logs", newLogs), common("version", newVersion), common("info", newInfo),
 
@@ -23,7 +23,7 @@ func grammar() *node {
 			cmd("history", newHistory), cmd("import", newImport), cmd("inspect", newImageInspect), cmd("load", newLoad),
 			alias(cmd("ls", newImages), "list"), cmd("prune", newImagePrune), alias(cmd("rm", newRmi), "remove"),
 			cmd("save", newSave), cmd("tag", newTag), cmd("pull", newPull), cmd("push", newPush), cmd("tags", newImageTags),
-			cmd("build", later("build", buildLater))),
+			cmd("build", newBuild)),
 		noun("manifest", "Manage manifests and lists of manifests at registries",
 			cmd("annotate", newManifestAnnotate), cmd("create", newManifestCreate), cmd("inspect", newManifestInspect),
 			cmd("push", newManifestPush), alias(cmd("rm", newManifestRm), "remove")),
@@ -49,7 +49,6 @@ func grammar() *node {
 		cmd("stats", newStats), cmd("stop", newStop), cmd("tag", newTag), cmd("top", newTop), cmd("unpause", newUnpause),
 		cmd("update", newUpdate), cmd("wait", newWait), cmd("help", newHelp),
 
-		{name: "build", make: later("build", buildLater)},
 		{name: "__complete", make: newComplete},
 	}}
 }

@@ -56,7 +56,7 @@ func (c *buildCarrier) Read(p []byte) (int, error) {
 	if n == 0 && err == nil && len(p) > 0 {
 		return 0, io.EOF
 	}
-	return n, err
+	return max(n, 0), err // an error comes with -1
 }
 
 func (c *buildCarrier) queue(oob []byte) error {

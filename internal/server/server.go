@@ -55,7 +55,9 @@ type Options struct {
 	// Builds may be nil: then all of it is refused. BuildMirrors may be: then builds take directories from clients on this host only.
 	Builds       builds.API
 	BuildMirrors BuildMirrors
-	Version      VersionInfo
+	// BuildKit may be nil: then BuildKit's clients are refused.
+	BuildKit BuildKit
+	Version  VersionInfo
 	// Driver is the snapshot driver that image inspection names.
 	Driver string
 	// Layers tells where the layers of an image lie on the host, topmost first; nil where the driver keeps no such folders.

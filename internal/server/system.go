@@ -30,7 +30,7 @@ func (s *Server) systemRoutes() []entry {
 
 func (s *Server) ping(w http.ResponseWriter, r *request) error {
 	h := w.Header()
-	h["Builder-Version"] = []string{"1"}
+	h["Builder-Version"] = []string{s.builderVersion()}
 	h["Swarm"] = []string{"inactive"}
 	h["Cache-Control"] = []string{"no-cache, no-store, must-revalidate"}
 	h["Pragma"] = []string{"no-cache"}

@@ -1,0 +1,267 @@
+package cli
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// planContext says where the files come from:
+//
+//	PATH           a directory, handed over or mirrored      context "context", and "dockerfile" for the folder of the Dockerfile
+//	-              an archive (unpacked to a folder of ours), or a Dockerfile without files
+//	https, git     an address that the engine fetches
+func (o *buildFlags) planContext(a *app, p *buildPlan, context string) error {
+	at := p.req.Attrs
+	if len(o.hosts) > 0 {
+		hosts, err := planHosts(o.hosts, a.hostGateway)
+		if err != nil {
+			return err
+		}
+		at["add-hosts"] = hosts
+	}
+	dockerDir, dockerName := "", ""
+	var fromStdin io.Reader
+	switch {
+	case context == "-" && o.file == "-":
+		return invalid("ERROR: invalid argument: can't use stdin for both build context and dockerfile")
+	case context == "-":
+		in, err := o.stdinContext(a, p)
+		if err != nil {
+			return err
+		}
+		fromStdin = in
+	case isRemoteContext(context):
+		at["context"] = context
+		if o.file == "-" {
+			fromStdin = a.In
+		} else if filepath.IsAbs(o.file) {
+			dockerDir, dockerName = filepath.Split(o.file)
+			at["dockerfilekey"] = "dockerfile"
+		} else {
+			dockerName = o.file
+		}
+	default:
+		if st, err := os.Stat(context); err != nil || !st.IsDir() {
+			return &exitError{code: 1, text: fmt.Sprintf("ERROR: unable to prepare context: path %q not found", context)}
+		}
+		p.dirs["context"] = context
+		switch o.file {
+		case "-":
+			fromStdin = a.In
+		case "":
+			dockerDir = context
+		default:
+			dockerDir, dockerName = filepath.Split(o.file)
+			if dockerDir == "" {
+				dockerDir = "."
+			}
+		}
+	}
+	if isHTTP(o.file) {
+		return invalid("ERROR: a Dockerfile at an address is fetched together with its context only: name the address as the context")
+	}
+	if context == "-" && fromStdin == nil {
+		dockerDir, dockerName = p.dirs["context"], o.file
+	}
+	if fromStdin != nil {
+		dir, err := p.stdinDockerfile(fromStdin)
+		if err != nil {
+			return err
+		}
+		dockerDir, dockerName = dir, "Dockerfile"
+		at["dockerfilekey"] = "dockerfile"
+	}
+	if dockerName == "" {
+		dockerName = "Dockerfile"
+	}
+	if dockerDir != "" {
+		p.dirs["dockerfile"] = dockerDir
+		dockerName = existingName(dockerDir, dockerName)
+		if _, err := os.Stat(filepath.Join(dockerDir, dockerName)); errors.Is(err, os.ErrNotExist) && o.file != "" && context != "-" {
+			return &exitError{code: 1, text: fmt.Sprintf("ERROR: failed to build: failed to solve: failed to read dockerfile: open %s: no such file or directory", dockerName)}
+		}
+	}
+	at["filename"] = dockerName
+	return o.namedContexts(p)
+}
+
+// existingName takes a file "dockerfile" for "Dockerfile" when only that is there.
+func existingName(dir, name string) string {
+	if filepath.Base(name) != "Dockerfile" {
+		return name
+	}
+	if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, os.ErrNotExist) {
+		return name
+	}
+	lower := filepath.Join(filepath.Dir(name), "dockerfile")
+	if _, err := os.Lstat(filepath.Join(dir, lower)); err == nil {
+		return lower
+	}
+	return name
+}
+
+// stdinContext reads what - stands for: an archive becomes a folder; else the reader is the Dockerfile.
+func (o *buildFlags) stdinContext(a *app, p *buildPlan) (dockerfile io.Reader, err error) {
+	in := bufio.NewReaderSize(a.In, 64<<10)
+	head, err := in.Peek(1024)
+	if err != nil && err != io.EOF {
+		return nil, fmt.Errorf("ERROR: read the context from stdin: %w", err)
+	}
+	dir, err := p.tempDir("corten-context-")
+	if err != nil {
+		return nil, err
+	}
+	p.dirs["context"] = dir
+	if !isArchive(head) {
+		if o.file != "" {
+			return nil, invalid("ERROR: ambiguous Dockerfile source: both stdin and flag correspond to Dockerfiles")
+		}
+		return in, nil
+	}
+	tar, err := decompress(in, head)
+	if err != nil {
+		return nil, err
+	}
+	if err := unpackContext(dir, tar); err != nil {
+		_ = tar.Close() // the error says more
+		return nil, fmt.Errorf("ERROR: unpack the context from stdin: %w", err)
+	}
+	if err := tar.Close(); err != nil {
+		return nil, fmt.Errorf("ERROR: unpack the context from stdin: %w", err)
+	}
+	return nil, nil
+}
+
+// maxDockerfile bounds a Dockerfile on standard input.
+const maxDockerfile = 16 << 20
+
+func (p *buildPlan) stdinDockerfile(in io.Reader) (dir string, err error) {
+	if dir, err = p.tempDir("corten-dockerfile-"); err != nil {
+		return "", err
+	}
+	text, err := io.ReadAll(io.LimitReader(in, maxDockerfile+1))
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("ERROR: read the Dockerfile from stdin: %w", err)
+	case len(text) > maxDockerfile:
+		return "", invalid("ERROR: the Dockerfile from stdin is larger than %d bytes", maxDockerfile)
+	}
+	return dir, os.WriteFile(filepath.Join(dir, "Dockerfile"), text, 0o600)
+}
+
+func (p *buildPlan) tempDir(pattern string) (string, error) {
+	dir, err := os.MkdirTemp("", pattern)
+	if err == nil {
+		p.temps = append(p.temps, dir)
+	}
+	return dir, err
+}
+
+// namedContexts reads --build-context.
+func (o *buildFlags) namedContexts(p *buildPlan) error {
+	for _, text := range o.contexts {
+		name, value, ok := strings.Cut(text, "=")
+		if !ok || name == "" || value == "" {
+			return invalid("ERROR: invalid context value: %s, expected key=value", text)
+		}
+		if err := p.namedContext(name, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *buildPlan) namedContext(name, value string) error {
+	at := p.req.Attrs
+	at["frontend.caps"] = joinCaps(at["frontend.caps"], "moby.buildkit.frontend.contexts+forward")
+	key := "context:" + name
+	switch {
+	case isRemoteContext(value), strings.HasPrefix(value, "docker-image://"):
+		at[key] = value
+		return nil
+	case strings.HasPrefix(value, "oci-layout://"):
+		return p.layoutContext(key, name, strings.TrimPrefix(value, "oci-layout://"))
+	}
+	if st, err := os.Stat(value); err != nil {
+		return &exitError{code: 1, text: fmt.Sprintf("ERROR: failed to get build context %s: %v", name, err)}
+	} else if !st.IsDir() {
+		return &exitError{code: 1, text: fmt.Sprintf("ERROR: failed to get build context %s: %s is not a directory", name, value)}
+	}
+	local := name
+	if local == "context" || local == "dockerfile" {
+		local = "_" + local
+	}
+	p.dirs[local] = value
+	at[key] = "local:" + local
+	return nil
+}
+
+func joinCaps(have, more string) string {
+	if have == "" || have == more {
+		return more
+	}
+	return have + "," + more
+}
+
+// isRemoteContext tells addresses that the engine fetches from folders.
+func isRemoteContext(s string) bool {
+	if isHTTP(s) {
+		return true
+	}
+	for _, prefix := range []string{"git://", "ssh://", "git@", "github.com/"} {
+		if strings.HasPrefix(s, prefix) {
+			return true
+		}
+	}
+	// user@host:path, as scp writes it
+	user, rest, ok := strings.Cut(s, "@")
+	host, path, ok2 := strings.Cut(rest, ":")
+	return ok && ok2 && user != "" && host != "" && path != "" && !strings.ContainsAny(user+host, "/\\ ")
+}
+
+func isHTTP(s string) bool {
+	return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://")
+}
+
+// isArchive looks at the first bytes: what is compressed, or a tar.
+func isArchive(head []byte) bool {
+	return compression(head) != "" || len(head) >= 262 && string(head[257:262]) == "ustar" || oldTar(head)
+}
+
+// compression names the program that undoes it; "gzip" and "bzip2" we do ourselves.
+func compression(head []byte) string {
+	for magic, name := range map[string]string{"\x1f\x8b\x08": "gzip", "BZh": "bzip2", "\xfd7zXZ\x00": "xz", "\x28\xb5\x2f\xfd": "zstd"} {
+		if bytes.HasPrefix(head, []byte(magic)) {
+			return name
+		}
+	}
+	return ""
+}
+
+// oldTar knows archives from before "ustar" by the sum over their first header.
+func oldTar(head []byte) bool {
+	if len(head) < 512 {
+		return false
+	}
+	field := strings.Trim(string(head[148:156]), " \x00")
+	want, sum := 0, 0
+	for _, r := range field {
+		if r < '0' || r > '7' {
+			return false
+		}
+		want = want*8 + int(r-'0')
+	}
+	for i, b := range head[:512] {
+		if i >= 148 && i < 156 {
+			b = ' '
+		}
+		sum += int(b)
+	}
+	return field != "" && sum == want
+}
