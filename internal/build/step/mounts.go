@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
 
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
@@ -25,6 +26,8 @@ type request struct {
 	cwd    string
 	// stubParents: directories that were made only to have a mount point in them go too.
 	stubParents bool
+	// sums are the checksums of the key, by mount; empty: none was taken.
+	sums []digest.Digest
 	// trees, if set, are writable trees that are there already, by mount: those of a failed step.
 	trees []string
 }
@@ -32,11 +35,11 @@ type request struct {
 // part is one mount of a step.
 type part struct {
 	m    *pb.Mount
-	dest string // absolute, clean
-	key  string // of the writable tree
-	own  bool   // the tree is this step's alone
+	dest string        // absolute, clean
+	key  string        // of the writable tree
+	own  bool          // the tree is this step's alone
+	sum  digest.Digest // of what is shown of a directory outside of the store, as the key has it
 	from build.Output
-	fs   *snapshot.Mounted
 	tree *os.File // detached, what is attached; nil: nothing is mounted (an optional secret that is not there)
 	opts []string
 }
@@ -49,6 +52,7 @@ type mounted struct {
 	root     *snapshot.Mounted
 	readOnly bool
 	stubs    *stubs
+	volatile bool
 	// undo are taken backwards: release what the trees stand on, and then remove them.
 	unmount, remove []func(context.Context) error
 }
@@ -69,6 +73,9 @@ func (s *Steps) mount(ctx context.Context, env build.Env, req request) (_ *mount
 		set.parts = append(set.parts, p)
 		if i < len(req.trees) {
 			p.key = req.trees[i]
+		}
+		if i < len(req.sums) {
+			p.sum = req.sums[i]
 		}
 		if err := set.prepare(ctx, env, i, p); err != nil {
 			return nil, fmt.Errorf("mount %s: %w", p.dest, err)
@@ -107,7 +114,9 @@ var usual = [...]string{"/proc", "/sys", "/dev"}
 func (set *mounted) covered(p *part) bool {
 	inside := func(dir string) bool { return strings.HasPrefix(p.dest, dir+"/") }
 	return slices.ContainsFunc(usual[:], func(dir string) bool { return p.dest == dir || inside(dir) }) ||
-		slices.ContainsFunc(set.parts, func(other *part) bool { return other != p && other.tree != nil && other.dest != "/" && inside(other.dest) })
+		slices.ContainsFunc(set.parts, func(other *part) bool {
+			return other != p && other.tree != nil && other.dest != "/" && inside(other.dest)
+		})
 }
 
 // list is what the executor attaches; its order is that of the destinations, so that what lies inside comes later.
@@ -167,13 +176,11 @@ func (set *mounted) bind(ctx context.Context, env build.Env, i int, p *part) err
 	if err != nil {
 		return err
 	}
-	if root {
-		set.root, set.readOnly = fs, p.m.Readonly
-		set.unmount = append(set.unmount, func(context.Context) error { return fs.Close() })
-		p.fs = fs
-		return nil
+	if err := set.show(p, fs); err != nil || !root {
+		return err
 	}
-	return set.show(p, fs)
+	set.root, set.readOnly = &snapshot.Mounted{Root: p.tree, Detached: true}, p.m.Readonly
+	return nil
 }
 
 // chain is that of the input; a directory outside of the store is made one.
@@ -184,12 +191,19 @@ func (set *mounted) chain(ctx context.Context, env build.Env, p *part) (snapshot
 	if set.steps.opts.Layers == nil {
 		return "", errs.New(errs.NotImplemented, "a directory of the asker cannot be mounted")
 	}
-	return set.steps.opts.Layers(ctx, env, p.from, p.m.Selector)
+	sel := path.Join("/", p.m.Selector)
+	chain, err := set.steps.opts.Layers(ctx, env, p.from, sel)
+	if err != nil || p.sum == "" {
+		return chain, err
+	}
+	// What was copied may be another than what the key was made of: then the result does not belong under it.
+	sum, err := set.steps.opts.Checksums.Checksum(ctx, env, build.Output{Chain: chain}, sel)
+	set.volatile = set.volatile || sum != p.sum
+	return chain, err
 }
 
 // show takes what the selector names of a tree. It is resolved inside of it, by descriptor, and what was found is what gets mounted, whatever its name leads to later.
 func (set *mounted) show(p *part, fs *snapshot.Mounted) error {
-	p.fs = fs
 	set.unmount = append(set.unmount, func(context.Context) error { return fs.Close() })
 	at := fs.Root
 	if sel := path.Join("/", p.m.Selector); sel != "/" {
@@ -200,22 +214,18 @@ func (set *mounted) show(p *part, fs *snapshot.Mounted) error {
 		defer f.Close()
 		at = f
 	}
-	tree, err := set.clone(at)
+	return set.clone(p, fs.Root, at)
+}
+
+// clone makes a mount of its own of what is open of the mount whole; who has that mounted too (a shared cache, a view) keeps what he has.
+func (set *mounted) clone(p *part, whole, at *os.File) error {
+	tree, release, err := set.steps.holder.Clone(whole, at)
 	if err != nil {
 		return err
 	}
 	p.tree = tree
+	set.unmount = append(set.unmount, func(context.Context) error { return errors.Join(tree.Close(), release()) })
 	return nil
-}
-
-// clone makes a mount of its own of what is open; who has the tree mounted too (a shared cache, a view) keeps what he has.
-func (set *mounted) clone(at *os.File) (*os.File, error) {
-	tree, err := mount.TreeAt(at, false)
-	if err != nil {
-		return nil, err
-	}
-	set.unmount = append(set.unmount, func(context.Context) error { return tree.Close() })
-	return tree, nil
 }
 
 func missing(sel string, err error) error {
@@ -301,6 +311,19 @@ func (set *mounted) down(ctx context.Context) (err error) {
 	}
 	set.unmount = nil
 	return err
+}
+
+// keep leaves the writable trees to who wants to look at what a failed step left; it gives their keys in the order of the mounts.
+func (set *mounted) keep(ctx context.Context) ([]string, error) {
+	err := set.down(ctx)
+	keys := make([]string, len(set.parts))
+	for i, p := range set.parts {
+		if p.own {
+			keys[i] = p.key
+		}
+	}
+	set.remove = nil
+	return keys, err
 }
 
 // close gives everything back.

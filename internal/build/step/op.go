@@ -3,13 +3,14 @@ package step
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
 
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
@@ -21,7 +22,7 @@ func (s *Steps) Make(v *build.Vertex) (build.Op, error) {
 	if err := check(exec, len(v.Inputs)); err != nil {
 		return nil, err
 	}
-	return &op{steps: s, v: v, exec: exec, platform: v.Op.GetPlatform()}, nil
+	return &op{steps: s, v: v, exec: exec, platform: v.Op.GetPlatform(), inputs: len(v.Inputs)}, nil
 }
 
 // check refuses what no client of good will sends.
@@ -127,24 +128,27 @@ type op struct {
 	v        *build.Vertex
 	exec     *pb.ExecOp
 	platform *pb.Platform
+	inputs   int
+
+	mu   sync.Mutex      // guards sums
+	sums []digest.Digest // by mount, of what the last Key was made of
 }
 
 // Traits implements [build.Op].
 func (o *op) Traits() build.Traits { return build.Traits{Heavy: true} }
 
 // newID names a run of a step: its tree, its processes' cgroups and its place on the network.
-func newID() string {
-	var b [12]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return "step-" + hex.EncodeToString(b[:])
-}
+func newID() string { return "step-" + strings.ToLower(rand.Text()) }
 
 // Run implements [build.Op].
 func (o *op) Run(ctx context.Context, env build.Env, in []build.Output) (_ build.Made, err error) {
 	if err := runnable(o.platform); err != nil {
 		return build.Made{}, err
 	}
-	set, err := o.steps.mount(ctx, env, request{mounts: o.exec.Mounts, in: in, cwd: o.exec.Meta.Cwd, stubParents: o.exec.Meta.RemoveMountStubsRecursive})
+	o.mu.Lock()
+	sums := o.sums
+	o.mu.Unlock()
+	set, err := o.steps.mount(ctx, env, request{mounts: o.exec.Mounts, in: in, cwd: o.exec.Meta.Cwd, stubParents: o.exec.Meta.RemoveMountStubsRecursive, sums: sums})
 	if err != nil {
 		return build.Made{}, err
 	}
@@ -162,7 +166,7 @@ func (o *op) Run(ctx context.Context, env build.Env, in []build.Output) (_ build
 	if err != nil {
 		return build.Made{}, errors.Join(err, set.close(context.WithoutCancel(ctx)))
 	}
-	return build.Made{Outputs: outs}, set.close(ctx)
+	return build.Made{Outputs: outs, Volatile: set.volatile}, set.close(ctx)
 }
 
 func (o *op) valid(code int) bool {
@@ -179,22 +183,31 @@ func (o *op) run(ctx context.Context, env build.Env, set *mounted) (int, error) 
 	if err != nil {
 		return -1, err
 	}
-	out := newOutput(env.Progress)
 	proc, err := o.steps.opts.Executor.Start(ctx, Step{
 		ID: set.id, Root: set.root, ReadOnly: set.readOnly, Mounts: set.list(),
 		Command: Command{
-			Args: meta.Args, Env: vars, Cwd: meta.Cwd, User: meta.User, Security: o.exec.Security, Stdout: out.stream(1), Stderr: out.stream(2),
+			Args: meta.Args, Env: vars, Cwd: meta.Cwd, User: meta.User, Security: o.exec.Security, Stdout: stream{env.Progress, 1}, Stderr: stream{env.Progress, 2},
 		},
 		Hostname: meta.Hostname, ExtraHosts: meta.ExtraHosts, Network: o.exec.Network, Ulimits: meta.Ulimit, CgroupParent: meta.CgroupParent, Resources: o.v.Meta.GetLinuxResources(),
 	})
 	if err != nil {
 		return -1, err
 	}
-	code, err := proc.Wait()
-	if code != 0 || err != nil {
-		out.tail()
+	return proc.Wait()
+}
+
+// stream passes output on. The solver bounds it.
+type stream struct {
+	to build.Progress
+	n  int
+}
+
+// Write implements [io.Writer]. It never fails: a step does not end because nobody listens.
+func (s stream) Write(p []byte) (int, error) {
+	if s.to != nil {
+		s.to.Log(s.n, p)
 	}
-	return code, err
+	return len(p), nil
 }
 
 // failed says so in BuildKit's words, and leaves the trees for who wants to look.

@@ -65,8 +65,7 @@ func (set *mounted) secret(ctx context.Context, env build.Env, p *part) error {
 	if opt.Mode&0o111 == 0 {
 		p.opts = append(p.opts, "noexec")
 	}
-	p.tree, err = set.clone(f)
-	return err
+	return set.clone(p, fs, f)
 }
 
 // own gives a file its owner and mode.
@@ -117,8 +116,7 @@ func (set *mounted) ssh(ctx context.Context, env build.Env, p *part) error {
 	if err := own(sock, opt.Uid, opt.Gid, opt.Mode); err != nil {
 		return fmt.Errorf("socket of agent %s: %w", opt.ID, err)
 	}
-	p.tree, err = set.clone(sock)
-	return err
+	return set.clone(p, fs, sock)
 }
 
 // forward joins connections of a step to the agent.

@@ -1,6 +1,6 @@
 // Package step is the part of the build room that runs programs: the ops of kind exec (RUN), the containers of frontends, and the shell in a step that failed.
 //
-// It owns the writable trees whose keys begin with "step-", from the start of a step until its outputs are layers or, when it failed, until [Steps.Discard]; and what it puts beside
+// It owns the writable trees whose keys begin with "step-", from the start of a step until its outputs are layers; those of a failed step belong to who gets its [build.StepError]; and what it puts beside
 // a tree for the time of a step: secrets and sockets of agents, on file systems in memory that have no name on the host. It does not know how a process is made: an [Executor]
 // does. It promises: nothing that was put in for a step is in its outputs; no path of a tree, of a mount's source or of a mount point is resolved by name alone; a value of a
 // secret is never part of a key, an error, a log line or a file on disk; who cancels gets the step's processes killed at once.
@@ -23,7 +23,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"sync"
 	"syscall"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -31,6 +30,7 @@ import (
 
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/mount"
 	"corten.dev/corten/internal/snapshot"
 )
 
@@ -124,11 +124,9 @@ type Options struct {
 
 // Steps makes the ops of kind exec, and containers.
 type Steps struct {
-	opts Options
-	log  *slog.Logger
-
-	mu   sync.Mutex
-	kept map[string]*kept // trees of failed steps, by key
+	opts   Options
+	log    *slog.Logger
+	holder mount.Holder
 }
 
 // New takes away what steps of an engine that was killed left behind, and gives a maker of ops.
@@ -136,7 +134,7 @@ func New(ctx context.Context, opts Options) (*Steps, error) {
 	if opts.Executor == nil || opts.Trees == nil {
 		return nil, errs.New(errs.Invalid, "steps: an executor and trees are needed")
 	}
-	s := &Steps{opts: opts, log: opts.Log, kept: map[string]*kept{}}
+	s := &Steps{opts: opts, log: opts.Log}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
