@@ -408,6 +408,11 @@ func (g *gate) pass(ctx context.Context) error {
 	}
 }
 
+// fails is what a step does that fails.
+func fails(err error) func(context.Context, build.Env, []build.Output) (build.Made, error) {
+	return func(context.Context, build.Env, []build.Output) (build.Made, error) { return build.Made{}, err }
+}
+
 // waits is an act that waits at a gate, and then makes what others make.
 func (w *world) waits(g *gate, name string) act {
 	return act{run: func(ctx context.Context, env build.Env, in []build.Output) (build.Made, error) {

@@ -81,13 +81,16 @@ func (n *node) fly(ctx context.Context, res *result, in []build.Output) (*result
 	return res, nil
 }
 
-// landed is the error of a flight for one who waited; nil when it failed with the end of another's build, so that it has to be tried again.
+// landed is the error of a flight for one who waited; nil when it is to be tried again, with this job's own inputs and session: those of the one who began it may have ended with its
+// build. A program that ran and failed would fail again.
 func (n *node) landed(ctx context.Context, f *flight, err error) error {
 	if ctx.Err() != nil {
 		f.trees.unref()
 		return context.Cause(ctx)
 	}
-	if f.owner.job.ctx.Err() != nil && f.owner.job != n.job {
+	var step *build.StepError
+	ran := errors.As(err, &step) && step.ExitCode >= 0
+	if f.owner.job != n.job && (f.owner.job.ctx.Err() != nil || !ran && n.retried.CompareAndSwap(false, true)) {
 		f.trees.unref()
 		return nil
 	}

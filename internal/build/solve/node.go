@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/buildkit/solver/errdefs"
@@ -33,7 +34,8 @@ type node struct {
 	sources []*errdefs.Source
 	voice   *voice
 
-	found future[*result]
+	found   future[*result]
+	retried atomic.Bool // another's flight failed, which says little about this job
 
 	mu     sync.Mutex // guards what follows
 	width  int        // how many outputs somebody wants

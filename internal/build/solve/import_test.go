@@ -1,0 +1,95 @@
+package solve_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/build/solve"
+)
+
+// archive is an imported cache: the records of another world, whose layers can be fetched.
+type archive struct {
+	recs    map[digest.Digest]build.Record
+	w       *world
+	err     error // of a look-up
+	broken  error // of a fetch
+	asked   int
+	fetched int
+}
+
+func (a *archive) Lookup(_ context.Context, key digest.Digest) (build.Record, []build.Output, bool, error) {
+	a.asked++
+	rec, ok := a.recs[key]
+	var outs []build.Output
+	for _, chain := range rec.Outputs {
+		outs = append(outs, build.Output{Chain: chain, Fetch: func(_ context.Context, p build.Progress) error {
+			if a.broken != nil {
+				return a.broken
+			}
+			a.fetched++
+			p.Status("sha256:x", 1, 1, true)
+			a.w.trees.mu.Lock()
+			defer a.w.trees.mu.Unlock()
+			a.w.trees.there[chain] = true
+			return nil
+		}})
+	}
+	return rec, outs, ok, a.err
+}
+
+func newArchive(t *testing.T, w *world) (*archive, build.Output) {
+	other := newWorld(t)
+	out := other.mustBuild(chain(3))
+	return &archive{recs: other.cache.recs, w: w}, out
+}
+
+// What another engine built is not built here: of its layers only the last one's are fetched, and kept as one's own.
+func TestImport(t *testing.T) {
+	w := newWorld(t)
+	a, want := newArchive(t, w)
+	if out := w.mustBuild(chain(3), solve.JobOptions{Imports: []solve.Import{a}}); out.Chain != want.Chain || !w.trees.has(out.Chain) {
+		t.Error("another result")
+	}
+	if w.total() != 1 || a.fetched != 1 || w.cache.count() != 1 {
+		t.Error("ran", w.runs, "fetched", a.fetched, "kept", w.cache.count())
+	}
+	a.asked = 0
+	w.mustBuild(chain(3), solve.JobOptions{Imports: []solve.Import{a}})
+	if a.asked != 2 { // the last one is known now
+		t.Error("asked", a.asked)
+	}
+}
+
+// The own record has lost its layers: the import has them.
+func TestImportInsteadOfRunningAgain(t *testing.T) {
+	w := newWorld(t)
+	a, _ := newArchive(t, w)
+	w.mustBuild(chain(3))
+	w.trees.drop()
+	w.on("docker-image://base", act{})
+	w.mustBuild(chain(3), solve.JobOptions{Imports: []solve.Import{a}})
+	if w.ran("step 2") != 1 || a.fetched != 1 {
+		t.Error("ran", w.runs, "fetched", a.fetched)
+	}
+}
+
+// The layers of an import cannot be had: the steps are run.
+func TestBrokenImport(t *testing.T) {
+	w := newWorld(t)
+	a, want := newArchive(t, w)
+	a.broken = errors.New("no such blob")
+	if out := w.mustBuild(chain(3), solve.JobOptions{Imports: []solve.Import{a}}); out.Chain != want.Chain || w.ran("step 2") != 1 {
+		t.Error("ran", w.runs)
+	}
+	w = newWorld(t)
+	a.w, a.broken, a.err, a.asked = w, nil, errors.New("the registry is away"), 0
+	var seen watcher
+	w.mustBuild(chain(3), solve.JobOptions{Imports: []solve.Import{a}, Status: seen.status})
+	if a.asked != 1 || len(seen.st.Warnings) != 1 || w.ran("step 2") != 1 {
+		t.Error("asked", a.asked, "warnings", len(seen.st.Warnings), "ran", w.runs)
+	}
+}
