@@ -61,6 +61,7 @@ var table = []room{
 	{"engine", tools + " content snapshot image runtime logs monitor network volume container registry/client build", "one service per noun over the rooms"},
 	// Floor 4: doors translate, never decide.
 	{"server", words + " buildwire task events container image network volume snapshot runtime build engine", "the Docker API"},
+	{"buildkitapi", words + " build engine", "BuildKit's clients"},
 	{"runtimecli", tools + " runtime", "the OCI command line of the runtime room"},
 	{"cli", words + " buildwire", "the client knows the API, not the engine"},
 	{"settings", words + " registry/client/rules", "what an operator says"},

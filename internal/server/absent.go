@@ -43,7 +43,6 @@ func (s *Server) absentRoutes() []entry {
 		{"POST /build", absent("building images is not part of this version: bring the image in with \"corten load\" or \"corten import\"")},
 		{"POST /build/prune", noBuildCache},
 		{"POST /build/cancel", absent("building images is not part of this version")},
-		{"POST /grpc", absent("the build control API is not part of this version")},
 		{"GET /swarm", notSwarm},
 		{"GET /swarm/unlockkey", notSwarm},
 		{"POST /swarm/init", absent(swarm)},

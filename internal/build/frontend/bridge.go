@@ -73,8 +73,8 @@ func (b *Bridge) Close(ctx context.Context) error {
 	return errors.Join(all...)
 }
 
-// wire is an error as the protocol has it: its kind as a code, its details (sources, missing capabilities) beside.
-func wire(ctx context.Context, err error) error {
+// WireError is an error as the protocol has it: its kind as a code, its details (sources, missing capabilities) beside.
+func WireError(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -114,7 +114,7 @@ func (b *Bridge) ResolveImageConfig(ctx context.Context, req *gwpb.ResolveImageC
 	}
 	ref, dgst, config, err := b.gw.ResolveImageConfig(ctx, req.Ref, opt)
 	if err != nil {
-		return nil, wire(ctx, err)
+		return nil, WireError(ctx, err)
 	}
 	return &gwpb.ResolveImageConfigResponse{Ref: ref, Digest: string(dgst), Config: config}, nil
 }
@@ -126,7 +126,7 @@ func (b *Bridge) ResolveSourceMeta(ctx context.Context, req *gwpb.ResolveSourceM
 	}
 	res, err := b.gw.ResolveSourceMetadata(ctx, req.Source, metaOptions(req))
 	if err != nil {
-		return nil, wire(ctx, err)
+		return nil, WireError(ctx, err)
 	}
 	return metaResponse(res), nil
 }
@@ -142,14 +142,14 @@ func (b *Bridge) Solve(ctx context.Context, req *gwpb.SolveRequest) (*gwpb.Solve
 		CacheImports: imports, SourcePolicies: req.SourcePolicies,
 	})
 	if err != nil {
-		return nil, wire(ctx, err)
+		return nil, WireError(ctx, err)
 	}
 	if len(res.Refs) > 0 && !req.AllowResultReturn {
 		return nil, status.Error(codes.InvalidArgument, "the result has several parts, and the frontend takes one only")
 	}
 	out, err := b.toWire(res, req.AllowResultArrayRef)
 	if err != nil {
-		return nil, wire(ctx, err)
+		return nil, WireError(ctx, err)
 	}
 	resp := &gwpb.SolveResponse{Result: out}
 	if !req.AllowResultReturn { // a frontend from before results were returned as such
@@ -249,7 +249,7 @@ func (b *Bridge) ReadFile(ctx context.Context, req *gwpb.ReadFileRequest) (*gwpb
 		return nil, err
 	}
 	data, err := ref.ReadFile(ctx, readRequest(req))
-	return &gwpb.ReadFileResponse{Data: data}, wire(ctx, err)
+	return &gwpb.ReadFileResponse{Data: data}, WireError(ctx, err)
 }
 
 // ReadDir implements the protocol.
@@ -259,7 +259,7 @@ func (b *Bridge) ReadDir(ctx context.Context, req *gwpb.ReadDirRequest) (*gwpb.R
 		return nil, err
 	}
 	list, err := ref.ReadDir(ctx, gateway.ReadDirRequest{Path: req.DirPath, IncludePattern: req.IncludePattern})
-	return &gwpb.ReadDirResponse{Entries: list}, wire(ctx, err)
+	return &gwpb.ReadDirResponse{Entries: list}, WireError(ctx, err)
 }
 
 // StatFile implements the protocol.
@@ -269,7 +269,7 @@ func (b *Bridge) StatFile(ctx context.Context, req *gwpb.StatFileRequest) (*gwpb
 		return nil, err
 	}
 	st, err := ref.StatFile(ctx, gateway.StatRequest{Path: req.Path})
-	return &gwpb.StatFileResponse{Stat: st}, wire(ctx, err)
+	return &gwpb.StatFileResponse{Stat: st}, WireError(ctx, err)
 }
 
 // Evaluate implements the protocol.
@@ -278,7 +278,7 @@ func (b *Bridge) Evaluate(ctx context.Context, req *gwpb.EvaluateRequest) (*gwpb
 	if err != nil {
 		return nil, err
 	}
-	return &gwpb.EvaluateResponse{}, wire(ctx, ref.Evaluate(ctx))
+	return &gwpb.EvaluateResponse{}, WireError(ctx, ref.Evaluate(ctx))
 }
 
 // Inputs implements the protocol.
@@ -288,13 +288,13 @@ func (b *Bridge) Inputs(ctx context.Context, _ *gwpb.InputsRequest) (*gwpb.Input
 	}
 	states, err := b.gw.Inputs(ctx)
 	if err != nil {
-		return nil, wire(ctx, err)
+		return nil, WireError(ctx, err)
 	}
 	defs := make(map[string]*pb.Definition, len(states))
 	for name, st := range states {
 		def, err := st.Marshal(ctx)
 		if err != nil {
-			return nil, wire(ctx, err)
+			return nil, WireError(ctx, err)
 		}
 		defs[name] = def.ToPB()
 	}
@@ -306,7 +306,7 @@ func (b *Bridge) Warn(ctx context.Context, req *gwpb.WarnRequest) (*gwpb.WarnRes
 	err := b.gw.Warn(ctx, digest.Digest(req.Digest), string(req.Short), gateway.WarnOpts{
 		Level: int(req.Level), SourceInfo: req.Info, Range: req.Ranges, Detail: req.Detail, URL: req.Url,
 	})
-	return &gwpb.WarnResponse{}, wire(ctx, err)
+	return &gwpb.WarnResponse{}, WireError(ctx, err)
 }
 
 // Return implements the protocol.

@@ -40,7 +40,7 @@ func (b *Bridge) NewContainer(ctx context.Context, req *gwpb.NewContainerRequest
 	// The container outlives this request: it ends with ReleaseContainer or with the bridge.
 	ctr, err := b.gw.NewContainer(context.WithoutCancel(ctx), spec)
 	if err != nil {
-		return nil, wire(ctx, err)
+		return nil, WireError(ctx, err)
 	}
 	b.mu.Lock()
 	_, taken := b.containers[req.ContainerID]
@@ -53,7 +53,7 @@ func (b *Bridge) NewContainer(ctx context.Context, req *gwpb.NewContainerRequest
 		return &gwpb.NewContainerResponse{}, nil
 	}
 	if err := ctr.Release(ctx); err != nil {
-		return nil, wire(ctx, err)
+		return nil, WireError(ctx, err)
 	}
 	if taken {
 		return nil, status.Errorf(codes.AlreadyExists, "container %s exists", req.ContainerID)
@@ -70,7 +70,7 @@ func (b *Bridge) ReleaseContainer(ctx context.Context, req *gwpb.ReleaseContaine
 	if !ok {
 		return nil, status.Errorf(codes.NotFound, "no such container: %s", req.ContainerID)
 	}
-	return &gwpb.ReleaseContainerResponse{}, wire(ctx, ctr.Release(ctx))
+	return &gwpb.ReleaseContainerResponse{}, WireError(ctx, ctr.Release(ctx))
 }
 
 func (b *Bridge) container(id string) (gateway.Container, error) {
@@ -89,7 +89,7 @@ func (b *Bridge) ReadFileContainer(ctx context.Context, req *gwpb.ReadFileReques
 		return nil, err
 	}
 	data, err := ctr.ReadFile(ctx, gateway.ReadContainerRequest{ReadRequest: readRequest(req), MountIndex: int(req.MountIndex)})
-	return &gwpb.ReadFileResponse{Data: data}, wire(ctx, err)
+	return &gwpb.ReadFileResponse{Data: data}, WireError(ctx, err)
 }
 
 // ReadDirContainer implements the protocol.
@@ -101,7 +101,7 @@ func (b *Bridge) ReadDirContainer(ctx context.Context, req *gwpb.ReadDirRequest)
 	list, err := ctr.ReadDir(ctx, gateway.ReadDirContainerRequest{
 		ReadDirRequest: gateway.ReadDirRequest{Path: req.DirPath, IncludePattern: req.IncludePattern}, MountIndex: int(req.MountIndex),
 	})
-	return &gwpb.ReadDirResponse{Entries: list}, wire(ctx, err)
+	return &gwpb.ReadDirResponse{Entries: list}, WireError(ctx, err)
 }
 
 // StatFileContainer implements the protocol.
@@ -111,7 +111,7 @@ func (b *Bridge) StatFileContainer(ctx context.Context, req *gwpb.StatFileReques
 		return nil, err
 	}
 	st, err := ctr.StatFile(ctx, gateway.StatContainerRequest{StatRequest: gateway.StatRequest{Path: req.Path}, MountIndex: int(req.MountIndex)})
-	return &gwpb.StatFileResponse{Stat: st}, wire(ctx, err)
+	return &gwpb.StatFileResponse{Stat: st}, WireError(ctx, err)
 }
 
 // ExecProcess implements the protocol: processes of containers, all of a frontend over one stream.
@@ -204,13 +204,13 @@ func (x *execs) tell(ctx context.Context, p *process, msg *gwpb.ExecMessage) err
 			}
 		}
 	case *gwpb.ExecMessage_Resize:
-		return wire(ctx, p.Resize(ctx, gateway.WinSize{Rows: in.Resize.Rows, Cols: in.Resize.Cols}))
+		return WireError(ctx, p.Resize(ctx, gateway.WinSize{Rows: in.Resize.Rows, Cols: in.Resize.Cols}))
 	case *gwpb.ExecMessage_Signal:
 		sig, ok := signal.SignalMap[in.Signal.Name]
 		if !ok {
 			return status.Errorf(codes.InvalidArgument, "unknown signal %s", in.Signal.Name)
 		}
-		return wire(ctx, p.Signal(ctx, sig))
+		return WireError(ctx, p.Signal(ctx, sig))
 	}
 	return nil
 }
@@ -252,7 +252,7 @@ func (x *execs) start(ctx context.Context, id string, init *gwpb.InitMessage) er
 	}
 	proc, err := ctr.Start(ctx, req)
 	if err != nil {
-		return wire(ctx, err)
+		return WireError(ctx, err)
 	}
 	p := &process{ContainerProcess: proc, stdin: stdinW, input: make(chan []byte, 16)}
 	x.mu.Lock()

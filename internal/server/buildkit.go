@@ -1,0 +1,30 @@
+package server
+
+import "net/http"
+
+// BuildKit answers BuildKit's clients: it takes the connection of a request for good.
+type BuildKit interface {
+	// Session returns when the session has ended.
+	Session(w http.ResponseWriter, r *http.Request) error
+	GRPC(w http.ResponseWriter, r *http.Request) error
+}
+
+// buildKitRoutes are the doors of buildx and of the docker client; what is said on the connections, package buildkitapi knows.
+func (s *Server) buildKitRoutes() []entry {
+	if s.BuildKit == nil {
+		refuse := absent("this engine was started without the service for builds")
+		return []entry{{"POST /session", refuse}, {"POST /grpc", refuse}}
+	}
+	return []entry{
+		{"POST /session", func(w http.ResponseWriter, r *request) error { return s.BuildKit.Session(w, r.Request) }},
+		{"POST /grpc", func(w http.ResponseWriter, r *request) error { return s.BuildKit.GRPC(w, r.Request) }},
+	}
+}
+
+// builderVersion is what `docker` chooses its builder by: 2 is BuildKit.
+func (s *Server) builderVersion() string {
+	if s.BuildKit == nil {
+		return "1"
+	}
+	return "2"
+}
