@@ -95,7 +95,8 @@ type Job struct {
 	used    map[digest.Digest]func()
 	held    map[snapshot.ChainID]func()
 	trees   []*leftovers
-	ending  []<-chan struct{} // flights that were cancelled because this job left them
+	orphans map[digest.Digest]build.Record // imported, and their layers are not here
+	ending  []<-chan struct{}              // flights that were cancelled because this job left them
 	closed  bool
 	once    sync.Once
 }
@@ -161,6 +162,7 @@ func (j *Job) close() {
 	if err := j.running.wait(ctx); err != nil {
 		j.solver.opts.Log.Error("steps of a build go on after its end", "err", err)
 	}
+	j.adoptAll(ctx)
 	j.mu.Lock()
 	j.closed = true
 	ending, trees, used, held := j.ending, j.trees, j.used, j.held
