@@ -156,7 +156,7 @@ func (d *Depot) Close() error {
 	d.counts.stop()
 	d.counts.done.Wait()
 	d.trash.wait()
-	return d.pledges.close()
+	return d.pledges.journal.Close()
 }
 
 // Root is the folder.
