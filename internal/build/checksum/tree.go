@@ -91,7 +91,8 @@ func newRefresher(ctx context.Context, owner *[2]uint32) *refresher {
 
 // each calls fn for all kids, side by side where there is a free helper: a directory that is known goes to one by itself, other things in pieces. What fn finds gone is no error.
 func (r *refresher) each(kids []node, fn func(n *node) error) error {
-	const piece, unknown = 256, 32
+	const piece = 256
+	unknown := max(1, min(32, len(kids)/4))
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var first error
@@ -115,7 +116,7 @@ func (r *refresher) each(kids []node, fn func(n *node) error) error {
 		}
 	}
 	for from := 0; from < len(kids); {
-		to, least := from+1, 1
+		start, to, least := from, from+1, 1
 		if !kids[from].isDir() {
 			least = piece
 			if !kids[from].known {
@@ -132,13 +133,13 @@ func (r *refresher) each(kids []node, fn func(n *node) error) error {
 				helped = true
 				wg.Go(func() {
 					defer func() { <-r.helpers }()
-					run(from, to)
+					run(start, to)
 				})
 			default:
 			}
 		}
 		if !helped {
-			run(from, to)
+			run(start, to)
 		}
 		from = to
 	}
