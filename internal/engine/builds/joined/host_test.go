@@ -1,0 +1,275 @@
+package joined_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/content"
+	"corten.dev/corten/internal/engine/builds"
+	"corten.dev/corten/internal/engine/builds/joined"
+	"corten.dev/corten/internal/engine/builds/steps"
+	"corten.dev/corten/internal/engine/hostspec"
+	"corten.dev/corten/internal/engine/images"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/events"
+	"corten.dev/corten/internal/filter"
+	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/network"
+	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/snapshot/overlay"
+)
+
+const testCgroups = "/corten-builds-test"
+
+// host is the service over the real rooms, with folders, bridge and table of its own.
+type host struct {
+	t      testing.TB
+	dir    string
+	log    *slog.Logger
+	trees  *overlay.Store
+	images *image.Images
+	net    *network.Local
+	exec   *steps.Executor
+	*joined.Joined
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newHost(t testing.TB) *host {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	if _, err := os.Stat("/bin/busybox"); err != nil {
+		t.Skip("needs busybox-static")
+	}
+	h := &host{t: t, dir: t.TempDir(), log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	var err error
+	h.trees, err = overlay.New(overlay.Options{Root: h.dir + "/snapshots", Logger: h.log, Skeleton: []string{"dev/", "etc/", "etc/hosts", "etc/resolv.conf", "proc/", "sys/"}})
+	must(t, err)
+	t.Cleanup(func() { must(t, h.trees.Close()) })
+	blobs, err := content.New(content.Options{Root: h.dir + "/content", Logger: h.log})
+	must(t, err)
+	h.images, err = image.New(image.Options{Root: h.dir + "/images", Snapshots: h.trees, Content: blobs, Logger: h.log})
+	must(t, err)
+	t.Cleanup(func() { must(t, h.images.Close()) })
+	h.net, err = network.New(network.Options{
+		Root: h.dir + "/networks", ExecRoot: h.dir + "/run", Table: "cortenbuildstest", Bridge: "ctbuilds0", BIP: netip.MustParsePrefix("10.203.11.1/24"), Logger: h.log,
+	})
+	must(t, err)
+	must(t, h.net.Settle(t.Context()))
+	t.Cleanup(func() { must(t, h.net.Close()) })
+	h.exec, err = steps.New(t.Context(), steps.Options{
+		Root: h.dir + "/run/steps", Networks: h.net, Log: h.log, Maker: &hostspec.Maker{Security: hostspec.NewSecurity("", h.log), CgroupParent: testCgroups},
+	})
+	must(t, err)
+	t.Cleanup(func() {
+		must(t, h.exec.Close())
+		for _, dir := range []string{"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd", "unified", "cpu,cpuacct", "net_cls", "perf_event", "hugetlb", "misc", "rdma", ""} {
+			if err := os.Remove(filepath.Join("/sys/fs/cgroup", dir, testCgroups)); err != nil && !errors.Is(err, os.ErrNotExist) {
+				t.Error(err)
+			}
+		}
+	})
+	_, err = h.images.Import(t.Context(), bytes.NewReader(busybox(t)), image.ImportOptions{Ref: "busybox:latest", Changes: []string{"ENV PATH=/bin", `CMD ["sh"]`}})
+	must(t, err)
+	bus := &events.Bus{}
+	bases := images.NewBases(images.New(images.Options{Store: h.images, Containers: nobody{}, Events: bus, Transfers: h.images, Blobs: images.OverContent(blobs), Log: h.log}))
+	h.Joined, err = joined.Open(t.Context(), joined.Rooms{
+		Root: h.dir + "/builds", Trees: h.trees, Images: h.images, Bases: bases, Executor: h.exec, Cache: &memory{trees: h.trees, recs: map[digest.Digest]build.Record{}},
+		Platforms: []ocispec.Platform{{OS: "linux", Architecture: runtime.GOARCH}}, Entitlements: []string{"network.host"}, Events: bus, Log: h.log,
+	})
+	must(t, err)
+	t.Cleanup(func() { must(t, h.Joined.Close()) })
+	return h
+}
+
+type nobody struct{}
+
+func (nobody) ImageUsers(digest.Digest) (stopped, running []string) { return nil, nil }
+
+// memory is a cache without a disk.
+type memory struct {
+	trees snapshot.Store
+	mu    sync.Mutex
+	recs  map[digest.Digest]build.Record
+}
+
+func (m *memory) Lookup(_ context.Context, key digest.Digest) (build.Record, bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	rec, ok := m.recs[key]
+	return rec, ok, nil
+}
+
+func (m *memory) Save(ctx context.Context, rec build.Record) error {
+	m.mu.Lock()
+	m.recs[rec.Key] = rec
+	m.mu.Unlock()
+	for _, chain := range rec.Outputs {
+		if chain != "" {
+			if err := m.trees.Hold(ctx, "test-"+rec.Key.Encoded()+chain.Encoded(), chain); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (m *memory) Use(context.Context, ...digest.Digest) func() { return func() {} }
+
+func (m *memory) Acquire(ctx context.Context, id string, base snapshot.ChainID, _ pb.CacheSharingOpt) (string, func(), error) {
+	key := "cache-" + digest.FromString(id + "\x00" + string(base)).Encoded()
+	err := m.trees.Prepare(ctx, key, base, snapshot.Options{})
+	if errors.Is(err, errs.Conflict) {
+		err = nil
+	}
+	return key, func() {}, err
+}
+
+func (m *memory) Usage(context.Context, filter.Args) ([]builds.UsageRecord, error) { return nil, nil }
+func (m *memory) Prune(context.Context, builds.PruneOptions, func(builds.UsageRecord)) (int64, error) {
+	return 0, nil
+}
+
+// folder is a build context on this host.
+type folder struct {
+	t   testing.TB
+	dir string
+}
+
+func (f folder) Open(_ context.Context, _ string, opts build.ContextOptions) (*build.Files, func(), error) {
+	d, err := os.Open(f.dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &build.Files{Root: d, Include: opts.Include, Exclude: opts.Exclude, Follow: opts.Follow, Key: f.dir, Owner: &[2]uint32{}}, func() { d.Close() }, nil
+}
+
+// context writes a build context.
+func (h *host) context(files map[string]string) *build.Session {
+	h.t.Helper()
+	dir := h.t.TempDir()
+	for name, text := range files {
+		path := filepath.Join(dir, name)
+		must(h.t, os.MkdirAll(filepath.Dir(path), 0o755))
+		must(h.t, os.WriteFile(path, []byte(text), 0o644))
+	}
+	return &build.Session{Contexts: folder{h.t, dir}}
+}
+
+// output collects what a build says.
+type output struct {
+	mu    sync.Mutex
+	logs  strings.Builder
+	names []string
+	hits  map[digest.Digest]bool
+	done  map[digest.Digest]string
+}
+
+func (o *output) status(st build.Status) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.hits == nil {
+		o.hits, o.done = map[digest.Digest]bool{}, map[digest.Digest]string{}
+	}
+	for _, l := range st.Logs {
+		o.logs.Write(l.Data)
+	}
+	for _, v := range st.Vertexes {
+		if v.Completed != nil {
+			o.done[v.Digest] = v.Name
+			o.hits[v.Digest] = v.Cached
+		}
+	}
+}
+
+// cached tells which steps were.
+func (o *output) cached() (hit, run []string) {
+	for d, name := range o.done {
+		if o.hits[d] {
+			hit = append(hit, name)
+		} else {
+			run = append(run, name)
+		}
+	}
+	return hit, run
+}
+
+// build builds a Dockerfile into the image store.
+func (h *host) build(ses *build.Session, name string, change func(*builds.Request)) (builds.Response, *output, error) {
+	out := &output{}
+	req := builds.Request{
+		Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{}, Session: ses, Status: out.status,
+		Exports: []builds.Export{{Type: "image", Attrs: map[string]string{"name": name}}},
+	}
+	if change != nil {
+		change(&req)
+	}
+	resp, err := h.Build(h.t.Context(), req)
+	return resp, out, err
+}
+
+// cat reads a file of an image.
+func (h *host) cat(img, name string) string {
+	h.t.Helper()
+	got, err := h.images.Get(h.t.Context(), img)
+	must(h.t, err)
+	m, err := h.trees.View(h.t.Context(), got.Chain)
+	must(h.t, err)
+	defer m.Close()
+	f, err := os.Open("/proc/self/fd/" + itoa(int(m.Root.Fd())) + name)
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	data, err := io.ReadAll(f)
+	must(h.t, err)
+	return string(data)
+}
+
+// busybox is a root file system of the host's static busybox.
+func busybox(t testing.TB) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	tw := tar.NewWriter(&b)
+	add := func(hdr tar.Header, body []byte) {
+		hdr.Size = int64(len(body))
+		must(t, tw.WriteHeader(&hdr))
+		_, err := tw.Write(body)
+		must(t, err)
+	}
+	for _, dir := range []string{"bin", "etc", "tmp", "root"} {
+		add(tar.Header{Name: dir + "/", Typeflag: tar.TypeDir, Mode: 0o755}, nil)
+	}
+	bin, err := os.ReadFile("/bin/busybox")
+	must(t, err)
+	add(tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, bin)
+	for _, name := range strings.Fields("sh true false cat echo sleep id env pwd ls mkdir rm ln mv touch wc test chmod date grep find stat") {
+		add(tar.Header{Name: "bin/" + name, Typeflag: tar.TypeSymlink, Linkname: "busybox"}, nil)
+	}
+	add(tar.Header{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:0:root:/root:/bin/sh\n"))
+	must(t, tw.Close())
+	return b.Bytes()
+}

@@ -1,0 +1,137 @@
+// Package joined puts the parts of the build room together, over the rooms of the engine, and gives the service.
+//
+// It owns nothing. It holds no logic but the seams: what one part calls otherwise than another gives it. It promises: what was opened is closed in the reverse order; a part that does not open
+// leaves the others closed.
+//
+//	source ─┐
+//	ops ────┼─▶ solver ─▶ service ─▶ doors
+//	step ───┤     │
+//	cache ──┘     └─▶ export
+package joined
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/build/checksum"
+	"corten.dev/corten/internal/build/checksum/pick"
+	"corten.dev/corten/internal/build/export"
+	"corten.dev/corten/internal/build/frontend"
+	"corten.dev/corten/internal/build/ops"
+	"corten.dev/corten/internal/build/solve"
+	"corten.dev/corten/internal/build/source"
+	"corten.dev/corten/internal/build/source/base"
+	"corten.dev/corten/internal/build/step"
+	"corten.dev/corten/internal/engine/builds"
+	"corten.dev/corten/internal/events"
+	"corten.dev/corten/internal/manifest"
+	"corten.dev/corten/internal/snapshot"
+)
+
+// Rooms are what builds stand on.
+type Rooms struct {
+	// Root is <data-root>/builds.
+	Root     string
+	Trees    snapshot.Store
+	Images   export.Images
+	Bases    base.Images
+	Executor step.Executor
+	Registry export.Registry // nil: nothing is pushed
+	Cache    Cache
+	// Platforms are those that steps can run for, the host's first.
+	Platforms    []ocispec.Platform
+	Entitlements []string
+	Parallelism  int
+	Collection   builds.Collection
+	Events       *events.Bus
+	Log          *slog.Logger
+}
+
+// Cache is the kept results and cache mounts.
+type Cache interface {
+	build.Cache
+	step.Caches
+	builds.Records
+}
+
+// Joined is the service, and what it stands on.
+type Joined struct {
+	*builds.Service
+	closers []func() error
+}
+
+// Open opens the parts.
+func Open(ctx context.Context, rooms Rooms) (_ *Joined, err error) {
+	j := &Joined{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, j.Close())
+		}
+	}()
+	if err := os.MkdirAll(rooms.Root, 0o700); err != nil {
+		return nil, err
+	}
+	sums, err := checksum.New(checksum.Options{Dir: filepath.Join(rooms.Root, "checksums"), Trees: rooms.Trees, Log: rooms.Log})
+	if err != nil {
+		return nil, err
+	}
+	j.closers = append(j.closers, func() error { return sums.Close() })
+	files, err := ops.New(ctx, ops.Options{Trees: rooms.Trees, Sums: sums, Log: rooms.Log})
+	if err != nil {
+		return nil, err
+	}
+	steps, err := step.New(ctx, step.Options{
+		Executor: rooms.Executor, Trees: rooms.Trees, Caches: rooms.Cache, Checksums: files, Layers: layers(files), Log: rooms.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	sources, err := source.New(source.Options{Root: filepath.Join(rooms.Root, "sources"), Images: rooms.Bases, Layers: rooms.Trees, Cache: rooms.Cache, Log: rooms.Log})
+	if err != nil {
+		return nil, err
+	}
+	j.closers = append(j.closers, sources.Close)
+	solver := solve.New(solve.Options{
+		Cache: rooms.Cache, Trees: rooms.Trees, Parallelism: rooms.Parallelism, Log: rooms.Log,
+		Make: solve.Makers{Source: sources.Make, Exec: steps.Make, File: files.File, Merge: files.Merge, Diff: files.Diff},
+	})
+	host := rooms.Platforms[0]
+	exporter := &export.Exporter{
+		Images: rooms.Images, Trees: rooms.Trees, Registry: rooms.Registry, Platform: manifest.Platform{OS: host.OS, Arch: host.Architecture, Variant: host.Variant}, Log: rooms.Log,
+	}
+	j.Service, err = builds.New(builds.Options{
+		Root: rooms.Root, Solver: solver, Trees: rooms.Trees, Export: exporter, Records: rooms.Cache, Steps: programs{steps},
+		Sources:   func(sessions builds.Sessions) frontend.Sources { return sources.For(sessions) },
+		Platforms: rooms.Platforms, Entitlements: rooms.Entitlements, Collection: rooms.Collection, Events: rooms.Events, Log: rooms.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	j.closers = append(j.closers, j.Service.Close)
+	return j, nil
+}
+
+// Close closes the parts.
+func (j *Joined) Close() error {
+	var all []error
+	for i := len(j.closers) - 1; i >= 0; i-- {
+		all = append(all, j.closers[i]())
+	}
+	j.closers = nil
+	return errors.Join(all...)
+}
+
+// layers makes layers of a part of a build context that is to be mounted.
+func layers(files *ops.Ops) func(context.Context, build.Env, build.Output, string) (snapshot.ChainID, error) {
+	return func(ctx context.Context, _ build.Env, in build.Output, path string) (snapshot.ChainID, error) {
+		out, _, err := files.Tree(ctx, in.Files, pick.Selection{Path: path, Follow: true})
+		return out.Chain, err
+	}
+}
+
