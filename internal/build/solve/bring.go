@@ -11,6 +11,7 @@ import (
 
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/snapshot"
 )
 
 // imported is an import of a job. One that fails is not asked again.
@@ -80,9 +81,6 @@ func (n *node) importedRecord(ctx context.Context, res *result) (bool, error) {
 func (n *node) adopt(ctx context.Context, res *result) error {
 	if res.imported == nil {
 		return nil
-	}
-	for _, chain := range res.imported.Outputs {
-		n.job.hold(chain)
 	}
 	ok, err := n.job.solver.adopt(ctx, *res.imported)
 	if err != nil {
@@ -182,8 +180,7 @@ func (n *node) bring(ctx context.Context, index int) (build.Output, error) {
 		if res.alias != nil {
 			return n.bringAlias(ctx, res, index)
 		}
-		n.job.hold(out.Chain)
-		here, err := n.job.solver.here(ctx, out.Chain)
+		here, err := n.here(ctx, res, out.Chain)
 		if err != nil {
 			return out, n.ended(ctx, err)
 		}
@@ -207,6 +204,14 @@ func (n *node) bring(ctx context.Context, index int) (build.Output, error) {
 		n.replace(res)
 	}
 	return build.Output{}, n.failed(errs.New(errs.Conflict, "%s: its layers are not here, however often they are brought", n.vertex.Name))
+}
+
+// here tells whether the layers of an output are here, and sees to it that they stay. Those of a record do by its use.
+func (n *node) here(ctx context.Context, res *result, chain snapshot.ChainID) (bool, error) {
+	if res.loose || res.imported != nil {
+		return n.job.hold(ctx, chain)
+	}
+	return n.job.solver.here(ctx, chain)
 }
 
 // fetch brings layers from where the output comes from.

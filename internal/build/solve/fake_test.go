@@ -238,9 +238,12 @@ func (t *trees) drop(chains ...digest.Digest) {
 	}
 }
 
-func (t *trees) hold(chain snapshot.ChainID) func() {
+func (t *trees) hold(_ context.Context, chain snapshot.ChainID) (func(), error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if !t.there[chain] {
+		return nil, errs.New(errs.NotFound, "layer %s is not here", chain)
+	}
 	t.held[chain]++
 	return func() {
 		t.mu.Lock()
@@ -248,7 +251,7 @@ func (t *trees) hold(chain snapshot.ChainID) func() {
 		if t.held[chain]--; t.held[chain] == 0 {
 			delete(t.held, chain)
 		}
-	}
+	}, nil
 }
 
 func (t *trees) idle(tb testing.TB) {

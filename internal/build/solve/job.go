@@ -46,13 +46,6 @@ func New(opts Options) *Solver {
 // Close waits until nothing of ended jobs is under way any more.
 func (s *Solver) Close(ctx context.Context) error { return s.running.wait(ctx) }
 
-func (s *Solver) hold(chain snapshot.ChainID) (release func()) {
-	if s.opts.Hold == nil || chain == "" {
-		return func() {}
-	}
-	return s.opts.Hold(chain)
-}
-
 // here tells whether the layers of a chain are in the store.
 func (s *Solver) here(ctx context.Context, chain snapshot.ChainID) (bool, error) {
 	if chain == "" {
@@ -199,27 +192,39 @@ func (j *Job) join(ctx context.Context) (context.Context, func()) {
 
 // use marks a key as used until the job is closed.
 func (j *Job) use(key digest.Digest) {
-	keepOnce(j, &j.used, key, func() func() { return j.solver.opts.Cache.Use(context.WithoutCancel(j.ctx), key) })
-}
-
-// hold keeps a chain from being collected until the job is closed.
-func (j *Job) hold(chain snapshot.ChainID) {
-	if j.solver.opts.Hold != nil && chain != "" {
-		keepOnce(j, &j.held, chain, func() func() { return j.solver.hold(chain) })
+	if !j.keeps(&j.used, key) {
+		j.keep(&j.used, key, j.solver.opts.Cache.Use(context.WithoutCancel(j.ctx), key))
 	}
 }
 
-// keepOnce keeps the release of one take for each name; who comes second gives its own back.
-func keepOnce(j *Job, kept *map[digest.Digest]func(), name digest.Digest, take func() func()) {
-	j.mu.Lock()
-	_, ok := (*kept)[name]
-	j.mu.Unlock()
-	if ok {
-		return
+// hold keeps a chain from being removed until the job is closed; false when it is not here.
+func (j *Job) hold(ctx context.Context, chain snapshot.ChainID) (bool, error) {
+	if j.solver.opts.Hold == nil || chain == "" {
+		return j.solver.here(ctx, chain)
 	}
-	release := take()
+	if j.keeps(&j.held, chain) {
+		return true, nil
+	}
+	release, err := j.solver.opts.Hold(ctx, chain)
+	if errors.Is(err, errs.NotFound) {
+		return false, nil
+	}
+	if err == nil {
+		j.keep(&j.held, chain, release)
+	}
+	return err == nil, err
+}
+
+func (j *Job) keeps(kept *map[digest.Digest]func(), name digest.Digest) bool {
 	j.mu.Lock()
-	if _, ok = (*kept)[name]; !ok && !j.closed {
+	defer j.mu.Unlock()
+	return (*kept)[name] != nil
+}
+
+// keep keeps one release for each name until the job is closed; who comes second lets go at once.
+func (j *Job) keep(kept *map[digest.Digest]func(), name digest.Digest, release func()) {
+	j.mu.Lock()
+	if (*kept)[name] == nil && !j.closed {
 		(*kept)[name] = release
 		release = func() {}
 	}

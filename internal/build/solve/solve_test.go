@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -404,9 +405,19 @@ func TestFetchIsLazy(t *testing.T) {
 			return nil
 		}}}}, nil
 	}})
+	var held atomic.Int32
+	w.on("step 1", act{run: func(context.Context, build.Env, []build.Output) (build.Made, error) {
+		w.trees.mu.Lock()
+		defer w.trees.mu.Unlock()
+		held.Store(int32(w.trees.held[chainID]))
+		return build.Made{Outputs: []build.Output{{Chain: chainID}}}, nil
+	}})
 	def := chain(2)
 	var seen watcher
 	w.mustBuild(def, solve.JobOptions{Status: seen.status})
+	if held.Load() != 1 {
+		t.Error("the base is held", held.Load(), "times while a step above runs")
+	}
 	if fetched != 1 {
 		t.Error("fetched", fetched)
 	}
