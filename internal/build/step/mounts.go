@@ -48,8 +48,9 @@ type part struct {
 type mounted struct {
 	steps    *Steps
 	id       string
-	parts    []*part // in the order of the request
-	root     *snapshot.Mounted
+	parts    []*part           // in the order of the request
+	root     *snapshot.Mounted // what is attached; it may be made read-only
+	top      *os.File          // the same tree by another mount
 	readOnly bool
 	stubs    *stubs
 	volatile bool
@@ -81,7 +82,7 @@ func (s *Steps) mount(ctx context.Context, env build.Env, req request) (_ *mount
 			return nil, fmt.Errorf("mount %s: %w", p.dest, err)
 		}
 	}
-	set.stubs, err = makeStubs(set.root.Root, set.points(), req.stubParents)
+	set.stubs, err = makeStubs(set.top, set.points(), req.stubParents)
 	return set, err
 }
 
@@ -179,6 +180,7 @@ func (set *mounted) bind(ctx context.Context, env build.Env, i int, p *part) err
 	if err := set.show(p, fs); err != nil || !root {
 		return err
 	}
+	set.top = fs.Root
 	set.root, set.readOnly = &snapshot.Mounted{Root: p.tree, Detached: true}, p.m.Readonly
 	return nil
 }

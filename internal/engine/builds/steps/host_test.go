@@ -103,7 +103,7 @@ type caches struct {
 func (c *caches) Acquire(ctx context.Context, id string, base snapshot.ChainID, _ pb.CacheSharingOpt) (string, func(), error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	key := "cache-" + digest.FromString(id + "\x00" + string(base)).Encoded()
+	key := "cache-" + digest.FromString(id+"\x00"+string(base)).Encoded()
 	err := c.trees.Prepare(ctx, key, base, snapshot.Options{})
 	if errors.Is(err, errs.Conflict) {
 		err = nil
