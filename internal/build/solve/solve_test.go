@@ -408,9 +408,9 @@ func TestFetchIsLazy(t *testing.T) {
 	var held atomic.Int32
 	w.on("step 1", act{run: func(context.Context, build.Env, []build.Output) (build.Made, error) {
 		w.trees.mu.Lock()
-		defer w.trees.mu.Unlock()
 		held.Store(int32(w.trees.held[chainID]))
-		return build.Made{Outputs: []build.Output{{Chain: chainID}}}, nil
+		w.trees.mu.Unlock()
+		return build.Made{Outputs: []build.Output{w.trees.put("step 1")}}, nil
 	}})
 	def := chain(2)
 	var seen watcher
