@@ -19,8 +19,13 @@ type Ref struct {
 
 var _ gateway.Reference = (*Ref)(nil)
 
-// Definition is the graph that the result is of.
-func (r *Ref) Definition() *pb.Definition { return r.def }
+// Definition is the graph that the result is of; nil for the empty tree.
+func (r *Ref) Definition() *pb.Definition {
+	if r == nil {
+		return nil
+	}
+	return r.def
+}
 
 // Result is what the job made of the definition.
 func (r *Ref) Result() Result { return r.result }

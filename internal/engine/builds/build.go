@@ -71,6 +71,9 @@ func (s *Service) check(req *Request) error {
 			return err
 		}
 	}
+	if err := export.CheckAttestations(req.FrontendAttrs); err != nil {
+		return err
+	}
 	for _, name := range req.Entitlements {
 		kind, _, _ := strings.Cut(name, "=")
 		if !slices.Contains(s.Entitlements, kind) {
@@ -242,7 +245,7 @@ func (f *failed) Shell(ctx context.Context, args []string, stdio Terminal) (int,
 
 // finish exports the result, and the cache.
 func (w *working) finish(ctx context.Context, res *gateway.Result) (Response, error) {
-	tree, solved, err := trees(ctx, res)
+	tree, refs, err := trees(ctx, res)
 	if err != nil {
 		return Response{}, err
 	}
@@ -258,17 +261,17 @@ func (w *working) finish(ctx context.Context, res *gateway.Result) (Response, er
 		defer mu.Unlock()
 		maps.Copy(said, more)
 	}
-	if err := w.exports(ctx, tree, solved, take); err != nil {
+	if err := w.exports(ctx, tree, refs, take); err != nil {
 		return Response{}, err
 	}
-	if err := w.cacheExports(ctx, solved, take); err != nil {
+	if err := w.cacheExports(ctx, refs, take); err != nil {
 		return Response{}, err
 	}
 	return Response{Exporter: said}, nil
 }
 
 // exports runs all exporters side by side.
-func (w *working) exports(ctx context.Context, tree *export.Result, solved map[string]*solve.Result, take func(map[string]string)) error {
+func (w *working) exports(ctx context.Context, tree *export.Result, refs refs, take func(map[string]string)) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var all sync.WaitGroup
@@ -276,7 +279,7 @@ func (w *working) exports(ctx context.Context, tree *export.Result, solved map[s
 	var first error
 	for _, e := range w.req.Exports {
 		all.Go(func() {
-			more, err := w.export(ctx, e, tree, solved)
+			more, err := w.export(ctx, e, tree, refs)
 			if err != nil {
 				once.Do(func() { first = err; cancel(err) })
 				return
@@ -294,31 +297,58 @@ var titles = map[string]string{
 	"tar": "sending tarball", "local": "exporting to client directory",
 }
 
-func (w *working) export(ctx context.Context, e Export, tree *export.Result, solved map[string]*solve.Result) (_ map[string]string, err error) {
+func (w *working) export(ctx context.Context, e Export, tree *export.Result, refs refs) (_ map[string]string, err error) {
 	ej := export.Job{Result: tree, Session: w.req.Session}
 	if title := titles[e.Type]; title != "" {
 		p, done := w.job.Progress(digest.FromString(w.req.Ref+" "+e.ID+" "+title), title)
 		defer func() { done(err) }()
 		ej.Progress = p
 	}
+	trace := export.Trace{
+		ID: w.req.Ref, Started: w.began, Frontend: w.req.Frontend, Attrs: w.req.FrontendAttrs, Builder: w.Platforms[0],
+		Solved: func(platform string) (*solve.Result, *pb.Source) {
+			ref := refs.of(platform)
+			return solved(ref), ref.Definition().GetSource()
+		},
+	}
+	if ej.Provenance, err = trace.Provenance(); err != nil {
+		return nil, err
+	}
 	if slices.ContainsFunc(w.req.CacheExports, func(c CacheOption) bool { return c.Type == "inline" }) {
 		ej.InlineCache = func(ctx context.Context, platform string, _ []snapshot.Layer) ([]byte, error) {
-			return w.Caches.Inline(ctx, solvedFor(solved, platform), CacheJob{w.sessions, ej.Progress})
+			return w.Caches.Inline(ctx, solved(refs.of(platform)), CacheJob{w.sessions, ej.Progress})
 		}
 	}
 	return w.Export.Export(ctx, export.Spec(e), ej)
 }
 
-// solvedFor is the result for a platform; the only one is for all.
-func solvedFor(solved map[string]*solve.Result, platform string) *solve.Result {
-	if res, ok := solved[platform]; ok {
-		return res
+// refs are the results by platform; "" is a single one.
+type refs map[string]*frontend.Ref
+
+// of is the result for a platform; the only one is for all. Nil is the empty tree.
+func (r refs) of(platform string) *frontend.Ref {
+	if ref, ok := r[platform]; ok {
+		return ref
 	}
-	return solved[""]
+	return r[""]
 }
 
-func (w *working) cacheExports(ctx context.Context, solved map[string]*solve.Result, take func(map[string]string)) error {
-	results := slices.Collect(maps.Values(solved))
+// solved is what the solver made of a result; nil for the empty tree.
+func solved(ref *frontend.Ref) *solve.Result {
+	if ref == nil {
+		return nil
+	}
+	made, _ := ref.Result().(*solve.Result)
+	return made
+}
+
+func (w *working) cacheExports(ctx context.Context, refs refs, take func(map[string]string)) error {
+	var results []*solve.Result
+	for _, ref := range refs {
+		if made := solved(ref); made != nil {
+			results = append(results, made)
+		}
+	}
 	for _, c := range w.req.CacheExports {
 		if c.Type == "inline" {
 			continue // it went with the image
@@ -335,19 +365,16 @@ func (w *working) cacheExports(ctx context.Context, solved map[string]*solve.Res
 	return nil
 }
 
-// trees gives a result's outputs, and for each platform ("" for a single result) what the solver made of it.
-func trees(ctx context.Context, res *gateway.Result) (*export.Result, map[string]*solve.Result, error) {
-	solved := map[string]*solve.Result{}
-	note := func(platform string, ref gateway.Reference) {
+// trees gives a result's outputs, and the results themselves.
+func trees(ctx context.Context, res *gateway.Result) (*export.Result, refs, error) {
+	all := refs{}
+	for platform, ref := range res.Refs {
 		if r, ok := ref.(*frontend.Ref); ok {
-			if made, ok := r.Result().(*solve.Result); ok {
-				solved[platform] = made
-			}
+			all[platform] = r
 		}
 	}
-	note("", res.Ref)
-	for platform, ref := range res.Refs {
-		note(platform, ref)
+	if r, ok := res.Ref.(*frontend.Ref); ok {
+		all[""] = r
 	}
 	tree, err := result.ConvertResult(res, func(ref gateway.Reference) (*build.Output, error) {
 		r, ok := ref.(*frontend.Ref)
@@ -360,5 +387,5 @@ func trees(ctx context.Context, res *gateway.Result) (*export.Result, map[string
 		}
 		return &out, nil
 	})
-	return tree, solved, err
+	return tree, all, err
 }
