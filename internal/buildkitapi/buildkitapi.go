@@ -34,6 +34,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/build/source/mirror"
 	"corten.dev/corten/internal/engine/builds"
 	"corten.dev/corten/internal/errs"
 )
@@ -41,7 +42,7 @@ import (
 // Mirrors keeps copies of the directories of clients. What travels is what changed since the last build of the same key.
 type Mirrors interface {
 	// Receive takes what fsutil's sender gives; it returns when the copy is up to date.
-	Receive(ctx context.Context, name string, stream fsutil.Stream, opts build.ContextOptions) (files *build.Files, release func(), err error)
+	Receive(ctx context.Context, stream fsutil.Stream, req mirror.Request) (files *build.Files, release func(), err error)
 }
 
 // Options join the door to the engine.

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/build/source/mirror"
 	"corten.dev/corten/internal/errs"
 )
 
@@ -78,11 +79,19 @@ func (c *client) Open(ctx context.Context, name string, opts build.ContextOption
 	if err != nil {
 		return nil, nil, kind(err, "context "+name)
 	}
-	files, release, err := c.door.Mirrors.Receive(ctx, name, stream, opts)
+	files, release, err := c.door.Mirrors.Receive(ctx, stream, mirror.Request{SharedKey: c.sharedKey(opts), Name: name, Context: opts})
 	if err != nil {
 		return nil, nil, kind(err, "context "+name)
 	}
 	return files, release, stream.CloseSend()
+}
+
+// sharedKey is the client's own key, which nobody else knows, with what the source of LLB adds to it.
+func (c *client) sharedKey(opts build.ContextOptions) string {
+	if c.caller.SharedKey() == "" {
+		return ""
+	}
+	return c.caller.SharedKey() + ":" + opts.SharedKey
 }
 
 // setHeader writes values as the file sync service reads them: what a header cannot carry is escaped, and said to be.

@@ -27,22 +27,11 @@ func noPlugin(_ http.ResponseWriter, r *request) error {
 	return errs.New(errs.NotFound, "plugin %q not found", r.id())
 }
 
-// noBuildCache prunes nothing, truly: nothing is built here, and `system prune` must not fail for that.
-func noBuildCache(w http.ResponseWriter, _ *request) error {
-	return ok(w, struct {
-		CachesDeleted  []string
-		SpaceReclaimed uint64
-	}{})
-}
-
-// absentRoutes are swarm, plugins, builds and sessions.
+// absentRoutes are swarm and plugins.
 func (s *Server) absentRoutes() []entry {
 	const swarm = "swarm mode is not part of this version"
 	const plugins = "installing plugins is not part of this version"
 	list := []entry{
-		{"POST /build", absent("building images is not part of this version: bring the image in with \"corten load\" or \"corten import\"")},
-		{"POST /build/prune", noBuildCache},
-		{"POST /build/cancel", absent("building images is not part of this version")},
 		{"GET /swarm", notSwarm},
 		{"GET /swarm/unlockkey", notSwarm},
 		{"POST /swarm/init", absent(swarm)},

@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/engine/builds"
 	"corten.dev/corten/internal/engine/containers"
 	"corten.dev/corten/internal/engine/images"
 	"corten.dev/corten/internal/engine/system"
@@ -190,16 +191,41 @@ func (u *usageOf) volumes(ctx context.Context, out *usageView) error {
 	return nil
 }
 
-// buildCache is empty: nothing is built here yet.
-func (u *usageOf) buildCache(_ context.Context, out *usageView) error {
+// buildCache is what builds keep.
+func (u *usageOf) buildCache(ctx context.Context, out *usageView) error {
+	var list []builds.UsageRecord
+	if u.s.Builds != nil {
+		var err error
+		if list, err = u.s.Builds.DiskUsage(ctx, nil); err != nil {
+			return err
+		}
+	}
+	items := make([]build.CacheRecord, 0, len(list))
+	sum := build.DiskUsage{TotalCount: int64(len(list))}
+	for i := range list {
+		rec := &list[i]
+		items = append(items, build.CacheRecord{
+			ID: rec.ID, Parents: rec.Parents, Type: rec.Kind, Description: rec.Description, InUse: rec.InUse, Shared: rec.Shared, Size: rec.Size,
+			CreatedAt: rec.Created, LastUsedAt: rec.LastUsed, UsageCount: rec.UsageCount,
+		})
+		sum.TotalSize += rec.Size
+		if rec.InUse {
+			sum.ActiveCount++
+		} else if !rec.Shared {
+			sum.Reclaimable += rec.Size
+		}
+	}
 	if u.flat {
-		out.BuildCache = []build.CacheRecord{}
+		out.BuildCache = items
 	}
 	if u.version < 42 {
-		out.BuilderSize = new(int64)
+		out.BuilderSize = &sum.TotalSize
 	}
 	if u.typed {
-		out.BuildCacheUsage = &build.DiskUsage{}
+		if u.items {
+			sum.Items = items
+		}
+		out.BuildCacheUsage = &sum
 	}
 	return nil
 }

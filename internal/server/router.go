@@ -90,7 +90,7 @@ func match(pattern, segments []string) ([]string, bool) {
 // table lists every route of the API.
 func (s *Server) table() map[string][]route {
 	t := map[string][]route{}
-	for _, group := range [][]entry{s.systemRoutes(), s.containerRoutes(), s.imageRoutes(), s.registryRoutes(), s.documentRoutes(), s.volumeRoutes(), s.networkRoutes(), s.cortenRoutes(), s.buildKitRoutes(), s.absentRoutes()} {
+	for _, group := range [][]entry{s.systemRoutes(), s.containerRoutes(), s.imageRoutes(), s.registryRoutes(), s.documentRoutes(), s.volumeRoutes(), s.networkRoutes(), s.cortenRoutes(), s.buildKitRoutes(), s.buildRoutes(), s.absentRoutes()} {
 		for _, e := range group {
 			add(t, e.pattern, e.handle)
 		}

@@ -78,6 +78,7 @@ type Server struct {
 	origins *http.CrossOriginProtection
 	name    string // of the Server header
 	kernel  atomic.Pointer[string]
+	cancels cancels
 
 	// streams is cancelled by Shutdown, so that answers without an end (events, followed logs, stats) end too.
 	streams context.Context

@@ -158,7 +158,7 @@ func TestBodies(t *testing.T) {
 		{"/images/create?fromImage=nosuch&tag=latest", "", "pull access denied for nosuch", 404},
 		{"/images/create?fromSrc=ftp://x/y", "", "invalid address to import from", 400},
 		{"/images/a/push?platform=arm64", "", "invalid platform", 400},
-		{"/build", "", "building images is not part of this version", 501},
+		{"/build", "", "without the service for builds", 501},
 		{"/auth", `{"username":"u","password":"wrong"}`, "unauthorized: incorrect username or password", 401},
 		{"/auth", `{"auth":"%%%"}`, "is not user:password in base64", 400},
 		{"/swarm/init", "{}", "swarm mode is not part of this version", 501},

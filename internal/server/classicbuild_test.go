@@ -1,0 +1,143 @@
+package server
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
+
+	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/build/source/mirror"
+	"corten.dev/corten/internal/engine/builds"
+)
+
+// classicBuilds is a service whose builds are what a test says.
+type classicBuilds struct {
+	builds.API
+	build func(ctx context.Context, req builds.Request) (builds.Response, error)
+}
+
+func (f *classicBuilds) Build(ctx context.Context, req builds.Request) (builds.Response, error) {
+	return f.build(ctx, req)
+}
+
+func (f *classicBuilds) Prune(_ context.Context, _ builds.PruneOptions, each func(builds.UsageRecord)) (int64, error) {
+	each(builds.UsageRecord{ID: "r1"})
+	return 7, nil
+}
+
+func classicServer(t *testing.T, build func(ctx context.Context, req builds.Request) (builds.Response, error)) *Server {
+	t.Helper()
+	mirrors, err := mirror.New(mirror.Options{Root: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return New(Options{Builds: &classicBuilds{build: build}, BuildMirrors: mirrors})
+}
+
+func contextTar(t *testing.T) io.Reader {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	text := "FROM busybox\n"
+	if err := w.WriteHeader(&tar.Header{Name: "Dockerfile", Mode: 0o644, Size: int64(len(text))}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(w, text); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return &buf
+}
+
+func TestClassicBuild(t *testing.T) {
+	now := time.Now()
+	a, b := digest.FromString("a"), digest.FromString("b")
+	s := classicServer(t, func(ctx context.Context, req builds.Request) (builds.Response, error) {
+		files, release, err := req.Session.Contexts.Open(ctx, "dockerfile", build.ContextOptions{})
+		if err != nil {
+			return builds.Response{}, err
+		}
+		defer release()
+		if names, err := os.ReadDir(fmt.Sprintf("/proc/self/fd/%d", files.Root.Fd())); err != nil || len(names) != 1 {
+			return builds.Response{}, errors.Join(err, errors.New("the context lacks its file"))
+		}
+		for key, want := range map[string]string{"build-arg:A": "1", "label:l": "x", "no-cache": "", "add-hosts": "db=10.0.0.1", "target": "app"} {
+			if got, ok := req.FrontendAttrs[key]; !ok || got != want {
+				t.Errorf("%s is %q", key, got)
+			}
+		}
+		if user, secret, err := req.Session.Credentials.Credentials(ctx, "docker.io"); user != "me" || secret != "pw" || err != nil {
+			t.Error(user, secret, err)
+		}
+		// The second step says something before the first is done.
+		req.Status(build.Status{Vertexes: []build.VertexStatus{
+			{Digest: digest.FromString("i"), Name: "[internal] load build definition", Started: &now, Completed: &now},
+			{Digest: a, Name: "[1/2] FROM busybox", Started: &now}, {Digest: b, Name: "[2/2] RUN echo hi", Started: &now},
+		}, Logs: []build.LogStatus{{Vertex: b, Stream: 1, Data: []byte("hi\n")}}})
+		req.Status(build.Status{Vertexes: []build.VertexStatus{{Digest: a, Completed: &now, Cached: true}, {Digest: b, Completed: &now}}})
+		return builds.Response{Exporter: map[string]string{"containerimage.config.digest": "sha256:0123456789abcdef"}}, nil
+	})
+	r := httptest.NewRequest("POST", `/v1.48/build?t=app&t=h:5/x:2&buildargs={"A":"1","B":null}&labels={"l":"x"}&nocache=1&extrahosts=db:10.0.0.1&target=app&version=1`, contextTar(t))
+	r.Header.Set("Content-Type", "application/x-tar")
+	r.Header.Set("X-Registry-Config", "eyJodHRwczovL2luZGV4LmRvY2tlci5pby92MS8iOnsidXNlcm5hbWUiOiJtZSIsInBhc3N3b3JkIjoicHcifX0=")
+	w := httptest.NewRecorder()
+	s.ServeHTTP(w, r)
+	want := `{"stream":"Step 1/2 : FROM busybox\n"}
+{"stream":" ---> Using cache\n"}
+{"stream":"Step 2/2 : RUN echo hi\n"}
+{"stream":"hi\n"}
+{"aux":{"ID":"sha256:0123456789abcdef"}}
+{"stream":"Successfully built 0123456789ab\n"}
+{"stream":"Successfully tagged app:latest\n"}
+{"stream":"Successfully tagged h:5/x:2\n"}
+`
+	if got := strings.ReplaceAll(w.Body.String(), "\r\n", "\n"); got != want {
+		t.Errorf("%d\n%s", w.Code, got)
+	}
+}
+
+func TestClassicBuildFails(t *testing.T) {
+	now := time.Now()
+	v := &build.Vertex{Op: &pb.Op{Op: &pb.Op_Exec{Exec: &pb.ExecOp{Meta: &pb.Meta{Args: []string{"/bin/sh", "-c", "false"}}}}}}
+	s := classicServer(t, func(_ context.Context, req builds.Request) (builds.Response, error) {
+		req.Status(build.Status{Vertexes: []build.VertexStatus{{Digest: digest.FromString("a"), Name: "[1/1] RUN false", Started: &now, Completed: &now, Error: "x"}}})
+		return builds.Response{}, &build.StepError{Vertex: v, ExitCode: 1, Err: errors.New("process failed")}
+	})
+	w := httptest.NewRecorder()
+	s.ServeHTTP(w, httptest.NewRequest("POST", "/v1.48/build", contextTar(t)))
+	if !strings.Contains(w.Body.String(), `"errorDetail":{"code":1,"message":"The command '/bin/sh -c false' returned a non-zero code: 1"}`) {
+		t.Error(w.Body)
+	}
+	for query, part := range map[string]string{
+		"squash=1": "squash is not supported", "version=2": "BuildKit's clients use /grpc", "networkmode=container:x": "is not supported for builds", "buildargs={": "invalid buildargs",
+		"memory=lots": "invalid value for memory",
+	} {
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, httptest.NewRequest("POST", "/v1.48/build?"+query, contextTar(t)))
+		if w.Code < 400 || !strings.Contains(w.Body.String(), part) {
+			t.Errorf("%s: %d %s", query, w.Code, w.Body)
+		}
+	}
+}
+
+func TestBuildPrune(t *testing.T) {
+	s := classicServer(t, nil)
+	w := httptest.NewRecorder()
+	s.ServeHTTP(w, httptest.NewRequest("POST", "/v1.48/build/prune?all=1", nil))
+	if w.Code != 200 || strings.TrimSpace(w.Body.String()) != `{"CachesDeleted":["r1"],"SpaceReclaimed":7}` {
+		t.Error(w.Code, w.Body)
+	}
+}
