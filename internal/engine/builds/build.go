@@ -15,6 +15,7 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/solver/result"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/build/export"
@@ -43,7 +44,7 @@ func (s *Service) Build(ctx context.Context, req Request) (_ Response, err error
 	if err := s.check(&req); err != nil {
 		return Response{}, err
 	}
-	w := &working{Service: s, req: req, sessions: req.sessions(), began: time.Now()}
+	w := &working{Service: s, req: req, sessions: req.sessions(), began: time.Now(), platforms: s.Platforms()}
 	if !req.Internal {
 		w.run, err = s.history.begin(Build{Ref: req.Ref, Frontend: req.Frontend, FrontendAttrs: req.FrontendAttrs, Exports: req.Exports, Created: w.began})
 		if err != nil {
@@ -111,6 +112,8 @@ type working struct {
 	run      *running // nil: not kept in history
 	job      *solve.Job
 	began    time.Time
+
+	platforms []ocispec.Platform // that steps can run for, the host's first
 }
 
 func (w *working) status(st build.Status) {
@@ -153,7 +156,7 @@ func (w *working) build(ctx context.Context) (Response, error) {
 // frontend gets the result that is to be exported.
 func (w *working) frontend(ctx context.Context, policy *policy) (*gateway.Result, error) {
 	opts := frontend.Options{
-		Job: job{w.job, w}, Sources: w.Sources(w.sessions), Trees: w.Trees, Platforms: w.Platforms, Session: w.req.Session.ID, Log: w.Log,
+		Job: job{w.job, w}, Sources: w.Sources(w.sessions), Trees: w.Trees, Platforms: w.platforms, Session: w.req.Session.ID, Log: w.Log,
 	}
 	if policy != nil {
 		opts.Policy = policy.source
@@ -188,7 +191,9 @@ func (j job) Solve(ctx context.Context, def *pb.Definition) (frontend.Result, er
 // Import says what is not imported: what the request named is known already.
 func (j job) Import(_ context.Context, caches []gateway.CacheOptionsEntry) error {
 	for _, c := range caches {
-		known := slices.ContainsFunc(j.w.req.CacheImports, func(o CacheOption) bool { return o.Type == c.Type && o.Attrs["ref"] == c.Attrs["ref"] && o.Attrs["src"] == c.Attrs["src"] })
+		known := slices.ContainsFunc(j.w.req.CacheImports, func(o CacheOption) bool {
+			return o.Type == c.Type && o.Attrs["ref"] == c.Attrs["ref"] && o.Attrs["src"] == c.Attrs["src"]
+		})
 		if !known {
 			j.Warn(build.Warning{Level: 1, Short: fmt.Appendf(nil, "the cache %s %s is named by the frontend only, and not imported", c.Type, c.Attrs["ref"])})
 		}
@@ -305,7 +310,7 @@ func (w *working) export(ctx context.Context, e Export, tree *export.Result, ref
 		ej.Progress = p
 	}
 	trace := export.Trace{
-		ID: w.req.Ref, Started: w.began, Frontend: w.req.Frontend, Attrs: w.req.FrontendAttrs, Builder: w.Platforms[0],
+		ID: w.req.Ref, Started: w.began, Frontend: w.req.Frontend, Attrs: w.req.FrontendAttrs, Builder: w.platforms[0],
 		Solved: func(platform string) (*solve.Result, *pb.Source) {
 			ref := refs.of(platform)
 			return solved(ref), ref.Definition().GetSource()

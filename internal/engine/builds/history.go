@@ -37,7 +37,7 @@ type history struct {
 	past    []Build             // the oldest first
 	running map[string]*running // by ref
 	ending  map[string]*running // ended, and not written down yet
-	changed chan struct{} // closed when past or running change
+	changed chan struct{}       // closed when past or running change
 }
 
 // running is a build under way.

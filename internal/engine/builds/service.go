@@ -70,8 +70,8 @@ type Options struct {
 	Records Records
 	Steps   Steps  // nil: frontends get no containers, failed steps no shell
 	Caches  Caches // nil: caches are neither imported nor exported
-	// Platforms are those that steps can run for, the host's first.
-	Platforms []ocispec.Platform
+	// Platforms gives those that steps can run for now, the host's first.
+	Platforms func() []ocispec.Platform
 	// Entitlements that this engine grants to who asks for them; see [Request.Entitlements].
 	Entitlements []string
 	Collection   Collection

@@ -10,14 +10,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/content"
@@ -98,7 +96,7 @@ func newHost(t testing.TB) *host {
 	bases := images.NewBases(images.New(images.Options{Store: h.images, Containers: nobody{}, Events: bus, Transfers: h.images, Blobs: images.OverContent(blobs), Log: h.log}))
 	h.Joined, err = joined.Open(t.Context(), joined.Rooms{
 		Root: h.dir + "/builds", Trees: h.trees, Images: h.images, Bases: bases, Executor: h.exec, Cache: &memory{trees: h.trees, recs: map[digest.Digest]build.Record{}},
-		Platforms: []ocispec.Platform{{OS: "linux", Architecture: runtime.GOARCH}}, Entitlements: []string{"network.host"}, Events: bus, Log: h.log,
+		Entitlements: []string{"network.host"}, Events: bus, Log: h.log,
 	})
 	must(t, err)
 	t.Cleanup(func() { must(t, h.Joined.Close()) })
@@ -140,7 +138,7 @@ func (m *memory) Save(ctx context.Context, rec build.Record) error {
 func (m *memory) Use(context.Context, ...digest.Digest) func() { return func() {} }
 
 func (m *memory) Acquire(ctx context.Context, id string, base snapshot.ChainID, _ pb.CacheSharingOpt) (string, func(), error) {
-	key := "cache-" + digest.FromString(id + "\x00" + string(base)).Encoded()
+	key := "cache-" + digest.FromString(id+"\x00"+string(base)).Encoded()
 	err := m.trees.Prepare(ctx, key, base, snapshot.Options{})
 	if errors.Is(err, errs.Conflict) {
 		err = nil

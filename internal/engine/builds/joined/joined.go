@@ -16,8 +16,6 @@ import (
 	"os"
 	"path/filepath"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/build/checksum"
 	"corten.dev/corten/internal/build/checksum/pick"
@@ -37,15 +35,13 @@ import (
 // Rooms are what builds stand on.
 type Rooms struct {
 	// Root is <data-root>/builds.
-	Root     string
-	Trees    snapshot.Store
-	Images   export.Images
-	Bases    base.Images
-	Executor step.Executor
-	Registry export.Registry // nil: nothing is pushed
-	Cache    Cache
-	// Platforms are those that steps can run for, the host's first.
-	Platforms    []ocispec.Platform
+	Root         string
+	Trees        snapshot.Store
+	Images       export.Images
+	Bases        base.Images
+	Executor     step.Executor
+	Registry     export.Registry // nil: nothing is pushed
+	Cache        Cache
 	Entitlements []string
 	Parallelism  int
 	Collection   builds.Collection
@@ -101,14 +97,14 @@ func Open(ctx context.Context, rooms Rooms) (_ *Joined, err error) {
 		Cache: rooms.Cache, Trees: rooms.Trees, Parallelism: rooms.Parallelism, Log: rooms.Log,
 		Make: solve.Makers{Source: sources.Make, Exec: steps.Make, File: files.File, Merge: files.Merge, Diff: files.Diff},
 	})
-	host := rooms.Platforms[0]
+	host := step.Platforms()[0]
 	exporter := &export.Exporter{
 		Images: rooms.Images, Trees: rooms.Trees, Registry: rooms.Registry, Platform: manifest.Platform{OS: host.OS, Arch: host.Architecture, Variant: host.Variant}, Log: rooms.Log,
 	}
 	j.Service, err = builds.New(builds.Options{
 		Root: rooms.Root, Solver: solver, Trees: rooms.Trees, Export: exporter, Records: rooms.Cache, Steps: programs{steps},
 		Sources:   func(sessions builds.Sessions) frontend.Sources { return sources.For(sessions) },
-		Platforms: rooms.Platforms, Entitlements: rooms.Entitlements, Collection: rooms.Collection, Events: rooms.Events, Log: rooms.Log,
+		Platforms: step.Platforms, Entitlements: rooms.Entitlements, Collection: rooms.Collection, Events: rooms.Events, Log: rooms.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -134,4 +130,3 @@ func layers(files *ops.Ops) func(context.Context, build.Env, build.Output, strin
 		return out.Chain, err
 	}
 }
-
