@@ -266,6 +266,9 @@ func TestRewriteTimestamp(t *testing.T) {
 	if all[0]["containerimage.digest"] != all[1]["containerimage.digest"] {
 		t.Errorf("%v\n%v", all[0], all[1])
 	}
+	if left, err := h.snaps.Layers(ctx); err != nil || len(left) != 3 {
+		t.Errorf("layers that were made again are left: %d, %v", len(left), err)
+	}
 	other := open(t)
 	if _, err := other.images.Load(ctx, bytes.NewReader(h.asker.file.Bytes()), nil); err != nil {
 		t.Fatal(err)

@@ -12,10 +12,12 @@ import (
 )
 
 // clamp makes the layers of this build again with no file newer than SOURCE_DATE_EPOCH (rewrite-timestamp). Those of the base image stay what they are. The new layers stand in the
-// store like any others; when no image comes of it they go with the next sweep.
+// store like any others; those that no image comes of go when the export is over.
 func (x *exporting) clamp(ctx context.Context, t *target) error {
 	if t.epoch == nil {
-		x.job.Progress.Warn(build.Warning{Level: 1, Short: []byte("rewrite-timestamp has no effect: there is no SOURCE_DATE_EPOCH")})
+		if x.job.Progress != nil {
+			x.job.Progress.Warn(build.Warning{Level: 1, Short: []byte("rewrite-timestamp has no effect: there is no SOURCE_DATE_EPOCH")})
+		}
 		return nil
 	}
 	var parent snapshot.ChainID
@@ -28,20 +30,15 @@ func (x *exporting) clamp(ctx context.Context, t *target) error {
 				return err
 			}
 			layers[i] = again
-			x.inherit(l.Chain, again.Chain)
+			if x.origins == nil {
+				x.origins = map[snapshot.ChainID]snapshot.ChainID{}
+			}
+			x.origins[again.Chain] = l.Chain // as old as the one it was made of
 		}
 		parent = layers[i].Chain
 	}
 	t.layers, t.chain = layers, parent
 	return nil
-}
-
-// inherit makes a layer that was made again as old as the one it was made of.
-func (x *exporting) inherit(from, to snapshot.ChainID) {
-	if x.origins == nil {
-		x.origins = map[snapshot.ChainID]snapshot.ChainID{}
-	}
-	x.origins[to] = from
 }
 
 func (x *exporting) clamped(ctx context.Context, chain snapshot.ChainID, epoch time.Time, w io.Writer) error {

@@ -1,11 +1,9 @@
 package export
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
@@ -247,53 +245,4 @@ func (a artifact) fetch(_ context.Context, d ocispec.Descriptor) ([]byte, error)
 		return nil, errs.New(errs.NotFound, "attestation blob %s: not found", d.Digest)
 	}
 	return raw, nil
-}
-
-// asOutgoing lets an artifact go where images go.
-func (a artifact) asOutgoing() image.Outgoing { return artifactOut{a} }
-
-// artifactOut implements [image.Outgoing].
-type artifactOut struct{ a artifact }
-
-func (o artifactOut) ID() digest.Digest { return o.a.doc.Manifest.Config.Digest }
-
-func (o artifactOut) Config() (ocispec.Descriptor, []byte) {
-	d := o.a.doc.Manifest.Config
-	return d, o.a.blobs[d.Digest]
-}
-
-func (o artifactOut) Layers() (all []image.OutgoingLayer) {
-	for _, l := range o.a.doc.Manifest.Layers {
-		all = append(all, statementBlob{l, o.a.blobs[l.Digest]})
-	}
-	return all
-}
-
-func (o artifactOut) Manifest() (manifest.Document, error) { return o.a.doc, nil }
-
-func (o artifactOut) Close() error { return nil }
-
-// statementBlob implements [image.OutgoingLayer].
-type statementBlob struct {
-	desc ocispec.Descriptor
-	raw  []byte
-}
-
-func (b statementBlob) DiffID() digest.Digest             { return b.desc.Digest }
-func (b statementBlob) Known() (ocispec.Descriptor, bool) { return b.desc, true }
-func (b statementBlob) Size() int64                       { return b.desc.Size }
-func (b statementBlob) Origins() []string                 { return nil }
-
-func (b statementBlob) Sent(d ocispec.Descriptor) error {
-	if d.Digest != b.desc.Digest {
-		return errs.New(errs.Invalid, "attestation %s went out as %s", b.desc.Digest, d.Digest)
-	}
-	return nil
-}
-
-func (b statementBlob) Open(_ context.Context, offset int64) (io.ReadCloser, error) {
-	if offset < 0 || offset > int64(len(b.raw)) {
-		return nil, errs.New(errs.Invalid, "offset %d", offset)
-	}
-	return io.NopCloser(bytes.NewReader(b.raw[offset:])), nil
 }

@@ -16,7 +16,8 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
@@ -77,11 +78,12 @@ type Registry interface {
 	Repository(ctx context.Context, name reference.Ref, session *build.Session, insecure bool) (Repository, error)
 }
 
-// Repository takes an image, part by part: its layers and config, then documents.
+// Repository takes an image, part by part: what it is made of, then documents.
 type Repository interface {
-	// PushLayers brings the layers and the config of an image to the registry: asked for, mounted from another repository, or sent. What was compressed on the way is told to
-	// the layers (Sent).
+	// PushLayers brings the layers of an image to the registry: asked for, mounted from another repository, or sent. What was compressed on the way is told to the layers (Sent).
 	PushLayers(ctx context.Context, out image.Outgoing, progress build.Progress) error
+	// PushBlob brings a small blob: a config, a statement.
+	PushBlob(ctx context.Context, raw []byte) error
 	// PushManifest stores a document under a tag or its digest.
 	PushManifest(ctx context.Context, tagOrDigest string, doc manifest.Document) error
 }
@@ -101,7 +103,6 @@ type Exporter struct {
 	// Dir is where unnamed files go while an archive is made; empty is the system's.
 	Dir string
 	Now func() time.Time // nil is time.Now
-	Log *slog.Logger     // nil: silence
 }
 
 // Check refuses a type or attributes that are not known, so that nothing is built in vain.
@@ -124,6 +125,7 @@ func (e *Exporter) Export(ctx context.Context, spec Spec, job Job) (map[string]s
 		return nil, fmt.Errorf("export to %s: %w", opts.kind, err)
 	}
 	x := &exporting{Exporter: e, opts: opts, job: job, id: spec.ID, targets: targets}
+	defer x.dropMade()
 	var said map[string]string
 	switch opts.kind {
 	case kindImage:
@@ -150,6 +152,13 @@ type exporting struct {
 	origins map[snapshot.ChainID]snapshot.ChainID
 }
 
+// dropMade lets go of layers that were made again.
+func (x *exporting) dropMade() {
+	if len(x.origins) > 0 {
+		x.Images.DropLayers(slices.Collect(maps.Keys(x.origins))...)
+	}
+}
+
 // many tells that the frontend named its platforms: the result is an index, or folders.
 func (x *exporting) many() bool { return len(x.job.Result.Refs) > 0 }
 
@@ -158,13 +167,6 @@ func (e *Exporter) now() time.Time {
 		return e.Now()
 	}
 	return time.Now()
-}
-
-func (e *Exporter) log() *slog.Logger {
-	if e.Log != nil {
-		return e.Log
-	}
-	return slog.New(slog.DiscardHandler)
 }
 
 // target is the result for one platform.

@@ -24,6 +24,7 @@ import (
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/build/export"
 	"corten.dev/corten/internal/content"
+	"corten.dev/corten/internal/engine/images"
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/snapshot"
@@ -38,7 +39,18 @@ type house struct {
 	*export.Exporter
 	images *image.Images
 	snaps  *overlay.Store
+	blobs  contentBlobs
 	asker  *asker
+}
+
+// contentBlobs is the content room as pulls ask for it.
+type contentBlobs struct{ *content.Store }
+
+func (b contentBlobs) Begin(name string) (images.Ingest, error) { return b.Store.Begin(name) }
+
+func (b contentBlobs) Open(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {
+	f, _, err := b.Store.Open(ctx, d)
+	return f, err
 }
 
 var layerTime = time.Date(2026, 11, 20, 10, 0, 0, 0, time.UTC)
@@ -58,14 +70,14 @@ func open(t testing.TB) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	images, err := image.New(image.Options{Root: filepath.Join(root, "images"), Snapshots: snaps, Content: blobs, Platform: "linux/amd64"})
+	store, err := image.New(image.Options{Root: filepath.Join(root, "images"), Snapshots: snaps, Content: blobs, Platform: "linux/amd64"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { images.Close() })
+	t.Cleanup(func() { store.Close() })
 	made := func(context.Context, snapshot.ChainID) (time.Time, string) { return layerTime, "RUN something" }
 	host := manifest.Platform{OS: "linux", Arch: "amd64"}
-	return &house{&export.Exporter{Images: images, Trees: snaps, Origin: made, Platform: host, Dir: root}, images, snaps, newAsker()}
+	return &house{&export.Exporter{Images: store, Trees: snaps, Origin: made, Platform: host, Dir: root}, store, snaps, contentBlobs{blobs}, newAsker()}
 }
 
 // layer applies a layer with files of a time that has nanoseconds.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -147,7 +146,12 @@ func (x *exporting) sendLayers(ctx context.Context, outs []image.Outgoing) (all 
 			byName[r.Name()] = repo
 			x.say("pushing layers", 0, 0, false)
 			for _, out := range outs {
-				if err := repo.PushLayers(ctx, out, x.job.Progress); err != nil {
+				_, config := out.Config()
+				err := repo.PushLayers(ctx, out, x.job.Progress)
+				if err == nil {
+					err = repo.PushBlob(ctx, config)
+				}
+				if err != nil {
 					return nil, fmt.Errorf("push %s: %w", r.Familiar(), err)
 				}
 			}
@@ -179,9 +183,10 @@ func (x *exporting) sendTo(ctx context.Context, d destination, p *parcel, parts 
 			}
 		}
 		for _, a := range p.about {
-			out := a.asOutgoing()
-			if err := errors.Join(d.repo.PushLayers(ctx, out, x.job.Progress), out.Close()); err != nil {
-				return err
+			for _, raw := range a.blobs {
+				if err := d.repo.PushBlob(ctx, raw); err != nil {
+					return err
+				}
 			}
 			if err := d.repo.PushManifest(ctx, a.doc.Digest.String(), a.doc); err != nil {
 				return err

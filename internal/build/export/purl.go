@@ -37,13 +37,13 @@ func escapePath(path string) string {
 	return strings.Join(parts, "/")
 }
 
-// escape is percent-encoding as the purl specification has it: letters, digits, ".-_~" and ":" stay.
+// escape is percent-encoding as the purl specification has it: letters, digits and ".-_~" stay.
 func escape(s string) string {
 	const hex = "0123456789ABCDEF"
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
 		c := s[i]
-		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte(".-_~:", c) >= 0 {
+		if c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte(".-_~", c) >= 0 {
 			b.WriteByte(c)
 			continue
 		}

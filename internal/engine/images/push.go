@@ -1,13 +1,13 @@
 package images
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"sort"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -174,24 +174,11 @@ func (p *pushing) images(ctx context.Context, ref reference.Ref, all []image.Out
 
 // image pushes one image, under a tag or, without one, under its digest.
 func (p *pushing) image(ctx context.Context, ref reference.Ref, out image.Outgoing, tag string) (doc manifest.Document, err error) {
-	var todo []*departing
-	seen := map[digest.Digest]bool{}
-	layers := out.Layers()
-	for i := len(layers) - 1; i >= 0; i-- { // from the top, as Docker lists them
-		l := layers[i]
-		if seen[l.DiffID()] {
-			continue
-		}
-		seen[l.DiffID()] = true
-		a := &departing{pushing: p, ref: ref, layer: l, id: short(l.DiffID())}
-		p.say(ctx, Report{ID: a.id, Status: "Preparing", Layer: true})
-		todo = append(todo, a)
-	}
-	if err := sideBySide(ctx, len(todo), func(ctx context.Context, n int) error { return todo[n].depart(ctx) }); err != nil {
+	if err := p.layers(ctx, ref, out); err != nil {
 		return doc, err
 	}
 	desc, raw := out.Config()
-	if err := p.config(ctx, desc, raw); err != nil {
+	if err := p.blob(ctx, desc.Digest, raw); err != nil {
 		return doc, fmt.Errorf("config of the image: %w", err)
 	}
 	if doc, err = out.Manifest(); err != nil {
@@ -203,12 +190,32 @@ func (p *pushing) image(ctx context.Context, ref reference.Ref, out image.Outgoi
 	return doc, p.repo.PushManifest(ctx, tag, doc)
 }
 
-func (p *pushing) config(ctx context.Context, desc ocispec.Descriptor, raw []byte) error {
-	if has, err := p.repo.Has(ctx, desc.Digest); err != nil || has {
+// layers pushes the layers of one image, side by side. One that it has more than once goes once.
+func (p *pushing) layers(ctx context.Context, ref reference.Ref, out image.Outgoing) error {
+	var todo []*departing
+	seen := map[digest.Digest]*departing{}
+	layers := out.Layers()
+	for i := len(layers) - 1; i >= 0; i-- { // from the top, as Docker lists them
+		l := layers[i]
+		if first := seen[l.DiffID()]; first != nil {
+			first.twins = append(first.twins, l)
+			continue
+		}
+		a := &departing{pushing: p, ref: ref, layer: l, id: short(l.DiffID())}
+		seen[l.DiffID()] = a
+		p.say(ctx, Report{ID: a.id, Status: "Preparing", Layer: true})
+		todo = append(todo, a)
+	}
+	return sideBySide(ctx, len(todo), func(ctx context.Context, n int) error { return todo[n].depart(ctx) })
+}
+
+// blob pushes a small blob.
+func (p *pushing) blob(ctx context.Context, d digest.Digest, raw []byte) error {
+	if has, err := p.repo.Has(ctx, d); err != nil || has {
 		return err
 	}
-	_, err := p.repo.Push(ctx, client.Upload{Digest: desc.Digest, Size: int64(len(raw)), Open: func(_ context.Context, offset int64) (io.ReadCloser, error) {
-		return io.NopCloser(strings.NewReader(string(raw[offset:]))), nil
+	_, err := p.repo.Push(ctx, client.Upload{Digest: d, Size: int64(len(raw)), Open: func(_ context.Context, offset int64) (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(raw[offset:])), nil
 	}})
 	return err
 }
@@ -218,6 +225,7 @@ type departing struct {
 	*pushing
 	ref   reference.Ref
 	layer image.OutgoingLayer
+	twins []image.OutgoingLayer // other layers of the image with the same files
 	id    string
 }
 
@@ -316,8 +324,10 @@ func (a *departing) upload(ctx context.Context) error {
 				return r.err
 			}
 			if r.desc.Digest != known {
-				if err := a.layer.Sent(r.desc); err != nil {
-					return err
+				for _, l := range append([]image.OutgoingLayer{a.layer}, a.twins...) {
+					if err := l.Sent(r.desc); err != nil {
+						return err
+					}
 				}
 			}
 			if known != "" && r.desc.Digest != known {
