@@ -3,6 +3,7 @@ package solve
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -164,7 +165,7 @@ func (n *node) turn(ctx context.Context, how attempt) (*result, error) {
 	if n.traits.Source {
 		n.voice.begin(time.Now())
 	}
-	key, err := n.op.Key(ctx, n.env(n.voice), in)
+	key, err := n.op.Key(ctx, n.env(n.voice), slices.Clone(in)) // a Key may note in its own what it had brought
 	if err != nil {
 		return nil, n.ended(ctx, err)
 	}
