@@ -60,7 +60,7 @@ func (p *Plain) whose(now time.Time) *step {
 	}
 	var first *step
 	for _, s := range p.m.order {
-		if s == p.current || s.completed() || !s.changed {
+		if s == p.current || s.completed() || !s.changed || s.index > 0 && !s.news() {
 			continue
 		}
 		if first == nil || len(s.logs) > 0 && s.idle.Before(first.idle) {
@@ -75,6 +75,9 @@ func (p *Plain) whose(now time.Time) *step {
 	}
 	return first
 }
+
+// news: there is more to tell than that the step goes on.
+func (s *step) news() bool { return len(s.logs) > 0 || s.toPrint < len(s.warned) }
 
 // print gives a step the turn and prints what is new of it.
 func (p *Plain) print(s *step, now time.Time) {

@@ -1,0 +1,375 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/spf13/pflag"
+
+	"corten.dev/corten/internal/buildwire"
+	"corten.dev/corten/internal/cli/buildprogress"
+)
+
+// bakeFlags are buildx's.
+type bakeFlags struct {
+	files, sets, allow, vars                                      []string
+	print, push, load, noCache, pull, check                       bool
+	progress, metadataFile, provenance, sbom, builder, call, list string
+}
+
+func newBake() *verb {
+	var o bakeFlags
+	return &verb{
+		use: "[OPTIONS] [TARGET...]", max: -1, short: "Build several targets of a file side by side",
+		long: "Reads docker-bake.hcl, docker-bake.json or a compose file, and builds the targets or groups that are named, or \"default\".\n" +
+			"Equal steps of several targets are run once.",
+		example: "corten buildx bake\ncorten buildx bake --print\ncorten buildx bake -f bake.hcl --set app.args.VERSION=2 --push app db",
+		flags: func(f *pflag.FlagSet) {
+			list(f, &o.files, "file", "f", "bake file; may be given several times; - is STDIN")
+			f.BoolVar(&o.print, "print", false, "print the plan and build nothing")
+			list(f, &o.sets, "set", "", "change a value, target.key=value; * is every target")
+			f.BoolVar(&o.push, "push", false, "send all results to their registries: --set=*.push=true")
+			f.BoolVar(&o.load, "load", false, "keep all results as images: --set=*.load=true")
+			f.BoolVar(&o.noCache, "no-cache", false, "run every step")
+			f.BoolVar(&o.pull, "pull", false, "ask registries for newer base images, always")
+			f.StringVar(&o.progress, "progress", "", "how to show progress: auto, plain, tty, rawjson or quiet (default auto)")
+			f.StringVar(&o.metadataFile, "metadata-file", "", "write what is known of the results to this file, as JSON")
+			f.StringVar(&o.provenance, "provenance", "", "short for --set=*.attest=type=provenance")
+			f.StringVar(&o.sbom, "sbom", "", "short for --set=*.attest=type=sbom")
+			f.Lookup("provenance").NoOptDefVal, f.Lookup("sbom").NoOptDefVal = "true", "true"
+			f.StringVar(&o.call, "call", "build", "what to do: build, check, outline or targets")
+			f.BoolVar(&o.check, "check", false, "look for mistakes and build nothing: --call=check")
+			f.StringVar(&o.list, "list", "", "list targets and build nothing")
+			f.StringSliceVar(&o.allow, "allow", nil, "allow targets more: network.host, security.insecure, device")
+			f.StringVar(&o.builder, "builder", "", "only the engine itself is there: default")
+			list(f, &o.vars, "var", "", "set a variable of the file, name=value")
+		},
+		run: func(ctx context.Context, a *app, args []string) error { return o.run(ctx, a, args) },
+	}
+}
+
+func (o *bakeFlags) run(ctx context.Context, a *app, targets []string) error {
+	if err := onlyBuilder(o.builder); err != nil {
+		return err
+	}
+	raw, err := o.plan(ctx, a, targets)
+	if err != nil {
+		return err
+	}
+	if o.print {
+		return o.printPlan(a, raw)
+	}
+	var plan bakePlan
+	if err := json.Unmarshal(raw, &plan); err != nil {
+		return fmt.Errorf("read the plan of the targets: %w", err)
+	}
+	switch o.list {
+	case "":
+	case "targets", "type=targets":
+		return plan.listTargets(a)
+	default:
+		return invalid("ERROR: invalid --list %q: use targets", o.list)
+	}
+	names, err := plan.asked()
+	if err != nil {
+		return err
+	}
+	return o.build(ctx, a, &plan, names)
+}
+
+// defaultBakeFiles are looked for when no file is named; all that are there are read, in this order.
+func defaultBakeFiles() []string {
+	return []string{"compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml", "docker-bake.json", "docker-bake.hcl", "docker-bake.override.json", "docker-bake.override.hcl"}
+}
+
+// maxBakeFile bounds a bake file.
+const maxBakeFile = 2 << 20
+
+// read reads the files.
+func (o *bakeFlags) read(a *app) (files []buildwire.BakeFile, err error) {
+	add := func(name string, r io.Reader) error {
+		data, err := io.ReadAll(io.LimitReader(r, maxBakeFile+1))
+		if err == nil && len(data) > maxBakeFile {
+			err = invalid("%s is larger than %d bytes", name, maxBakeFile)
+		}
+		files = append(files, buildwire.BakeFile{Name: name, Data: data})
+		return err
+	}
+	for _, name := range o.files {
+		if name == "-" {
+			if err := add("stdin", a.In); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		f, err := os.Open(strings.TrimPrefix(name, "cwd://"))
+		if err != nil {
+			return nil, err
+		}
+		if err := errors.Join(add(name, f), f.Close()); err != nil {
+			return nil, err
+		}
+	}
+	if len(o.files) > 0 {
+		return files, nil
+	}
+	for _, name := range defaultBakeFiles() {
+		f, err := os.Open(name)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := errors.Join(add(name, f), f.Close()); err != nil {
+			return nil, err
+		}
+	}
+	if len(files) == 0 {
+		return nil, &exitError{code: 1, text: "ERROR: couldn't find a bake definition"}
+	}
+	return files, nil
+}
+
+// plan has the engine read the files. Of the environment, only variables whose names stand in the files or overrides go along.
+func (o *bakeFlags) plan(ctx context.Context, a *app, targets []string) ([]byte, error) {
+	in := buildwire.Bake{Env: map[string]string{}}
+	if len(targets) > 0 && isRemoteContext(targets[0]) {
+		return nil, &exitError{code: 1, text: "ERROR: bake files at an address are not fetched in this version; clone the repository, and name contexts by address in the file"}
+	}
+	var err error
+	if in.Files, err = o.read(a); err != nil {
+		return nil, err
+	}
+	in.Targets = targets
+	in.Overrides = append(in.Overrides, o.sets...)
+	add := func(on bool, text string) {
+		if on {
+			in.Overrides = append(in.Overrides, text)
+		}
+	}
+	add(o.push, "*.push=true")
+	add(o.load, "*.load=true")
+	add(o.noCache, "*.no-cache=true")
+	add(o.pull, "*.pull=true")
+	for kind, text := range map[string]string{"provenance": o.provenance, "sbom": o.sbom} {
+		on, isBool := boolOf(text)
+		add(isBool, fmt.Sprintf("*.attest=type=%s,disabled=%v", kind, !on))
+		add(text != "" && !isBool, fmt.Sprintf("*.attest=type=%s,%s", kind, text))
+	}
+	mentioned := func(name string) bool {
+		for _, f := range in.Files {
+			if bytes.Contains(f.Data, []byte(name)) {
+				return true
+			}
+		}
+		return slices.ContainsFunc(in.Overrides, func(s string) bool { return strings.HasSuffix(s, "."+name) })
+	}
+	for _, pair := range os.Environ() {
+		name, value, _ := strings.Cut(pair, "=")
+		if base := strings.TrimSuffix(name, "_JSON"); name != "" && (mentioned(name) || mentioned(base)) {
+			in.Env[name] = value
+		}
+	}
+	for _, pair := range o.vars {
+		name, value, ok := strings.Cut(pair, "=")
+		if !ok {
+			return nil, invalid("ERROR: invalid --var %q: use name=value", pair)
+		}
+		in.Env[name] = value
+	}
+	api, err := a.engine()
+	if err != nil {
+		return nil, err
+	}
+	var raw []byte
+	if err := api.Post(ctx, buildwire.BakePath, nil, in, &raw); err != nil {
+		return nil, err
+	}
+	return raw, nil
+}
+
+func (o *bakeFlags) printPlan(a *app, raw []byte) error {
+	var b bytes.Buffer
+	if err := json.Indent(&b, bytes.TrimSpace(raw), "", "  "); err != nil {
+		return fmt.Errorf("read the plan of the targets: %w", err)
+	}
+	fmt.Fprintln(a.Out, b.String())
+	return nil
+}
+
+// bakePlan is what --print shows.
+type bakePlan struct {
+	Group  map[string]struct{ Targets []string } `json:"group"`
+	Target map[string]*bakeTarget                `json:"target"`
+}
+
+// asked are the targets to build: those of the group default, with groups in it resolved.
+func (p *bakePlan) asked() ([]string, error) {
+	var out []string
+	seen := map[string]bool{}
+	var walk func(name string) error
+	walk = func(name string) error {
+		if seen[name] {
+			return nil
+		}
+		seen[name] = true
+		g, isGroup := p.Group[name]
+		if p.Target[name] != nil && (!isGroup || slices.Contains(g.Targets, name)) {
+			out = append(out, name)
+		}
+		if !isGroup && p.Target[name] == nil {
+			return &exitError{code: 1, text: "ERROR: failed to find target " + name}
+		}
+		for _, t := range g.Targets {
+			if err := walk(t); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err := walk("default"); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (p *bakePlan) listTargets(a *app) error {
+	lines := []string{"TARGET\tDESCRIPTION"}
+	for _, name := range slices.Sorted(maps.Keys(p.Group)) {
+		lines = append(lines, name+"\t"+strings.Join(p.Group[name].Targets, ", "))
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.Target)) {
+		lines = append(lines, name+"\t"+p.Target[name].Description)
+	}
+	return tabbed(a.Out, lines)
+}
+
+// build runs the targets side by side on one view. The first that fails ends the others.
+func (o *bakeFlags) build(ctx context.Context, a *app, plan *bakePlan, names []string) (err error) {
+	d, err := a.buildDisplay(o.progress, false, "")
+	if err != nil {
+		return err
+	}
+	plans := map[string]*buildPlan{}
+	flags := map[string]*buildFlags{}
+	defer func() {
+		for _, p := range plans {
+			err = errors.Join(err, p.close())
+		}
+	}()
+	for _, name := range names {
+		p, f, err := o.target(a, plan, name, nil)
+		if err != nil {
+			return fmt.Errorf("target %s: %w", name, err)
+		}
+		if len(names) > 1 {
+			p.prefix = name
+		}
+		plans[name], flags[name] = p, f
+	}
+	if _, err := a.engine(); err != nil {
+		return err
+	}
+	ctx, stop := cancellable(ctx)
+	defer stop()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	var mu sync.Mutex // guards results
+	results := map[string]buildwire.Response{}
+	for _, name := range names {
+		wg.Go(func() {
+			resp, err := a.runBuild(ctx, plans[name], d)
+			if err != nil {
+				plans[name].drop()
+				cancel(&bakeError{target: name, err: err})
+				return
+			}
+			mu.Lock()
+			results[name] = resp
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	if err := d.Finish(); err != nil {
+		return err
+	}
+	if cause := context.Cause(ctx); cause != nil {
+		var failed *bakeError
+		if errors.As(cause, &failed) {
+			return a.bakeFailed(failed)
+		}
+		return a.buildFailed(canceled())
+	}
+	return o.finish(a, d, names, plans, flags, results)
+}
+
+// bakeError is the target that failed first.
+type bakeError struct {
+	target string
+	err    error
+}
+
+func (e *bakeError) Error() string { return "target " + e.target + ": " + e.err.Error() }
+func (e *bakeError) Unwrap() error { return e.err }
+
+func (a *app) bakeFailed(e *bakeError) error {
+	err := a.buildFailed(e.err)
+	var exit *exitError
+	if errors.As(err, &exit) {
+		exit.text = strings.Replace(exit.text, "ERROR: failed to build: ", "ERROR: target "+e.target+": ", 1)
+		return exit
+	}
+	return err
+}
+
+// finish prints answers of subrequests and warnings, and writes the metadata.
+func (o *bakeFlags) finish(a *app, d *buildprogress.Display, names []string, plans map[string]*buildPlan, flags map[string]*buildFlags, results map[string]buildwire.Response) error {
+	code := 0
+	all := map[string]json.RawMessage{}
+	for _, name := range names {
+		p := plans[name]
+		if p.call != "" {
+			fmt.Fprintf(a.Out, "[%s]\n", name)
+			var exit *exitError
+			if err := a.callResult(flags[name], p, results[name]); errors.As(err, &exit) && exit.text == "" {
+				code = exit.code
+			} else if err != nil {
+				return err
+			}
+		}
+		data, err := metadata(results[name].Exporter, p.req.Ref, nil)
+		if err != nil {
+			return err
+		}
+		all[name] = data
+	}
+	if mode := d.Mode(); mode == buildprogress.TTY || mode == buildprogress.Text {
+		if err := buildprogress.PrintWarnings(a.Err, d.Warnings(), a.global.debug, false); err != nil {
+			return err
+		}
+	}
+	if o.metadataFile != "" {
+		data, err := json.MarshalIndent(all, "", "  ")
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(o.metadataFile, data, 0o644); err != nil {
+			return fmt.Errorf("--metadata-file: %w", err)
+		}
+	}
+	if code != 0 {
+		return &exitError{code: code}
+	}
+	return nil
+}
