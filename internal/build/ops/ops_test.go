@@ -216,5 +216,7 @@ func TestFirst(t *testing.T) {
 		Mkfile("/app/hello", 0o640, []byte("hi"), llb.WithUser("web")).
 		Copy(src, "/", "/link/", &llb.CopyInfo{CopyDirContentsOnly: true, CreateDestPath: true, FollowSymlinks: true}).
 		Rm("/srv/old").Symlink("hello", "/app/hi"), false), base, ctx)
-	fmt.Println(l.show(out.Chain))
+	if got := l.show(out.Chain); !strings.Contains(got, "srv/sub/c 0:0 -> b") || !strings.Contains(got, "app/hello 640 33:34 hi") || strings.Contains(got, "srv/old") {
+		t.Error(got)
+	}
 }
