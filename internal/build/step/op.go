@@ -18,11 +18,28 @@ import (
 
 // Make makes the work of an exec vertex; it is a [build.Maker].
 func (s *Steps) Make(v *build.Vertex) (build.Op, error) {
-	exec := v.Op.GetExec()
+	exec := givesNothing(v.Op.GetExec())
 	if err := check(exec, len(v.Inputs)); err != nil {
 		return nil, err
 	}
 	return &op{steps: s, v: v, exec: exec, platform: v.Op.GetPlatform(), inputs: len(v.Inputs)}, nil
+}
+
+// givesNothing marks mounts of secrets and agents as such: LLB leaves their output at zero, which is that of the root.
+func givesNothing(exec *pb.ExecOp) *pb.ExecOp {
+	of := func(m *pb.Mount) bool {
+		return m.GetMountType() == pb.MountType_SECRET || m.GetMountType() == pb.MountType_SSH
+	}
+	if !slices.ContainsFunc(exec.GetMounts(), of) {
+		return exec
+	}
+	exec = exec.CloneVT() // the vertex belongs to others
+	for _, m := range exec.Mounts {
+		if of(m) {
+			m.Output = int64(pb.SkipOutput)
+		}
+	}
+	return exec
 }
 
 // check refuses what no client of good will sends.

@@ -29,6 +29,8 @@ import (
 	"corten.dev/corten/internal/filter"
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/network"
+	"corten.dev/corten/internal/reference"
+	"corten.dev/corten/internal/registry/client"
 	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/snapshot/overlay"
 )
@@ -93,7 +95,7 @@ func newHost(t testing.TB) *host {
 	_, err = h.images.Import(t.Context(), bytes.NewReader(busybox(t)), image.ImportOptions{Ref: "busybox:latest", Changes: []string{"ENV PATH=/bin", `CMD ["sh"]`}})
 	must(t, err)
 	bus := &events.Bus{}
-	bases := images.NewBases(images.New(images.Options{Store: h.images, Containers: nobody{}, Events: bus, Transfers: h.images, Blobs: images.OverContent(blobs), Log: h.log}))
+	bases := images.NewBases(images.New(images.Options{Store: h.images, Containers: nobody{}, Events: bus, Transfers: h.images, Blobs: images.OverContent(blobs), Registry: noRegistry{}, Log: h.log}))
 	h.Joined, err = joined.Open(t.Context(), joined.Rooms{
 		Root: h.dir + "/builds", Trees: h.trees, Images: h.images, Bases: bases, Executor: h.exec, Cache: &memory{trees: h.trees, recs: map[digest.Digest]build.Record{}},
 		Entitlements: []string{"network.host"}, Events: bus, Log: h.log,
@@ -106,6 +108,13 @@ func newHost(t testing.TB) *host {
 type nobody struct{}
 
 func (nobody) ImageUsers(digest.Digest) (stopped, running []string) { return nil, nil }
+
+// noRegistry stands for all registries: none answers.
+type noRegistry struct{ client.Registry }
+
+func (noRegistry) Repository(ref reference.Ref, _ client.Credentials) (client.Repository, error) {
+	return nil, errs.New(errs.Unavailable, "%s: no such host", ref.Domain)
+}
 
 // memory is a cache without a disk.
 type memory struct {

@@ -99,7 +99,7 @@ func Open(ctx context.Context, rooms Rooms) (_ *Joined, err error) {
 	})
 	host := step.Platforms()[0]
 	exporter := &export.Exporter{
-		Images: rooms.Images, Trees: rooms.Trees, Registry: rooms.Registry, Platform: manifest.Platform{OS: host.OS, Arch: host.Architecture, Variant: host.Variant}, Log: rooms.Log,
+		Images: rooms.Images, Trees: rooms.Trees, Registry: rooms.Registry, Platform: manifest.Platform{OS: host.OS, Arch: host.Architecture, Variant: host.Variant},
 	}
 	j.Service, err = builds.New(builds.Options{
 		Root: rooms.Root, Solver: solver, Trees: rooms.Trees, Export: exporter, Records: rooms.Cache, Steps: programs{steps},
