@@ -277,7 +277,7 @@ type Record struct {
 type Cache interface {
 	// Lookup finds a record; ok is false when there is none. A record whose layers are gone is still found: its chains are identities.
 	Lookup(ctx context.Context, key digest.Digest) (rec Record, ok bool, err error)
-	// Save keeps a record and holds its layers until it is pruned. It is durable before it returns, unless a later call of Flush makes it so.
+	// Save keeps a record and holds its layers until it is pruned; one whose layers are not here is kept as an identity. It is durable before it returns, unless a later call of Flush makes it so.
 	Save(ctx context.Context, rec Record) error
 	// Use marks records as used by a build that runs, until release: their layers are not collected meanwhile. A key without a record is marked as well: the record that is saved
 	// under it is held from its first moment. The solver calls it before Lookup, for every vertex of every build: it must be cheap.

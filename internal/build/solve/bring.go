@@ -7,11 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
-	"corten.dev/corten/internal/snapshot"
 )
 
 // imported is an import of a job. One that fails is not asked again.
@@ -77,55 +74,15 @@ func (n *node) importedRecord(ctx context.Context, res *result) (bool, error) {
 	return false, nil
 }
 
-// adopt keeps an imported record as one's own, if all its layers are here.
+// adopt keeps an imported record as one's own: as an identity until its layers are here.
 func (n *node) adopt(ctx context.Context, res *result) error {
 	if res.imported == nil {
 		return nil
 	}
-	ok, err := n.job.solver.adopt(ctx, *res.imported)
-	if err != nil {
+	if err := n.job.solver.opts.Cache.Save(ctx, *res.imported); err != nil {
 		return n.ended(ctx, fmt.Errorf("keep what was imported for %s: %w", n.vertex.Name, err))
 	}
-	if !ok {
-		n.job.adoptLater(*res.imported)
-	}
 	return nil
-}
-
-// adopt keeps an imported record, if all its layers are here.
-func (s *Solver) adopt(ctx context.Context, rec build.Record) (bool, error) {
-	ok, err := s.allHere(ctx, rec)
-	if !ok || err != nil {
-		return false, err
-	}
-	return true, s.opts.Cache.Save(ctx, rec)
-}
-
-// adoptLater remembers a record whose layers may come with those of another: what a step stands on comes with its own.
-func (j *Job) adoptLater(rec build.Record) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.orphans == nil {
-		j.orphans = map[digest.Digest]build.Record{}
-	}
-	j.orphans[rec.Key] = rec
-}
-
-// adoptAll looks at the end of the job what has come: without the records below, the next build would not find those above.
-func (j *Job) adoptAll(ctx context.Context) {
-	j.mu.Lock()
-	orphans := j.orphans
-	j.orphans = nil
-	j.mu.Unlock()
-	for _, rec := range orphans {
-		_, known, err := j.solver.opts.Cache.Lookup(ctx, rec.Key)
-		if err == nil && !known {
-			_, err = j.solver.adopt(ctx, rec)
-		}
-		if err != nil {
-			j.solver.opts.Log.Warn("what was imported for a build step is not kept", "step", rec.Description, "err", err)
-		}
-	}
 }
 
 func outputsOf(rec build.Record) []build.Output {
@@ -180,7 +137,7 @@ func (n *node) bring(ctx context.Context, index int) (build.Output, error) {
 		if res.alias != nil {
 			return n.bringAlias(ctx, res, index)
 		}
-		here, err := n.here(ctx, res, out.Chain)
+		here, err := n.job.hold(ctx, out.Chain)
 		if err != nil {
 			return out, n.ended(ctx, err)
 		}
@@ -204,14 +161,6 @@ func (n *node) bring(ctx context.Context, index int) (build.Output, error) {
 		n.replace(res)
 	}
 	return build.Output{}, n.failed(errs.New(errs.Conflict, "%s: its layers are not here, however often they are brought", n.vertex.Name))
-}
-
-// here tells whether the layers of an output are here, and sees to it that they stay. Those of a record do by its use.
-func (n *node) here(ctx context.Context, res *result, chain snapshot.ChainID) (bool, error) {
-	if res.loose || res.imported != nil {
-		return n.job.hold(ctx, chain)
-	}
-	return n.job.solver.here(ctx, chain)
 }
 
 // fetch brings layers from where the output comes from.

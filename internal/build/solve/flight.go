@@ -74,7 +74,7 @@ func (n *node) fly(ctx context.Context, res *result, in []build.Output) (*result
 	if got.volatile && f.owner != n {
 		return nil, nil
 	}
-	res.outputs, res.cached, res.loose, res.taken = got.outputs, got.cached, got.volatile, got.taken
+	res.outputs, res.cached, res.taken = got.outputs, got.cached, got.taken
 	return res, nil
 }
 
@@ -163,11 +163,7 @@ func (f *flight) run(ctx context.Context, res *result, in []build.Output) (flown
 	s := n.job.solver
 	defer s.opts.Cache.Use(context.WithoutCancel(ctx), append([]digest.Digest{res.key}, res.inputs...)...)()
 	for _, i := range in {
-		release, err := s.holdInput(ctx, n, i)
-		if err != nil {
-			return flown{}, err
-		}
-		defer release()
+		defer s.hold(i.Chain)()
 	}
 	if !f.id.noCache {
 		if got, ok, err := s.landedBefore(ctx, n, res.key); ok || err != nil {
@@ -194,17 +190,6 @@ func (f *flight) run(ctx context.Context, res *result, in []build.Output) (flown
 	}
 	got := flown{outputs: made.Outputs, cached: made.Cached, volatile: made.Volatile, taken: time.Since(began)}
 	return got, s.save(ctx, n, res, got)
-}
-
-// holdInput keeps the layers of an input while the step runs.
-func (s *Solver) holdInput(ctx context.Context, n *node, in build.Output) (release func(), err error) {
-	if s.opts.Hold == nil || in.Chain == "" || in.Files != nil || n.traits.Lazy {
-		return func() {}, nil
-	}
-	if release, err = s.opts.Hold(ctx, in.Chain); err != nil {
-		return nil, fmt.Errorf("hold an input of %s: %w", n.vertex.Name, err)
-	}
-	return release, nil
 }
 
 // landedBefore finds the record of a flight that ended between the look-up of its key and now, with its layers.

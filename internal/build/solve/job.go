@@ -46,6 +46,14 @@ func New(opts Options) *Solver {
 // Close waits until nothing of ended jobs is under way any more.
 func (s *Solver) Close(ctx context.Context) error { return s.running.wait(ctx) }
 
+// hold keeps a chain from being removed until release.
+func (s *Solver) hold(chain snapshot.ChainID) (release func()) {
+	if s.opts.Hold == nil || chain == "" {
+		return func() {}
+	}
+	return s.opts.Hold(chain)
+}
+
 // here tells whether the layers of a chain are in the store.
 func (s *Solver) here(ctx context.Context, chain snapshot.ChainID) (bool, error) {
 	if chain == "" {
@@ -88,8 +96,7 @@ type Job struct {
 	used    map[digest.Digest]func()
 	held    map[snapshot.ChainID]func()
 	trees   []*leftovers
-	orphans map[digest.Digest]build.Record // imported, and their layers are not here
-	ending  []<-chan struct{}              // flights that were cancelled because this job left them
+	ending  []<-chan struct{} // flights that were cancelled because this job left them
 	closed  bool
 	once    sync.Once
 }
@@ -155,7 +162,6 @@ func (j *Job) close() {
 	if err := j.running.wait(ctx); err != nil {
 		j.solver.opts.Log.Error("steps of a build go on after its end", "err", err)
 	}
-	j.adoptAll(ctx)
 	j.mu.Lock()
 	j.closed = true
 	ending, trees, used, held := j.ending, j.trees, j.used, j.held
@@ -199,20 +205,17 @@ func (j *Job) use(key digest.Digest) {
 
 // hold keeps a chain from being removed until the job is closed; false when it is not here.
 func (j *Job) hold(ctx context.Context, chain snapshot.ChainID) (bool, error) {
-	if j.solver.opts.Hold == nil || chain == "" {
-		return j.solver.here(ctx, chain)
-	}
 	if j.keeps(&j.held, chain) {
 		return true, nil
 	}
-	release, err := j.solver.opts.Hold(ctx, chain)
-	if errors.Is(err, errs.NotFound) {
-		return false, nil
-	}
-	if err == nil {
+	release := j.solver.hold(chain)
+	ok, err := j.solver.here(ctx, chain)
+	if ok && err == nil {
 		j.keep(&j.held, chain, release)
+	} else {
+		release()
 	}
-	return err == nil, err
+	return ok, err
 }
 
 func (j *Job) keeps(kept *map[digest.Digest]func(), name digest.Digest) bool {

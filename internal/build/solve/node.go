@@ -56,7 +56,6 @@ type result struct {
 	inputs             []digest.Digest
 	outputs            []build.Output
 	cached             bool
-	loose              bool          // no record holds the layers
 	imported           *build.Record // the record to keep when its layers are here
 	alias              []edge        // of whom the outputs are, for what is only order
 	nested             *Result       // the build in this build
@@ -192,7 +191,7 @@ func (n *node) lookUp(ctx context.Context, key digest.Digest, in []build.Output)
 		return nil, n.ended(ctx, err)
 	}
 	n.job.use(key) // what was fetched or made for it may be kept under it
-	return &result{key: key, outputs: made.Outputs, cached: made.Cached, loose: true}, nil
+	return &result{key: key, outputs: made.Outputs, cached: made.Cached}, nil
 }
 
 // inputsNow gives the outputs that the node stands on, and the keys of who made them.

@@ -52,9 +52,8 @@ type Options struct {
 	Cache build.Cache
 	Trees Trees
 	Make  Makers
-	// Hold keeps a chain from being removed until release, or tells that it is not here (errs.NotFound): for layers that a build stands on and that belong to no record (base images).
-	// [Holds] makes it of the store's. Nil: they are never removed.
-	Hold func(ctx context.Context, chain snapshot.ChainID) (release func(), err error)
+	// Hold keeps a chain of layers from being removed until release; one that is not here is kept from nothing. Nil: layers are never removed.
+	Hold func(chain snapshot.ChainID) (release func())
 	// Parallelism is how many heavy steps run side by side, of all jobs; 0: one for each processor.
 	Parallelism int
 	Log         *slog.Logger

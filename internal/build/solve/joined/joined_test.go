@@ -51,13 +51,9 @@ func newRoom(t testing.TB) *room {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hold, err := solve.Holds(t.Context(), store, log)
-	if err != nil {
-		t.Fatal(err)
-	}
 	r := &room{t: t, store: store, context: t.TempDir(), cache: &cache{recs: map[digest.Digest]build.Record{}, store: store}}
 	r.solver = solve.New(solve.Options{
-		Cache: r.cache, Trees: store, Hold: hold, Log: log,
+		Cache: r.cache, Trees: store, Log: log,
 		Make: solve.Makers{Source: r.source, File: files.File, Merge: files.Merge, Diff: files.Diff},
 	})
 	return r
