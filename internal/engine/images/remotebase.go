@@ -82,7 +82,8 @@ func (b *Bases) Layout(ctx context.Context, blobs build.Blobs, store, name strin
 	if digest.Digest(name).Validate() == nil {
 		ref.Tag, ref.Digest = "", name
 	}
-	return b.find(ctx, &pulling{Service: b.s, name: "oci-layout/" + store, platform: b.platform(p), repo: &layout{blobs: blobs, store: store}}, ref)
+	pull := &pulling{Service: b.s, name: layoutName + store, platform: b.platform(p), repo: &layout{blobs: blobs, store: store}}
+	return b.find(ctx, pull, ref)
 }
 
 func (b *Bases) platform(p manifest.Platform) manifest.Platform {
@@ -91,6 +92,9 @@ func (b *Bases) platform(p manifest.Platform) manifest.Platform {
 	}
 	return p
 }
+
+// layoutName stands in front of what is no repository of a registry.
+const layoutName = "oci-layout/"
 
 // pulling is a pull of one name that has not begun.
 func (b *Bases) pulling(ctx context.Context, ref reference.Ref, p manifest.Platform, asker build.Credentials) (*pulling, reference.Ref, error) {
@@ -190,7 +194,22 @@ func (p *pulling) fetch(ctx context.Context, doc manifest.Document, raw []byte, 
 			}
 		}
 	}
-	return keep(context.WithoutCancel(ctx))
+	ctx = context.WithoutCancel(ctx) // from here on it is a matter of names
+	if s, ok := whole.(settler); ok {
+		origin := p.name
+		if strings.HasPrefix(origin, layoutName) {
+			origin = ""
+		}
+		if err := s.Settle(ctx, n, origin); err != nil {
+			return err
+		}
+	}
+	return keep(ctx)
+}
+
+// settler is an image that can give its layers without becoming one: what they were as blobs is remembered then, so that they go out with the same digests.
+type settler interface {
+	Settle(ctx context.Context, n int, origin string) error
 }
 
 type eof struct{}
