@@ -24,6 +24,9 @@ type ContainerSpec struct {
 	Platform   *pb.Platform
 	Ulimits    []*pb.Ulimit
 	Resources  *pb.LinuxResources
+	// Granted are the entitlements of the build, as BuildKit writes them. Without "network.host" a container has no network of the host's, and without "security.insecure" no process
+	// of it has privileges: what is asked of the solver in a definition is not had here by another door (BuildKit's CVE-2024-23653).
+	Granted []string
 
 	cwd   string
 	trees []string
@@ -48,6 +51,9 @@ type Container struct {
 func (s *Steps) NewContainer(ctx context.Context, env build.Env, spec ContainerSpec) (*Container, error) {
 	if err := runnable(spec.Platform); err != nil {
 		return nil, err
+	}
+	if spec.Network == pb.NetMode_HOST && !slices.Contains(spec.Granted, "network.host") {
+		return nil, errs.New(errs.Forbidden, "network.host is not allowed")
 	}
 	for i, m := range spec.Mounts {
 		if m != nil && m.Output != int64(pb.SkipOutput) {
@@ -84,11 +90,23 @@ func (s *Steps) Failed(ctx context.Context, env build.Env, failed *build.StepErr
 	c, err := s.NewContainer(ctx, env, ContainerSpec{
 		Mounts: exec.Mounts, Inputs: failed.Inputs, Hostname: meta.Hostname, Network: exec.Network, ExtraHosts: meta.ExtraHosts, Platform: failed.Vertex.Op.GetPlatform(),
 		Ulimits: meta.Ulimit, Resources: failed.Vertex.Meta.GetLinuxResources(), cwd: meta.Cwd, trees: failed.Mounts, args: meta.Args,
+		Granted: hadBy(exec),
 	})
 	if err != nil {
 		return nil, Command{}, err
 	}
 	return c, Command{Args: c.shell(), Env: vars, Cwd: meta.Cwd, User: meta.User, Security: exec.Security}, nil
+}
+
+// hadBy are the entitlements that a step had: it was let through with them.
+func hadBy(exec *pb.ExecOp) (list []string) {
+	if exec.Network == pb.NetMode_HOST {
+		list = append(list, "network.host")
+	}
+	if exec.Security == pb.SecurityMode_INSECURE {
+		list = append(list, "security.insecure")
+	}
+	return list
 }
 
 // shell is the one that the step was run by, if it was run by one.
@@ -114,6 +132,8 @@ func (c *Container) Start(cmd Command, secrets []*pb.SecretEnv) (Process, error)
 		return nil, errs.New(errs.Conflict, "the container is gone")
 	case len(cmd.Args) == 0:
 		return nil, errs.New(errs.Invalid, "no program is named")
+	case cmd.Security == pb.SecurityMode_INSECURE && !slices.Contains(c.spec.Granted, "security.insecure"):
+		return nil, errs.New(errs.Forbidden, "security.insecure is not allowed")
 	case c.first != nil:
 		return c.first.Exec(c.ctx, cmd)
 	}

@@ -68,6 +68,9 @@ func (s *Steps) mount(ctx context.Context, env build.Env, req request) (_ *mount
 	}()
 	for i, m := range req.mounts {
 		p := &part{m: m, dest: destination(m.Dest, req.cwd)}
+		if p.dest == "/" && m.Dest != pb.RootMount {
+			return nil, errs.New(errs.Invalid, "mount %s: the root is another mount", m.Dest)
+		}
 		if m.Input != int64(pb.Empty) {
 			p.from = req.in[m.Input]
 		}

@@ -30,9 +30,8 @@ type process struct {
 	ctr     *runtime.Container
 	io      stdio
 
-	mu    sync.Mutex // guards ended and execs, and that signals go to who was not waited for yet
+	mu    sync.Mutex // guards ended, and the handle of the process until then
 	ended bool
-	execs int
 	rest  sync.WaitGroup // sessions that run beside
 
 	done chan struct{}
@@ -56,26 +55,23 @@ func (p *process) attend() {
 	close(p.done)
 }
 
-// wait reaps a child. While mu is not held it may be a zombie, so that its number is nobody else's.
+// wait reaps a child, and notes under mu that nobody must be signalled any more.
 func wait(pid int, mu *sync.Mutex, ended *bool) (int, error) {
-	var info syscall.WaitStatus
-	for {
-		// The child stays a zombie until the second call: signals sent meanwhile reach nobody else.
-		_, err := syscall.Wait4(pid, &info, 0, nil)
-		if err == syscall.EINTR {
-			continue
-		}
-		mu.Lock()
-		*ended = true
-		mu.Unlock()
-		if err != nil {
-			return -1, fmt.Errorf("wait for process %d: %w", pid, err)
-		}
-		if info.Signaled() {
-			return 128 + int(info.Signal()), nil
-		}
-		return info.ExitStatus(), nil
+	var status syscall.WaitStatus
+	_, err := syscall.Wait4(pid, &status, 0, nil)
+	for err == syscall.EINTR {
+		_, err = syscall.Wait4(pid, &status, 0, nil)
 	}
+	mu.Lock()
+	*ended = true
+	mu.Unlock()
+	switch {
+	case err != nil:
+		return -1, fmt.Errorf("wait for process %d: %w", pid, err)
+	case status.Signaled():
+		return 128 + int(status.Signal()), nil
+	}
+	return status.ExitStatus(), nil
 }
 
 // kill ends the first process, and all with it.

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
+	"syscall"
 	"testing"
 
 	"corten.dev/corten/internal/snapshot"
@@ -14,6 +16,18 @@ import (
 
 // parts are what this test program does inside of a step, where busybox cannot.
 var parts = map[string]func(args []string) error{
+	"engine": engine,
+	// as becomes a user, as gosu does, and then another program.
+	"as": func(args []string) error {
+		uid, err := strconv.Atoi(args[0])
+		if err != nil {
+			return err
+		}
+		if err := syscall.Setuid(uid); err != nil {
+			return err
+		}
+		return syscall.Exec(args[1], args[1:], os.Environ())
+	},
 	// dial connects to a socket, writes a word and prints what comes back.
 	"dial": func(args []string) error {
 		c, err := net.Dial("unix", args[0])

@@ -157,6 +157,9 @@ func (p *process) configure() (map[string]*os.File, error) {
 	host := p.host(s.Security)
 	host.ReadonlyRootfs, host.Resources = s.ReadOnly, limits(s.Resources)
 	host.Resources.CgroupParent = s.CgroupParent
+	if most := p.exec.mostPids(); most > 0 {
+		host.Resources.PidsLimit = &most
+	}
 	for _, u := range s.Ulimits {
 		name := strings.ToLower(u.GetName())
 		if _, ok := hostspec.Rlimit(name); !ok {

@@ -13,12 +13,13 @@ package steps
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 
 	"corten.dev/corten/internal/build/step"
@@ -53,6 +54,7 @@ type Executor struct {
 	launcher *launcher
 	files    files
 	null     *os.File
+	mostPids func() int64
 
 	mu      sync.Mutex // guards what follows
 	running map[*process]bool
@@ -74,6 +76,7 @@ func New(ctx context.Context, opts Options) (*Executor, error) {
 	if err := os.MkdirAll(e.files.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("steps: %w", err)
 	}
+	e.mostPids = sync.OnceValue(mostPids)
 	e.rt = runtime.New(runtime.Options{Root: filepath.Join(opts.Root, "runtime"), Systemd: opts.Maker.SystemdCgroup, Logger: e.log})
 	if err := e.sweep(ctx); err != nil {
 		return nil, fmt.Errorf("steps of an earlier engine: %w", err)
@@ -86,6 +89,20 @@ func New(ctx context.Context, opts Options) (*Executor, error) {
 	e.rt.Prepare()
 	e.launcher = newLauncher()
 	return e, nil
+}
+
+// mostPids bounds the processes of a step to half of the numbers that the host has for processes: no build needs more, and a fork bomb leaves the other half to everybody else. Containers
+// have no such bound of their own, as Docker's; somebody looks at what they run. 0: the host does not say.
+func mostPids() int64 {
+	text, err := os.ReadFile("/proc/sys/kernel/pid_max")
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return n / 2
 }
 
 // sweep kills and removes what earlier steps left. The kernel has killed nearly all: not what had changed its user, see [runtime.RunOptions].
@@ -141,5 +158,5 @@ func (e *Executor) Close() error {
 	e.mu.Unlock()
 	e.work.Wait()
 	e.launcher.close()
-	return errors.Join(e.null.Close())
+	return e.null.Close()
 }
