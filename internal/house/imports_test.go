@@ -201,7 +201,7 @@ var foreign = []struct{ prefix, rooms, why string }{
 	{"github.com/spf13/pflag", "cli settings runtimecli registry/serve", "flags belong to the command lines"},
 	{"github.com/google/nftables", "", "internal/linux/nft needs 7 µs where it needs 250"},
 	{"github.com/vishvananda/netlink", "", "internal/linux/netlink batches, and starts nothing"},
-	{"golang.org/x/sys/unix", "linux safefs tarfs record build/checksum build/ops build/source build/step content image logs monitor network registry/server/disk registry/serve runtime runtimecli snapshot volume cli/copied cli/term",
+	{"golang.org/x/sys/unix", "linux safefs tarfs record build/cache build/checksum build/ops build/source build/step content image logs monitor network registry/server/disk registry/serve runtime runtimecli snapshot volume cli/copied cli/term",
 		"system calls belong to the tools and the rooms: the engine, its doors and the stored records ask internal/linux and internal/safefs"},
 	{"github.com/cilium/ebpf", "linux", "device programs belong to the cgroup tool"},
 }

@@ -1,0 +1,508 @@
+package cache
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/content"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/filter"
+	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/reference"
+	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/snapshot/overlay"
+)
+
+var ctx = context.Background()
+
+// house is the cache with the rooms that it stands on.
+type house struct {
+	*Cache
+	root   string
+	snaps  *overlay.Store
+	images *image.Images
+	clock  *clock
+}
+
+type clock struct {
+	mu  sync.Mutex
+	now time.Time
+}
+
+func (c *clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(time.Millisecond)
+	return c.now
+}
+
+func (c *clock) pass(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+}
+
+func open(t testing.TB, root string) house {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	log := slog.New(slog.DiscardHandler)
+	snaps, err := overlay.New(overlay.Options{Root: filepath.Join(root, "snapshots"), Logger: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { snaps.Close() })
+	blobs, err := content.New(content.Options{Root: filepath.Join(root, "content")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	images, err := image.New(image.Options{Root: filepath.Join(root, "images"), Snapshots: snaps, Content: blobs})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { images.Close() })
+	clk := &clock{now: time.Now()}
+	c, err := Open(ctx, Options{Root: filepath.Join(root, "cache"), Layers: snaps, Images: images, Trees: snaps.Root(), Log: log, Now: clk.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return house{c, root, snaps, images, clk}
+}
+
+// step runs a step that writes a file, and saves its record.
+func (h house) step(t testing.TB, name string, size int, inputs ...build.Record) build.Record {
+	t.Helper()
+	var below snapshot.ChainID
+	rec := build.Record{Key: digest.FromString(name), Description: "RUN " + name, Kind: "regular", Created: h.clock.Now()}
+	for _, in := range inputs {
+		below = in.Outputs[0]
+		rec.Inputs = append(rec.Inputs, in.Key)
+	}
+	key := "step-" + name
+	if err := h.snaps.Prepare(ctx, key, below, snapshot.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	m, err := h.snaps.Mount(ctx, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = os.WriteFile("/proc/self/fd/"+strconv.Itoa(int(m.Root.Fd()))+"/"+name, bytes.Repeat([]byte("x"), size), 0o644)
+	if err = errors.Join(err, m.Close()); err != nil {
+		t.Fatal(err)
+	}
+	l, err := h.snaps.Turn(ctx, key, snapshot.TurnOptions{Relaxed: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec.Outputs = []snapshot.ChainID{l.Chain}
+	if err := h.Save(ctx, rec); err != nil {
+		t.Fatal(err)
+	}
+	return rec
+}
+
+func (h house) has(t testing.TB, rec build.Record) (record, layers bool) {
+	t.Helper()
+	got, ok, err := h.Lookup(ctx, rec.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ok && (fmt.Sprint(got.Outputs) != fmt.Sprint(rec.Outputs) || got.Description != rec.Description) {
+		t.Errorf("record %+v, want %+v", got, rec)
+	}
+	_, err = h.snaps.Stat(ctx, rec.Outputs[0])
+	return ok, err == nil
+}
+
+func (h house) want(t testing.TB, rec build.Record, record, layers bool) {
+	t.Helper()
+	if r, l := h.has(t, rec); r != record || l != layers {
+		t.Errorf("%s: record %v, layers %v; want %v, %v", rec.Description, r, l, record, layers)
+	}
+}
+
+func (h house) image(t testing.TB, name string, recs ...build.Record) {
+	t.Helper()
+	cfg := image.Config{Architecture: "amd64", OS: "linux", RootFS: image.RootFS{Type: "layers"}}
+	for _, rec := range recs {
+		l, err := h.snaps.Stat(ctx, rec.Outputs[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.RootFS.DiffIDs = append(cfg.RootFS.DiffIDs, l.DiffID)
+	}
+	raw, err := json.Marshal(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := reference.Parse(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.images.Create(ctx, image.CreateOptions{Config: raw, Chain: recs[len(recs)-1].Outputs[0], Names: []reference.Ref{ref}}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRecords(t *testing.T) {
+	h := open(t, t.TempDir())
+	a := h.step(t, "a", 1000)
+	b := h.step(t, "b", 2000, a)
+	none := build.Record{Key: digest.FromString("none"), Outputs: []snapshot.ChainID{digest.FromString("gone")}, Description: "imported"}
+	if err := h.Save(ctx, none); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Save(ctx, build.Record{Key: "x"}); !errors.Is(err, errs.Invalid) {
+		t.Error(err)
+	}
+	for _, again := range []bool{false, true} {
+		if again {
+			if err := h.Close(); err != nil {
+				t.Fatal(err)
+			}
+			h = open(t, h.root)
+		}
+		h.want(t, a, true, true)
+		h.want(t, b, true, true)
+		h.want(t, none, true, false)
+		list, err := h.Usage(ctx, nil)
+		if err != nil || len(list) != 2 {
+			t.Fatal(list, err)
+		}
+		if u := list[1]; u.ID != b.Key.Encoded()[:25] || u.Size != 2000 || len(u.Parents) != 1 || u.Parents[0] != list[0].ID || u.Kind != "regular" || u.UsageCount != 1 || u.LastUsed == nil || u.InUse || u.Mutable || u.Shared || !u.Created.Equal(b.Created) {
+			t.Errorf("%+v", u)
+		}
+		if err := h.snaps.RemoveLayer(ctx, b.Outputs[0]); !errors.Is(err, errs.Conflict) {
+			t.Error("a layer of a record went", err)
+		}
+	}
+	// Another result under the key: the old one is let go.
+	again := h.step(t, "b2", 3000, a)
+	again.Key, again.Description = b.Key, "RUN again"
+	if err := h.Save(ctx, again); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.snaps.Stat(ctx, b.Outputs[0]); !errors.Is(err, errs.NotFound) {
+		t.Error("the layer of a result that was replaced is still there", err)
+	}
+	h.want(t, again, true, true)
+}
+
+// What an engine that was killed held for a build goes with the next start; what a record lost makes it an identity.
+func TestStart(t *testing.T) {
+	h := open(t, t.TempDir())
+	a := h.step(t, "a", 1000)
+	b := h.step(t, "b", 1000, a)
+	lost := h.step(t, "lost", 1000)
+	pinned := h.step(t, "pinned", 1000)
+	h.Pin(pinned.Outputs[0])
+	var name string
+	for _, hold := range h.byKey[lost.Key].Holds {
+		name = hold
+	}
+	if err := errors.Join(h.Close(), h.snaps.Release(ctx, name), h.snaps.RemoveLayer(ctx, lost.Outputs[0])); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(h.root, "cache/dirs/stray"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.snaps.Prepare(ctx, "stray", "", snapshot.Options{Labels: map[string]string{label: "stray"}}); err != nil {
+		t.Fatal(err)
+	}
+	h = open(t, h.root)
+	h.want(t, a, true, true)
+	h.want(t, b, true, true)
+	h.want(t, lost, true, false)
+	holds := 0
+	if err := h.snaps.Holds(ctx, func(string, snapshot.ChainID) error { holds++; return nil }); err != nil || holds != 3 {
+		t.Errorf("%d holds, %v", holds, err)
+	}
+	if _, err := h.snaps.Mount(ctx, "stray"); !errors.Is(err, errs.NotFound) {
+		t.Error(err)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(h.root, "cache/dirs/stray")); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+func TestPruneAll(t *testing.T) {
+	h := open(t, t.TempDir())
+	a := h.step(t, "a", 1000)
+	b := h.step(t, "b", 2000, a)
+	c := h.step(t, "c", 4000, b)
+	img := h.step(t, "img", 8000)
+	h.image(t, "img", img)
+	release := h.Use(ctx, b.Key)
+	var gone []string
+	space, err := h.Prune(ctx, PruneOptions{}, func(u Usage) { gone = append(gone, u.Description) })
+	if err != nil || space != 4000 || fmt.Sprint(gone) != "[RUN c]" {
+		t.Errorf("%d %v %v", space, gone, err)
+	}
+	h.want(t, c, false, false)
+	h.want(t, b, true, true)
+	h.want(t, a, true, true)
+	h.want(t, img, true, true)
+	release()
+	release()
+	if space, err = h.Prune(ctx, PruneOptions{All: true}, nil); err != nil || space != 3000 {
+		t.Error(space, err)
+	}
+	h.want(t, a, false, false)
+	h.want(t, b, false, false)
+	h.want(t, img, false, true) // the image's own
+	if list, err := h.Usage(ctx, nil); err != nil || len(list) > 0 {
+		t.Error(list, err)
+	}
+	if _, err := h.images.Remove(ctx, "img", false, true, nil); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := h.snaps.Layers(ctx); err != nil || len(left) > 0 {
+		t.Error(left, err)
+	}
+}
+
+// What is collected to make room stays findable as an identity; what was pruned by hand does not.
+func TestPruneBounds(t *testing.T) {
+	h := open(t, t.TempDir())
+	var all []build.Record
+	for i := range 5 {
+		all = append(all, h.step(t, fmt.Sprint("s", i), 1000))
+	}
+	top := h.step(t, "top", 1000, all[0]) // keeps the oldest
+	h.Use(ctx, all[1].Key)()
+	h.Use(ctx, top.Key)() // used last, and with it what it was made of
+	if space, err := h.Prune(ctx, PruneOptions{MaxUsed: 1 << 40, MinFree: 1}, nil); err != nil || space != 0 {
+		t.Error(space, err)
+	}
+	if space, err := h.Prune(ctx, PruneOptions{MaxUsed: 3500}, nil); err != nil || space != 3000 {
+		t.Error(space, err)
+	}
+	for i, layers := range []bool{true, true, false, false, false} {
+		h.want(t, all[i], true, layers)
+	}
+	h.want(t, top, true, true)
+	h.clock.pass(time.Hour)
+	h.Use(ctx, top.Key)()
+	if space, err := h.Prune(ctx, PruneOptions{KeepDuration: 30 * time.Minute, Reserved: 1}, nil); err != nil || space != 1000 {
+		t.Error(space, err)
+	}
+	h.want(t, all[1], true, false)
+	h.want(t, top, true, true)
+	if space, err := h.Prune(ctx, PruneOptions{MinFree: 1 << 62, Reserved: 1500}, nil); err != nil || space != 1000 {
+		t.Error(space, err)
+	}
+	h.want(t, top, true, false)
+	h.want(t, all[0], true, true)
+	h = open(t, h.reopen(t))
+	h.want(t, top, true, false)
+	h.want(t, all[0], true, true)
+	h.clock.pass(IdentityAge + 2*time.Hour)
+	h.trim()
+	h.want(t, top, false, false)
+	h.want(t, all[0], true, true)
+}
+
+func (h house) reopen(t testing.TB) string {
+	t.Helper()
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return h.root
+}
+
+func TestPruneFilters(t *testing.T) {
+	h := open(t, t.TempDir())
+	a := h.step(t, "a", 1000)
+	b := h.step(t, "b", 1000, a)
+	for _, f := range []filter.Args{{"size": {"1"}}, {"type~": {"("}}, {"inuse": {"perhaps"}}, {"until": {"soon"}}, {"until~": {"1h"}}, {"shared~": {"true"}}} {
+		if _, err := h.Prune(ctx, PruneOptions{Filters: f}, nil); !errors.Is(err, errs.Invalid) {
+			t.Errorf("%v: %v", f, err)
+		}
+	}
+	// What another one was made of goes after it, also when only the first was asked for.
+	if space, err := h.Prune(ctx, PruneOptions{Filters: filter.Args{"id": {idOf(a.Key)}}}, nil); err != nil || space != 0 {
+		t.Error(space, err)
+	}
+	for _, c := range []struct {
+		filter filter.Args
+		want   string
+	}{
+		{nil, "RUN a RUN b"}, {filter.Args{"id~": {"^" + idOf(a.Key)[:5]}}, "RUN a"}, {filter.Args{"id!": {idOf(a.Key)}}, "RUN b"}, {filter.Args{"parent": {idOf(a.Key)}}, "RUN b"},
+		{filter.Args{"type": {"=regular"}, "description": {"b"}}, "RUN b"}, {filter.Args{"type!": {"regular"}}, ""}, {filter.Args{"description~": {"[ab]$"}}, "RUN a RUN b"},
+		{filter.Args{"description": {"a", "b"}}, "RUN a RUN b"}, {filter.Args{"description!": {"a", "b"}}, ""}, {filter.Args{"inuse": {""}}, ""}, {filter.Args{"inuse!": {"true"}}, "RUN a RUN b"},
+		{filter.Args{"mutable": {"true"}}, ""}, {filter.Args{"immutable": {"1"}}, "RUN a RUN b"}, {filter.Args{"shared": {"false"}}, "RUN a RUN b"}, {filter.Args{"private": {}}, "RUN a RUN b"},
+		{filter.Args{"until": {"1h"}}, ""}, {filter.Args{"until": {h.clock.Now().Add(time.Hour).Format(time.RFC3339)}}, "RUN a RUN b"}, {filter.Args{"unused-for": {"0s"}}, "RUN a RUN b"},
+	} {
+		list, err := h.Usage(ctx, c.filter)
+		var got []string
+		for _, u := range list {
+			got = append(got, u.Description)
+		}
+		if err != nil || strings.Join(got, " ") != c.want {
+			t.Errorf("%v: %v %v", c.filter, got, err)
+		}
+	}
+	if space, err := h.Prune(ctx, PruneOptions{Filters: filter.Args{"type": {"regular"}}}, nil); err != nil || space != 2000 {
+		t.Error(space, err)
+	}
+	h.want(t, b, false, false)
+}
+
+// Builds and prunes side by side: what a build uses is there.
+func TestTogether(t *testing.T) {
+	h := open(t, t.TempDir())
+	var builds, prunes sync.WaitGroup
+	stop := make(chan struct{})
+	prunes.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if _, err := h.Prune(ctx, PruneOptions{All: true}, nil); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for w := range 4 {
+		builds.Go(func() {
+			for i := range 25 {
+				name := fmt.Sprintf("w%d-%d", w%2, i%7) // two pairs of equal builds
+				key := digest.FromString(name)
+				release := h.Use(ctx, key)
+				rec, ok, err := h.Lookup(ctx, key)
+				if err != nil {
+					t.Error(err)
+				}
+				if !ok {
+					tree := fmt.Sprint(w, i)
+					if err := h.snaps.Prepare(ctx, tree, "", snapshot.Options{}); err != nil {
+						t.Error(err)
+						return
+					}
+					l, err := h.snaps.Turn(ctx, tree, snapshot.TurnOptions{Relaxed: true, Empty: true})
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					rec = build.Record{Key: key, Outputs: []snapshot.ChainID{l.Chain}}
+					if err := h.Save(ctx, rec); err != nil {
+						t.Error(err)
+					}
+					if rec, ok, _ = h.Lookup(ctx, key); !ok {
+						t.Error("saved, in use, and not there")
+					}
+				}
+				release()
+			}
+		})
+	}
+	builds.Wait()
+	close(stop)
+	prunes.Wait()
+	if _, err := h.Prune(ctx, PruneOptions{All: true}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if left, _ := h.snaps.Layers(ctx); len(left) > 0 || len(h.kids)+len(h.refs)+len(h.byKey) > 0 {
+		t.Error(left, h.kids, h.refs, h.byKey)
+	}
+}
+
+func TestPin(t *testing.T) {
+	h := open(t, t.TempDir())
+	a := h.step(t, "a", 1000)
+	h.image(t, "a", a)
+	release := h.Pin(a.Outputs[0])
+	h.Pin(digest.FromString("none"))()
+	h.Pin("")()
+	if _, err := h.Prune(ctx, PruneOptions{All: true}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.images.Remove(ctx, "a", false, true, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.snaps.Stat(ctx, a.Outputs[0]); err != nil {
+		t.Error("a layer that a build uses went", err)
+	}
+	release()
+	if _, err := h.snaps.Stat(ctx, a.Outputs[0]); !errors.Is(err, errs.NotFound) {
+		t.Error("a layer that nobody needs is still there", err)
+	}
+}
+
+func TestRules(t *testing.T) {
+	rules := Rules(50e9)
+	if last := rules[3]; !last.All || last.Reserved != 5e9 || last.MaxUsed != 30e9 || last.MinFree != 10e9 {
+		t.Errorf("%+v", last)
+	}
+	h := open(t, t.TempDir())
+	h.step(t, "a", 1000)
+	if space, err := h.Collect(ctx, Rules(1e12)[:1]); err != nil || space != 0 {
+		t.Error(space, err)
+	}
+	if total, err := h.Disk(); err != nil || total <= 0 {
+		t.Error(total, err)
+	}
+}
+
+func FuzzFilters(f *testing.F) {
+	f.Add("until", "24h")
+	f.Add("id~", "^a(b|c)")
+	f.Add("type!", "=regular")
+	f.Add("until", "1e300")
+	f.Fuzz(func(t *testing.T, key, value string) {
+		m, err := compile(filter.Args{key: {value}}, time.Unix(1700000000, 0))
+		if err != nil {
+			if !errors.Is(err, errs.Invalid) {
+				t.Error(err)
+			}
+			return
+		}
+		m.match(&Usage{ID: "abc", Parents: []string{"x"}, Kind: "regular", Description: "RUN"})
+	})
+}
+
+func BenchmarkSave(b *testing.B) {
+	h := open(b, b.TempDir())
+	a := h.step(b, "a", 10)
+	n := 0
+	for b.Loop() {
+		n++
+		if err := h.Save(ctx, build.Record{Key: digest.FromString(fmt.Sprint(n)), Outputs: a.Outputs, Inputs: []digest.Digest{a.Key}}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkLookup(b *testing.B) {
+	h := open(b, b.TempDir())
+	a := h.step(b, "a", 10)
+	for b.Loop() {
+		release := h.Use(ctx, a.Key)
+		if _, ok, _ := h.Lookup(ctx, a.Key); !ok {
+			b.Fatal()
+		}
+		release()
+	}
+}
