@@ -74,7 +74,7 @@ func (n *node) fly(ctx context.Context, res *result, in []build.Output) (*result
 	if got.volatile && f.owner != n {
 		return nil, nil
 	}
-	res.outputs, res.cached, res.taken = got.outputs, got.cached, got.taken
+	res.outputs, res.cached, res.loose, res.taken = got.outputs, got.cached, got.volatile, got.taken
 	return res, nil
 }
 

@@ -56,6 +56,7 @@ type result struct {
 	inputs             []digest.Digest
 	outputs            []build.Output
 	cached             bool
+	loose              bool          // no record has the outputs: they do not belong under the key
 	imported           *build.Record // the record to keep when its layers are here
 	alias              []edge        // of whom the outputs are, for what is only order
 	nested             *Result       // the build in this build

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/moby/buildkit/client/llb"
@@ -15,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/build/cache"
 	"corten.dev/corten/internal/build/checksum"
 	"corten.dev/corten/internal/build/ops"
 	"corten.dev/corten/internal/build/solve"
@@ -29,7 +31,8 @@ type room struct {
 	store   snapshot.Store
 	solver  *solve.Solver
 	context string
-	cache   *cache
+	cache   *counting
+	kept    *cache.Cache
 }
 
 func newRoom(t testing.TB) *room {
@@ -51,9 +54,21 @@ func newRoom(t testing.TB) *room {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &room{t: t, store: store, context: t.TempDir(), cache: &cache{recs: map[digest.Digest]build.Record{}, store: store}}
+	kept, err := cache.Open(t.Context(), cache.Options{Root: filepath.Join(dir, "cache"), Layers: store, Images: images{store}, Trees: filepath.Join(dir, "snapshots"), Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &room{t: t, store: store, context: t.TempDir(), cache: &counting{Cache: kept}, kept: kept}
+	t.Cleanup(func() {
+		if err := r.solver.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+		if err := kept.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	r.solver = solve.New(solve.Options{
-		Cache: r.cache, Trees: store, Log: log,
+		Cache: r.cache, Trees: store, Hold: kept.Pin, Log: log,
 		Make: solve.Makers{Source: r.source, File: files.File, Merge: files.Merge, Diff: files.Diff},
 	})
 	return r
@@ -79,37 +94,35 @@ func (o contextOp) Run(context.Context, build.Env, []build.Output) (build.Made, 
 	return build.Made{Outputs: []build.Output{{Files: &build.Files{Root: root, Key: "context"}}}}, nil
 }
 
-// cache keeps records in memory, and their layers by holds.
-type cache struct {
-	store snapshot.Store
-	mu    sync.Mutex
-	recs  map[digest.Digest]build.Record
-	ran   int
+// counting counts what is kept.
+type counting struct {
+	build.Cache
+	ran atomic.Int32
 }
 
-func (c *cache) Lookup(_ context.Context, key digest.Digest) (build.Record, bool, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	rec, ok := c.recs[key]
-	return rec, ok, nil
+func (c *counting) Save(ctx context.Context, rec build.Record) error {
+	c.ran.Add(1)
+	return c.Cache.Save(ctx, rec)
 }
 
-func (c *cache) Save(ctx context.Context, rec build.Record) error {
-	for i, chain := range rec.Outputs {
-		if err := c.store.Hold(ctx, fmt.Sprint("test/", rec.Key, i), chain); err != nil {
-			return err
+// images is an image room without images.
+type images struct{ store snapshot.Store }
+
+func (i images) Live() func(digest.Digest) bool { return func(digest.Digest) bool { return false } }
+
+func (i images) DropLayers(chains ...snapshot.ChainID) {
+	for _, chain := range chains {
+		for chain != "" {
+			l, err := i.store.Stat(context.Background(), chain)
+			if err != nil || i.store.RemoveLayer(context.Background(), chain) != nil {
+				break
+			}
+			chain = l.Parent
 		}
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.ran++
-	c.recs[rec.Key] = rec
-	return nil
 }
 
-func (c *cache) Use(context.Context, ...digest.Digest) func() { return func() {} }
-
-// collect takes all layers away, as if nobody had used them for long.
+// collect takes away all layers that nobody uses, by hand: the records stay.
 func (r *room) collect() {
 	r.t.Helper()
 	ctx := context.Background()
@@ -206,24 +219,24 @@ func TestSixStepsOfFiles(t *testing.T) {
 	r.write("lib.txt", "lib")
 	r.write("main.txt", "one")
 	first := r.must(six())
-	if r.cache.ran != 6 || r.read(first, "/app/main.txt") != "one" || r.read(first, "/note") != "a note" {
-		t.Error("kept", r.cache.ran)
+	if int(r.cache.ran.Load()) != 6 || r.read(first, "/app/main.txt") != "one" || r.read(first, "/note") != "a note" {
+		t.Error("kept", int(r.cache.ran.Load()))
 	}
-	if again := r.must(six()); again.Chain != first.Chain || r.cache.ran != 6 {
-		t.Error("a second build made", r.cache.ran-6)
+	if again := r.must(six()); again.Chain != first.Chain || int(r.cache.ran.Load()) != 6 {
+		t.Error("a second build made", int(r.cache.ran.Load())-6)
 	}
 	r.write("unused.txt", "a file that no step reads")
-	if again := r.must(six()); again.Chain != first.Chain || r.cache.ran != 6 {
-		t.Error("a file that no step reads: made", r.cache.ran-6)
+	if again := r.must(six()); again.Chain != first.Chain || int(r.cache.ran.Load()) != 6 {
+		t.Error("a file that no step reads: made", int(r.cache.ran.Load())-6)
 	}
 	r.write("main.txt", "two!")
 	second := r.must(six())
-	if r.read(second, "/app/main.txt") != "two!" || r.cache.ran != 6+3 {
-		t.Error("one file changed: made", r.cache.ran-6)
+	if r.read(second, "/app/main.txt") != "two!" || int(r.cache.ran.Load()) != 6+3 {
+		t.Error("one file changed: made", int(r.cache.ran.Load())-6)
 	}
 	r.write("main.txt", "one")
-	if back := r.must(six()); back.Chain != first.Chain || r.cache.ran != 6+3 {
-		t.Error("the file is as it was: made", r.cache.ran-9)
+	if back := r.must(six()); back.Chain != first.Chain || int(r.cache.ran.Load()) != 6+3 {
+		t.Error("the file is as it was: made", int(r.cache.ran.Load())-9)
 	}
 }
 
@@ -238,9 +251,9 @@ func TestCollectedLayersAreMadeAgain(t *testing.T) {
 	if r.read(out, "/app/main.txt") != "one" || r.read(out, "/note") != "a note" {
 		t.Error("another tree")
 	}
-	made := r.cache.ran
-	if r.must(six()).Chain != out.Chain || r.cache.ran != made {
-		t.Error("a third build made", r.cache.ran-made)
+	made := int(r.cache.ran.Load())
+	if r.must(six()).Chain != out.Chain || int(r.cache.ran.Load()) != made {
+		t.Error("a third build made", int(r.cache.ran.Load())-made)
 	}
 }
 
@@ -263,13 +276,67 @@ func TestBuildsSideBySide(t *testing.T) {
 	if t.Failed() {
 		return
 	}
-	if r.cache.ran != 6+3 {
-		t.Error("made", r.cache.ran)
+	if int(r.cache.ran.Load()) != 6+3 {
+		t.Error("made", int(r.cache.ran.Load()))
 	}
 	for i, out := range outs {
 		if got := r.read(out, fmt.Sprint("/own-", i/2)); got != fmt.Sprint(i/2) {
 			t.Error(i, got)
 		}
+	}
+}
+
+// Builds, with and without the cache, while everything that nobody uses is pruned all the time: each has the right tree, and at the end nothing is left.
+func TestBuildsWhileEverythingIsPruned(t *testing.T) {
+	r := newRoom(t)
+	r.write("lib.txt", "lib")
+	r.write("main.txt", "one")
+	def, err := six().Marshal(t.Context(), llb.LinuxAmd64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var all, pruner sync.WaitGroup
+	prune := func() {
+		if _, err := r.kept.Prune(context.Background(), cache.PruneOptions{All: true}, func(cache.Usage) {}); err != nil {
+			t.Error(err)
+		}
+	}
+	pruner.Go(func() {
+		for ctx.Err() == nil {
+			prune()
+		}
+	})
+	for i := range 3 {
+		all.Go(func() {
+			for range 15 {
+				j := r.solver.Job(t.Context(), solve.JobOptions{NoCache: i == 0})
+				res, err := j.Solve(t.Context(), def.ToPB())
+				if err != nil {
+					t.Error(err)
+					break
+				}
+				out, err := res.Bring(t.Context())
+				if err != nil {
+					t.Error(err)
+				} else if got := r.read(out, "/app/main.txt"); got != "one" {
+					t.Error(got)
+				}
+				j.Close()
+			}
+		})
+	}
+	all.Wait()
+	stop()
+	pruner.Wait()
+	prune()
+	layers, err := r.store.Layers(t.Context())
+	if err != nil || len(layers) > 0 {
+		t.Error("layers are left: ", layers, err)
+	}
+	err = r.store.Walk(t.Context(), func(key string, _ map[string]string) error { return fmt.Errorf("the tree %s is left", key) })
+	if err != nil {
+		t.Error(err)
 	}
 }
 
@@ -297,7 +364,9 @@ func BenchmarkColdSix(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		clear(r.cache.recs)
+		if _, err := r.kept.Prune(b.Context(), cache.PruneOptions{All: true}, func(cache.Usage) {}); err != nil {
+			b.Fatal(err)
+		}
 		if _, err := r.solve(def.ToPB()); err != nil {
 			b.Fatal(err)
 		}
