@@ -69,7 +69,7 @@ func (r *Result) Walk(fn func(Step) error) error {
 		}
 		return fn(Step{
 			Vertex: n.vertex, Source: n.traits.Source, Key: res.key, Inputs: res.inputs, Outputs: res.outputs,
-			Cached: res.cached, Started: res.started, Completed: res.completed, Taken: res.taken,
+			Cached: res.cached, Started: res.started, Completed: res.completed, Taken: res.taken, Loose: res.loose, Imported: res.imported,
 		})
 	}
 	return visit(r.root)

@@ -95,4 +95,8 @@ type Step struct {
 	Started, Completed time.Time
 	// Taken is how long the step took when it was run.
 	Taken time.Duration
+	// Loose: the outputs do not belong under the key, and no record has them.
+	Loose bool
+	// Imported is the record as an imported cache has it; nil: it was not taken from one.
+	Imported *build.Record
 }
