@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -41,6 +43,33 @@ func TestNoSpace(t *testing.T) {
 	}
 	if err := s.Remove(ctx, "k"); err != nil {
 		t.Fatal(err)
+	}
+	// A tree that cannot be turned into a layer stays what it was.
+	if err := s.Prepare(ctx, "t", good.Chain, snapshot.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	m, err := s.Mount(ctx, "t")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := "/proc/self/fd/" + strconv.Itoa(int(m.Root.Fd())) + "/file"
+	full := filepath.Join(root, "full")
+	if err := errors.Join(os.WriteFile(file, []byte("1"), 0o644), m.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(full, make([]byte, 4<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := s.Turn(ctx, "t", snapshot.TurnOptions{Relaxed: true, Hold: "h"}); !errors.Is(err, unix.ENOSPC) || strings.Contains(err.Error(), "\n") {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := s.Turn(ctx, "t", snapshot.TurnOptions{Hold: "h"}); err != nil || l.Size != 1 {
+		t.Fatal(l, err)
 	}
 	snapshottest.Apply(t, s, good.Chain, snapshottest.Tar(t, snapshottest.File("fits", strings.Repeat("x", 1<<20))))
 	if err := s.Close(); err != nil {

@@ -49,8 +49,22 @@ func TestKillChild(t *testing.T) {
 		}
 		fmt.Println("promised", l.Chain)
 		m.Close()
-		if err := s.Remove(ctx, key); err != nil {
+		if n%2 == 0 {
+			if err := s.Remove(ctx, key); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		// The tree itself becomes a layer; the kernel has it, whatever becomes of this process.
+		if l, err = s.Turn(ctx, key, snapshot.TurnOptions{Relaxed: n%3 > 0, Hold: "kill/" + key}); err != nil {
 			t.Fatal(err)
+		}
+		fmt.Println("promised", l.Chain)
+		fmt.Println("held", "kill/"+key)
+		if n%5 == 0 {
+			if err := s.Flush(ctx); err != nil {
+				t.Fatal(err)
+			}
 		}
 	}
 }
@@ -59,7 +73,7 @@ func TestKillChild(t *testing.T) {
 func TestKill(t *testing.T) {
 	needRoot(t)
 	root := t.TempDir()
-	var promised []string
+	var promised, held []string
 	for range 8 {
 		cmd := exec.Command(os.Args[0], "-test.run", "^TestKillChild$")
 		cmd.Env = append(os.Environ(), killRoot+"="+root)
@@ -79,6 +93,9 @@ func TestKill(t *testing.T) {
 			if chain, ok := strings.CutPrefix(line, "promised "); ok && strings.HasSuffix(chain, "\n") {
 				promised = append(promised, strings.TrimSpace(chain))
 			}
+			if name, ok := strings.CutPrefix(line, "held "); ok && strings.HasSuffix(name, "\n") {
+				held = append(held, strings.TrimSpace(name))
+			}
 		}
 	}
 	s := open(t, root)
@@ -86,6 +103,24 @@ func TestKill(t *testing.T) {
 		if _, err := s.Stat(ctx, snapshot.ChainID(chain)); err != nil {
 			t.Error(err)
 		}
+	}
+	holds := map[string]bool{}
+	if err := s.Holds(ctx, func(name string, _ snapshot.ChainID) error { holds[name] = true; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range held {
+		if !holds[name] {
+			t.Errorf("the hold %s is gone", name)
+		}
+	}
+	if err := s.Walk(ctx, func(key string, _ map[string]string) error {
+		m, err := s.Mount(ctx, key)
+		if err != nil {
+			return err // a tree that is half turned
+		}
+		return m.Close()
+	}); err != nil {
+		t.Error(err)
 	}
 	layers, err := s.Layers(ctx)
 	if err != nil {
