@@ -134,27 +134,19 @@ func (s Space) Of(disk int64) int64 {
 	return s.Bytes
 }
 
-// Rules are the policy, or the default one within its bounds.
+// Rules are the policy, with the old names resolved; none: the default rules hold, within the default bounds.
 func (g BuilderGC) Rules() []GCRule {
-	if len(g.Policy) > 0 {
-		rules := make([]GCRule, len(g.Policy))
-		for i, r := range g.Policy {
-			r.Reserved = firstOf(r.Reserved, r.KeepStorage)
-			rules[i] = r
-		}
-		return rules
+	rules := make([]GCRule, len(g.Policy))
+	for i, r := range g.Policy {
+		r.Reserved = firstOf(r.Reserved, r.KeepStorage)
+		rules[i] = r
 	}
-	bounds := GCRule{
-		Reserved: firstOf(g.DefaultReservedSpace, g.DefaultKeepStorage, Space{Percent: 10}),
-		MaxUsed:  firstOf(g.DefaultMaxUsedSpace, Space{Percent: 75}), MinFree: firstOf(g.DefaultMinFreeSpace, Space{Percent: 20}),
-	}
-	// What is cheap to make again goes first, then what nobody asked for in two months, then what is too much.
-	cheap := GCRule{Filter: GCFilter{"type": {"source.local", "exec.cachemount", "source.git.checkout"}}, KeepDuration: Duration(48 * time.Hour), MaxUsed: Space{Bytes: 512 << 20}}
-	old := bounds
-	old.KeepDuration = Duration(60 * 24 * time.Hour)
-	all := bounds
-	all.All = true
-	return []GCRule{cheap, old, bounds, all}
+	return rules
+}
+
+// Bounds are those that the operator gave the default rules; zero where he did not.
+func (g BuilderGC) Bounds() (reserved, maxUsed, minFree Space) {
+	return firstOf(g.DefaultReservedSpace, g.DefaultKeepStorage), g.DefaultMaxUsedSpace, g.DefaultMinFreeSpace
 }
 
 func firstOf(all ...Space) Space {
@@ -199,9 +191,9 @@ In the file only, as dockerd has it: ` + "`\"builder\": {\"gc\": {…}, \"entitl
 
 What builds leave for later ones is collected by rules, after builds and every hour. A rule chooses records (` + "`filter`" + `, ` + "`all`" + `: also those that belong to images and
 to the engine) that were not used for ` + "`keepDuration`" + `, and takes the longest unused first, until no more than ` + "`maxUsedSpace`" + ` is in use and ` + "`minFreeSpace`" + ` is free;
-` + "`reservedSpace`" + ` always stays. A space is a size (` + "`\"20GB\"`" + `) or a percentage of the disk (` + "`\"10%\"`" + `). Without a ` + "`policy`" + ` there are four rules: contexts, cache mounts
-and checkouts beyond 512 MB that were not used for two days; what was not used for 60 days; what is beyond the bounds; and the same for all. Their bounds are
-` + "`defaultReservedSpace`" + ` (10%), ` + "`defaultMaxUsedSpace`" + ` (75%) and ` + "`defaultMinFreeSpace`" + ` (20%). ` + "`\"enabled\": false`" + ` turns it off. Entitlements say what a build
+` + "`reservedSpace`" + ` always stays. A space is a size (` + "`\"20GB\"`" + `) or a percentage of the disk (` + "`\"10%\"`" + `). Without a ` + "`policy`" + ` there are four rules: cache mounts, contexts
+and checkouts beyond 512 MB that were not used for two days; what was not used for 60 days; what no image has; and all. The last three hold the bounds
+` + "`defaultReservedSpace`" + ` (10% of the disk, at most 10 GB), ` + "`defaultMaxUsedSpace`" + ` (60%, at most 100 GB) and ` + "`defaultMinFreeSpace`" + ` (20%, at most 20 GB). ` + "`\"enabled\": false`" + ` turns it off. Entitlements say what a build
 may ask for: ` + "`network-host`" + ` and ` + "`device`" + ` (both true), ` + "`security-insecure`" + ` (false). ` + "`parallelism`" + ` is how many steps run side by side, of all builds; 0 is one for each
 processor.
 `

@@ -36,8 +36,8 @@ func TestBuilder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if rules := s.Builder.GC.Rules(); len(rules) != 4 || rules[3].Reserved.Of(0) != 20<<30 || rules[3].MaxUsed.Of(100) != 75 {
-		t.Errorf("default rules: %+v", rules)
+	if reserved, used, free := s.Builder.GC.Bounds(); len(s.Builder.GC.Rules()) != 0 || reserved.Of(0) != 20<<30 || used != (Space{}) || free != (Space{}) {
+		t.Errorf("bounds: %v %v %v", reserved, used, free)
 	}
 	for text, want := range map[string]string{
 		`{"builder":{"gc":{"policy":[{"filter":["color=red"]}]}}}`:       "color",

@@ -303,21 +303,23 @@ var titles = map[string]string{
 }
 
 func (w *working) export(ctx context.Context, e Export, tree *export.Result, refs refs) (_ map[string]string, err error) {
-	ej := export.Job{Result: tree, Session: w.req.Session}
+	ej := export.Job{
+		Result: tree, Session: w.req.Session,
+		Walk: func(platform string, fn func(solve.Step) error) error {
+			if res := solved(refs.of(platform)); res != nil {
+				return res.Walk(fn)
+			}
+			return nil
+		},
+		Trace: &export.Trace{
+			ID: w.req.Ref, Started: w.began, Frontend: w.req.Frontend, Attrs: w.req.FrontendAttrs, Builder: w.platforms[0],
+			Source: func(platform string) *pb.Source { return refs.of(platform).Definition().GetSource() },
+		},
+	}
 	if title := titles[e.Type]; title != "" {
 		p, done := w.job.Progress(digest.FromString(w.req.Ref+" "+e.ID+" "+title), title)
 		defer func() { done(err) }()
 		ej.Progress = p
-	}
-	trace := export.Trace{
-		ID: w.req.Ref, Started: w.began, Frontend: w.req.Frontend, Attrs: w.req.FrontendAttrs, Builder: w.platforms[0],
-		Solved: func(platform string) (*solve.Result, *pb.Source) {
-			ref := refs.of(platform)
-			return solved(ref), ref.Definition().GetSource()
-		},
-	}
-	if ej.Provenance, err = trace.Provenance(); err != nil {
-		return nil, err
 	}
 	if slices.ContainsFunc(w.req.CacheExports, func(c CacheOption) bool { return c.Type == "inline" }) {
 		ej.InlineCache = func(ctx context.Context, platform string, _ []snapshot.Layer) ([]byte, error) {

@@ -12,7 +12,8 @@ import (
 // Collection is what the cache of builds may take without being asked: rules, each of which holds by itself, the first the most careful.
 type Collection struct {
 	Enabled bool
-	Rules   []Rule
+	// Rules gives the rules for a disk of so many bytes.
+	Rules func(disk int64) []Rule
 	// Every is how often it is looked at beside the ends of builds; 0 is an hour.
 	Every time.Duration
 }
@@ -50,7 +51,12 @@ func (s *Service) collecting(ctx context.Context) {
 }
 
 func (s *Service) collect(ctx context.Context) {
-	for _, r := range s.Collection.Rules {
+	disk, err := s.Records.Disk()
+	if err != nil {
+		s.Log.Warn("the size of the disk is not known: the cache of builds is not collected", "err", err)
+		return
+	}
+	for _, r := range s.Collection.Rules(disk) {
 		space, err := s.Records.Prune(ctx, PruneOptions{
 			All: r.All, Filters: r.Filters, KeepDuration: r.KeepDuration, Reserved: r.Reserved, MaxUsed: r.MaxUsed, MinFree: r.MinFree,
 		}, func(UsageRecord) {})

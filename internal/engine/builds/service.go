@@ -31,6 +31,8 @@ type Exporter interface {
 type Records interface {
 	Usage(ctx context.Context, filters filter.Args) ([]UsageRecord, error)
 	Prune(ctx context.Context, opts PruneOptions, each func(UsageRecord)) (space int64, err error)
+	// Disk tells the size of the disk that they are on.
+	Disk() (bytes int64, err error)
 }
 
 // Steps are the parts that run programs for who drives a build.

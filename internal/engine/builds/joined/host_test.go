@@ -14,7 +14,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 
 	"corten.dev/corten/internal/build"
@@ -26,12 +25,10 @@ import (
 	"corten.dev/corten/internal/engine/images"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/events"
-	"corten.dev/corten/internal/filter"
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/registry/client"
-	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/snapshot/overlay"
 )
 
@@ -97,7 +94,7 @@ func newHost(t testing.TB) *host {
 	bus := &events.Bus{}
 	bases := images.NewBases(images.New(images.Options{Store: h.images, Containers: nobody{}, Events: bus, Transfers: h.images, Blobs: images.OverContent(blobs), Registry: noRegistry{}, Log: h.log}))
 	h.Joined, err = joined.Open(t.Context(), joined.Rooms{
-		Root: h.dir + "/builds", Trees: h.trees, Images: h.images, Bases: bases, Executor: h.exec, Cache: &memory{trees: h.trees, recs: map[digest.Digest]build.Record{}},
+		Root: h.dir + "/builds", Trees: h.trees, Images: h.images, Bases: bases, Executor: h.exec, Snapshots: h.dir + "/snapshots",
 		Entitlements: []string{"network.host"}, Events: bus, Log: h.log,
 	})
 	must(t, err)
@@ -114,50 +111,6 @@ type noRegistry struct{ client.Registry }
 
 func (noRegistry) Repository(ref reference.Ref, _ client.Credentials) (client.Repository, error) {
 	return nil, errs.New(errs.Unavailable, "%s: no such host", ref.Domain)
-}
-
-// memory is a cache without a disk.
-type memory struct {
-	trees snapshot.Store
-	mu    sync.Mutex
-	recs  map[digest.Digest]build.Record
-}
-
-func (m *memory) Lookup(_ context.Context, key digest.Digest) (build.Record, bool, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	rec, ok := m.recs[key]
-	return rec, ok, nil
-}
-
-func (m *memory) Save(ctx context.Context, rec build.Record) error {
-	m.mu.Lock()
-	m.recs[rec.Key] = rec
-	m.mu.Unlock()
-	for _, chain := range rec.Outputs {
-		if chain != "" {
-			if err := m.trees.Hold(ctx, "test-"+rec.Key.Encoded()+chain.Encoded(), chain); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func (m *memory) Use(context.Context, ...digest.Digest) func() { return func() {} }
-
-func (m *memory) Acquire(ctx context.Context, id string, base snapshot.ChainID, _ pb.CacheSharingOpt) (string, func(), error) {
-	key := "cache-" + digest.FromString(id+"\x00"+string(base)).Encoded()
-	err := m.trees.Prepare(ctx, key, base, snapshot.Options{})
-	if errors.Is(err, errs.Conflict) {
-		err = nil
-	}
-	return key, func() {}, err
-}
-
-func (m *memory) Usage(context.Context, filter.Args) ([]builds.UsageRecord, error) { return nil, nil }
-func (m *memory) Prune(context.Context, builds.PruneOptions, func(builds.UsageRecord)) (int64, error) {
-	return 0, nil
 }
 
 // folder is a build context on this host.

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 
 	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/build/cache"
 	"corten.dev/corten/internal/build/checksum"
 	"corten.dev/corten/internal/build/checksum/pick"
 	"corten.dev/corten/internal/build/export"
@@ -28,6 +29,7 @@ import (
 	"corten.dev/corten/internal/build/step"
 	"corten.dev/corten/internal/engine/builds"
 	"corten.dev/corten/internal/events"
+	"corten.dev/corten/internal/filter"
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/snapshot"
 )
@@ -35,13 +37,14 @@ import (
 // Rooms are what builds stand on.
 type Rooms struct {
 	// Root is <data-root>/builds.
-	Root         string
+	Root string
+	// Snapshots is the folder of Trees.
+	Snapshots    string
 	Trees        snapshot.Store
-	Images       export.Images
+	Images       Images
 	Bases        base.Images
 	Executor     step.Executor
 	Registry     export.Registry // nil: nothing is pushed
-	Cache        Cache
 	Entitlements []string
 	Parallelism  int
 	Collection   builds.Collection
@@ -49,11 +52,10 @@ type Rooms struct {
 	Log          *slog.Logger
 }
 
-// Cache is the kept results and cache mounts.
-type Cache interface {
-	build.Cache
-	step.Caches
-	builds.Records
+// Images is what builds need of the image room.
+type Images interface {
+	export.Images
+	cache.Images
 }
 
 // Joined is the service, and what it stands on.
@@ -73,6 +75,11 @@ func Open(ctx context.Context, rooms Rooms) (_ *Joined, err error) {
 	if err := os.MkdirAll(rooms.Root, 0o700); err != nil {
 		return nil, err
 	}
+	kept, err := cache.Open(ctx, cache.Options{Root: filepath.Join(rooms.Root, "cache"), Layers: rooms.Trees, Images: rooms.Images, Trees: rooms.Snapshots, Log: rooms.Log})
+	if err != nil {
+		return nil, err
+	}
+	j.closers = append(j.closers, kept.Close)
 	sums, err := checksum.New(checksum.Options{Dir: filepath.Join(rooms.Root, "checksums"), Trees: rooms.Trees, Log: rooms.Log})
 	if err != nil {
 		return nil, err
@@ -83,26 +90,26 @@ func Open(ctx context.Context, rooms Rooms) (_ *Joined, err error) {
 		return nil, err
 	}
 	steps, err := step.New(ctx, step.Options{
-		Executor: rooms.Executor, Trees: rooms.Trees, Caches: rooms.Cache, Checksums: files, Layers: layers(files), Log: rooms.Log,
+		Executor: rooms.Executor, Trees: rooms.Trees, Caches: kept, Checksums: files, Layers: layers(files), Log: rooms.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	sources, err := source.New(source.Options{Root: filepath.Join(rooms.Root, "sources"), Images: rooms.Bases, Layers: rooms.Trees, Cache: rooms.Cache, Log: rooms.Log})
+	sources, err := source.New(source.Options{Root: filepath.Join(rooms.Root, "sources"), Images: rooms.Bases, Layers: rooms.Trees, Cache: kept, Log: rooms.Log})
 	if err != nil {
 		return nil, err
 	}
 	j.closers = append(j.closers, sources.Close)
 	solver := solve.New(solve.Options{
-		Cache: rooms.Cache, Trees: rooms.Trees, Parallelism: rooms.Parallelism, Log: rooms.Log,
+		Cache: kept, Trees: rooms.Trees, Hold: kept.Pin, Parallelism: rooms.Parallelism, Log: rooms.Log,
 		Make: solve.Makers{Source: sources.Make, Exec: steps.Make, File: files.File, Merge: files.Merge, Diff: files.Diff},
 	})
 	host := step.Platforms()[0]
 	exporter := &export.Exporter{
-		Images: rooms.Images, Trees: rooms.Trees, Registry: rooms.Registry, Platform: manifest.Platform{OS: host.OS, Arch: host.Architecture, Variant: host.Variant},
+		Images: rooms.Images, Trees: rooms.Trees, Registry: rooms.Registry, Records: kept, Platform: manifest.Platform{OS: host.OS, Arch: host.Architecture, Variant: host.Variant},
 	}
 	j.Service, err = builds.New(builds.Options{
-		Root: rooms.Root, Solver: solver, Trees: rooms.Trees, Export: exporter, Records: rooms.Cache, Steps: programs{steps},
+		Root: rooms.Root, Solver: solver, Trees: rooms.Trees, Export: exporter, Records: records{kept}, Steps: programs{steps},
 		Sources:   func(sessions builds.Sessions) frontend.Sources { return sources.For(sessions) },
 		Platforms: step.Platforms, Entitlements: rooms.Entitlements, Collection: rooms.Collection, Events: rooms.Events, Log: rooms.Log,
 	})
@@ -111,6 +118,26 @@ func Open(ctx context.Context, rooms Rooms) (_ *Joined, err error) {
 	}
 	j.closers = append(j.closers, j.Service.Close)
 	return j, nil
+}
+
+// records gives the service's words to the cache.
+type records struct{ *cache.Cache }
+
+func (r records) Usage(ctx context.Context, filters filter.Args) ([]builds.UsageRecord, error) {
+	all, err := r.Cache.Usage(ctx, filters)
+	list := make([]builds.UsageRecord, len(all))
+	for i, u := range all {
+		list[i] = builds.UsageRecord(u)
+	}
+	return list, err
+}
+
+func (r records) Prune(ctx context.Context, opts builds.PruneOptions, each func(builds.UsageRecord)) (int64, error) {
+	return r.Cache.Prune(ctx, cache.PruneOptions(opts), func(u cache.Usage) {
+		if each != nil {
+			each(builds.UsageRecord(u))
+		}
+	})
 }
 
 // Close closes the parts.
