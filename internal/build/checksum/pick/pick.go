@@ -232,10 +232,13 @@ func (t *Tree) reach(m *Match, sel *pair) bool {
 func (t *Tree) expand(pattern string) ([]string, error) {
 	parts := split(path.Join("/", pattern))
 	n := 0
-	for !HasWildcards(parts[n]) {
+	for n < len(parts) && !HasWildcards(parts[n]) {
 		n++
 	}
-	prefix := unescape(parts[:n])
+	prefix := parts[:n] // as it is, backslashes too, like a path without wildcards
+	if n == len(parts) {
+		return []string{strings.Join(prefix, "/")}, nil // dots took the wildcards out
+	}
 	real, err := Resolve(t.root, strings.Join(prefix, "/"), true)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return nil, nil
@@ -253,22 +256,6 @@ func (t *Tree) expand(pattern string) ([]string, error) {
 	var found []string
 	err = glob(os.NewFile(uintptr(fd), real), strings.Join(prefix, "/"), parts[n:], &found)
 	return found, err
-}
-
-// unescape undoes the backslashes of parts without wildcards.
-func unescape(parts []string) []string {
-	out := make([]string, len(parts))
-	for i, p := range parts {
-		var b strings.Builder
-		for j := 0; j < len(p); j++ {
-			if p[j] == '\\' && j+1 < len(p) {
-				j++
-			}
-			b.WriteByte(p[j])
-		}
-		out[i] = b.String()
-	}
-	return out
 }
 
 // glob adds the paths below dir that match the parts. It closes dir.

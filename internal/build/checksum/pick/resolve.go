@@ -268,9 +268,8 @@ func (f *follower) link(dir, name string) (string, error) {
 	return strings.TrimPrefix(path.Clean(target), "/") + "", nil
 }
 
-// withoutInner takes those out of sorted names that lie in another one of them. nil when the root is among them.
+// withoutInner takes those names out that lie in the one before them. nil when the root is among them.
 func withoutInner(names []string) []string {
-	sort.Strings(names)
 	out := make([]string, 0, len(names))
 	for _, name := range names {
 		if name == "." || name == "" {
