@@ -80,6 +80,9 @@ func (op *gitOp) Run(ctx context.Context, env build.Env, in []build.Output) (bui
 		if err := op.s.keep(ctx, key, chain, "source.git.checkout", op.id.full()); err != nil {
 			return build.Made{}, err
 		}
+		if err := op.s.collectRepositories(ctx); err != nil {
+			op.s.opts.Log.Warn("old git repositories stay", "err", err)
+		}
 	}
 	return build.Made{Outputs: []build.Output{{Chain: chain}}, Cached: have}, nil
 }
@@ -180,6 +183,10 @@ func (s *Sources) checkout(ctx context.Context, env build.Env, id gitID, at poin
 	}
 	defer release()
 	repo := filepath.Join(s.opts.Root, "git", name)
+	defer func() {
+		// The folder's time is when it was used last.
+		err = errors.Join(err, os.Chtimes(repo, time.Now(), time.Now()))
+	}()
 	tree := filepath.Join(g.tmp, "tree")
 	for _, step := range []func() error{
 		func() error {
@@ -208,6 +215,9 @@ func (g *gitRun) fetch(ctx context.Context, repo string, id gitID, at *point) er
 			return err
 		}
 		if _, err := g.run(ctx, g.tmp, false, "init", "--quiet", "--bare", repo); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(repo, "description"), []byte(id.name()+"\n"), 0o600); err != nil { // for people
 			return err
 		}
 	}

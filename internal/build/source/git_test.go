@@ -1,6 +1,9 @@
 package source
 
 import (
+	"context"
+	"io"
+	"net"
 	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
@@ -16,6 +19,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/errs"
 )
 
 // gitHost serves repositories by git's own http-backend.
@@ -268,5 +272,105 @@ func TestGitHostile(t *testing.T) {
 	b.opts.Git = "no-such-git"
 	if _, _, err := b.run(t, id, attrs); err == nil || !strings.Contains(err.Error(), "the program git is not installed") {
 		t.Error(err)
+	}
+}
+
+// agent is a session's ssh agent that answers each line with itself.
+type agent struct{ dials []string }
+
+func (a *agent) Offers(_ context.Context, id string) error {
+	if id != "default" {
+		return errs.New(errs.NotFound, "no agent %s", id)
+	}
+	return nil
+}
+
+func (a *agent) Dial(_ context.Context, id string) (io.ReadWriteCloser, error) {
+	a.dials = append(a.dials, id)
+	here, there := net.Pipe()
+	go io.Copy(there, there)
+	return here, nil
+}
+
+// Over ssh, git's ssh finds the asker's agent at a socket, and trusts the host keys that were given, no others. The ssh of this test asks the agent, and is the host.
+func TestGitSSH(t *testing.T) {
+	b, h := newBench(t, nil), newGitHost(t)
+	h.commit(t, "app", map[string]string{"a": "1"})
+	bin := t.TempDir()
+	script := `#!/bin/sh
+for a; do
+	case "$a" in
+	UserKnownHostsFile=*) cat "${a#*=}" >` + bin + `/seen ;;
+	StrictHostKeyChecking=*) echo "$a" >` + bin + `/strict ;;
+	esac
+done
+test -S "$SSH_AUTH_SOCK" || exit 7
+exec git-upload-pack ` + h.dir + `/app
+`
+	if err := os.WriteFile(bin+"/ssh", []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	id := "git://host.example/app"
+	attrs := map[string]string{pb.AttrFullRemoteURL: "git@host.example:app", pb.AttrMountSSHSock: "default", pb.AttrKnownSSHHosts: "host.example ssh-ed25519 AAAA\n"}
+	if _, _, err := b.run(t, id, attrs); err == nil || !strings.Contains(err.Error(), "unset ssh forward key default") {
+		t.Error(err)
+	}
+	a := &agent{}
+	b.ses.SSH = a
+	made, _ := b.ok(t, id, attrs)
+	if b.tree(t, made.Outputs[0].Chain)["a"].content != "1" {
+		t.Error("wrong tree")
+	}
+	if seen, err := os.ReadFile(bin + "/seen"); err != nil || string(seen) != "host.example ssh-ed25519 AAAA\n" {
+		t.Errorf("%q %v", seen, err)
+	}
+	if strict, err := os.ReadFile(bin + "/strict"); err != nil || string(strict) != "StrictHostKeyChecking=yes\n" {
+		t.Errorf("%q %v", strict, err)
+	}
+	delete(attrs, pb.AttrKnownSSHHosts)
+	if _, _, err := b.run(t, id, attrs); err == nil || !strings.Contains(err.Error(), "the host's key is not known") {
+		t.Error(err)
+	}
+	attrs[pb.AttrMountSSHSock] = "other"
+	attrs[pb.AttrKnownSSHHosts] = "x"
+	if _, _, err := b.run(t, id, attrs); err == nil || !strings.Contains(err.Error(), "no agent other") {
+		t.Error(err)
+	}
+}
+
+// The socket of the agent joins each connection with a new one of the asker, and ends with the source.
+func TestAgentSocket(t *testing.T) {
+	b := newBench(t, nil)
+	a := &agent{}
+	b.ses.SSH = a
+	id, err := parseGit(&pb.SourceOp{Identifier: "git://h/p", Attrs: map[string]string{pb.AttrFullRemoteURL: "ssh://git@h/p", pb.AttrMountSSHSock: "default", pb.AttrKnownSSHHosts: "h x"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := exec.LookPath("git"); err != nil {
+		t.Skip("git is not installed")
+	}
+	g, release, err := b.gitRun(t.Context(), b.env(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		conn, err := net.Dial("unix", filepath.Join(g.tmp, "agent"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, 5)
+		if _, err := conn.Write([]byte("hello")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(conn, got); err != nil || string(got) != "hello" {
+			t.Errorf("%q %v", got, err)
+		}
+		defer conn.Close()
+	}
+	release()
+	if len(a.dials) != 2 {
+		t.Error(a.dials)
 	}
 }

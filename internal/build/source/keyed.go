@@ -29,18 +29,41 @@ func (k *keyed) take(ctx context.Context, name string) (give func(), err error) 
 	}
 	l.users++
 	k.mu.Unlock()
-	leave := func() {
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if l.users--; l.users == 0 {
-			delete(k.locks, name)
-		}
-	}
 	select {
 	case l.room <- struct{}{}:
-		return func() { <-l.room; leave() }, nil
+		return func() { k.leave(name, l) }, nil
 	case <-ctx.Done():
-		leave()
+		k.drop(name, l)
 		return nil, context.Cause(ctx)
+	}
+}
+
+// try takes the name if nobody has it, or waits for it.
+func (k *keyed) try(name string) (give func(), ok bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.locks[name] != nil {
+		return nil, false
+	}
+	l := &keyedLock{room: make(chan struct{}, 1), users: 1}
+	l.room <- struct{}{}
+	if k.locks == nil {
+		k.locks = map[string]*keyedLock{}
+	}
+	k.locks[name] = l
+	return func() { k.leave(name, l) }, true
+}
+
+// leave gives a name that was taken.
+func (k *keyed) leave(name string, l *keyedLock) {
+	<-l.room
+	k.drop(name, l)
+}
+
+func (k *keyed) drop(name string, l *keyedLock) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if l.users--; l.users == 0 {
+		delete(k.locks, name)
 	}
 }

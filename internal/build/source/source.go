@@ -23,6 +23,7 @@ package source
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -62,6 +63,9 @@ type Options struct {
 	MaxBytes int64
 	// Git is the program; empty is "git", found on the PATH when it is needed.
 	Git string
+	// MaxAge is how long a git repository stays that no build asked for; 0 is a week. MaxKept is how many stay at most; 0 is 32.
+	MaxAge  time.Duration
+	MaxKept int
 	// Pace is when a web server is too slow: fewer than Pace.Bytes in Pace.Within. Zero values: 16 KiB, 30 s.
 	Pace Pace
 	Log  *slog.Logger
@@ -92,6 +96,12 @@ func New(opts Options) (*Sources, error) {
 	if opts.Pace == (Pace{}) {
 		opts.Pace = Pace{Bytes: 16 << 10, Within: 30 * time.Second}
 	}
+	if opts.MaxAge == 0 {
+		opts.MaxAge = 7 * 24 * time.Hour
+	}
+	if opts.MaxKept == 0 {
+		opts.MaxKept = 32
+	}
 	if opts.Git == "" {
 		opts.Git = "git"
 	}
@@ -107,6 +117,9 @@ func New(opts Options) (*Sources, error) {
 	var err error
 	if s.files, err = record.Open[file](filepath.Join(opts.Root, "http"), opts.Log); err != nil {
 		return nil, fmt.Errorf("sources of builds: %w", err)
+	}
+	if err := s.Collect(context.Background()); err != nil {
+		return nil, errors.Join(fmt.Errorf("sources of builds: %w", err), s.files.Close())
 	}
 	return s, nil
 }
