@@ -94,10 +94,10 @@ func (e *Exporter) attestations(ctx context.Context, job Job, t *target) (all []
 			return nil, errs.New(errs.Invalid, "attestation %s: a frontend cannot say where a build comes from", a.path)
 		}
 	}
-	if job.Provenance == nil {
+	if job.Trace == nil {
 		return all, nil
 	}
-	p, err := job.Provenance(ctx, t.id)
+	p, err := job.Trace.provenance(job.Walk, t.id)
 	if err != nil {
 		return nil, fmt.Errorf("provenance: %w", err)
 	}

@@ -25,15 +25,15 @@ func (x *exporting) clamp(ctx context.Context, t *target) error {
 	for i, l := range layers {
 		if i >= t.base {
 			r := stream(ctx, func(ctx context.Context, w io.Writer) error { return x.clamped(ctx, l.Chain, *t.epoch, w) })
-			again, err := x.Trees.Apply(ctx, parent, "", r)
+			redone, err := x.Trees.Apply(ctx, parent, "", r)
 			if err = errors.Join(err, r.Close()); err != nil {
 				return err
 			}
-			layers[i] = again
-			if x.origins == nil {
-				x.origins = map[snapshot.ChainID]snapshot.ChainID{}
+			layers[i] = redone
+			if x.again == nil {
+				x.again = map[snapshot.ChainID]snapshot.ChainID{}
 			}
-			x.origins[again.Chain] = l.Chain // as old as the one it was made of
+			x.again[redone.Chain] = l.Chain // as old as the one it was made of
 		}
 		parent = layers[i].Chain
 	}

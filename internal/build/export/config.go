@@ -3,12 +3,16 @@ package export
 import (
 	"context"
 	"encoding/json"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/build/solve"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/snapshot"
@@ -27,7 +31,7 @@ const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbi
 
 // finish makes the config of a target what the image will have: layers, a history that accounts for each of them, and times. Fields that are not known here stay as they are.
 // Equal results give equal bytes: the times of layers are those of the steps, or SOURCE_DATE_EPOCH.
-func (x *exporting) finish(ctx context.Context, t *target, inline []byte) error {
+func (x *exporting) finish(t *target, inline []byte) error {
 	raw := t.given
 	if raw == nil {
 		raw = emptyConfig(t.platform)
@@ -46,7 +50,7 @@ func (x *exporting) finish(ctx context.Context, t *target, inline []byte) error 
 	}
 	made := make([]layerOrigin, len(t.layers))
 	for i, l := range t.layers {
-		made[i] = x.origin(ctx, l.Chain)
+		made[i] = x.origin(l.Chain)
 	}
 	history := joinHistory(known.History, made)
 	dateHistory(history, made, t.epoch, x.now)
@@ -109,20 +113,62 @@ func emptyConfig(p ocispec.Platform) []byte {
 	return raw
 }
 
-// layerOrigin is when a layer was made, and by what.
+// layerOrigin is when a layer was made, and by what. The zero time: it is not known.
 type layerOrigin struct {
 	made time.Time
 	by   string
 }
 
-func (x *exporting) origin(ctx context.Context, chain snapshot.ChainID) (o layerOrigin) {
-	if from, again := x.origins[chain]; again {
+// origins finds out where the layers of a build's steps come from.
+func (e *Exporter) origins(ctx context.Context, job Job) (map[snapshot.ChainID]layerOrigin, error) {
+	all := map[snapshot.ChainID]layerOrigin{}
+	if job.Walk == nil {
+		return all, nil
+	}
+	note := func(step solve.Step) error {
+		if step.Source {
+			return nil
+		}
+		made, err := e.madeAt(ctx, step)
+		for _, out := range step.Outputs {
+			if old, known := all[out.Chain]; out.Chain != "" && (!known || made.Before(old.made)) {
+				all[out.Chain] = layerOrigin{made, step.Vertex.Name}
+			}
+		}
+		return err
+	}
+	ids := slices.Collect(maps.Keys(job.Result.Refs))
+	if len(ids) == 0 {
+		ids = []string{""}
+	}
+	for _, id := range ids {
+		if err := job.Walk(id, note); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// madeAt is when a step was run: now, or when its record says.
+func (e *Exporter) madeAt(ctx context.Context, step solve.Step) (time.Time, error) {
+	if e.Records != nil && step.Key != "" {
+		rec, ok, err := e.Records.Lookup(ctx, step.Key)
+		same := func(out build.Output, chain snapshot.ChainID) bool { return out.Chain == chain }
+		if ok && err == nil && !rec.Created.IsZero() && slices.EqualFunc(step.Outputs, rec.Outputs, same) {
+			return rec.Created, nil
+		}
+		if err != nil {
+			return time.Time{}, err
+		}
+	}
+	return step.Completed, nil
+}
+
+func (x *exporting) origin(chain snapshot.ChainID) layerOrigin {
+	if from, redone := x.again[chain]; redone {
 		chain = from
 	}
-	if x.Origin != nil {
-		o.made, o.by = x.Origin(ctx, chain)
-	}
-	return o
+	return x.made[chain]
 }
 
 // joinHistory makes as many entries stand for layers as there are layers.
@@ -230,7 +276,7 @@ func (x *exporting) finishAll(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := x.finish(ctx, t, inline); err != nil {
+		if err := x.finish(t, inline); err != nil {
 			return err
 		}
 	}

@@ -26,6 +26,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/build/solve"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/manifest"
@@ -48,8 +49,10 @@ type Job struct {
 	Result   *Result
 	Session  *build.Session
 	Progress build.Progress
-	// Provenance tells how a result came to be, for attestations; nil: none is wanted. By the platform's id.
-	Provenance func(ctx context.Context, platform string) (*Provenance, error)
+	// Walk gives the steps of a platform's result, inputs first (solve.Result.Walk): how old layers are, and where they come from, is known by it. Nil: it is not known.
+	Walk func(platform string, fn func(solve.Step) error) error
+	// Trace is what the request asks to be told about where the result came from (provenance); nil: nothing.
+	Trace *Trace
 	// InlineCache gives what the config of a platform's image carries of the cache; nil: nothing. layers are those of the image.
 	InlineCache func(ctx context.Context, platform string, layers []snapshot.Layer) ([]byte, error)
 }
@@ -88,16 +91,17 @@ type Repository interface {
 	PushManifest(ctx context.Context, tagOrDigest string, doc manifest.Document) error
 }
 
-// Origin tells when a layer was made and by which step; the zero time when it is not known. It must not change from one build to the next: a rebuild of which all is cached has the
-// same image id by it.
-type Origin func(ctx context.Context, chain snapshot.ChainID) (made time.Time, by string)
+// Records are the kept results of steps; build.Cache has it.
+type Records interface {
+	Lookup(ctx context.Context, key digest.Digest) (rec build.Record, ok bool, err error)
+}
 
 // Exporter makes things of results. Its methods may be called concurrently.
 type Exporter struct {
 	Images   Images
 	Trees    Trees
 	Registry Registry // nil: nothing can be pushed
-	Origin   Origin   // nil: nothing is known
+	Records  Records  // nil: nothing is known of when steps were run
 	// Platform is the host's: which image a name leads to when no platform is asked for.
 	Platform manifest.Platform
 	// Dir is where unnamed files go while an archive is made; empty is the system's.
@@ -124,7 +128,11 @@ func (e *Exporter) Export(ctx context.Context, spec Spec, job Job) (map[string]s
 	if err != nil {
 		return nil, fmt.Errorf("export to %s: %w", opts.kind, err)
 	}
-	x := &exporting{Exporter: e, opts: opts, job: job, id: spec.ID, targets: targets}
+	made, err := e.origins(ctx, job)
+	if err != nil {
+		return nil, fmt.Errorf("export to %s: %w", opts.kind, err)
+	}
+	x := &exporting{Exporter: e, made: made, opts: opts, job: job, id: spec.ID, targets: targets}
 	defer x.dropMade()
 	var said map[string]string
 	switch opts.kind {
@@ -148,14 +156,16 @@ type exporting struct {
 	job     Job
 	id      string
 	targets []*target
-	// origins: of layers that were made again, those that they were made of.
-	origins map[snapshot.ChainID]snapshot.ChainID
+	// made tells when layers were made, and by which step. It does not change from one build to the next: a rebuild of which all is cached has the same image id by it.
+	made map[snapshot.ChainID]layerOrigin
+	// again: of layers that were made again, those that they were made of.
+	again map[snapshot.ChainID]snapshot.ChainID
 }
 
 // dropMade lets go of layers that were made again.
 func (x *exporting) dropMade() {
-	if len(x.origins) > 0 {
-		x.Images.DropLayers(slices.Collect(maps.Keys(x.origins))...)
+	if len(x.again) > 0 {
+		x.Images.DropLayers(slices.Collect(maps.Keys(x.again))...)
 	}
 }
 

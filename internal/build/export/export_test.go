@@ -23,6 +23,7 @@ import (
 
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/build/export"
+	"corten.dev/corten/internal/build/solve"
 	"corten.dev/corten/internal/content"
 	"corten.dev/corten/internal/engine/images"
 	"corten.dev/corten/internal/image"
@@ -41,6 +42,7 @@ type house struct {
 	snaps  *overlay.Store
 	blobs  contentBlobs
 	asker  *asker
+	forgot bool // nothing is known of the steps
 }
 
 // contentBlobs is the content room as pulls ask for it.
@@ -75,9 +77,8 @@ func open(t testing.TB) *house {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { store.Close() })
-	made := func(context.Context, snapshot.ChainID) (time.Time, string) { return layerTime, "RUN something" }
 	host := manifest.Platform{OS: "linux", Arch: "amd64"}
-	return &house{&export.Exporter{Images: store, Trees: snaps, Origin: made, Platform: host, Dir: root}, store, snaps, contentBlobs{blobs}, newAsker()}
+	return &house{&export.Exporter{Images: store, Trees: snaps, Platform: host, Dir: root}, store, snaps, contentBlobs{blobs}, newAsker(), false}
 }
 
 // layer applies a layer with files of a time that has nanoseconds.
@@ -97,7 +98,20 @@ func (h *house) layer(t testing.TB, parent snapshot.ChainID, entries ...snapshot
 }
 
 func (h *house) job(res *export.Result) export.Job {
-	return export.Job{Result: res, Progress: silent{}, Session: &build.Session{Outputs: h.asker, Blobs: h.asker}}
+	return export.Job{Result: res, Progress: silent{}, Session: &build.Session{Outputs: h.asker, Blobs: h.asker}, Walk: func(platform string, fn func(solve.Step) error) error {
+		out, _ := res.FindRef(platform)
+		for chain := out.Chain; chain != "" && !h.forgot; { // each layer was made by a step
+			l, err := h.snaps.Stat(ctx, chain)
+			if err == nil {
+				err = fn(solve.Step{Vertex: &build.Vertex{Name: "RUN something"}, Outputs: []build.Output{{Chain: chain}}, Completed: layerTime})
+			}
+			if err != nil {
+				return err
+			}
+			chain = l.Parent
+		}
+		return nil
+	}}
 }
 
 func (h *house) export(t testing.TB, res *export.Result, kind string, attrs ...string) map[string]string {

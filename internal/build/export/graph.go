@@ -4,7 +4,7 @@ import (
 	"maps"
 	"strings"
 
-	provenance "github.com/moby/buildkit/solver/llbsolver/provenance/types"
+	slsa "github.com/moby/buildkit/solver/llbsolver/provenance/types"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -13,10 +13,9 @@ import (
 	"corten.dev/corten/internal/reference"
 )
 
-// Graph is what provenance tells of the steps of a result. Add each step, inputs first (solve.Result.Walk).
-type Graph struct {
-	// Source maps the steps to the lines of the files that they came from (pb.Definition.Source); nil: not known.
-	Source *pb.Source
+// graph is what provenance tells of the steps of a result, which are added one by one, inputs first.
+type graph struct {
+	source *pb.Source // where the steps stand in the files that they came from; nil: not known
 
 	steps   []solve.Step
 	at      map[digest.Digest]int
@@ -29,8 +28,8 @@ type Graph struct {
 	incomplete bool
 }
 
-// Add notes one step.
-func (g *Graph) Add(step solve.Step) error {
+// add notes one step.
+func (g *graph) add(step solve.Step) error {
 	if g.at == nil {
 		g.at, g.locals, g.secrets, g.ssh = map[digest.Digest]int{}, map[string]bool{}, map[string]bool{}, map[string]bool{}
 	}
@@ -52,7 +51,7 @@ func (g *Graph) Add(step solve.Step) error {
 	return nil
 }
 
-func (g *Graph) addSource(op *pb.SourceOp, step solve.Step, sum string) error {
+func (g *graph) addSource(op *pb.SourceOp, step solve.Step, sum string) error {
 	scheme, rest, _ := strings.Cut(op.Identifier, "://")
 	switch scheme {
 	case "docker-image", "oci-layout":
@@ -91,7 +90,7 @@ func (g *Graph) addSource(op *pb.SourceOp, step solve.Step, sum string) error {
 	return nil
 }
 
-func (g *Graph) known(s source) {
+func (g *graph) known(s source) {
 	if len(s.digest) == 0 {
 		g.incomplete = true
 	}
@@ -105,7 +104,7 @@ func platformOf(p *pb.Platform) *ocispec.Platform {
 	return &ocispec.Platform{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, OSVersion: p.OSVersion, OSFeatures: p.OSFeatures}
 }
 
-func (g *Graph) addExec(op *pb.ExecOp) {
+func (g *graph) addExec(op *pb.ExecOp) {
 	if op.Network != pb.NetMode_NONE {
 		g.network = true
 	}
@@ -129,7 +128,7 @@ func note(all map[string]bool, id string, optional bool) {
 }
 
 // last names the output that the result is.
-func (g *Graph) last() string {
+func (g *graph) last() string {
 	if len(g.steps) == 0 {
 		return ""
 	}
@@ -137,10 +136,10 @@ func (g *Graph) last() string {
 }
 
 // config is the graph as BuildKit writes it, and the files that it came from.
-func (g *Graph) config() (*provenance.BuildConfig, *provenance.Source) {
-	cfg := &provenance.BuildConfig{DigestMapping: map[digest.Digest]string{}}
+func (g *graph) config() (*slsa.BuildConfig, *slsa.Source) {
+	cfg := &slsa.BuildConfig{DigestMapping: map[digest.Digest]string{}}
 	for i, s := range g.steps {
-		step := provenance.BuildStep{ID: stepName(i), Op: bare(s.Vertex.Op)}
+		step := slsa.BuildStep{ID: stepName(i), Op: bare(s.Vertex.Op)}
 		for _, in := range s.Vertex.Inputs {
 			if at, ok := g.at[in.Vertex.Digest]; ok {
 				step.Inputs = append(step.Inputs, stepName(at)+":"+digits(in.Index))
@@ -149,17 +148,17 @@ func (g *Graph) config() (*provenance.BuildConfig, *provenance.Source) {
 		cfg.DigestMapping[s.Vertex.Digest] = step.ID
 		cfg.Definition = append(cfg.Definition, step)
 	}
-	if g.Source == nil {
+	if g.source == nil {
 		return cfg, nil
 	}
-	src := &provenance.Source{Locations: map[string]*pb.Locations{}}
-	for dgst, loc := range maps.All(g.Source.Locations) {
+	src := &slsa.Source{Locations: map[string]*pb.Locations{}}
+	for dgst, loc := range maps.All(g.source.Locations) {
 		if at, ok := g.at[digest.Digest(dgst)]; ok && len(loc.Locations) > 0 {
 			src.Locations[stepName(at)] = loc
 		}
 	}
-	for _, info := range g.Source.Infos {
-		src.Infos = append(src.Infos, provenance.SourceInfo{Filename: info.Filename, Language: info.Language, Data: info.Data})
+	for _, info := range g.source.Infos {
+		src.Infos = append(src.Infos, slsa.SourceInfo{Filename: info.Filename, Language: info.Language, Data: info.Data})
 	}
 	return cfg, src
 }

@@ -14,64 +14,58 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/in-toto/in-toto-golang/in_toto/slsa_provenance/common"
 	slsa1 "github.com/in-toto/in-toto-golang/in_toto/slsa_provenance/v1"
-	provenance "github.com/moby/buildkit/solver/llbsolver/provenance/types"
+	slsa "github.com/moby/buildkit/solver/llbsolver/provenance/types"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/reference"
 )
 
-// Provenance tells how a result came to be (BuildKit, docs/attestations/slsa-definitions.md).
-type Provenance struct {
-	Options ProvenanceOptions
-	// ID names the build.
-	ID                string
-	Started, Finished time.Time
-	// Frontend and Args are the request's.
-	Frontend string
-	Args     map[string]string
-	Graph    Graph
-	// Builder is the platform of this host.
-	Builder ocispec.Platform
+// provenance tells how a result came to be (BuildKit, docs/attestations/slsa-definitions.md).
+type provenance struct {
+	*Trace
+	options  provenanceOptions
+	finished time.Time
+	graph    graph
 }
 
-// ProvenanceOptions are the values of attest:provenance.
-type ProvenanceOptions struct {
-	Max          bool
-	Version      provenance.ProvenanceSLSA
-	BuilderID    string
-	Filename     string
-	Reproducible bool
-	InlineOnly   bool
+// provenanceOptions are the values of attest:slsa.
+type provenanceOptions struct {
+	max          bool
+	version      slsa.ProvenanceSLSA
+	builderID    string
+	filename     string
+	reproducible bool
+	inlineOnly   bool
 }
 
-// ParseProvenance reads the values of attest:provenance, as frontend/attestations.Parse splits them. ok is false when they switch it off.
-func ParseProvenance(values map[string]string) (o ProvenanceOptions, ok bool, err error) {
-	o = ProvenanceOptions{Max: true, Version: provenance.ProvenanceSLSA1, Filename: "provenance.json"}
+// parseProvenance reads the values of attest:provenance, as frontend/attestations.Parse splits them. ok is false when they switch it off.
+func parseProvenance(values map[string]string) (o provenanceOptions, ok bool, err error) {
+	o = provenanceOptions{max: true, version: slsa.ProvenanceSLSA1, filename: "provenance.json"}
 	for name, value := range values {
 		switch name {
 		case "mode":
 			switch value {
 			case "min":
-				o.Max = false
+				o.max = false
 			case "max", "full":
 			default:
 				err = errs.New(errs.Invalid, "choose min or max")
 			}
 		case "version":
-			if o.Version = provenance.ProvenanceSLSA(value); o.Version.Validate() != nil {
+			if o.version = slsa.ProvenanceSLSA(value); o.version.Validate() != nil {
 				err = errs.New(errs.Invalid, "choose v0.2 or v1")
 			}
 		case "builder-id":
-			o.BuilderID = value
+			o.builderID = value
 		case "filename":
-			if o.Filename = value; value == "" || strings.Contains(value, "/") {
+			if o.filename = value; value == "" || strings.Contains(value, "/") {
 				err = errs.New(errs.Invalid, "a name of a file is wanted")
 			}
 		case "reproducible":
-			o.Reproducible, err = truth(value)
+			o.reproducible, err = truth(value)
 		case "inline-only":
-			o.InlineOnly, err = truth(value)
+			o.inlineOnly, err = truth(value)
 		case "disabled":
 			var off bool
 			if off, err = truth(value); off {
@@ -88,9 +82,9 @@ func ParseProvenance(values map[string]string) (o ProvenanceOptions, ok bool, er
 }
 
 // attestation is the provenance as one; layers that the image turned out to have are told in mode max.
-func (p *Provenance) attestation(t *target) attestation {
-	a := attestation{predicateType: slsa1.PredicateSLSAProvenance, path: p.Options.Filename, inlineOnly: p.Options.InlineOnly}
-	if p.Options.Version == provenance.ProvenanceSLSA02 {
+func (p *provenance) attestation(t *target) attestation {
+	a := attestation{predicateType: slsa1.PredicateSLSAProvenance, path: p.options.filename, inlineOnly: p.options.inlineOnly}
+	if p.options.version == slsa.ProvenanceSLSA02 {
 		a.predicateType = provenanceURI + "v0.2"
 	}
 	a.predicate = func(context.Context) (json.RawMessage, error) {
@@ -98,7 +92,7 @@ func (p *Provenance) attestation(t *target) attestation {
 		if err != nil {
 			return nil, err
 		}
-		if p.Options.Version == provenance.ProvenanceSLSA02 {
+		if p.options.version == slsa.ProvenanceSLSA02 {
 			return json.Marshal(v1.ConvertToSLSA02())
 		}
 		return json.Marshal(v1)
@@ -106,13 +100,13 @@ func (p *Provenance) attestation(t *target) attestation {
 	return a
 }
 
-func (p *Provenance) predicate(layers []ocispec.Descriptor) (*provenance.ProvenancePredicateSLSA1, error) {
-	pred := &provenance.ProvenancePredicateSLSA1{}
+func (p *provenance) predicate(layers []ocispec.Descriptor) (*slsa.ProvenancePredicateSLSA1, error) {
+	pred := &slsa.ProvenancePredicateSLSA1{}
 	def, run := &pred.BuildDefinition, &pred.RunDetails
-	def.BuildType = provenance.BuildKitBuildType1
-	run.Builder.ID = p.Options.BuilderID
-	meta := &provenance.ProvenanceMetadataSLSA1{Hermetic: !p.Graph.network, Reproducible: p.Options.Reproducible}
-	started, finished := p.Started.UTC(), p.Finished.UTC()
+	def.BuildType = slsa.BuildKitBuildType1
+	run.Builder.ID = p.options.builderID
+	meta := &slsa.ProvenanceMetadataSLSA1{Hermetic: !p.graph.network, Reproducible: p.options.reproducible}
+	started, finished := p.Started.UTC(), p.finished.UTC()
 	meta.InvocationID, meta.StartedOn, meta.FinishedOn = p.ID, &started, &finished
 	run.Metadata = meta
 
@@ -121,17 +115,17 @@ func (p *Provenance) predicate(layers []ocispec.Descriptor) (*provenance.Provena
 	def.ExternalParameters.ConfigSource = p.configSource(args)
 	req := &def.ExternalParameters.Request
 	req.Frontend, req.Args = p.Frontend, args
-	for _, name := range slices.Sorted(maps.Keys(p.Graph.locals)) {
-		req.Locals = append(req.Locals, &provenance.LocalSource{Name: name})
+	for _, name := range slices.Sorted(maps.Keys(p.graph.locals)) {
+		req.Locals = append(req.Locals, &slsa.LocalSource{Name: name})
 	}
 	def.InternalParameters.BuilderPlatform = platforms.Format(platforms.Normalize(p.Builder))
 	var err error
-	if def.ResolvedDependencies, err = p.Graph.materials(); err != nil {
+	if def.ResolvedDependencies, err = p.graph.materials(); err != nil {
 		return nil, err
 	}
-	meta.Completeness.ResolvedDependencies = !p.Graph.incomplete && len(p.Graph.locals) == 0
+	meta.Completeness.ResolvedDependencies = !p.graph.incomplete && len(p.graph.locals) == 0
 	meta.Completeness.Request = p.Frontend != ""
-	if !p.Options.Max {
+	if !p.options.max {
 		for name := range args {
 			if strings.HasPrefix(name, "build-arg:") || strings.HasPrefix(name, "label:") {
 				delete(args, name)
@@ -140,14 +134,14 @@ func (p *Provenance) predicate(layers []ocispec.Descriptor) (*provenance.Provena
 		}
 		return pred, nil
 	}
-	for _, id := range slices.Sorted(maps.Keys(p.Graph.secrets)) {
-		req.Secrets = append(req.Secrets, &provenance.Secret{ID: id, Optional: p.Graph.secrets[id]})
+	for _, id := range slices.Sorted(maps.Keys(p.graph.secrets)) {
+		req.Secrets = append(req.Secrets, &slsa.Secret{ID: id, Optional: p.graph.secrets[id]})
 	}
-	for _, id := range slices.Sorted(maps.Keys(p.Graph.ssh)) {
-		req.SSH = append(req.SSH, &provenance.SSH{ID: id, Optional: p.Graph.ssh[id]})
+	for _, id := range slices.Sorted(maps.Keys(p.graph.ssh)) {
+		req.SSH = append(req.SSH, &slsa.SSH{ID: id, Optional: p.graph.ssh[id]})
 	}
-	def.InternalParameters.BuildConfig, meta.BuildKitMetadata.Source = p.Graph.config()
-	if last := p.Graph.last(); last != "" && len(layers) > 0 {
+	def.InternalParameters.BuildConfig, meta.BuildKitMetadata.Source = p.graph.config()
+	if last := p.graph.last(); last != "" && len(layers) > 0 {
 		meta.BuildKitMetadata.Layers = map[string][][]ocispec.Descriptor{last: {layers}}
 	}
 	return pred, nil
@@ -157,13 +151,13 @@ func (p *Provenance) predicate(layers []ocispec.Descriptor) (*provenance.Provena
 var hostArgs = map[string]bool{"cgroup-parent": true, "image-resolve-mode": true, "platform": true, "cache-imports": true, "cache-from": true}
 
 // arguments are those of the frontend that belong to the record, and what the client said of the version control of a local context.
-func (p *Provenance) arguments() (args, vcs map[string]string) {
+func (p *provenance) arguments() (args, vcs map[string]string) {
 	args = map[string]string{}
-	contextKey := p.Args["contextkey"]
+	contextKey := p.Attrs["contextkey"]
 	if contextKey == "" {
 		contextKey = "context"
 	}
-	for name, value := range p.Args {
+	for name, value := range p.Attrs {
 		if rest, ok := strings.CutPrefix(name, "vcs:"); ok {
 			if rest == "source" {
 				value = withoutPassword(value)
@@ -202,13 +196,13 @@ func withoutPassword(s string) string {
 }
 
 // configSource is where the build's description came from: the remote context, if there is one, and the file in it.
-func (p *Provenance) configSource(args map[string]string) (src provenance.ProvenanceConfigSourceSLSA1) {
+func (p *provenance) configSource(args map[string]string) (src slsa.ProvenanceConfigSourceSLSA1) {
 	src.Path = args["filename"]
 	if src.Path == "" && strings.HasPrefix(p.Frontend, "dockerfile.") {
 		src.Path = "Dockerfile"
 	}
 	remote := args["context"]
-	for _, m := range p.Graph.sources {
+	for _, m := range p.graph.sources {
 		if m.kind != sourceImage && remote != "" && sameAddress(m.uri, remote) {
 			src.URI, src.Digest = m.uri, m.digest
 		}
@@ -230,7 +224,7 @@ func sameAddress(a, b string) bool {
 }
 
 // materials are the sources as resolved dependencies, each once.
-func (g *Graph) materials() (all []slsa1.ResourceDescriptor, err error) {
+func (g *graph) materials() (all []slsa1.ResourceDescriptor, err error) {
 	seen := map[string]bool{}
 	list := slices.Clone(g.sources)
 	slices.SortStableFunc(list, func(a, b source) int { return a.kind - b.kind })

@@ -2,14 +2,12 @@ package export_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -138,24 +136,30 @@ func attested(t *testing.T, h *house, res *export.Result, id string) {
 	})
 }
 
-func provenanceOf(attrs map[string]string) func(context.Context, string) (*export.Provenance, error) {
-	opts, _, err := export.ParseProvenance(attrs)
-	return func(context.Context, string) (*export.Provenance, error) {
-		p := &export.Provenance{Options: opts, ID: "build1", Started: layerTime, Finished: layerTime.Add(time.Second), Frontend: "dockerfile.v0", Builder: ocispec.Platform{OS: "linux", Architecture: "amd64"},
-			Args: map[string]string{"build-arg:SECRETIVE": "x", "target": "t", "attest:provenance": "mode=min", "vcs:revision": "abc", "vcs:source": "https://user:pw@example.com/x.git", "platform": "linux/amd64"}}
-		src := &build.Vertex{Digest: "sha256:1111111111111111111111111111111111111111111111111111111111111111", Op: &pb.Op{Platform: &pb.Platform{OS: "linux", Architecture: "amd64"},
-			Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://docker.io/library/alpine:3.17@sha256:8914eb54f968791faf6a8638949e480fef81e697984fba772b3976835194c6d4"}}}}
-		git := &build.Vertex{Digest: "sha256:2222222222222222222222222222222222222222222222222222222222222222", Op: &pb.Op{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://github.com/moby/buildkit.git#v1"}}}}
-		run := &build.Vertex{Digest: "sha256:3333333333333333333333333333333333333333333333333333333333333333", Inputs: []build.Edge{{Vertex: src}},
-			Op: &pb.Op{Op: &pb.Op_Exec{Exec: &pb.ExecOp{Meta: &pb.Meta{Args: []string{"make"}}, Mounts: []*pb.Mount{{MountType: pb.MountType_SECRET, SecretOpt: &pb.SecretOpt{ID: "token"}}}}}}}
-		p.Graph.Source = &pb.Source{Infos: []*pb.SourceInfo{{Filename: "Dockerfile", Data: []byte("FROM alpine")}}, Locations: map[string]*pb.Locations{string(run.Digest): {Locations: []*pb.Location{{SourceIndex: 0}}}}}
-		for _, s := range []solve.Step{{Vertex: src}, {Vertex: git, Outputs: []build.Output{{Pin: "4b220de5058abfd01ff619c9d2ff6b09a049bea0"}}}, {Vertex: run}} {
-			if err := p.Graph.Add(s); err != nil {
-				return nil, err
+// traced lets a job tell where its result came from, as the asker wants it.
+func traced(job export.Job, attest string) export.Job {
+	src := &build.Vertex{Digest: "sha256:1111111111111111111111111111111111111111111111111111111111111111", Op: &pb.Op{Platform: &pb.Platform{OS: "linux", Architecture: "amd64"},
+		Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://docker.io/library/alpine:3.17@sha256:8914eb54f968791faf6a8638949e480fef81e697984fba772b3976835194c6d4"}}}}
+	git := &build.Vertex{Digest: "sha256:2222222222222222222222222222222222222222222222222222222222222222", Op: &pb.Op{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://github.com/moby/buildkit.git#v1"}}}}
+	run := &build.Vertex{Digest: "sha256:3333333333333333333333333333333333333333333333333333333333333333", Inputs: []build.Edge{{Vertex: src}},
+		Op: &pb.Op{Op: &pb.Op_Exec{Exec: &pb.ExecOp{Meta: &pb.Meta{Args: []string{"make"}}, Mounts: []*pb.Mount{{MountType: pb.MountType_SECRET, SecretOpt: &pb.SecretOpt{ID: "token"}}}}}}}
+	job.Trace = &export.Trace{
+		ID: "build1", Started: layerTime, Frontend: "dockerfile.v0", Builder: ocispec.Platform{OS: "linux", Architecture: "amd64"},
+		Attrs: map[string]string{"build-arg:SECRETIVE": "x", "target": "t", "attest:provenance": attest, "vcs:revision": "abc", "vcs:source": "https://user:pw@example.com/x.git", "platform": "linux/amd64"},
+		Source: func(string) *pb.Source {
+			return &pb.Source{Infos: []*pb.SourceInfo{{Filename: "Dockerfile", Data: []byte("FROM alpine")}}, Locations: map[string]*pb.Locations{string(run.Digest): {Locations: []*pb.Location{{SourceIndex: 0}}}}}
+		},
+	}
+	job.Walk = func(_ string, fn func(solve.Step) error) error {
+		steps := []solve.Step{{Vertex: src, Source: true}, {Vertex: git, Source: true, Outputs: []build.Output{{Pin: "4b220de5058abfd01ff619c9d2ff6b09a049bea0"}}}, {Vertex: run}}
+		for _, s := range steps {
+			if err := fn(s); err != nil {
+				return err
 			}
 		}
-		return p, err
+		return nil
 	}
+	return job
 }
 
 func TestAttestationsInARegistry(t *testing.T) {
@@ -163,8 +167,7 @@ func TestAttestationsInARegistry(t *testing.T) {
 	host := h.withRegistry(t)
 	res := several(t, map[string]snapshot.ChainID{"linux/amd64": twoLayers(t, h), "linux/arm64": h.layer(t, "", snapshottest.File("f", "arm"))})
 	attested(t, h, res, "linux/amd64")
-	job := h.job(res)
-	job.Provenance = provenanceOf(map[string]string{"mode": "min"})
+	job := traced(h.job(res), "mode=min")
 	said, err := h.Export(ctx, spec("registry", "name="+host+"/app:1"), job)
 	if err != nil {
 		t.Fatal(err)
@@ -243,8 +246,7 @@ func TestAttestationsBesideFiles(t *testing.T) {
 	h := open(t)
 	res := several(t, map[string]snapshot.ChainID{"linux/amd64": h.layer(t, "", snapshottest.File("f", "amd")), "linux/arm64": h.layer(t, "", snapshottest.File("g", "arm"))})
 	attested(t, h, res, "linux/amd64")
-	job := h.job(res)
-	job.Provenance = provenanceOf(map[string]string{"mode": "max", "version": "v0.2", "filename": "where.json"})
+	job := traced(h.job(res), "mode=max,version=v0.2,filename=where.json")
 	if _, err := h.Export(ctx, spec("tar", "attestation-prefix=my."), job); err != nil {
 		t.Fatal(err)
 	}
@@ -264,7 +266,7 @@ func TestAttestationsBesideFiles(t *testing.T) {
 	}
 	member(t, h.asker.file.Bytes(), "where.linux_arm64.json")
 	// Only for what has room for it.
-	job.Provenance = provenanceOf(map[string]string{"inline-only": "true"})
+	job = traced(job, "inline-only=true")
 	if _, err := h.Export(ctx, spec("local"), job); err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,6 @@
 package export
 
 import (
-	"context"
 	"time"
 
 	"github.com/moby/buildkit/frontend/attestations"
@@ -12,15 +11,15 @@ import (
 	"corten.dev/corten/internal/errs"
 )
 
-// Trace is what is known of a build that provenance is wanted of.
+// Trace is what is known of a request whose result's provenance may be wanted: its attributes say (attest:provenance).
 type Trace struct {
 	ID       string // names the build
 	Started  time.Time
 	Frontend string
 	Attrs    map[string]string // of the frontend, as the asker gave them
 	Builder  ocispec.Platform  // this host's
-	// Solved gives what the solver made for a platform, and what is known of the lines that it came from; nil for the empty tree.
-	Solved func(platform string) (*solve.Result, *pb.Source)
+	// Source gives what is known of the lines that a platform's result came from (pb.Definition.Source); may be nil.
+	Source func(platform string) *pb.Source
 }
 
 // CheckAttestations refuses attest:… values of a frontend that are not understood.
@@ -29,31 +28,30 @@ func CheckAttestations(attrs map[string]string) error {
 	return err
 }
 
-func provenanceWanted(attrs map[string]string) (ProvenanceOptions, bool, error) {
+func provenanceWanted(attrs map[string]string) (provenanceOptions, bool, error) {
 	all, err := attestations.Parse(attrs)
 	if err != nil {
-		return ProvenanceOptions{}, false, errs.New(errs.Invalid, "attestations: %w", err)
+		return provenanceOptions{}, false, errs.New(errs.Invalid, "attestations: %w", err)
 	}
 	values, ok := all[attestations.KeyTypeProvenance]
 	if !ok {
-		return ProvenanceOptions{}, false, nil
+		return provenanceOptions{}, false, nil
 	}
-	return ParseProvenance(values)
+	return parseProvenance(values)
 }
 
-// Provenance is what Job.Provenance wants; nil when the asker does not want any (attest:provenance).
-func (tr Trace) Provenance() (func(ctx context.Context, platform string) (*Provenance, error), error) {
+// provenance is that of one platform; nil when the asker does not want any.
+func (tr *Trace) provenance(walk func(string, func(solve.Step) error) error, platform string) (*provenance, error) {
 	opts, wanted, err := provenanceWanted(tr.Attrs)
 	if err != nil || !wanted {
 		return nil, err
 	}
-	return func(_ context.Context, platform string) (*Provenance, error) {
-		p := &Provenance{Options: opts, ID: tr.ID, Started: tr.Started, Finished: time.Now(), Frontend: tr.Frontend, Args: tr.Attrs, Builder: tr.Builder}
-		res, src := tr.Solved(platform)
-		if res == nil {
-			return p, nil
-		}
-		p.Graph.Source = src
-		return p, res.Walk(p.Graph.Add)
-	}, nil
+	p := &provenance{Trace: tr, options: opts, finished: time.Now()}
+	if tr.Source != nil {
+		p.graph.source = tr.Source(platform)
+	}
+	if walk != nil {
+		err = walk(platform, p.graph.add)
+	}
+	return p, err
 }
