@@ -52,7 +52,7 @@ func bad(diags hcl.Diagnostics) error {
 			all = append(all, fmt.Errorf("%s%s: %s", where, d.Summary, d.Detail))
 		}
 	}
-	return errs.As(errs.Invalid, errors.Join(all...))
+	return errs.As(errs.Invalid, errors.Join(all...)) // nil stays nil
 }
 
 // read reads the files and evaluates what they say.
@@ -129,11 +129,21 @@ func (r *reader) blocks(body hcl.Body) error {
 			return err
 		}
 	}
-	attrs, diags := rest.JustAttributes()
-	if diags.HasErrors() {
+	native, ok := rest.(*hclsyntax.Body)
+	if !ok {
+		attrs, diags := rest.JustAttributes()
+		for name, a := range attrs {
+			r.variables[name] = &variable{def: a.Expr, global: true}
+		}
 		return bad(diags)
 	}
-	for name, a := range attrs {
+	// It has the blocks that were read, too.
+	for _, b := range native.Blocks {
+		if !slices.Contains([]string{"variable", "function", "group", "target"}, b.Type) {
+			return errs.New(errs.Invalid, "%s: a bake file has no blocks of type %q", b.DefRange(), b.Type)
+		}
+	}
+	for name, a := range native.Attributes {
 		r.variables[name] = &variable{def: a.Expr, global: true}
 	}
 	return nil
