@@ -38,11 +38,11 @@ func (n *node) recorded(ctx context.Context, res *result, how attempt) (bool, er
 	if how.noImports {
 		return false, nil
 	}
-	return n.importedRecord(ctx, res)
+	return n.importedRecord(ctx, res, how)
 }
 
-// importedRecord fills res with what an import has under its key.
-func (n *node) importedRecord(ctx context.Context, res *result) (bool, error) {
+// importedRecord fills res with what an import has under its key. Not every import has the layers of all that it knows.
+func (n *node) importedRecord(ctx context.Context, res *result, how attempt) (bool, error) {
 	s := n.job.solver
 	n.job.mu.Lock()
 	imports := slices.Clone(n.job.imports)
@@ -61,7 +61,8 @@ func (n *node) importedRecord(ctx context.Context, res *result) (bool, error) {
 			n.voice.Warn(build.Warning{Level: 1, Short: fmt.Appendf(nil, "imported cache is left out: %v", err)})
 			continue
 		}
-		if !ok || len(outputs) < n.wide() {
+		mere := func(out build.Output) bool { return out.Chain != "" && out.Fetch == nil }
+		if !ok || len(outputs) < n.wide() || how.again && slices.ContainsFunc(outputs, mere) {
 			continue
 		}
 		rec.Key, rec.Inputs, rec.Outputs = res.key, res.inputs, nil
