@@ -50,8 +50,8 @@ func parseMode(text string) (*modeChange, error) {
 			return nil, bad
 		}
 		for rest != "" {
-			step := modeStep{who: who, op: rest[0], copy: noCopy}
-			if strings.IndexByte("+-=", step.op) < 0 {
+			op := rest[0]
+			if strings.IndexByte("+-=", op) < 0 {
 				return nil, bad
 			}
 			rest = rest[1:]
@@ -59,16 +59,18 @@ func parseMode(text string) (*modeChange, error) {
 			if n < 0 {
 				n = len(rest)
 			}
-			if !step.permissions(rest[:n]) {
+			steps, ok := permissions(who, op, rest[:n])
+			if !ok {
 				return nil, bad
 			}
 			rest = rest[n:]
-			m.steps = append(m.steps, step)
+			m.steps = append(m.steps, steps...)
 		}
 	}
 	return m, nil
 }
 
+// whoMask gives the bits that a clause is about. The sticky bit is nobody's: only t is about it.
 func whoMask(who string) (mask uint32) {
 	for _, c := range who {
 		switch c {
@@ -77,42 +79,69 @@ func whoMask(who string) (mask uint32) {
 		case 'g':
 			mask |= 0o2070
 		case 'o':
-			mask |= 0o1007
+			mask |= 0o0007
 		case 'a':
-			mask |= 0o7777
+			mask |= 0o6777
 		}
-	}
-	if who == "" {
-		mask = 0o7777 // there is no umask in a build
 	}
 	return mask
 }
 
-func (s *modeStep) permissions(text string) bool {
+// everyone is who a clause without a who is about: there is no umask in a build.
+const everyone = 0o6777
+
+// permissions reads what stands behind an operator. It is one step, or one more for each u, g or o.
+func permissions(who uint32, op byte, text string) (steps []modeStep, ok bool) {
+	next := modeStep{who: who, op: op, copy: noCopy}
+	others := who == 0o0007
 	for _, c := range text {
 		switch c {
 		case 'r':
-			s.bits |= 0o444
+			next.bits |= 0o444
 		case 'w':
-			s.bits |= 0o222
+			next.bits |= 0o222
 		case 'x':
-			s.bits |= 0o111
+			next.bits |= 0o111
 		case 'X':
-			s.x = true
-		case 's':
-			s.bits |= 0o6000
-		case 't':
-			s.bits |= 0o1000
-		case 'u', 'g', 'o':
-			if len(text) != 1 {
-				return false
+			if op == '-' {
+				next.bits |= 0o111
+			} else {
+				next.x = true
 			}
-			s.copy = map[rune]uint32{'u': 6, 'g': 3, 'o': 0}[c]
+		case 's':
+			if !others {
+				next.bits |= 0o6000
+			}
+		case 't':
+			// Without a who the clause is about the sticky bit alone then.
+			if !others {
+				next.bits |= 0o1000
+				next.who |= 0o1000
+			}
+		case 'u', 'g', 'o':
+			if next.bits != 0 || next.x {
+				steps = append(steps, next)
+				next.bits, next.x = 0, false
+			}
+			// Only permissions are taken over.
+			from := modeStep{who: next.who & 0o777, op: op, copy: map[rune]uint32{'u': 6, 'g': 3, 'o': 0}[c]}
+			if next.who == 0 {
+				from.who = 0o777
+			}
+			steps = append(steps, from)
 		default:
-			return false
+			return nil, false
 		}
 	}
-	return true
+	if next.bits != 0 || next.x || len(steps) == 0 {
+		steps = append(steps, next)
+	}
+	for i := range steps {
+		if steps[i].who == 0 {
+			steps[i].who = everyone
+		}
+	}
+	return steps, true
 }
 
 // apply gives the mode (permissions only) that something with this stat(2) mode gets.
@@ -127,18 +156,18 @@ func (m *modeChange) apply(mode uint32) uint32 {
 			from := perm >> s.copy & 7
 			bits = from<<6 | from<<3 | from
 		}
-		if s.x && (mode&unix.S_IFMT == unix.S_IFDIR || perm&0o111 != 0) {
+		// X looks at what the mode was before the first clause.
+		if s.x && (mode&unix.S_IFMT == unix.S_IFDIR || mode&0o111 != 0) {
 			bits |= 0o111
 		}
-		who := s.who
-		bits &= who
+		bits &= s.who
 		switch s.op {
 		case '+':
 			perm |= bits
 		case '-':
 			perm &^= bits
 		case '=':
-			perm = perm&^who | bits
+			perm = perm&^s.who | bits
 		}
 	}
 	return perm
