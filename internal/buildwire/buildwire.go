@@ -116,7 +116,7 @@ type Response struct {
 
 // The questions of the engine.
 const (
-	AskContext     = "context"     // Name, Options ⇒ Tree as answer, then a descriptor or the exchange of mirror
+	AskContext     = "context"     // Name, Options ⇒ Tree as answer, then a descriptor or the exchange drawn at Entry
 	AskSecret      = "secret"      // Name ⇒ data
 	AskSSH         = "ssh"         // Name ⇔ data: one connection to the agent
 	AskCredentials = "credentials" // Name (host) ⇒ Login

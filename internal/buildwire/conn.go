@@ -32,6 +32,8 @@ type Conn struct {
 	accept  func(*Stream, Ask)
 	report  func(Kind, []byte) error
 
+	accepted sync.WaitGroup // questions that are being answered
+
 	wmu  sync.Mutex // guards writes of whole frames, and wbuf
 	wbuf []byte
 
@@ -65,6 +67,9 @@ func (c *Conn) Close() error {
 
 // Done is closed when the connection has ended.
 func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// Wait waits, after Run, until all questions have been dealt with. What had come of their data can still be read.
+func (c *Conn) Wait() { c.accepted.Wait() }
 
 // Run reads frames until the connection ends; the end of the peer's sending is io.EOF.
 func (c *Conn) Run() error {
@@ -166,7 +171,7 @@ func (c *Conn) opened(id uint32, p []byte) error {
 	if err != nil {
 		return err
 	}
-	go c.accept(s, ask)
+	c.accepted.Go(func() { c.accept(s, ask) })
 	return nil
 }
 

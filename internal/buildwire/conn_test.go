@@ -1,6 +1,7 @@
 package buildwire_test
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"io"
@@ -205,3 +206,20 @@ type script struct{ in io.Reader }
 func (s *script) Read(p []byte) (int, error)  { return s.in.Read(p) }
 func (s *script) Write(p []byte) (int, error) { return len(p), nil }
 func (s *script) Close() error                { return nil }
+
+func FuzzEntry(f *testing.F) {
+	f.Add(buildwire.AppendEntry(buildwire.AppendEntry(nil, buildwire.Entry{Path: "a/b", Mode: 0o644, Size: 7, ModTime: -1, Link: "x"}), buildwire.Entry{}))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		r := bufio.NewReader(bytes.NewReader(in))
+		for {
+			e, err := buildwire.ReadEntry(r)
+			if err != nil {
+				return
+			}
+			again, err := buildwire.ReadEntry(bufio.NewReader(bytes.NewReader(buildwire.AppendEntry(nil, e))))
+			if err != nil || again != e {
+				t.Errorf("%+v became %+v: %v", e, again, err)
+			}
+		}
+	})
+}

@@ -19,6 +19,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/build/source/mirror"
 	"corten.dev/corten/internal/cli"
 	"corten.dev/corten/internal/engine/builds"
 	"corten.dev/corten/internal/filter"
@@ -110,18 +111,34 @@ type client struct {
 
 func newClient(t *testing.T, f *fakeBuilds) *client {
 	t.Helper()
+	return newClientOn(t, f, "")
+}
+
+// newClientOn serves on an address, or on a socket of its own.
+func newClientOn(t *testing.T, f *fakeBuilds, addr string) *client {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "bld")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("HOME", dir)
 	t.Setenv("DOCKER_CONFIG", dir)
-	path := dir + "/s"
-	l, err := server.Listen("unix://"+path, nil)
+	host := "unix://" + dir + "/s"
+	if addr != "" {
+		host = addr
+	}
+	l, err := server.Listen(host, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := server.New(server.Options{Builds: f})
+	if addr != "" {
+		host = "tcp://" + l.Addr().String()
+	}
+	mirrors, err := mirror.New(mirror.Options{Root: dir + "/mirrors"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := server.New(server.Options{Builds: f, BuildMirrors: mirrors})
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()
 	t.Cleanup(func() {
@@ -133,7 +150,7 @@ func newClient(t *testing.T, f *fakeBuilds) *client {
 		<-done
 		os.RemoveAll(dir)
 	})
-	return &client{t: t, socket: "unix://" + path, in: strings.NewReader("")}
+	return &client{t: t, socket: host, in: strings.NewReader("")}
 }
 
 func (c *client) run(args ...string) int {
@@ -437,3 +454,67 @@ func TestBuildIsCancelled(t *testing.T) {
 		t.Error("the build goes on")
 	}
 }
+
+// To an engine on another host only what has changed travels, and of the directory only what the patterns choose.
+func TestBuildMirrors(t *testing.T) {
+	opts := build.ContextOptions{}
+	var got, bytes string
+	f := &fakeBuilds{do: func(ctx context.Context, req builds.Request) (builds.Response, error) {
+		o := opts
+		o.Progress = transferred(func(n int64) { bytes = fmt.Sprint(n) })
+		files, release, err := req.Session.Contexts.Open(ctx, "context", o)
+		if err != nil {
+			return builds.Response{}, err
+		}
+		defer release()
+		got = ""
+		root := fmt.Sprintf("/proc/self/fd/%d/.", files.Root.Fd())
+		err = filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
+			if err != nil || path == root {
+				return err
+			}
+			got += strings.TrimPrefix(path, strings.TrimSuffix(root, ".")) + " "
+			return nil
+		})
+		return builds.Response{}, err
+	}}
+	c := newClientOn(t, f, "tcp://127.0.0.1:0")
+	dir := t.TempDir()
+	for _, name := range []string{"Dockerfile", "a/b/c", "a/d", "e", "node_modules/x", "z"} {
+		write(t, dir+"/"+name, strings.Repeat(name, 1000))
+	}
+	if err := os.Symlink("a/d", dir+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		opts  build.ContextOptions
+		files string
+		bytes string // "" is not looked at
+	}{
+		{build.ContextOptions{}, "Dockerfile a a/b a/b/c a/d e link node_modules node_modules/x z ", "34000"},
+		{build.ContextOptions{}, "Dockerfile a a/b a/b/c a/d e link node_modules node_modules/x z ", "0"},
+		{build.ContextOptions{Exclude: []string{"node_modules", "a", "!a/b"}, SharedKey: "2"}, "Dockerfile a a/b a/b/c e link z ", ""},
+		{build.ContextOptions{Include: []string{"a/b"}, SharedKey: "3"}, "a a/b a/b/c ", "5000"},
+		{build.ContextOptions{Include: []string{"**/c", "?"}, SharedKey: "4"}, "a a/b a/b/c a/d e z ", ""},
+		{build.ContextOptions{Follow: []string{"link", "nowhere"}, SharedKey: "5"}, "a a/d link ", "3000"},
+	} {
+		opts, bytes = step.opts, "0"
+		if code := c.run("build", dir); code != 0 {
+			t.Fatal(c.err.String())
+		}
+		if got != step.files || step.bytes != "" && bytes != step.bytes {
+			t.Errorf("%+v: %q with %s bytes, want %q with %s", step.opts, got, bytes, step.files, step.bytes)
+		}
+	}
+	opts = build.ContextOptions{}
+	write(t, dir+"/e", "new")
+	if c.run("build", dir); bytes != "3" {
+		t.Errorf("%s bytes travelled", bytes)
+	}
+}
+
+type transferred func(int64)
+
+func (transferred) Log(int, []byte)                                {}
+func (transferred) Warn(build.Warning)                             {}
+func (f transferred) Status(_ string, current, _ int64, done bool) { f(current) }

@@ -93,6 +93,9 @@ func (a *app) runBuild(ctx context.Context, p *buildPlan, d *buildprogress.Displ
 	err = conn.Run()
 	stop()
 	conn.Close()
+	if ctx.Err() == nil {
+		conn.Wait() // what came before the last frame is still to be written out
+	}
 	switch {
 	case ctx.Err() != nil && !ended:
 		return resp, canceled()
