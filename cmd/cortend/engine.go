@@ -115,7 +115,12 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 		MaxDownloads: set.MaxDownloads, MaxUploads: set.MaxUploads, Collection: collection(set, store), Log: log,
 	})
 	e.closers = append(e.closers, imageService.Close)
+	building, err := e.openBuilds(building{set: set, trees: trees, store: store, images: imageService, nets: nets, systemd: systemd, bus: bus, log: log})
+	if err != nil {
+		return nil, err
+	}
 	e.server = server.New(server.Options{
+		Builds: building.service, BuildMirrors: building.mirrors, BuildKit: building.door,
 		Containers: ctrs,
 		Images:     imageService,
 		Registries: imageService,

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/platforms"
+
+	"corten.dev/corten/internal/build/cache"
+	"corten.dev/corten/internal/build/source/mirror"
+	"corten.dev/corten/internal/build/step"
+	"corten.dev/corten/internal/buildkitapi"
+	"corten.dev/corten/internal/engine/builds"
+	"corten.dev/corten/internal/engine/builds/joined"
+	"corten.dev/corten/internal/engine/builds/steps"
+	"corten.dev/corten/internal/engine/hostspec"
+	"corten.dev/corten/internal/engine/images"
+	"corten.dev/corten/internal/events"
+	"corten.dev/corten/internal/filter"
+	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/network"
+	"corten.dev/corten/internal/settings"
+	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/version"
+)
+
+// building is what builds stand on, of the engine's rooms.
+type building struct {
+	set     settings.Settings
+	trees   snapshot.Store
+	store   *image.Images
+	images  *images.Service
+	nets    *network.Local
+	systemd bool
+	bus     *events.Bus
+	log     *slog.Logger
+}
+
+// builders are the service of builds, and its doors' parts.
+type builders struct {
+	service *joined.Joined
+	mirrors *mirror.Mirrors
+	door    *buildkitapi.Door
+}
+
+// openBuilds joins the build room. What it opens is closed by e.
+func (e *engine) openBuilds(b building) (*builders, error) {
+	root := filepath.Join(b.set.DataRoot, "builds")
+	exec, err := steps.New(background(), steps.Options{
+		Root: filepath.Join(b.set.ExecRoot, "steps"), Networks: b.nets, Log: b.log,
+		Maker: &hostspec.Maker{Security: hostspec.NewSecurity("", b.log), CgroupParent: b.set.CgroupParent, SystemdCgroup: b.systemd, Ulimits: ulimits(b.set)},
+	})
+	if err != nil {
+		return nil, err
+	}
+	e.closers = append(e.closers, exec.Close)
+	out := &builders{}
+	out.service, err = joined.Open(background(), joined.Rooms{
+		Root: root, Snapshots: filepath.Join(b.set.DataRoot, "snapshots"), Trees: b.trees, Images: b.store, Bases: images.NewBases(b.images), Executor: exec,
+		Registry: images.NewBuilt(b.images), Entitlements: b.set.Builder.Entitlements.Granted(), Parallelism: b.set.Builder.Parallelism,
+		Collection: builds.Collection{Enabled: b.set.Builder.GC.Enabled == nil || *b.set.Builder.GC.Enabled, Rules: buildRules(b.set.Builder.GC)},
+		Events:     b.bus, Log: b.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	e.closers = append(e.closers, out.service.Close)
+	if out.mirrors, err = mirror.New(mirror.Options{Root: filepath.Join(root, "mirrors"), Log: b.log}); err != nil {
+		return nil, err
+	}
+	out.door, err = buildkitapi.New(buildkitapi.Options{Builds: out.service, Mirrors: out.mirrors, Platforms: platformNames(), Version: version.Version, Logger: b.log})
+	if err != nil {
+		return nil, err
+	}
+	e.closers = append(e.closers, out.door.Close)
+	return out, nil
+}
+
+// buildRules are the operator's rules, or the usual ones within his bounds, on a disk of some size.
+func buildRules(gc settings.BuilderGC) func(disk int64) []builds.Rule {
+	return func(disk int64) []builds.Rule {
+		var rules []builds.Rule
+		for _, r := range gc.Rules() {
+			rules = append(rules, builds.Rule{
+				All: r.All, Filters: filter.Args(r.Filter), KeepDuration: time.Duration(r.KeepDuration), Reserved: r.Reserved.Of(disk), MaxUsed: r.MaxUsed.Of(disk), MinFree: r.MinFree.Of(disk),
+			})
+		}
+		if len(rules) > 0 {
+			return rules
+		}
+		reserved, used, free := gc.Bounds()
+		for i, r := range cache.Rules(disk) {
+			rule := builds.Rule(r)
+			if i > 0 { // the first is about what is easily made again, with a bound of its own
+				for bound, space := range map[*int64]settings.Space{&rule.Reserved: reserved, &rule.MaxUsed: used, &rule.MinFree: free} {
+					if space != (settings.Space{}) {
+						*bound = space.Of(disk)
+					}
+				}
+			}
+			rules = append(rules, rule)
+		}
+		return rules
+	}
+}
+
+// platformNames are those that steps can run for when the engine starts, as BuildKit's clients list them.
+func platformNames() (names []string) {
+	for _, p := range step.Platforms() {
+		names = append(names, platforms.Format(p))
+	}
+	return names
+}
