@@ -1,6 +1,7 @@
 package enginetest
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -138,7 +139,67 @@ func (e *Engine) CheckLeft(before Census) {
 		now := more(e.Census(), before)
 		left = slices.DeleteFunc(left, func(what string) bool { return !slices.Contains(now, what) })
 	}
+	if len(left) == 0 {
+		return
+	}
+	for i, what := range left {
+		if name, ok := strings.CutPrefix(what, "process "); ok {
+			name, _, _ = strings.Cut(name, ":")
+			left[i] += e.described(name)
+		}
+	}
 	e.t.Errorf("left behind:\n%s\n%s", strings.Join(left, "\n"), e.Log())
+}
+
+// described tells of each process of a name what it is, one a line.
+func (e *Engine) described(name string) string {
+	var all strings.Builder
+	for _, pid := range e.processes() {
+		if comm, err := os.ReadFile(pid + "/comm"); err == nil && strings.TrimSpace(string(comm)) == name {
+			all.WriteString("\n    " + describe(pid))
+		}
+	}
+	return all.String()
+}
+
+// describe tells what a process is: its command line, whose child it is, how old, and what it waits for. A program that was run from a descriptor is called by its number.
+func describe(pid string) string {
+	read := func(name string) string {
+		raw, err := os.ReadFile(pid + "/" + name)
+		if err != nil {
+			return "?"
+		}
+		return strings.TrimSpace(string(bytes.ReplaceAll(raw, []byte{0}, []byte{' '})))
+	}
+	program, err := os.Readlink(pid + "/exe")
+	if err != nil {
+		program = "?"
+	}
+	state, parent, age := "?", "?", "?"
+	stat := read("stat")
+	if _, rest, ok := strings.Cut(stat, ") "); ok {
+		if f := strings.Fields(rest); len(f) > 19 {
+			state, parent = f[0], f[1]
+			if comm, err := os.ReadFile("/proc/" + parent + "/comm"); err == nil {
+				parent += " (" + strings.TrimSpace(string(comm)) + ")"
+			}
+			age = ageOf(f[19])
+		}
+	}
+	return fmt.Sprintf("%s (%s) %q, program %s, child of %s, %s old, state %s in %s", filepath.Base(pid), read("comm"), read("cmdline"), program, parent, age, state, read("wchan"))
+}
+
+// ageOf tells how long ago a process began, by its time in ticks since the boot.
+func ageOf(ticks string) string {
+	const perSecond = 100 // USER_HZ, on every architecture that we know
+	began, err := strconv.ParseFloat(ticks, 64)
+	raw, rerr := os.ReadFile("/proc/uptime")
+	up, _, _ := strings.Cut(string(raw), " ")
+	now, perr := strconv.ParseFloat(up, 64)
+	if err != nil || rerr != nil || perr != nil {
+		return "?"
+	}
+	return fmt.Sprintf("%.1f s", now-began/perSecond)
 }
 
 // more lists of what there is more now than before.

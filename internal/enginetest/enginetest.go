@@ -197,16 +197,24 @@ func (e *Engine) Try(args ...string) (string, error) {
 	return strings.TrimSuffix(stdout.String(), "\n"), err
 }
 
-// Log is what the engine said.
+// logLines is how much of the engine's log a failure shows.
+const logLines = 40
+
+// Log is the end of what the engine said, without its debug lines, which would hide the line that matters; with CORTEN_TEST_LOG=debug it is all of it.
 func (e *Engine) Log() string {
 	raw, err := os.ReadFile(filepath.Join(e.Dir, "log"))
 	if err != nil {
 		return err.Error()
 	}
-	if len(raw) > 20000 {
-		raw = raw[len(raw)-20000:]
+	if os.Getenv("CORTEN_TEST_LOG") == "debug" {
+		return "the engine's log:\n" + string(raw)
 	}
-	return "the engine's log:\n" + string(raw)
+	return "the end of the engine's log (all of it: CORTEN_TEST_LOG=debug):\n" + logEnd(string(raw))
+}
+
+func logEnd(log string) string {
+	lines := slices.DeleteFunc(strings.SplitAfter(log, "\n"), func(line string) bool { return strings.Contains(line, "level=DEBUG") })
+	return strings.Join(lines[max(0, len(lines)-logLines-1):], "")
 }
 
 // finish takes everything away that the test made, in the ways that users have, and looks for what stays.
@@ -231,8 +239,7 @@ func (e *Engine) finish() {
 			}
 		}
 		for _, pid := range e.processes() {
-			name, _ := os.ReadFile(pid + "/comm")
-			left = append(left, "process "+pid+" "+strings.TrimSpace(string(name)))
+			left = append(left, "process "+describe(pid))
 		}
 		if len(left) == 0 {
 			break
