@@ -59,3 +59,27 @@ func BenchmarkCopy(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkMkdir is what the smallest step costs (WORKDIR).
+func BenchmarkMkdir(b *testing.B) {
+	l := newLab(b)
+	base := l.tree("f=F")
+	i := 0
+	for b.Loop() {
+		i++
+		l.must(l.op(llb.Mkdir(fmt.Sprint("/app", i), 0o755), false), base)
+	}
+}
+
+// BenchmarkCopyFile is a small COPY, whose key is new each time.
+func BenchmarkCopyFile(b *testing.B) {
+	l := newLab(b)
+	dir := b.TempDir()
+	base, in := l.tree("f=F"), l.context(dir)
+	i := 0
+	for b.Loop() {
+		i++
+		os.WriteFile(dir+"/file", fmt.Append(nil, i), 0o644)
+		l.must(l.op(llb.Copy(llb.Local("x"), "/file", "/app/", dockerfile()), false), base, in)
+	}
+}

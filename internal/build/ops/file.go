@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -30,12 +30,12 @@ type fileOp struct {
 	uses    []int // how often a value is used
 	direct  []int // how often as the tree that an action goes on with
 
-	mu   sync.Mutex
-	sums map[int]digest.Digest // what Key found of sources read in place, by action
+	// What Key found of directories read in place: of sources, by action, and of inputs that actions go on with.
+	sources, bases wholes
 }
 
 func newFileOp(o *Ops, v *build.Vertex, op *pb.FileOp) (*fileOp, error) {
-	f := &fileOp{o: o, v: v, actions: op.GetActions(), inputs: len(v.Inputs), sums: map[int]digest.Digest{}}
+	f := &fileOp{o: o, v: v, actions: op.GetActions(), inputs: len(v.Inputs)}
 	values := f.inputs + len(f.actions)
 	f.uses, f.direct = make([]int, values), make([]int, values)
 	outs := map[int]int{}
@@ -121,8 +121,10 @@ func ownerOf(a *pb.FileAction) *pb.ChownOpt {
 	return nil
 }
 
-// Traits: file ops work the disk, as RUN does.
-func (f *fileOp) Traits() build.Traits { return build.Traits{Heavy: true} }
+// Traits: a copy works the disk, as RUN does; the others are done at once.
+func (f *fileOp) Traits() build.Traits {
+	return build.Traits{Heavy: slices.ContainsFunc(f.actions, func(a *pb.FileAction) bool { return a.GetCopy() != nil })}
+}
 
 // selection is what a copy reads of its source.
 func selection(c *pb.FileActionCopy) pick.Selection {
@@ -152,9 +154,7 @@ func (f *fileOp) Key(ctx context.Context, env build.Env, in []build.Output) (dig
 				return "", err
 			}
 			if in[a.SecondaryInput].Files != nil {
-				f.mu.Lock()
-				f.sums[i] = sum
-				f.mu.Unlock()
+				f.sources.put(i, sum)
 			}
 			fmt.Fprintf(h.Hash(), "source %d %s\n", i, sum)
 			if !pick.HasWildcards(c.Src) {
@@ -186,6 +186,7 @@ func (f *fileOp) Key(ctx context.Context, env build.Env, in []build.Output) (dig
 			if err != nil {
 				return "", err
 			}
+			f.bases.put(i, sum)
 			id = "files " + string(sum)
 		}
 		fmt.Fprintf(h.Hash(), "\ninput %d %s\n", i, id)
@@ -314,7 +315,7 @@ func (r *run) chain(ctx context.Context, i int) (snapshot.ChainID, error) {
 	if v.out.Files == nil {
 		return v.out.Chain, nil
 	}
-	out, volatile, err := r.f.o.Tree(ctx, v.out.Files, everything)
+	out, volatile, err := r.f.o.tree(ctx, v.out.Files, everything, r.f.bases.get(i))
 	if err != nil {
 		return "", err
 	}
@@ -351,10 +352,7 @@ func (r *run) copy(ctx context.Context, i int, c *pb.FileActionCopy, w *work, ow
 		v := r.values[secondary]
 		if v.out.Files != nil {
 			var err error
-			r.f.mu.Lock()
-			want = r.f.sums[i]
-			r.f.mu.Unlock()
-			if want == "" {
+			if want = r.f.sources.get(i); want == "" {
 				if want, err = r.f.o.sums.Files(ctx, v.out.Files, selection(c)); err != nil {
 					return err
 				}

@@ -246,7 +246,9 @@ func TestAttributes(t *testing.T) {
 	}
 }
 
-func itoa(n int) string { return strings.TrimSpace(string(bytes.TrimLeft([]byte{byte('0' + n/1000%10), byte('0' + n/100%10), byte('0' + n/10%10), byte('0' + n%10)}, "0"))) }
+func itoa(n int) string {
+	return strings.TrimSpace(string(bytes.TrimLeft([]byte{byte('0' + n/1000%10), byte('0' + n/100%10), byte('0' + n/10%10), byte('0' + n%10)}, "0")))
+}
 
 // SOURCE_DATE_EPOCH: all that an action makes has the time that it is told.
 func TestTimestamp(t *testing.T) {

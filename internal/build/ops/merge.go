@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
@@ -22,6 +23,28 @@ import (
 type mergeOp struct {
 	o      *Ops
 	inputs []int
+	wholes
+}
+
+// wholes are the checksums of inputs in place, as the key has them.
+type wholes struct {
+	mu   sync.Mutex
+	sums map[int]digest.Digest
+}
+
+func (w *wholes) put(i int, sum digest.Digest) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.sums == nil {
+		w.sums = map[int]digest.Digest{}
+	}
+	w.sums[i] = sum
+}
+
+func (w *wholes) get(i int) digest.Digest {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.sums[i]
 }
 
 // Merge is the maker of merge ops.
@@ -48,11 +71,11 @@ func (m *mergeOp) Traits() build.Traits { return build.Traits{} }
 
 // Key is the chains in their order.
 func (m *mergeOp) Key(ctx context.Context, _ build.Env, in []build.Output) (digest.Digest, error) {
-	return m.o.stackKey(ctx, "merge", m.inputs, in)
+	return m.o.stackKey(ctx, "merge", m.inputs, in, &m.wholes)
 }
 
 // stackKey names an op by the identities of whole trees.
-func (o *Ops) stackKey(ctx context.Context, kind string, inputs []int, in []build.Output) (digest.Digest, error) {
+func (o *Ops) stackKey(ctx context.Context, kind string, inputs []int, in []build.Output, seen *wholes) (digest.Digest, error) {
 	h := digest.SHA256.Digester()
 	fmt.Fprintf(h.Hash(), "corten %s op 1\n", kind)
 	for _, i := range inputs {
@@ -64,6 +87,7 @@ func (o *Ops) stackKey(ctx context.Context, kind string, inputs []int, in []buil
 				if err != nil {
 					return "", err
 				}
+				seen.put(i, sum)
 				id = "files " + string(sum)
 			}
 		}
@@ -73,14 +97,14 @@ func (o *Ops) stackKey(ctx context.Context, kind string, inputs []int, in []buil
 }
 
 // chainOf gives the layers of an input; a directory in place is made layers.
-func (o *Ops) chainOf(ctx context.Context, in []build.Output, i int, volatile *bool) (snapshot.ChainID, error) {
+func (o *Ops) chainOf(ctx context.Context, in []build.Output, i int, seen *wholes, volatile *bool) (snapshot.ChainID, error) {
 	if i < 0 {
 		return "", nil
 	}
 	if in[i].Files == nil {
 		return in[i].Chain, nil
 	}
-	out, changed, err := o.Tree(ctx, in[i].Files, everything)
+	out, changed, err := o.tree(ctx, in[i].Files, everything, seen.get(i))
 	*volatile = *volatile || changed
 	return out.Chain, err
 }
@@ -90,7 +114,7 @@ func (m *mergeOp) Run(ctx context.Context, _ build.Env, in []build.Output) (buil
 	var made build.Made
 	var top snapshot.ChainID
 	for _, i := range m.inputs {
-		chain, err := m.o.chainOf(ctx, in, i, &made.Volatile)
+		chain, err := m.o.chainOf(ctx, in, i, &m.wholes, &made.Volatile)
 		if err != nil {
 			return build.Made{}, err
 		}
@@ -148,6 +172,7 @@ var errNotAbove = errs.New(errs.Invalid, "the one chain does not stand on the ot
 type diffOp struct {
 	o            *Ops
 	lower, upper int
+	wholes
 }
 
 // Diff is the maker of diff ops.
@@ -176,16 +201,16 @@ func (d *diffOp) Traits() build.Traits { return build.Traits{} }
 
 // Key is the two chains.
 func (d *diffOp) Key(ctx context.Context, _ build.Env, in []build.Output) (digest.Digest, error) {
-	return d.o.stackKey(ctx, "diff", []int{d.lower, d.upper}, in)
+	return d.o.stackKey(ctx, "diff", []int{d.lower, d.upper}, in, &d.wholes)
 }
 
 // Run takes the layers above, or compares the trees.
 func (d *diffOp) Run(ctx context.Context, _ build.Env, in []build.Output) (made build.Made, err error) {
-	lower, err := d.o.chainOf(ctx, in, d.lower, &made.Volatile)
+	lower, err := d.o.chainOf(ctx, in, d.lower, &d.wholes, &made.Volatile)
 	if err != nil {
 		return build.Made{}, err
 	}
-	upper, err := d.o.chainOf(ctx, in, d.upper, &made.Volatile)
+	upper, err := d.o.chainOf(ctx, in, d.upper, &d.wholes, &made.Volatile)
 	if err != nil {
 		return build.Made{}, err
 	}

@@ -61,6 +61,7 @@ type Ops struct {
 	trees Trees
 	sums  *checksum.Sums
 	log   *slog.Logger
+	made  madeTrees
 }
 
 // label marks the trees of ops.
