@@ -94,6 +94,17 @@ func (e *Engine) inside(c Census) {
 	}
 }
 
+// keptByBuilds are files that stay when the cache of builds was pruned and that another build finds: journals of records and holds, the history, what is the same for all steps.
+func keptByBuilds(path string) bool {
+	for _, pattern := range []string{"d/builds/history/*", "d/builds/history/status/*", "d/builds/cache/*", "d/builds/checksums/*", "d/builds/sources/git/*", "d/builds/sources/http/*", "d/builds/mirrors/*",
+		"d/snapshots/*/flushed", "d/snapshots/*/holds", "e/steps/files", "e/steps/files/*", "e/steps/runtime"} {
+		if ok, err := filepath.Match(pattern, path); err == nil && ok {
+			return true
+		}
+	}
+	return false
+}
+
 func (e *Engine) files(c Census) {
 	for _, root := range []string{"d", "e"} {
 		real, err := filepath.EvalSymlinks(filepath.Join(e.Dir, root)) // a test may have put it elsewhere
@@ -103,6 +114,12 @@ func (e *Engine) files(c Census) {
 		_ = filepath.WalkDir(real, func(path string, d fs.DirEntry, err error) error {
 			if err != nil || path == real {
 				return nil //nolint:nilerr // what goes away during the walk is not there
+			}
+			if keptByBuilds(root + strings.TrimPrefix(path, real)) {
+				if d.IsDir() {
+					return fs.SkipDir
+				}
+				return nil
 			}
 			c["file "+root+strings.TrimPrefix(path, real)]++
 			if name := d.Name(); d.IsDir() && (name == "tree" || name == "upper" || name == "work" || name == "_data") {

@@ -251,7 +251,7 @@ func (e *Engine) finish() {
 	}
 }
 
-// Clear removes all containers, images, volumes and networks.
+// Clear removes all containers, images, volumes and networks, and the cache of builds.
 func (e *Engine) Clear() {
 	e.t.Helper()
 	for _, verbs := range [][2][]string{
@@ -264,6 +264,11 @@ func (e *Engine) Clear() {
 		}
 		if err != nil {
 			e.t.Errorf("corten %s: %v", strings.Join(verbs[1], " "), err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(e.Dir, "d", "builds")); err == nil {
+		if _, err := e.Try("builder", "prune", "-a", "-f"); err != nil {
+			e.t.Errorf("corten builder prune: %v", err)
 		}
 	}
 }
