@@ -1,9 +1,11 @@
 package step
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -81,11 +83,16 @@ func (s *Steps) mount(ctx context.Context, env build.Env, req request) (_ *mount
 		if i < len(req.sums) {
 			p.sum = req.sums[i]
 		}
+	}
+	if err := set.acquire(ctx, env); err != nil {
+		return nil, err
+	}
+	for i, p := range set.parts {
 		if err := set.prepare(ctx, env, i, p); err != nil {
-			return nil, fmt.Errorf("mount %s: %w", p.dest, err)
+			return nil, err
 		}
 	}
-	set.stubs, err = makeStubs(set.top, set.points(), req.stubParents)
+	set.stubs, err = makeStubs(set.top, set.points(req.stubParents))
 	return set, err
 }
 
@@ -97,8 +104,9 @@ func destination(dest, cwd string) string {
 	return path.Clean(dest)
 }
 
-// points are the mount points in the root, with what they must be; those inside of another mount are that one's.
-func (set *mounted) points() (list []point) {
+// points are the mount points in the root, with what they must be: the executor's own, and those of mounts that are not inside of another one.
+func (set *mounted) points(parents bool) []point {
+	list := []point{{"/proc", true, true}, {"/sys", true, true}, {"/dev", true, true}, {"/etc/resolv.conf", false, true}, {"/etc/hosts", false, true}}
 	for _, p := range set.parts {
 		if p.tree == nil || p.dest == "/" || set.covered(p) {
 			continue
@@ -107,7 +115,7 @@ func (set *mounted) points() (list []point) {
 		if fi, err := p.tree.Stat(); err == nil {
 			dir = fi.IsDir()
 		}
-		list = append(list, point{p.dest, dir})
+		list = append(list, point{p.dest, dir, parents})
 	}
 	return list
 }
@@ -135,18 +143,23 @@ func (set *mounted) list() (list []Mount) {
 }
 
 func (set *mounted) prepare(ctx context.Context, env build.Env, i int, p *part) error {
+	var err error
 	switch p.m.MountType {
-	case pb.MountType_BIND:
-		return set.bind(ctx, env, i, p)
-	case pb.MountType_CACHE:
-		return set.cache(ctx, env, p)
-	case pb.MountType_TMPFS:
-		return set.tmpfs(p)
-	case pb.MountType_SECRET:
+	case pb.MountType_SECRET: // the errors of these two name what was asked for
 		return set.secret(ctx, env, p)
-	default:
+	case pb.MountType_SSH:
 		return set.ssh(ctx, env, p)
+	case pb.MountType_BIND:
+		err = set.bind(ctx, env, i, p)
+	case pb.MountType_CACHE:
+		err = set.cache(ctx, p)
+	case pb.MountType_TMPFS:
+		err = set.tmpfs(p)
 	}
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", p.dest, err)
+	}
+	return nil
 }
 
 // bind mounts a tree: the step's own where it may write, else the input.
@@ -240,22 +253,45 @@ func missing(sel string, err error) error {
 	return err
 }
 
-func (set *mounted) cache(ctx context.Context, env build.Env, p *part) error {
-	if set.steps.opts.Caches == nil {
-		return errs.New(errs.NotImplemented, "cache mounts are not available")
+// acquire gets the trees of all cache mounts, each once, in the order of their ids: two steps that lock the same caches must not wait for each other.
+func (set *mounted) acquire(ctx context.Context, env build.Env) error {
+	type cache struct {
+		id   string
+		base snapshot.ChainID
 	}
-	chain, err := set.chain(ctx, env, p)
-	if err != nil {
-		return err
-	}
-	if p.key == "" {
-		key, release, err := set.steps.opts.Caches.Acquire(ctx, p.m.CacheOpt.ID, chain, p.m.CacheOpt.Sharing)
-		if err != nil {
-			return err
+	wanted := map[cache][]*part{}
+	for _, p := range set.parts {
+		if p.m.MountType != pb.MountType_CACHE {
+			continue
 		}
-		p.key = key
-		set.unmount = append(set.unmount, func(context.Context) error { release(); return nil }) // backwards: after its mounts
+		if set.steps.opts.Caches == nil {
+			return errs.New(errs.NotImplemented, "mount %s: cache mounts are not available", p.dest)
+		}
+		base, err := set.chain(ctx, env, p)
+		if err != nil {
+			return fmt.Errorf("mount %s: %w", p.dest, err)
+		}
+		c := cache{p.m.CacheOpt.ID, base}
+		wanted[c] = append(wanted[c], p)
 	}
+	order := slices.SortedFunc(maps.Keys(wanted), func(a, b cache) int {
+		return cmp.Or(strings.Compare(a.id, b.id), strings.Compare(string(a.base), string(b.base)))
+	})
+	for _, c := range order {
+		parts := wanted[c]
+		key, release, err := set.steps.opts.Caches.Acquire(ctx, c.id, c.base, parts[0].m.CacheOpt.Sharing)
+		if err != nil {
+			return fmt.Errorf("mount %s: %w", parts[0].dest, err)
+		}
+		set.unmount = append(set.unmount, func(context.Context) error { release(); return nil }) // backwards: after its mounts
+		for _, p := range parts {
+			p.key = key
+		}
+	}
+	return nil
+}
+
+func (set *mounted) cache(ctx context.Context, p *part) error {
 	fs, err := set.steps.opts.Trees.Mount(ctx, p.key)
 	if err != nil {
 		return err

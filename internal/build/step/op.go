@@ -162,6 +162,10 @@ func (o *op) Run(ctx context.Context, env build.Env, in []build.Output) (_ build
 	if err := runnable(o.platform); err != nil {
 		return build.Made{}, err
 	}
+	vars, err := o.environment(ctx, env)
+	if err != nil {
+		return build.Made{}, err
+	}
 	o.mu.Lock()
 	sums := o.sums
 	o.mu.Unlock()
@@ -169,7 +173,7 @@ func (o *op) Run(ctx context.Context, env build.Env, in []build.Output) (_ build
 	if err != nil {
 		return build.Made{}, err
 	}
-	code, err := o.run(ctx, env, set)
+	code, err := o.run(ctx, env, set, vars)
 	if err == nil && !o.valid(code) {
 		err = fmt.Errorf("exit code: %d", code)
 	}
@@ -194,12 +198,8 @@ func (o *op) valid(code int) bool {
 }
 
 // run runs the program; a code of -1 says that it never ran.
-func (o *op) run(ctx context.Context, env build.Env, set *mounted) (int, error) {
+func (o *op) run(ctx context.Context, env build.Env, set *mounted, vars []string) (int, error) {
 	meta := o.exec.Meta
-	vars, err := o.environment(ctx, env)
-	if err != nil {
-		return -1, err
-	}
 	proc, err := o.steps.opts.Executor.Start(ctx, Step{
 		ID: set.id, Root: set.root, ReadOnly: set.readOnly, Mounts: set.list(),
 		Command: Command{

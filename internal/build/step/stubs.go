@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"slices"
 	"strings"
 
@@ -14,8 +15,9 @@ import (
 
 // point is a mount point to be.
 type point struct {
-	path string // absolute, clean
-	dir  bool
+	path    string // absolute, clean
+	dir     bool
+	parents bool // directories around it that had to be made go with it
 }
 
 // stub is a file or directory that was made to be mounted over.
@@ -30,70 +32,100 @@ type stub struct {
 type stubs struct{ list []stub }
 
 // makeStubs makes what is missing of the mount points. What cannot be made is left to the executor, which will say why.
-func makeStubs(root *os.File, points []point, parents bool) (_ *stubs, err error) {
+func makeStubs(root *os.File, points []point) (_ *stubs, err error) {
 	s := &stubs{}
 	for _, p := range points {
-		if err := s.make(root, p, parents); err != nil {
+		if err := s.make(root, p); err != nil {
 			return s, fmt.Errorf("mount point %s: %w", p.path, err)
 		}
 	}
 	return s, nil
 }
 
-func (s *stubs) make(root *os.File, p point, parents bool) error {
-	parts := strings.Split(strings.Trim(p.path, "/"), "/")
-	dir, err := safefs.Open(root, "/", unix.O_RDONLY|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { dir.Close() }()
-	for i, name := range parts {
-		last := i == len(parts)-1
-		next, err := safefs.Open(root, "/"+strings.Join(parts[:i+1], "/"), safefs.Handle, 0)
-		if err == nil {
-			if last {
-				return next.Close()
-			}
-			err = errors.Join(dir.Close(), next.Close())
-			if dir, err = safefs.Open(root, "/"+strings.Join(parts[:i+1], "/"), unix.O_RDONLY|unix.O_DIRECTORY, 0); err != nil {
-				if errors.Is(err, unix.ENOTDIR) {
-					return nil
-				}
-				return err
-			}
-			continue
-		}
-		if !errors.Is(err, unix.ENOENT) {
-			return nil // a loop of links, say
-		}
-		made, err := makeStub(dir, name, p.dir || !last)
-		if errors.Is(err, unix.EEXIST) {
-			return nil // a link that leads nowhere
-		}
-		if err != nil {
+// maxLinks bounds the links on the way to a mount point, as the kernel does.
+const maxLinks = 40
+
+// make makes one mount point with all directories around it that are missing. Links are followed, also those that lead to what is missing.
+func (s *stubs) make(root *os.File, p point) error {
+	name := p.path
+	for range maxLinks {
+		next, err := s.walk(root, name, p)
+		if err != nil || next == "" {
 			return err
 		}
-		parent, err := safefs.Reopen(dir, unix.O_RDONLY|unix.O_DIRECTORY)
-		if err != nil {
-			return err
-		}
-		s.list = append(s.list, stub{parent: parent, name: name, self: made, keep: !last && !parents})
-		if !last {
-			if dir, err = reopen(dir, made); err != nil {
-				return err
-			}
-		}
+		name = next
 	}
-	return nil
+	return nil // the executor finds the same loop
 }
 
-// reopen goes on in next.
-func reopen(dir, next *os.File) (*os.File, error) {
-	f, err := safefs.Reopen(next, unix.O_RDONLY|unix.O_DIRECTORY)
+// walk goes down the path as far as it exists, and makes the rest. Where a link to what is missing is in the way, it gives the path behind it.
+func (s *stubs) walk(root *os.File, name string, p point) (behind string, err error) {
+	parts := strings.Split(strings.Trim(name, "/"), "/")
+	dir, err := safefs.Open(root, "/", unix.O_RDONLY|unix.O_DIRECTORY, 0)
 	if err != nil {
-		return dir, err
+		return "", err
 	}
-	return f, dir.Close()
+	defer func() { dir.Close() }()
+	for i, part := range parts {
+		at, last := "/"+strings.Join(parts[:i+1], "/"), i == len(parts)-1
+		there, err := safefs.Open(root, at, safefs.Handle, 0)
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return "", nil // what the executor finds as well
+		}
+		if err != nil {
+			if there, err = makeStub(dir, part, p.dir || !last); errors.Is(err, unix.EEXIST) {
+				return linkAt(dir, at, parts[i+1:])
+			}
+			if err != nil {
+				return "", err
+			}
+			if err := s.add(dir, part, there, !last && !p.parents); err != nil {
+				return "", errors.Join(err, there.Close())
+			}
+		} else {
+			defer there.Close()
+		}
+		if last {
+			return "", nil
+		}
+		next, err := safefs.Reopen(there, unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			if errors.Is(err, unix.ENOTDIR) {
+				return "", nil
+			}
+			return "", err
+		}
+		dir.Close()
+		dir = next
+	}
+	return "", nil
+}
+
+// linkAt gives the path that a link in dir and the rest behind it lead to; "" when it is none.
+func linkAt(dir *os.File, at string, rest []string) (string, error) {
+	fd, err := unix.Openat(int(dir.Fd()), path.Base(at), unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	link := os.NewFile(uintptr(fd), at)
+	defer link.Close()
+	target, err := safefs.Readlink(link)
+	if err != nil {
+		return "", nil //nolint:nilerr // not a link
+	}
+	if !path.IsAbs(target) {
+		target = path.Join(path.Dir(at), target)
+	}
+	return path.Join(append([]string{"/", target}, rest...)...), nil
+}
+
+// add remembers what was made.
+func (s *stubs) add(dir *os.File, name string, self *os.File, keep bool) error {
+	parent, err := safefs.Reopen(dir, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err == nil {
+		s.list = append(s.list, stub{parent: parent, name: name, self: self, keep: keep})
+	}
+	return err
 }
 
 // makeStub makes one and gives it open. The directory around looks as if nothing had happened.

@@ -32,13 +32,16 @@ func TestStubs(t *testing.T) {
 	must(t, os.MkdirAll(dir+"/usr/lib", 0o755))
 	must(t, os.Symlink("usr/lib", dir+"/lib"))
 	must(t, os.Symlink("/nowhere/at/all", dir+"/dangling"))
+	must(t, os.Symlink("loop", dir+"/loop"))
 	must(t, os.WriteFile(dir+"/file", nil, 0o644))
 	for _, d := range []string{dir + "/usr/lib", dir + "/usr", dir} {
 		must(t, os.Chtimes(d, long, long))
 	}
-	s, err := makeStubs(openRoot(t, dir), []point{{"/lib/a/b", true}, {"/lib/a/c", false}, {"/usr/lib", true}, {"/dangling/x", true}, {"/file/x", true}, {"/used/deep", true}, {"/gone", true}}, true)
+	s, err := makeStubs(openRoot(t, dir), []point{
+		{"/lib/a/b", true, true}, {"/lib/a/c", false, true}, {"/usr/lib", true, true}, {"/dangling/x", true, true}, {"/file/x", true, true}, {"/used/deep", true, true}, {"/gone", true, true}, {"/loop/x", true, true},
+	})
 	must(t, err)
-	for path, isDir := range map[string]bool{"/usr/lib/a/b": true, "/usr/lib/a/c": false, "/used/deep": true, "/gone": true} {
+	for path, isDir := range map[string]bool{"/usr/lib/a/b": true, "/usr/lib/a/c": false, "/nowhere/at/all/x": true, "/used/deep": true, "/gone": true} {
 		if st, err := os.Lstat(dir + path); err != nil || st.IsDir() != isDir {
 			t.Errorf("%s: %v", path, err)
 		}
@@ -53,7 +56,7 @@ func TestStubs(t *testing.T) {
 		left = append(left, path[len(dir):])
 		return err
 	}))
-	want := map[string]bool{"": true, "/dangling": true, "/else": true, "/file": true, "/gone": true, "/lib": true, "/used": true, "/used/more": true, "/usr": true, "/usr/lib": true}
+	want := map[string]bool{"": true, "/dangling": true, "/else": true, "/file": true, "/gone": true, "/lib": true, "/loop": true, "/used": true, "/used/more": true, "/usr": true, "/usr/lib": true}
 	for _, path := range left {
 		if !want[path] {
 			t.Errorf("%s is left", path)
@@ -72,7 +75,7 @@ func TestStubs(t *testing.T) {
 // Without the wish for more, only the mount point itself goes.
 func TestStubsKeepParents(t *testing.T) {
 	dir := t.TempDir()
-	s, err := makeStubs(openRoot(t, dir), []point{{"/a/b/c", true}}, false)
+	s, err := makeStubs(openRoot(t, dir), []point{{"/a/b/c", true, false}})
 	must(t, err)
 	must(t, s.remove())
 	if _, err := os.Stat(dir + "/a/b"); err != nil {

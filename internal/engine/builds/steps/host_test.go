@@ -34,14 +34,27 @@ type host struct {
 	t     testing.TB
 	dir   string
 	log   *slog.Logger
-	trees *overlay.Store
+	trees store
 	net   *network.Local
 	exec  *steps.Executor
 	steps *step.Steps
 	base  snapshot.ChainID
 }
 
+// store is a driver of the snapshot room.
+type store interface {
+	snapshot.Store
+	Close() error
+}
+
 func newHost(t testing.TB) *host {
+	t.Helper()
+	return newHostOn(t, func(root string, log *slog.Logger) (store, error) {
+		return overlay.New(overlay.Options{Root: root, Logger: log, Skeleton: []string{"dev/", "etc/", "etc/hosts", "etc/resolv.conf", "proc/", "sys/"}})
+	})
+}
+
+func newHostOn(t testing.TB, open func(root string, log *slog.Logger) (store, error)) *host {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
@@ -51,7 +64,7 @@ func newHost(t testing.TB) *host {
 	}
 	h := &host{t: t, dir: t.TempDir(), log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	var err error
-	h.trees, err = overlay.New(overlay.Options{Root: h.dir + "/snapshots", Logger: h.log, Skeleton: []string{"dev/", "etc/", "etc/hosts", "etc/resolv.conf", "proc/", "sys/"}})
+	h.trees, err = open(h.dir+"/snapshots", h.log)
 	must(t, err)
 	t.Cleanup(func() { must(t, h.trees.Close()) })
 	h.net, err = network.New(network.Options{

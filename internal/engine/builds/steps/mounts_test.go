@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/snapshot/plain"
 )
 
 func TestBinds(t *testing.T) {
@@ -183,5 +185,25 @@ func TestSSH(t *testing.T) {
 	r.exec.Meta.Args[2] = "ls /run 2>/dev/null || echo nothing"
 	if _, out := h.do(r); out != "nothing\n" {
 		t.Errorf("%q", out)
+	}
+}
+
+// A driver without overlay mounts, whose trees are directories of the host, and a root that lacks everything: what the engine puts in leaves no trace there either.
+func TestPlainTrees(t *testing.T) {
+	h := newHostOn(t, func(root string, log *slog.Logger) (store, error) {
+		return plain.New(plain.Options{Root: root, Logger: log})
+	})
+	other, _ := h.do(h.sh("mkdir -p /src/sub; echo inside >/src/sub/file; rm -r /etc; ln -s /run/systemd/resolv.conf /data/resolv.conf; ln -s /data /etc"))
+	r := h.sh("cat /in/file; grep -c nameserver /etc/resolv.conf; touch /in/x 2>/dev/null || echo read-only; echo y >/c/y; touch /new",
+		&pb.Mount{Dest: "/in", Input: 0, Output: -1, Readonly: true, Selector: "/src/sub"},
+		&pb.Mount{Dest: "/c", Input: -1, Output: -1, MountType: pb.MountType_CACHE, CacheOpt: &pb.CacheOpt{ID: "c"}},
+		&pb.Mount{Dest: "/c2", Input: -1, Output: -1, MountType: pb.MountType_CACHE, CacheOpt: &pb.CacheOpt{ID: "c"}})
+	r.in[0].Chain = other
+	chain, out := h.do(r)
+	if !strings.HasPrefix(out, "inside\n") || !strings.HasSuffix(out, "read-only\n") || strings.HasPrefix(out, "inside\n0") {
+		t.Error(out)
+	}
+	if got := h.files(chain); got != "new:0" {
+		t.Errorf("the layer has %s", got)
 	}
 }

@@ -48,10 +48,11 @@ func (e *Executor) Start(ctx context.Context, s step.Step) (_ step.Process, err 
 	go func() { joined <- p.join(ctx) }()
 	undo.Push(func(ctx context.Context) error { return e.opts.Networks.Leave(ctx, p.id) })
 	uerr := p.enter()
-	if err := errors.Join(<-joined, uerr); err != nil {
+	err = errors.Join(<-joined, uerr)
+	defer p.closeNS()
+	if err != nil {
 		return nil, err
 	}
-	defer p.closeNS()
 	sources, err := p.configure()
 	if err != nil {
 		return nil, err
