@@ -105,8 +105,10 @@ type Cache struct {
 
 	mu      sync.RWMutex // guards what follows
 	byKey   map[digest.Digest]*entry
-	refs    map[digest.Digest]int // of records that are in use, or will be
-	kids    map[digest.Digest]kin // what was made of a record
+	refs    map[digest.Digest]int    // of records that are in use, or will be
+	kids    map[digest.Digest]kin    // what was made of a record
+	outputs map[snapshot.ChainID]int // how many records hold a chain
+	pins    map[snapshot.ChainID]*pin
 	touched map[digest.Digest]bool
 	muts    map[string]*mutable
 	groups  map[string]*group
@@ -146,8 +148,8 @@ func Open(ctx context.Context, opts Options) (*Cache, error) {
 	if opts.FlushAfter == 0 {
 		opts.FlushAfter = 5 * time.Second
 	}
-	c := &Cache{opts: opts, log: opts.Log, byKey: map[digest.Digest]*entry{}, refs: map[digest.Digest]int{}, kids: map[digest.Digest]kin{}, touched: map[digest.Digest]bool{},
-		muts: map[string]*mutable{}, groups: map[string]*group{}}
+	c := &Cache{opts: opts, log: opts.Log, byKey: map[digest.Digest]*entry{}, refs: map[digest.Digest]int{}, kids: map[digest.Digest]kin{}, outputs: map[snapshot.ChainID]int{}, pins: map[snapshot.ChainID]*pin{},
+		touched: map[digest.Digest]bool{}, muts: map[string]*mutable{}, groups: map[string]*group{}}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		c.log.Warn("no boot id: cache mounts begin anew with each start of the engine that follows a crash", "error", err)

@@ -434,6 +434,15 @@ func TestPin(t *testing.T) {
 	a := h.step(t, "a", 1000)
 	h.image(t, "a", a)
 	release := h.Pin(a.Outputs[0])
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() {
+			for range 20 {
+				h.Pin(a.Outputs[0])()
+			}
+		})
+	}
+	wg.Wait()
 	h.Pin(digest.FromString("none"))()
 	h.Pin("")()
 	if _, err := h.Prune(ctx, PruneOptions{All: true}, nil); err != nil {

@@ -160,6 +160,14 @@ func (c *Cache) count(e *entry, n int) {
 			delete(c.kids, in)
 		}
 	}
+	if !e.here {
+		return
+	}
+	for _, chain := range e.Outputs {
+		if c.outputs[chain] += n; c.outputs[chain] == 0 {
+			delete(c.outputs, chain)
+		}
+	}
 }
 
 // Use is build.Cache's Use. A key may be used before there is a record.
@@ -187,21 +195,51 @@ func (c *Cache) Use(_ context.Context, keys ...digest.Digest) (release func()) {
 	})
 }
 
+// pin is a hold that builds share.
+type pin struct {
+	users int
+	name  string
+	ready chan struct{} // closed when it is held, or cannot be
+}
+
 // Pin keeps layers that belong to no record (those of a base image that may be removed meanwhile) until release. A chain that is not here is kept from nothing.
 func (c *Cache) Pin(chain snapshot.ChainID) (release func()) {
-	ctx := context.Background()
-	name := holdPrefix + newID()
-	if err := c.opts.Layers.Hold(ctx, name, chain); err != nil {
-		if !errors.Is(err, errs.NotFound) {
-			c.log.Warn("layers that a build uses cannot be held", "chain", chain, "error", err)
-		}
+	if chain == "" {
 		return func() {}
 	}
-	return sync.OnceFunc(func() {
-		if err := c.opts.Layers.Release(ctx, name); err != nil {
-			c.log.Warn("layers that a build used stay held", "chain", chain, "error", err)
-			return
+	c.mu.Lock()
+	p := c.pins[chain]
+	first := p == nil
+	if first {
+		p = &pin{name: holdPrefix + newID(), ready: make(chan struct{})}
+		c.pins[chain] = p
+	}
+	p.users++
+	c.mu.Unlock()
+	if first {
+		if err := c.opts.Layers.Hold(context.Background(), p.name, chain); err != nil && !errors.Is(err, errs.NotFound) {
+			c.log.Warn("layers that a build uses cannot be held", "chain", chain, "error", err)
 		}
+		close(p.ready)
+	}
+	<-p.ready
+	return sync.OnceFunc(func() { c.unpin(chain, p) })
+}
+
+func (c *Cache) unpin(chain snapshot.ChainID, p *pin) {
+	c.mu.Lock()
+	if p.users--; p.users > 0 {
+		c.mu.Unlock()
+		return
+	}
+	delete(c.pins, chain)
+	recorded := c.outputs[chain] > 0
+	c.mu.Unlock()
+	if err := c.opts.Layers.Release(context.Background(), p.name); err != nil {
+		c.log.Warn("layers that a build used stay held", "chain", chain, "error", err)
+		return
+	}
+	if !recorded { // else it goes with the record
 		c.opts.Images.DropLayers(chain)
-	})
+	}
 }
