@@ -130,6 +130,10 @@ func (s *Sums) Files(ctx context.Context, files *build.Files, sel pick.Selection
 	if err != nil {
 		return "", err
 	}
+	r := newRefresher(ctx, files.Owner)
+	if files.Key == "" {
+		return (&known{}).digest(r, tree, sel, nil) // nobody will know it again
+	}
 	sl, err := s.enter(ctx, files.Key)
 	if err != nil {
 		return "", err
@@ -140,7 +144,6 @@ func (s *Sums) Files(ctx context.Context, files *build.Files, sel pick.Selection
 		k = s.load(files.Key)
 		sl.kept = weak.Make(k)
 	}
-	r := newRefresher(ctx, files.Owner)
 	key := Sum(selectionKey(tree.Resolved, sel))
 	dgst, err := k.digest(r, tree, sel, &key)
 	if r.changed.Load() || r.touched.Load() {

@@ -140,6 +140,7 @@ func (f *fileOp) Key(ctx context.Context, env build.Env, in []build.Output) (dig
 	if len(in) != f.inputs {
 		return "", errs.New(errs.Invalid, "%s: %d inputs, not %d", f.v.Name, len(in), f.inputs)
 	}
+	in = slices.Clone(in) // an input that is brought may be another one then
 	h := digest.SHA256.Digester()
 	fmt.Fprintf(h.Hash(), "corten file op 1\ninputs %d\n", f.inputs)
 	whole := map[int]bool{} // inputs that count as they are
