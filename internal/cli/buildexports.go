@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -64,12 +65,18 @@ func (o *buildFlags) planExports(a *app, p *buildPlan) error {
 		if sink != nil {
 			p.sinks[e.ID] = sink
 		}
-		if sink != nil && e.Attrs["tar"] == "false" {
-			p.stores[e.ID] = sink.dir
+		if e.Type == "oci" && sink.dir != "" {
+			if p.stores[exportStore] != "" {
+				return invalid("ERROR: --output: only one output can be the folder of a layout (tar=false)")
+			}
+			p.stores[exportStore] = sink.dir
 		}
 	}
 	return nil
 }
+
+// exportStore is what BuildKit calls the layout that an exporter writes to.
+const exportStore = "export"
 
 // named: the exporter makes images, which have names and annotations.
 func named(kind string) bool { return kind == "image" || kind == "oci" || kind == "docker" }
@@ -175,7 +182,7 @@ func (a *app) checkSink(e *buildwire.Export, s *buildSink) error {
 }
 
 // planCaches reads --cache-from and --cache-to.
-func (o *buildFlags) planCaches(p *buildPlan) error {
+func (o *buildFlags) planCaches(a *app, p *buildPlan) error {
 	read := func(flag string, list []string) (out []buildwire.Cache, err error) {
 		for _, text := range list {
 			if !strings.Contains(text, "=") {
@@ -198,6 +205,10 @@ func (o *buildFlags) planCaches(p *buildPlan) error {
 				dir := m[key]
 				if dir == "" {
 					return nil, invalid("ERROR: --%s %s: %s is required", flag, text, key)
+				}
+				if _, err := os.Stat(filepath.Join(dir, "index.json")); err != nil && key == "src" { // the first build has none
+					fmt.Fprintf(a.Err, "WARNING: local cache import at %s not found due to err: %v\n", dir, err)
+					continue
 				}
 				p.stores[dir] = dir
 			}

@@ -80,7 +80,7 @@ func (o *buildFlags) plan(a *app, context string) (p *buildPlan, err error) {
 	}
 	steps := []func() error{
 		func() error { return o.planExports(a, p) },
-		func() error { return o.planCaches(p) },
+		func() error { return o.planCaches(a, p) },
 		func() error { return o.planSecrets(p) },
 		func() error { return p.planAgents(o.ssh) },
 		func() error { return o.planAllowed(p) },
