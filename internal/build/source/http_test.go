@@ -1,6 +1,7 @@
 package source
 
 import (
+	"bytes"
 	"compress/gzip"
 	"errors"
 	"fmt"
@@ -122,9 +123,13 @@ func TestHTTPSecret(t *testing.T) {
 func TestHTTPHostile(t *testing.T) {
 	b := newBench(t, func(o *Options) {
 		o.MaxBytes = 1 << 20
-		o.Pace = Pace{Bytes: 1 << 10, Within: 200 * time.Millisecond}
+		o.Pace = Pace{Bytes: 1 << 10, Within: time.Second}
 	})
 	var asked atomic.Int32
+	var bomb bytes.Buffer
+	z := gzip.NewWriter(&bomb)
+	z.Write(make([]byte, 16<<20))
+	z.Close()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked.Add(1)
 		switch r.URL.Path {
@@ -155,9 +160,7 @@ func TestHTTPHostile(t *testing.T) {
 			io.WriteString(w, "this is no gzip")
 		case "/bomb":
 			w.Header().Set("Content-Encoding", "gzip")
-			z := gzip.NewWriter(w)
-			z.Write(make([]byte, 64<<20))
-			z.Close()
+			w.Write(bomb.Bytes())
 		}
 	}))
 	defer srv.Close()

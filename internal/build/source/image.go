@@ -94,7 +94,7 @@ func wanted(img base.Image, limit int) int {
 	return limit
 }
 
-// find looks an image up: in the store unless the mode is "pull", then at the registry.
+// find looks an image up, for callers who name it in errors: in the store unless the mode is "pull", then at the registry.
 func (s *Sources) find(ctx context.Context, env build.Env, id imageID) (img base.Image, err error) {
 	name := id.ref.String()
 	if id.mode != pb.AttrImageResolveModeForcePull {
@@ -103,7 +103,7 @@ func (s *Sources) find(ctx context.Context, env build.Env, id imageID) (img base
 			return img, nil
 		}
 		if err != nil && !errors.Is(err, errs.NotFound) {
-			return img, fmt.Errorf("%s: %w", name, err)
+			return img, err
 		}
 	}
 	ses, err := session(ctx, env, "")
@@ -114,7 +114,7 @@ func (s *Sources) find(ctx context.Context, env build.Env, id imageID) (img base
 	img, err = s.opts.Images.Remote(ctx, id.ref, id.platform, ses.Credentials)
 	env.Progress.Status("resolve "+name, 0, 0, true)
 	if err != nil {
-		return img, fmt.Errorf("%s: %w", name, err)
+		return img, err
 	}
 	if id.checksum != "" && img.Digest != id.checksum {
 		return img, errs.New(errs.Invalid, "%s has digest %s, the checksum given is %s", name, img.Digest, id.checksum)
@@ -192,7 +192,7 @@ func (op *imageOp) find(ctx context.Context, env build.Env) (build.Output, diges
 	return op.look(func() (build.Output, digest.Digest, error) {
 		img, err := op.s.find(ctx, env, op.id)
 		if err != nil {
-			return build.Output{}, "", err
+			return build.Output{}, "", fmt.Errorf("%s: %w", op.id.ref, err)
 		}
 		out, key := op.s.output(img, op.id.limit, op.id.kind, op.id.ref.String())
 		return out, key, nil
