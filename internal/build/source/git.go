@@ -188,24 +188,47 @@ func (s *Sources) checkout(ctx context.Context, env build.Env, id gitID, at poin
 		err = errors.Join(err, os.Chtimes(repo, time.Now(), time.Now()))
 	}()
 	tree := filepath.Join(g.tmp, "tree")
-	for _, step := range []func() error{
-		func() error {
-			return g.watched(ctx, repo, func(ctx context.Context) error { return g.fetch(ctx, repo, id, &at) })
-		},
-		func() error {
-			return g.watched(ctx, g.tmp, func(ctx context.Context) error { return g.worktree(ctx, repo, tree, id, at) })
-		},
-		func() error { return g.settle(ctx, repo, tree, id, at) },
-	} {
-		if err := step(); err != nil {
-			return "", fmt.Errorf("git repository %s: %w", id.full(), err)
+	err = g.bring(ctx, repo, tree, id, &at)
+	if err != nil && ctx.Err() == nil && spoilt(err) {
+		// A git that was killed, or a host that went down, left it so: from the beginning.
+		s.opts.Log.Warn("git repository is fetched again", "url", id.name(), "err", err)
+		if err = errors.Join(os.RemoveAll(repo), os.RemoveAll(tree)); err == nil {
+			err = g.bring(ctx, repo, tree, id, &at)
 		}
+	}
+	if err != nil {
+		return "", fmt.Errorf("git repository %s: %w", id.full(), err)
 	}
 	chain, err = s.pack(ctx, tree, id)
 	if err != nil {
 		return "", fmt.Errorf("git repository %s: %w", id.full(), err)
 	}
 	return chain, nil
+}
+
+// bring makes the work tree of a commit, ready to be packed.
+func (g *gitRun) bring(ctx context.Context, repo, tree string, id gitID, at *point) error {
+	if err := g.watched(ctx, repo, func(ctx context.Context) error { return g.fetch(ctx, repo, id, at) }); err != nil {
+		return err
+	}
+	if err := g.watched(ctx, g.tmp, func(ctx context.Context) error { return g.worktree(ctx, repo, tree, id, *at) }); err != nil {
+		return err
+	}
+	return g.settle(ctx, repo, tree, id, *at)
+}
+
+// spoilt tells whether git failed because of what it found on disk.
+func spoilt(err error) bool {
+	var git *gitError
+	if !errors.As(err, &git) {
+		return false
+	}
+	for _, sign := range []string{".lock", "corrupt", "bad object", "loose object", "unable to read", "missing blob", "missing tree", "not a git repository", "bad config", "unable to parse"} {
+		if strings.Contains(git.whole, sign) {
+			return true
+		}
+	}
+	return false
 }
 
 // fetch brings the commit into the bare repository.
@@ -220,10 +243,6 @@ func (g *gitRun) fetch(ctx context.Context, repo string, id gitID, at *point) er
 		if err := os.WriteFile(filepath.Join(repo, "description"), []byte(id.name()+"\n"), 0o600); err != nil { // for people
 			return err
 		}
-	}
-	// A fetch that was killed leaves its lock.
-	if err := os.Remove(filepath.Join(repo, "shallow.lock")); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
 	}
 	has := func() bool {
 		_, err := g.run(ctx, repo, false, "cat-file", "-e", at.commit+"^{commit}")

@@ -374,3 +374,44 @@ func TestAgentSocket(t *testing.T) {
 		t.Error(a.dials)
 	}
 }
+
+// A git that was killed in the middle leaves locks, a host that went down leaves objects without content: once, such a repository made each build of that commit fail.
+func TestGitSpoilt(t *testing.T) {
+	b, h := newBench(t, nil), newGitHost(t)
+	first := h.commit(t, "app", map[string]string{"a": "1"})
+	id, attrs := h.source("app", "", nil)
+	b.ok(t, id, attrs)
+	all, err := b.Repositories(t.Context())
+	if err != nil || len(all) != 1 {
+		t.Fatal(all, err)
+	}
+	repo := filepath.Join(b.opts.Root, "git", all[0].ID)
+	second := h.commit(t, "app", map[string]string{"a": "2"})
+	for _, lock := range []string{"shallow.lock", "refs/corten/" + second + ".lock"} {
+		if err := os.WriteFile(filepath.Join(repo, lock), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if made, _ := b.ok(t, id, attrs); b.tree(t, made.Outputs[0].Chain)["a"].content != "2" {
+		t.Error("wrong tree")
+	}
+	err = filepath.WalkDir(filepath.Join(repo, "objects"), func(p string, d os.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			err = os.Chmod(p, 0o600)
+			if err == nil {
+				err = os.Truncate(p, 0)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.cache.recs = map[digest.Digest]build.Record{}
+	for fragment, want := range map[string]string{"": "2", "#" + first: "1"} {
+		id, attrs := h.source("app", fragment, nil)
+		if made, _ := b.ok(t, id, attrs); b.tree(t, made.Outputs[0].Chain)["a"].content != want {
+			t.Error("wrong tree")
+		}
+	}
+}

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -62,9 +63,10 @@ func (s *Sources) gitRun(ctx context.Context, env build.Env, id gitID) (g *gitRu
 		"PATH=" + os.Getenv("PATH"), "HOME=" + tmp, "LC_ALL=C", "GIT_CONFIG_NOSYSTEM=1", "GIT_CONFIG_GLOBAL=/dev/null", "GIT_TERMINAL_PROMPT=0", "GIT_ASKPASS=/bin/false", "SSH_ASKPASS=/bin/false",
 		"GIT_ALLOW_PROTOCOL=http:https:ssh:git",
 	}
-	for _, proxy := range []string{"http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"} {
-		if v := os.Getenv(proxy); v != "" {
-			g.env = append(g.env, proxy+"="+v)
+	// Proxies, and whom this host trusts.
+	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "GIT_SSL_CAINFO", "GIT_SSL_CAPATH", "SSL_CERT_FILE", "SSL_CERT_DIR"} {
+		if v := os.Getenv(name); v != "" {
+			g.env = append(g.env, name+"="+v)
 		}
 	}
 	if err := g.credentials(ctx, env, id); err != nil {
@@ -237,7 +239,7 @@ func (g *gitRun) run(ctx context.Context, dir string, loud bool, args ...string)
 		if ctx.Err() != nil {
 			return "", context.Cause(ctx)
 		}
-		return out.String(), &gitError{verb: args[0], message: g.clean(lastLines(msg.String())), err: err}
+		return out.String(), &gitError{verb: args[0], message: g.clean(lastLines(msg.String())), whole: msg.String(), err: err}
 	}
 	if out.cut {
 		return "", errs.New(errs.Invalid, "git %s: more than %d bytes of output", args[0], out.max)
@@ -248,6 +250,7 @@ func (g *gitRun) run(ctx context.Context, dir string, loud bool, args ...string)
 // gitError is a git that failed.
 type gitError struct {
 	verb, message string
+	whole         string // may have secrets: not to be shown
 	err           error
 }
 
@@ -267,9 +270,13 @@ func (g *gitRun) clean(s string) string {
 	return s
 }
 
-// lastLines is what git said last, as one line.
+// lastLines is what git said of an error, else what it said last, as one line.
 func lastLines(s string) string {
 	lines := strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' })
+	bad := slices.DeleteFunc(slices.Clone(lines), func(l string) bool { return !strings.HasPrefix(l, "fatal: ") && !strings.HasPrefix(l, "error: ") })
+	if len(bad) > 0 {
+		lines = bad
+	}
 	if len(lines) > 3 {
 		lines = lines[len(lines)-3:]
 	}
