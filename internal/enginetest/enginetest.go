@@ -231,7 +231,7 @@ func (e *Engine) finish() {
 		e.Down()
 	}
 	var left []string
-	for range 100 {
+	for range 200 { // a name server or port proxy that no engine came to waits 5 s for one
 		left = left[:0]
 		for trace := range e.traces() {
 			if !e.baseline[trace] {

@@ -80,9 +80,6 @@ func (s *Images) create(ctx context.Context, names []reference.Ref, index *manif
 	}
 	s.gate.begin()
 	defer s.gate.end()
-	if err := s.snaps.Flush(ctx); err != nil {
-		return Image{}, err
-	}
 	var entries []*entry
 	for _, opts := range all {
 		e, err := s.built(ctx, opts)
@@ -91,30 +88,46 @@ func (s *Images) create(ctx context.Context, names []reference.Ref, index *manif
 		}
 		entries = append(entries, e)
 	}
+	top := s.shown(entries)
+	names = slices.Clone(names)
+	for i, r := range names {
+		names[i] = r.WithDefaultTag()
+	}
+	if s.registered(names, index, entries, top) {
+		for _, e := range entries {
+			s.Used(e.id, s.now())
+		}
+		return s.byTop(top)
+	}
+	if err := s.snaps.Flush(ctx); err != nil {
+		return Image{}, err
+	}
 	// What is stored from here on goes away again when the table does not get to name it.
-	stored := entries
 	for i, e := range entries {
 		docs := [][]byte{e.raw}
 		if m := all[i].Manifest; m != nil {
 			docs = append(docs, m.Raw)
 		}
 		if err := s.keepRaw(ctx, docs...); err != nil {
-			s.looseEntries(stored)
+			s.looseEntries(entries)
 			return Image{}, err
 		}
 	}
 	if index != nil {
 		if err := s.keepRaw(ctx, index.Raw); err != nil {
-			s.looseEntries(stored)
+			s.looseEntries(entries)
 			return Image{}, err
 		}
 		s.gate.candidate(loose{config: true, name: index.Digest}) // unless a name leads to it
 	}
-	top := s.shown(entries)
 	if err := s.register(ctx, names, index, entries, top); err != nil {
-		s.looseEntries(stored)
+		s.looseEntries(entries)
 		return Image{}, err
 	}
+	return s.byTop(top)
+}
+
+func (s *Images) byTop(top *entry) (Image, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	e := s.byID[top.id]
@@ -153,18 +166,8 @@ func (s *Images) shown(all []*entry) *entry {
 	return best
 }
 
-// register puts images and names into the table. A build that gave what is here already writes nothing.
+// register puts images and names into the table.
 func (s *Images) register(ctx context.Context, names []reference.Ref, index *manifest.Document, all []*entry, top *entry) error {
-	names = slices.Clone(names)
-	for i, r := range names {
-		names[i] = r.WithDefaultTag()
-	}
-	if s.registered(names, index, all, top) {
-		for _, e := range all {
-			s.Used(e.id, s.now())
-		}
-		return nil
-	}
 	return s.change(func(t *table) error {
 		for _, e := range all {
 			if old := t.byID[e.id]; old != nil {
@@ -192,7 +195,7 @@ func (s *Images) register(ctx context.Context, names []reference.Ref, index *man
 	})
 }
 
-// registered tells whether the table says all of it already.
+// registered tells whether the table says all of it already: a build that gave what is here writes nothing, and flushes nothing.
 func (s *Images) registered(names []reference.Ref, index *manifest.Document, all []*entry, top *entry) bool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()

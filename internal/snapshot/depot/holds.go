@@ -21,6 +21,33 @@ const holdsFile = "holds"
 type pledges struct {
 	mu      sync.Mutex
 	journal *record.Journal[snapshot.ChainID]
+	dirty   bool // there are changes that a flush makes durable
+}
+
+// put and delete note a change. They need mu.
+func (p *pledges) put(name string, chain snapshot.ChainID) error {
+	p.dirty = true
+	return p.journal.Put(name, chain)
+}
+
+func (p *pledges) delete(name string) error {
+	p.dirty = true
+	return p.journal.Delete(name)
+}
+
+// flushHolds makes the holds durable, where no layer is to be: their file alone.
+func (d *Depot) flushHolds() error {
+	p := &d.pledges
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.dirty {
+		return nil
+	}
+	if err := p.journal.Flush(); err != nil {
+		return err
+	}
+	p.dirty = false
+	return nil
 }
 
 func (d *Depot) loadHolds() error {
@@ -57,7 +84,6 @@ func (d *Depot) compactHolds() error {
 		}
 	}
 	d.mu.Unlock()
-	d.rounds.touch()
 	return p.journal.Rewrite(all)
 }
 
@@ -66,8 +92,7 @@ func (d *Depot) foretell(name string, chain snapshot.ChainID) error {
 	p := &d.pledges
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	d.rounds.touch()
-	if err := p.journal.Put(name, chain); err != nil {
+	if err := p.put(name, chain); err != nil {
 		return fmt.Errorf("hold %s: %w", name, err)
 	}
 	d.mu.Lock()
@@ -89,9 +114,9 @@ func (d *Depot) recant(name string) error {
 	}
 	d.mu.Unlock()
 	if chain == "" {
-		return p.journal.Delete(name)
+		return p.delete(name)
 	}
-	return p.journal.Put(name, chain)
+	return p.put(name, chain)
 }
 
 // putHeld makes a layer known together with its hold, if it has one. It needs mu.
@@ -143,8 +168,7 @@ func (d *Depot) Hold(_ context.Context, name string, chain snapshot.ChainID) err
 	}
 	l.uses++ // at once, so that it stays while the line is written
 	d.mu.Unlock()
-	d.rounds.touch()
-	err := p.journal.Put(name, chain)
+	err := p.put(name, chain)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err != nil {
@@ -168,8 +192,7 @@ func (d *Depot) Release(_ context.Context, name string) error {
 	if l == nil {
 		return nil
 	}
-	d.rounds.touch()
-	if err := p.journal.Delete(name); err != nil {
+	if err := p.delete(name); err != nil {
 		d.log.Warn("the end of a hold cannot be noted, it will be there again after a restart", "hold", name, "error", err)
 	}
 	return nil

@@ -45,7 +45,7 @@ type rounds struct {
 // round is the time between two flushes.
 type round struct {
 	number  uint64
-	dirty   bool           // there is something that a flush makes durable
+	dirty   bool           // there are layers that a flush makes durable
 	placing sync.WaitGroup // layers that are just getting their places
 }
 
@@ -93,13 +93,6 @@ func (r *rounds) begin() *round {
 }
 
 func (r *round) done() { r.placing.Done() }
-
-// touch notes that there is something to flush.
-func (r *rounds) touch() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.now.dirty = true
-}
 
 // durable tells whether a layer of that round is on the disk.
 func (r *rounds) durable(number uint64) bool {
@@ -174,12 +167,12 @@ func (d *Depot) Flush(ctx context.Context) error {
 	r := &d.rounds
 	r.mu.Lock()
 	// Somebody else's flush that is under way ended its round before: what it covers is durable only when it is through.
-	nothing := !r.now.dirty && r.flushed+1 == r.now.number
+	layers := r.now.dirty || r.flushed+1 < r.now.number
 	r.mu.Unlock()
-	if nothing {
-		return nil
+	if layers {
+		return r.sync() // the holds with them
 	}
-	return r.sync()
+	return d.flushHolds()
 }
 
 // settle makes a layer that was found durable if that was asked for.
