@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
@@ -264,4 +265,50 @@ func TestBuildOnRemoteBase(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Log("left in the store of layers:", len(left))
+}
+
+// A client that reaches the engine over the network cannot hand its directory over: its files travel, those that changed only, and look like those that are read in place.
+func TestBuildOverTheNetwork(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := "tcp://" + l.Addr().String()
+	l.Close()
+	e := enginetest.Start(t, "-H", addr)
+	dir := put(t, t.TempDir(), map[string]string{"Dockerfile": "FROM busybox\nCOPY . /ctx\nRUN cd /ctx && find . | sort > /list", ".dockerignore": "*.o\n", "a": "1", "d/b": "2", "skip.o": "x", "big": strings.Repeat("z", 4<<20)})
+	if err := os.Symlink("/etc/passwd", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(dir, "a"), 0o751); err != nil {
+		t.Fatal(err)
+	}
+	far := func(tag string) string {
+		t.Helper()
+		cmd := exec.Command(filepath.Join(e.Bin, "corten"), "-H", addr, "build", "--progress", "plain", "-t", tag, dir)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		return string(out)
+	}
+	far("far")
+	e.Corten("build", "-t", "near", dir)
+	if a, b := e.Corten("inspect", "-f", "{{.RootFS.Layers}}", "far"), e.Corten("inspect", "-f", "{{.RootFS.Layers}}", "near"); a != b {
+		t.Errorf("what travelled gives other layers than what is read in place: %s %s", a, b)
+	}
+	if got := e.Corten("run", "--rm", "--network", "none", "far", "sh", "-c", "cat /list; stat -c '%a %u' /ctx/a; readlink /ctx/link"); got != ".\n./.dockerignore\n./Dockerfile\n./a\n./big\n./d\n./d/b\n./link\n751 0\n/etc/passwd" {
+		t.Errorf("%q", got)
+	}
+	if out := far("again"); !strings.Contains(out, "CACHED") {
+		t.Error(out)
+	}
+	put(t, dir, map[string]string{"d/b": "22"})
+	out := far("changed")
+	if strings.Contains(out, "MB") {
+		t.Errorf("more travelled than what changed: %s", out)
+	}
+	if got := e.Corten("run", "--rm", "--network", "none", "changed", "cat", "/ctx/d/b"); got != "22" {
+		t.Errorf("%q", got)
+	}
 }
