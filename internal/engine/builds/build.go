@@ -326,7 +326,11 @@ func (w *working) export(ctx context.Context, e Export, tree *export.Result, ref
 			return w.Caches.Inline(ctx, solved(refs.of(platform)), CacheJob{w.sessions, ej.Progress})
 		}
 	}
-	return w.Export.Export(ctx, export.Spec(e), ej)
+	said, err := w.Export.Export(ctx, export.Spec(e), ej)
+	if err == nil {
+		w.tell(e, said)
+	}
+	return said, err
 }
 
 // refs are the results by platform; "" is a single one.
