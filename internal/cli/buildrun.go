@@ -98,6 +98,7 @@ func (a *app) runBuild(ctx context.Context, p *buildPlan, d *buildprogress.Displ
 	}
 	switch {
 	case ctx.Err() != nil && !ended:
+		d.Cancel()
 		return resp, canceled()
 	case failure != nil:
 		return resp, failure

@@ -37,8 +37,8 @@ func (b *buildSession) mirrored(ctx context.Context, name string, opts build.Con
 	}
 	// One directory is asked for in parts (.dockerignore, then the rest): each has a copy of its own.
 	req := mirror.Request{SharedKey: tree.Key, Name: name, Context: opts}
-	if opts.SharedKey != "" {
-		req.Name += ":" + opts.SharedKey
+	if tree.Key != "" {
+		req.SharedKey += " " + opts.SharedKey
 	}
 	files, release, err := b.mirrors.Update(ctx, &clientTree{q: q, r: bufio.NewReaderSize(q, 64<<10)}, req)
 	if err != nil {

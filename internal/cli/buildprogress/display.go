@@ -44,6 +44,7 @@ type Display struct {
 	drawn time.Time
 	timer *time.Timer
 	ended bool
+	news  bool // since the last frame
 	err   error
 }
 
@@ -107,6 +108,7 @@ func (d *Display) Update(raw []byte, prefix string) error {
 		d.write(d.plain.Next(now))
 	case TTY:
 		d.model.Apply(&st, prefix, now)
+		d.news = true
 		d.later(now)
 	}
 	return d.err
@@ -146,17 +148,28 @@ func (d *Display) wake(after time.Duration) {
 func (d *Display) frame(now time.Time, last bool) {
 	width, height := d.o.Size()
 	d.write(d.live.Frame(now, width, height, last))
-	d.drawn = now
+	d.drawn, d.news = now, false
 	if !last {
 		d.wake(frameEvery)
 	}
 }
 
-// Pause draws what there is and draws no more until the returned function is called: somebody else has the terminal.
+// Cancel shows what runs as cancelled.
+func (d *Display) Cancel() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.model.Cancel(d.o.Clock())
+	d.news = true
+}
+
+// Pause draws what there is, and what failed steps said, and draws no more until the returned function is called: somebody else has the terminal.
 func (d *Display) Pause() (resume func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.settle()
+	if d.mode == TTY {
+		d.write(d.model.Failures(tailLines))
+	}
 	return func() {
 		d.mu.Lock()
 		defer d.mu.Unlock()
@@ -182,7 +195,8 @@ func (d *Display) settle() {
 	case Text:
 		d.write(d.plain.Next(now))
 	case TTY:
-		if !d.model.began.IsZero() || len(d.live.drawn) > 0 {
+		// After a pause the last frame stands above what others wrote: it is drawn again only if something happened since.
+		if !d.model.began.IsZero() && (d.news || len(d.live.drawn) > 0) {
 			d.frame(now, true)
 		}
 	}

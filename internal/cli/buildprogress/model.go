@@ -156,6 +156,22 @@ func (m *Model) Apply(st *Status, prefix string, now time.Time) {
 	}
 }
 
+// Cancel ends what runs: nobody will tell its end any more.
+func (m *Model) Cancel(now time.Time) {
+	engine := now.Add(-m.shift)
+	for _, s := range m.order {
+		if s.completed() {
+			continue
+		}
+		for i := range s.spans {
+			if s.spans[i].stop.IsZero() {
+				s.spans[i].stop = engine
+			}
+		}
+		s.err, s.changed = "context canceled", true
+	}
+}
+
 // prefixed writes "[app 2/6] RUN x" for "[2/6] RUN x".
 func prefixed(prefix, name string) string {
 	switch {
