@@ -151,12 +151,12 @@ func Open(root string, log *slog.Logger) (*Depot, error) {
 	return d, nil
 }
 
-// Close waits for deletions that are under way, and ends counting.
+// Close waits for deletions that are under way, ends counting, and flushes: an end in order loses nothing.
 func (d *Depot) Close() error {
 	d.counts.stop()
 	d.counts.done.Wait()
 	d.trash.wait()
-	return d.pledges.journal.Close()
+	return also(d.Flush(context.Background()), d.pledges.journal.Close())
 }
 
 // Root is the folder.
@@ -267,23 +267,24 @@ func (d *Depot) loadLayers() error {
 	return nil
 }
 
-// dropOrphans deletes the relaxed layers whose parents are gone. A durable one was flushed together with what it stands on: that it has no parent is damage, and it stays for
-// a person to look at.
+// dropOrphans deletes the layers that were not flushed and whose parents are gone. A durable one was flushed together with what it stands on: that it has no parent is damage, and it stays
+// for a person to look at.
 func (d *Depot) dropOrphans() {
 	for again := true; again; {
 		again = false
 		for _, l := range d.layers {
-			if l.Parent == "" || d.layers[l.Parent] != nil {
-				continue
-			}
-			if l.round == 0 {
-				d.log.Error("layer has lost its parent", "chain", l.Chain, "parent", l.Parent)
+			if l.Parent == "" || d.layers[l.Parent] != nil || d.rounds.durable(l.round) {
 				continue
 			}
 			d.log.Warn("relaxed layer has lost its parent, deleted", "chain", l.Chain, "parent", l.Parent)
 			d.forget(l)
 			d.delete(filepath.Join(d.root, layersDir, l.id))
 			again = true
+		}
+	}
+	for _, l := range d.layers {
+		if l.Parent != "" && d.layers[l.Parent] == nil {
+			d.log.Error("layer has lost its parent", "chain", l.Chain, "parent", l.Parent)
 		}
 	}
 }

@@ -126,6 +126,7 @@ func Run(t *testing.T, open Open) {
 		{"TurnTwice", turnTwice},
 		{"Relaxed", relaxed},
 		{"RelaxedParents", relaxedParents},
+		{"DamagedParent", damagedParent},
 		{"Holds", holds},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, open) })
