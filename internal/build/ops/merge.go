@@ -3,8 +3,6 @@ package ops
 import (
 	"context"
 	"fmt"
-	"io"
-	"os"
 	"sync"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -13,7 +11,6 @@ import (
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/snapshot"
-	"corten.dev/corten/internal/tarfs"
 )
 
 // Merging lays the layers of one tree on another, by their diff ids: nothing is unpacked that is on disk already, and what a layer deletes or replaces is deleted and replaced in
@@ -229,28 +226,4 @@ func (d *diffOp) Run(ctx context.Context, _ build.Env, in []build.Output) (made 
 	}
 	made.Outputs = []build.Output{{Chain: chain}}
 	return made, nil
-}
-
-// compare makes one layer of what differs between two trees.
-func (o *Ops) compare(ctx context.Context, lower, upper snapshot.ChainID) (snapshot.ChainID, error) {
-	before, err := o.trees.View(ctx, lower)
-	if err != nil {
-		return "", err
-	}
-	defer before.Close()
-	after, err := o.trees.View(ctx, upper)
-	if err != nil {
-		return "", err
-	}
-	defer after.Close()
-	differs := false
-	err = tarfs.Compare(ctx, before.Root, after.Root, func(string, tarfs.Change) { differs = true })
-	if err != nil || !differs {
-		return "", err
-	}
-	pr, pw := io.Pipe()
-	go func() { pw.CloseWithError(tarfs.WriteChanges(ctx, before.Root, after.Root, pw, tarfs.WriteOptions{})) }()
-	l, err := o.trees.Apply(ctx, "", "", pr)
-	pr.CloseWithError(os.ErrClosed)
-	return l.Chain, err
 }

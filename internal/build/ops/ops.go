@@ -44,7 +44,6 @@ type Trees interface {
 // Layers is the part of Trees that has to do with layers that are there.
 type Layers interface {
 	View(ctx context.Context, chain snapshot.ChainID) (*snapshot.Mounted, error)
-	Apply(ctx context.Context, parent snapshot.ChainID, want digest.Digest, layer io.Reader) (snapshot.Layer, error)
 	Stat(ctx context.Context, chain snapshot.ChainID) (snapshot.Layer, error)
 	Stack(ctx context.Context, parent snapshot.ChainID, want digest.Digest, layer io.Reader, opts snapshot.Stacking) (snapshot.Layer, error)
 }
