@@ -72,7 +72,7 @@ func (t *tape) end() {
 
 // keep adds output, with t.mu held.
 func (t *tape) keep(stream int, data []byte, at time.Time) {
-	if n := len(t.logs); n > 0 && t.logs[n-1].Stream == stream && len(t.logs[n-1].Data)+len(data) <= piece {
+	if n := len(t.logs); n > 0 && t.logs[n-1].Stream == stream && len(t.logs[n-1].Data)+len(data) <= piece && at.Sub(t.logs[n-1].Timestamp) < beat {
 		t.logs[n-1].Data = append(t.logs[n-1].Data, data...)
 	} else {
 		t.logs = append(t.logs, build.LogStatus{Stream: stream, Data: append([]byte(nil), data...), Timestamp: at})
