@@ -106,6 +106,11 @@ func (d *Door) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServer
 }
 
 func (d *Door) contain(method string, err *error) {
+	defer func() {
+		if *err != nil {
+			d.Logger.Debug("request refused", "method", method, "err", *err)
+		}
+	}()
 	if bug := recover(); bug != nil {
 		d.Logger.Error("a bug in the door of builds", "method", method, "bug", bug, "stack", string(debug.Stack()))
 		*err = status.Errorf(codes.Internal, "bug: %v; the engine's log has the details", bug)

@@ -102,6 +102,9 @@ func wireRecord(rec builds.UsageRecord) *control.UsageRecord {
 func wireFilters(list []string) (filter.Args, error) {
 	args := filter.Args{}
 	for _, f := range list {
+		if f == "" { // buildx sends one where there is none
+			continue
+		}
 		for one := range strings.SplitSeq(f, ",") {
 			key, value, ok := strings.Cut(one, "=")
 			value = strings.TrimPrefix(value, "=")

@@ -21,6 +21,7 @@ import (
 	"corten.dev/corten/internal/build/export"
 	"corten.dev/corten/internal/build/frontend"
 	"corten.dev/corten/internal/build/solve"
+	"corten.dev/corten/internal/build/travel"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/snapshot"
 )
@@ -45,17 +46,15 @@ func (s *Service) Build(ctx context.Context, req Request) (_ Response, err error
 		return Response{}, err
 	}
 	w := &working{Service: s, req: req, sessions: req.sessions(), began: time.Now(), platforms: s.Platforms()}
-	if !req.Internal {
-		w.run, err = s.history.begin(Build{Ref: req.Ref, Frontend: req.Frontend, FrontendAttrs: req.FrontendAttrs, Exports: req.Exports, Created: w.began})
-		if err != nil {
-			return Response{}, err
-		}
+	line := Build{Ref: req.Ref, Frontend: req.Frontend, FrontendAttrs: req.FrontendAttrs, Exports: req.Exports, Created: w.began}
+	if req.Internal {
+		w.run = s.history.beginInternal(line)
+	} else if w.run, err = s.history.begin(line); err != nil {
+		return Response{}, err
 	}
 	var resp Response
 	defer func() {
-		if w.run != nil {
-			w.run.end(resp.Exporter, err)
-		}
+		w.run.end(resp.Exporter, err)
 		s.ended()
 	}()
 	resp, err = w.build(ctx)
@@ -89,7 +88,7 @@ func (s *Service) check(req *Request) error {
 		if s.Caches == nil {
 			return errs.New(errs.NotImplemented, "caches of type %s cannot be imported by this engine", c.Type)
 		}
-		if err := s.Caches.Check(c, false); err != nil {
+		if err := s.Caches.Check(travel.Option(c), false); err != nil {
 			return err
 		}
 	}
@@ -97,7 +96,7 @@ func (s *Service) check(req *Request) error {
 		if s.Caches == nil {
 			return errs.New(errs.NotImplemented, "caches of type %s cannot be exported by this engine", c.Type)
 		}
-		if err := s.Caches.Check(c, true); err != nil {
+		if err := s.Caches.Check(travel.Option(c), true); err != nil {
 			return err
 		}
 	}
@@ -109,7 +108,7 @@ type working struct {
 	*Service
 	req      Request
 	sessions Sessions
-	run      *running // nil: not kept in history
+	run      *running
 	job      *solve.Job
 	began    time.Time
 
@@ -117,9 +116,7 @@ type working struct {
 }
 
 func (w *working) status(st build.Status) {
-	if w.run != nil {
-		w.run.add(st)
-	}
+	w.run.add(st)
 	if w.req.Status != nil {
 		w.req.Status(st)
 	}
@@ -132,7 +129,7 @@ func (w *working) build(ctx context.Context) (Response, error) {
 		opts.SourcePolicy = policy.op
 	}
 	for _, c := range w.req.CacheImports {
-		imp, err := w.Caches.Import(ctx, c, w.sessions)
+		imp, err := w.Caches.Import(ctx, travel.Option(c), travel.Job{Session: w.req.Session})
 		if err != nil {
 			return Response{}, fmt.Errorf("import cache: %w", err)
 		}
@@ -323,7 +320,10 @@ func (w *working) export(ctx context.Context, e Export, tree *export.Result, ref
 	}
 	if slices.ContainsFunc(w.req.CacheExports, func(c CacheOption) bool { return c.Type == "inline" }) {
 		ej.InlineCache = func(ctx context.Context, platform string, _ []snapshot.Layer) ([]byte, error) {
-			return w.Caches.Inline(ctx, solved(refs.of(platform)), CacheJob{w.sessions, ej.Progress})
+			if made := solved(refs.of(platform)); made != nil {
+				return w.Caches.Inline(ctx, made)
+			}
+			return nil, nil
 		}
 	}
 	said, err := w.Export.Export(ctx, export.Spec(e), ej)
@@ -354,7 +354,7 @@ func solved(ref *frontend.Ref) *solve.Result {
 }
 
 func (w *working) cacheExports(ctx context.Context, refs refs, take func(map[string]string)) error {
-	var results []*solve.Result
+	var results []travel.Result
 	for _, ref := range refs {
 		if made := solved(ref); made != nil {
 			results = append(results, made)
@@ -366,7 +366,7 @@ func (w *working) cacheExports(ctx context.Context, refs refs, take func(map[str
 		}
 		title := "exporting cache to " + c.Type
 		p, done := w.job.Progress(digest.FromString(w.req.Ref+" "+title+c.Attrs["ref"]+c.Attrs["dest"]), title)
-		more, err := w.Caches.Export(ctx, c, results, CacheJob{w.sessions, p})
+		more, err := w.Caches.Export(ctx, travel.Option(c), results, travel.Job{Session: w.req.Session, Progress: p})
 		done(err)
 		if err != nil {
 			return fmt.Errorf("export cache: %w", err)

@@ -44,6 +44,8 @@ type history struct {
 type running struct {
 	hist *history
 	line Build // as it was at the beginning
+	// internal: it is not part of history, only what happens in it can be asked for.
+	internal bool
 
 	mu      sync.Mutex // guards all below
 	status  []build.Status
@@ -104,6 +106,34 @@ func (h *history) begin(line Build) (*running, error) {
 	h.mu.Unlock()
 	h.put(line)
 	return run, nil
+}
+
+// lingers is how long what happened in an internal build can be asked for after its end: a client asks for the build and for its status at the same time, and a short build is over first.
+const lingers = 10 * time.Second
+
+// beginInternal begins a build that is not written down.
+func (h *history) beginInternal(line Build) *running {
+	run := &running{hist: h, line: line, internal: true, started: map[digest.Digest]bool{}, cached: map[digest.Digest]bool{}, more: make(chan struct{})}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ending[line.Ref] = run
+	return run
+}
+
+// endInternal ends it.
+func (r *running) endInternal() {
+	r.mu.Lock()
+	r.ended = true
+	close(r.more)
+	r.mu.Unlock()
+	h := r.hist
+	time.AfterFunc(lingers, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.ending[r.line.Ref] == r {
+			delete(h.ending, r.line.Ref)
+		}
+	})
 }
 
 // wake tells all who follow. The caller holds mu.
@@ -170,6 +200,10 @@ func (r *running) add(st build.Status) {
 
 // end writes the outcome down.
 func (r *running) end(response map[string]string, err error) {
+	if r.internal {
+		r.endInternal()
+		return
+	}
 	h := r.hist
 	line := r.line
 	r.mu.Lock()
