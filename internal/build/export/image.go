@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -58,9 +59,13 @@ func (x *exporting) image(ctx context.Context) (map[string]string, error) {
 	return said, nil
 }
 
-// documented tells whether the result needs manifests.
+// documented tells whether the result needs manifests. Attestations that are for where there is room for them (inline-only, which clients ask for by themselves) do not make documents
+// of an image that needs none otherwise: it would cost the compression of its layers.
 func (x *exporting) documented() bool {
-	return x.opts.push || len(x.targets) > 1 || x.attested() || len(x.opts.annotations) > 0 || len(x.extraNames()) > 0
+	if x.opts.push || len(x.targets) > 1 || len(x.opts.annotations) > 0 || len(x.extraNames()) > 0 {
+		return true
+	}
+	return slices.ContainsFunc(x.targets[0].attests, func(a attestation) bool { return !a.inlineOnly })
 }
 
 // storeNames are the names that the result gets in the store.

@@ -168,3 +168,17 @@ func TestExporterRefuses(t *testing.T) {
 }
 
 func specOf(words []string) export.Spec { return spec(words[0], words[1:]...) }
+
+// Clients ask for provenance by themselves (buildx: mode=min,inline-only=true). An image that only goes into the store stays free: nothing is compressed for it.
+func TestPlainImageHasNoDocuments(t *testing.T) {
+	h := open(t)
+	for attest, plain := range map[string]bool{"mode=min,inline-only=true": true, "mode=min": false} {
+		said, err := h.Export(ctx, spec("image", "name=app"), traced(h.job(single(twoLayers(t, h))), attest))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := said["containerimage.descriptor"] == ""; got != plain {
+			t.Errorf("%s: %v", attest, said)
+		}
+	}
+}
