@@ -252,3 +252,17 @@ func TestBaseThatFails(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// FROM takes what people copied from the list of images, too; its registry is not asked.
+func TestBaseByShortID(t *testing.T) {
+	e := newEngine(t)
+	img, err := e.images.Import(t.Context(), bytes.NewReader(snapshottest.Tar(t, snapshottest.File("a", "1"))), image.ImportOptions{})
+	must(t, err)
+	op, err := e.Make(&build.Vertex{Op: &pb.Op{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "docker-image://docker.io/library/" + img.ID.Encoded()[:12] + ":latest"}}}})
+	must(t, err)
+	made, err := op.Run(t.Context(), e.env(), nil)
+	must(t, err)
+	if out := made.Outputs[0]; out.Chain != img.Chain || out.Fetch != nil {
+		t.Errorf("%+v", out)
+	}
+}

@@ -46,14 +46,9 @@ func (b *Bases) Local(ctx context.Context, ref reference.Ref, p manifest.Platfor
 		byDigest.Tag = ""
 		name = byDigest.Familiar()
 	}
-	var img image.Image
-	var err error
-	if store, ok := b.s.Store.(interface {
-		GetFor(ctx context.Context, ref string, p manifest.Platform) (image.Image, error)
-	}); ok {
-		img, err = store.GetFor(ctx, name, p)
-	} else {
-		img, err = b.s.Store.Get(ctx, name)
+	img, err := b.local(ctx, name, p)
+	if id, ok := shortID(ref); ok && errors.Is(err, errs.NotFound) {
+		img, err = b.local(ctx, id, p)
 	}
 	if err != nil {
 		return base.Image{}, err
@@ -65,6 +60,24 @@ func (b *Bases) Local(ctx context.Context, ref reference.Ref, p manifest.Platfor
 		}
 	}
 	return found, nil
+}
+
+func (b *Bases) local(ctx context.Context, name string, p manifest.Platform) (image.Image, error) {
+	if store, ok := b.s.Store.(interface {
+		GetFor(ctx context.Context, ref string, p manifest.Platform) (image.Image, error)
+	}); ok {
+		return store.GetFor(ctx, name, p)
+	}
+	return b.s.Store.Get(ctx, name)
+}
+
+// shortID tells whether a name may be what people copied from `images`: "FROM 3f57d9401f8d" comes as docker.io/library/3f57d9401f8d:latest.
+func shortID(ref reference.Ref) (string, bool) {
+	id, ok := strings.CutPrefix(ref.Path, "library/")
+	if !ok || ref.Domain != reference.DefaultDomain || ref.Tag != reference.DefaultTag || ref.Digest != "" || len(id) < 12 || strings.Trim(id, "0123456789abcdef") != "" {
+		return "", false
+	}
+	return id, true
 }
 
 // Remote implements base.Images.
