@@ -54,8 +54,16 @@ func (p Plan) JSON() ([]byte, error) {
 // maxTargets bounds what matrices may multiply to.
 const maxTargets = 10_000
 
+// maxFile bounds one file.
+const maxFile = 4 << 20
+
 // Make makes the plan.
 func Make(req Request) (Plan, error) {
+	for _, f := range req.Files {
+		if len(f.Data) > maxFile {
+			return Plan{}, errs.New(errs.Invalid, "%s: a bake file has at most %d bytes", f.Name, maxFile)
+		}
+	}
 	conf, err := read(req)
 	if err != nil {
 		return Plan{}, err
