@@ -25,7 +25,6 @@ import (
 	control "github.com/moby/buildkit/api/services/control"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/session"
-	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/tonistiigi/fsutil"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -80,7 +79,7 @@ func New(opts Options) (*Door, error) {
 	d := &Door{Options: opts, sessions: sessions, conns: newConnections()}
 	d.server = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
-		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor, d.unary), grpc.ChainStreamInterceptor(grpcerrors.StreamServerInterceptor, d.stream),
+		grpc.UnaryInterceptor(d.unary), grpc.StreamInterceptor(d.stream),
 	)
 	control.RegisterControlServer(d.server, service{Door: d})
 	gwpb.RegisterLLBBridgeServer(d.server, bridges{Door: d})
