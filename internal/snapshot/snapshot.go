@@ -103,6 +103,9 @@ type Options struct {
 	// Durable asks for the new tree's folders to be flushed. Trees of containers that vanish with their process need not be, and what is
 	// written into them may never reach the disk, whatever the container's programs ask for.
 	Durable bool
+	// Bare: the tree shows its layers and what is written into it, and nothing else. Without it a driver may show, below all layers, what every container gets mounted over; that is
+	// right for roots of containers only.
+	Bare bool
 	// UIDMap, GIDMap ask for a tree whose owners appear shifted, by an idmapped mount. Empty means unchanged.
 	IDMap []IDMap
 }

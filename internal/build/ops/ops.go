@@ -109,7 +109,7 @@ type work struct {
 // begin makes a writable tree on a chain.
 func (o *Ops) begin(ctx context.Context, chain snapshot.ChainID) (*work, error) {
 	w := &work{o: o, key: "ops-" + rand.Text()}
-	if err := o.trees.Prepare(ctx, w.key, chain, snapshot.Options{Labels: map[string]string{label: ""}}); err != nil {
+	if err := o.trees.Prepare(ctx, w.key, chain, snapshot.Options{Labels: map[string]string{label: ""}, Bare: true}); err != nil {
 		return nil, err
 	}
 	m, err := o.trees.Mount(ctx, w.key)

@@ -184,7 +184,7 @@ func (set *mounted) bind(ctx context.Context, env build.Env, i int, p *part) err
 	}
 	if p.key == "" {
 		p.key, p.own = fmt.Sprintf("%s-%d", set.id, i), true
-		if err := set.steps.opts.Trees.Prepare(ctx, p.key, chain, snapshot.Options{Labels: map[string]string{label: ""}}); err != nil {
+		if err := set.steps.opts.Trees.Prepare(ctx, p.key, chain, snapshot.Options{Labels: map[string]string{label: ""}, Bare: !root}); err != nil {
 			return err
 		}
 		set.remove = append(set.remove, func(ctx context.Context) error { return set.steps.opts.Trees.Remove(ctx, p.key) })
@@ -199,25 +199,6 @@ func (set *mounted) bind(ctx context.Context, env build.Env, i int, p *part) err
 	set.top = fs.Root
 	set.root, set.readOnly = &snapshot.Mounted{Root: p.tree, Detached: true}, p.m.Readonly
 	return nil
-}
-
-// chain is that of the input; a directory outside of the store is made one.
-func (set *mounted) chain(ctx context.Context, env build.Env, p *part) (snapshot.ChainID, error) {
-	if p.from.Files == nil {
-		return p.from.Chain, nil
-	}
-	if set.steps.opts.Layers == nil {
-		return "", errs.New(errs.NotImplemented, "a directory of the asker cannot be mounted")
-	}
-	sel := path.Join("/", p.m.Selector)
-	chain, err := set.steps.opts.Layers(ctx, env, p.from, sel)
-	if err != nil || p.sum == "" {
-		return chain, err
-	}
-	// What was copied may be another than what the key was made of: then the result does not belong under it.
-	sum, err := set.steps.opts.Checksums.Checksum(ctx, env, build.Output{Chain: chain}, sel)
-	set.volatile = set.volatile || sum != p.sum
-	return chain, err
 }
 
 // show takes what the selector names of a tree. It is resolved inside of it, by descriptor, and what was found is what gets mounted, whatever its name leads to later.

@@ -88,8 +88,9 @@ type Process interface {
 	Exec(ctx context.Context, c Command) (Process, error)
 }
 
-// Trees are the file trees of the snapshot room that steps use.
+// Trees are the file trees of the snapshot room that steps use. It is wide by one: a layer that was made of a directory before is looked for.
 type Trees interface {
+	Stat(ctx context.Context, chain snapshot.ChainID) (snapshot.Layer, error)
 	Prepare(ctx context.Context, key string, chain snapshot.ChainID, opts snapshot.Options) error
 	Mount(ctx context.Context, key string) (*snapshot.Mounted, error)
 	View(ctx context.Context, chain snapshot.ChainID) (*snapshot.Mounted, error)
@@ -119,7 +120,11 @@ type Options struct {
 	Checksums Checksums
 	// Layers makes layers of what is at path of a directory outside of the store, so that it can be mounted. The result has it at the same path.
 	Layers func(ctx context.Context, env build.Env, in build.Output, path string) (snapshot.ChainID, error)
-	Log    *slog.Logger
+	// Cache keeps those layers, as records of kind "source.local"; nil: they are made again each time.
+	Cache build.Cache
+	// Hold keeps layers that have no record until release, and lets them go then; nil: nobody collects them.
+	Hold func(chain snapshot.ChainID) (release func())
+	Log  *slog.Logger
 }
 
 // Steps makes the ops of kind exec, and containers.

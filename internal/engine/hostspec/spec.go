@@ -12,6 +12,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/linux/cgroup"
 	linuxhost "corten.dev/corten/internal/linux/host"
 	"corten.dev/corten/internal/safefs"
 )
@@ -19,7 +20,7 @@ import (
 // Maker has what all specs of an engine have in common.
 type Maker struct {
 	Security      *Security
-	CgroupParent  string
+	CgroupParent  string // empty: the usual one
 	SystemdCgroup bool
 	NoNewPrivs    bool                        // default of all
 	Ulimits       map[string]container.Ulimit // defaults of all
@@ -195,6 +196,12 @@ func (m *Maker) CgroupsPath(id string, host *container.Host) string {
 	parent := host.Resources.CgroupParent
 	if parent == "" {
 		parent = m.CgroupParent
+	}
+	if parent == "" {
+		parent = cgroup.DefaultParent
+		if m.SystemdCgroup {
+			parent = "system.slice"
+		}
 	}
 	if m.SystemdCgroup {
 		return parent + ":corten:" + id

@@ -89,6 +89,7 @@ type tree struct {
 	chain   snapshot.ChainID
 	labels  map[string]string
 	durable bool
+	bare    bool
 	busy    bool
 }
 
@@ -223,6 +224,7 @@ type treeFile struct {
 	Chain   digest.Digest     `json:",omitempty"`
 	Labels  map[string]string `json:",omitempty"`
 	Durable bool              `json:",omitempty"`
+	Bare    bool              `json:",omitempty"`
 }
 
 func (d *Depot) loadLayers() error {
@@ -311,7 +313,7 @@ func (d *Depot) loadTrees() error {
 			d.setAside(path, err)
 			continue
 		}
-		d.trees[rec.Key] = &tree{key: rec.Key, id: e.Name(), chain: rec.Chain, labels: rec.Labels, durable: rec.Durable}
+		d.trees[rec.Key] = &tree{key: rec.Key, id: e.Name(), chain: rec.Chain, labels: rec.Labels, durable: rec.Durable, bare: rec.Bare}
 		if rec.Chain == "" {
 			continue
 		}

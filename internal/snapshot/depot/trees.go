@@ -20,6 +20,7 @@ type Tree struct {
 	Dir     string // its folder
 	Chain   snapshot.ChainID
 	Durable bool // as it was asked for
+	Bare    bool // likewise
 }
 
 // NewTree makes the folder of a writable tree; build fills it. Nothing stays when build fails.
@@ -27,7 +28,7 @@ func (d *Depot) NewTree(key string, chain snapshot.ChainID, opts snapshot.Option
 	if key == "" {
 		return errs.New(errs.Invalid, "a tree needs a key")
 	}
-	t := &tree{key: key, chain: chain, labels: maps.Clone(opts.Labels), durable: opts.Durable, busy: true}
+	t := &tree{key: key, chain: chain, labels: maps.Clone(opts.Labels), durable: opts.Durable, bare: opts.Bare, busy: true}
 	if err := d.reserve(t); err != nil {
 		return err
 	}
@@ -66,7 +67,7 @@ func (d *Depot) reserve(t *tree) error {
 }
 
 func (d *Depot) makeTree(dir string, t *tree, durable bool, build func(string) error) error {
-	data, err := json.Marshal(treeFile{Key: t.key, Chain: t.chain, Labels: t.labels, Durable: t.durable})
+	data, err := json.Marshal(treeFile{Key: t.key, Chain: t.chain, Labels: t.labels, Durable: t.durable, Bare: t.bare})
 	if err != nil {
 		return err
 	}
@@ -110,7 +111,7 @@ func (d *Depot) Get(key string) (Tree, error) {
 	if t == nil || t.busy {
 		return Tree{}, noTree(key)
 	}
-	return Tree{Dir: d.root + "/" + treesDir + "/" + t.id, Chain: t.chain, Durable: t.durable}, nil
+	return Tree{Dir: d.root + "/" + treesDir + "/" + t.id, Chain: t.chain, Durable: t.durable, Bare: t.bare}, nil
 }
 
 // Remove is snapshot.Store's Remove. The folder is out of sight when it returns; its content goes away in the background.

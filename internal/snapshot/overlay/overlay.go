@@ -34,7 +34,7 @@ import (
 type Options struct {
 	Root   string // folder that the store owns; made when missing
 	Logger *slog.Logger
-	// Skeleton lists what every mounted writable tree has at least, although no layer holds it: empty directories (names that end in a slash) and empty files, parents
+	// Skeleton lists what every mounted writable tree that is not bare has at least, although no layer holds it: empty directories (names that end in a slash) and empty files, parents
 	// first. It is one directory below all layers, shared by all trees, so that what is only there to be mounted over need not be made and deleted in each of
 	// them. Layers and changes are not affected.
 	Skeleton []string
@@ -179,7 +179,7 @@ func (s *Store) Mount(ctx context.Context, key string) (*snapshot.Mounted, error
 		if err != nil {
 			return nil, err
 		}
-		if s.skeleton != "" && len(lower) < maxLayers {
+		if s.skeleton != "" && !t.Bare && len(lower) < maxLayers {
 			lower = append(lower[:len(lower):len(lower)], s.skeleton)
 		}
 		return s.mount(layout{lower: lower, upper: t.Dir + "/upper", work: t.Dir + "/work", volatile: !t.Durable})

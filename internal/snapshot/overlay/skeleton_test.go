@@ -43,3 +43,37 @@ func TestSkeleton(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// A cache mount of a build showed dev, etc, proc and sys beside its files: those are for roots of containers, and for them only; over restarts too.
+func TestBareTree(t *testing.T) {
+	if err := Supported(t.TempDir()); err != nil {
+		t.Skip("needs overlay mounts: ", err)
+	}
+	opts := Options{Root: t.TempDir() + "/store", Skeleton: []string{"etc/", "proc/"}}
+	ctx := context.Background()
+	for again := range 2 {
+		s, err := New(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again == 0 {
+			if err := s.Prepare(ctx, "tree", "", snapshot.Options{Bare: true}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		mounted, err := s.Mount(ctx, "tree")
+		if err != nil {
+			t.Fatal(err)
+		}
+		names, err := os.ReadDir("/proc/self/fd/" + strconv.Itoa(int(mounted.Root.Fd())))
+		if err != nil || len(names) > 0 {
+			t.Errorf("%v %v", names, err)
+		}
+		if err := mounted.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
