@@ -247,7 +247,7 @@ func (f *failed) Shell(ctx context.Context, args []string, stdio Terminal) (int,
 
 // finish exports the result, and the cache.
 func (w *working) finish(ctx context.Context, res *gateway.Result) (Response, error) {
-	tree, refs, err := trees(ctx, res)
+	tree, refs, err := trees(ctx, res, w.leaves())
 	if err != nil {
 		return Response{}, err
 	}
@@ -376,8 +376,13 @@ func (w *working) cacheExports(ctx context.Context, refs refs, take func(map[str
 	return nil
 }
 
-// trees gives a result's outputs, and the results themselves.
-func trees(ctx context.Context, res *gateway.Result) (*export.Result, refs, error) {
+// leaves tells whether the layers of the result are needed here, for an exporter.
+func (w *working) leaves() bool {
+	return slices.ContainsFunc(w.req.Exports, func(e Export) bool { return e.Type != "cacheonly" })
+}
+
+// trees gives a result's outputs, with their layers here if bring, and the results themselves. What the cache only knows by name is made again for that.
+func trees(ctx context.Context, res *gateway.Result, bring bool) (*export.Result, refs, error) {
 	all := refs{}
 	for platform, ref := range res.Refs {
 		if r, ok := ref.(*frontend.Ref); ok {
@@ -392,7 +397,11 @@ func trees(ctx context.Context, res *gateway.Result) (*export.Result, refs, erro
 		if !ok {
 			return nil, errs.New(errs.Invalid, "the frontend gave a result of another gateway (%T)", ref)
 		}
-		out, err := r.Result().Evaluate(ctx)
+		get := r.Result().Evaluate
+		if bring {
+			get = r.Result().Bring
+		}
+		out, err := get(ctx)
 		if err != nil {
 			return nil, err
 		}
