@@ -58,7 +58,7 @@ func (e *engine) openBuilds(b building) (*builders, error) {
 	out := &builders{}
 	out.service, err = joined.Open(background(), joined.Rooms{
 		Root: root, Snapshots: filepath.Join(b.set.DataRoot, "snapshots"), Trees: b.trees, Images: b.store, Bases: images.NewBases(b.images), Executor: exec,
-		Registry: images.NewBuilt(b.images), Entitlements: b.set.Builder.Entitlements.Granted(), Parallelism: b.set.Builder.Parallelism,
+		Registry: images.NewBuilt(b.images), Places: images.NewCachePlaces(b.images), Entitlements: b.set.Builder.Entitlements.Granted(), Parallelism: b.set.Builder.Parallelism,
 		Collection: builds.Collection{Enabled: b.set.Builder.GC.Enabled == nil || *b.set.Builder.GC.Enabled, Rules: buildRules(b.set.Builder.GC)},
 		Events:     b.bus, Log: b.log,
 	})

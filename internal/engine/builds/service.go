@@ -14,6 +14,7 @@ import (
 	"corten.dev/corten/internal/build/export"
 	"corten.dev/corten/internal/build/frontend"
 	"corten.dev/corten/internal/build/solve"
+	"corten.dev/corten/internal/build/travel"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/filter"
@@ -43,22 +44,16 @@ type Steps interface {
 	Shell(ctx context.Context, failed *build.StepError, sessions Sessions, args []string, stdio Terminal) (exitCode int, err error)
 }
 
-// Caches come from elsewhere, and go there.
+// Caches come from elsewhere, and go there; travel.Caches has it.
 type Caches interface {
-	// Import gives the cache at a place; it is read when it is first asked.
-	Import(ctx context.Context, from CacheOption, sessions Sessions) (solve.Import, error)
-	// Export puts what the results of a build were made of there. It gives what the asker hears of it.
-	Export(ctx context.Context, to CacheOption, results []*solve.Result, job CacheJob) (map[string]string, error)
-	// Inline gives what an image's config carries of the cache.
-	Inline(ctx context.Context, result *solve.Result, job CacheJob) ([]byte, error)
 	// Check refuses a place or attributes that are not known.
-	Check(option CacheOption, export bool) error
-}
-
-// CacheJob is the build that a cache is exported for.
-type CacheJob struct {
-	Sessions Sessions
-	Progress build.Progress
+	Check(option travel.Option, export bool) error
+	// Import gives the cache at a place.
+	Import(ctx context.Context, from travel.Option, job travel.Job) (solve.Import, error)
+	// Export puts what the results of a build were made of there. It gives what the asker hears of it.
+	Export(ctx context.Context, to travel.Option, results []travel.Result, job travel.Job) (map[string]string, error)
+	// Inline gives what an image's config carries of the cache.
+	Inline(ctx context.Context, result travel.Result) ([]byte, error)
 }
 
 // Options join the service with its rooms; those without a default are needed.

@@ -27,6 +27,7 @@ import (
 	"corten.dev/corten/internal/build/source"
 	"corten.dev/corten/internal/build/source/base"
 	"corten.dev/corten/internal/build/step"
+	"corten.dev/corten/internal/build/travel"
 	"corten.dev/corten/internal/engine/builds"
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/filter"
@@ -45,6 +46,7 @@ type Rooms struct {
 	Bases        base.Images
 	Executor     step.Executor
 	Registry     export.Registry // nil: nothing is pushed
+	Places       travel.Places   // nil: caches are neither imported nor exported
 	Entitlements []string
 	Parallelism  int
 	Collection   builds.Collection
@@ -108,11 +110,15 @@ func Open(ctx context.Context, rooms Rooms) (_ *Joined, err error) {
 	exporter := &export.Exporter{
 		Images: rooms.Images, Trees: rooms.Trees, Registry: rooms.Registry, Records: kept, Platform: manifest.Platform{OS: host.OS, Arch: host.Architecture, Variant: host.Variant},
 	}
-	j.Service, err = builds.New(builds.Options{
+	opts := builds.Options{
 		Root: rooms.Root, Solver: solver, Trees: rooms.Trees, Export: exporter, Records: records{kept}, Steps: programs{steps},
 		Sources:   func(sessions builds.Sessions) frontend.Sources { return sources.For(sessions) },
 		Platforms: step.Platforms, Entitlements: rooms.Entitlements, Collection: rooms.Collection, Events: rooms.Events, Log: rooms.Log,
-	})
+	}
+	if rooms.Places != nil {
+		opts.Caches = travel.New(travel.Options{Places: rooms.Places, Images: rooms.Images, Trees: rooms.Trees, Cache: kept, Mounts: kept, Log: rooms.Log})
+	}
+	j.Service, err = builds.New(opts)
 	if err != nil {
 		return nil, err
 	}
