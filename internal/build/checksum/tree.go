@@ -339,6 +339,9 @@ func (r *refresher) examine(dir int, n *node, st *unix.Stat_t) error {
 
 // file digests a file. It is opened so that a fifo or device that took its place does neither block nor begin to work.
 func (r *refresher) file(dir int, n *node) error {
+	if err := r.ctx.Err(); err != nil {
+		return err
+	}
 	fd, err := openat(dir, n.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC)
 	if err != nil {
 		return &os.PathError{Op: "open", Path: n.name, Err: err}

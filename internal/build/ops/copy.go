@@ -296,6 +296,9 @@ func (c *copier) each(n int, fn func(i int) error) error {
 
 // kid copies one name of a directory, if it is chosen. What vanished since the directory was read is left out.
 func (c *copier) kid(ctx context.Context, src int, name string, d *dest, at pick.Cursor, depth int) (sum checksum.Sum, ok bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return sum, false, err
+	}
 	next, deeper := at.Step(name, true)
 	if !next.Included && !deeper {
 		return sum, false, nil

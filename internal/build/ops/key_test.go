@@ -340,7 +340,12 @@ func FuzzFindName(f *testing.F) {
 
 // Merging lays trees on each other, with what they delete; a difference is what lies above.
 func TestMergeAndDiff(t *testing.T) {
-	l := newLab(t)
+	for driver := range drivers {
+		t.Run(driver, func(t *testing.T) { testMergeAndDiff(t, newLabOn(t, driver)) })
+	}
+}
+
+func testMergeAndDiff(t *testing.T, l *lab) {
 	base := l.tree("etc/a=1", "etc/b=2", "gone=3", "dir/x=4")
 	local := llb.Local("x")
 	dir := t.TempDir()
@@ -408,7 +413,9 @@ func TestMergeAndDiff(t *testing.T) {
 	at := llb.WithCreatedTime(time.Unix(1e9, 0))
 	three := l.must(l.op(llb.Mkfile("/v", 0o644, []byte("3"), at).Mkfile("/same", 0o644, []byte("s"), at), true))
 	four := l.must(l.op(llb.Mkfile("/v", 0o644, []byte("4"), at).Mkfile("/same", 0o644, []byte("s"), at), true))
-	expect("equal times", diff(three, four), "v=4")
+	if l.trees.Name() != "plain" { // it tells what was changed in a tree by size and time itself
+		expect("equal times", diff(three, four), "v=4")
+	}
 	if l.key(must(l.o.Merge(&build.Vertex{Op: &pb.Op{Op: &pb.Op_Merge{Merge: &pb.MergeOp{Inputs: []*pb.MergeInput{{Input: 0}, {Input: 1}}}}}, Inputs: make([]build.Edge, 2)})), base, link) ==
 		l.key(must(l.o.Merge(&build.Vertex{Op: &pb.Op{Op: &pb.Op_Merge{Merge: &pb.MergeOp{Inputs: []*pb.MergeInput{{Input: 1}, {Input: 0}}}}}, Inputs: make([]build.Edge, 2)})), base, link) {
 		t.Error("the order does not count")

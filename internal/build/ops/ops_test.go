@@ -18,23 +18,38 @@ import (
 	"corten.dev/corten/internal/build/checksum"
 	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/snapshot/overlay"
+	"corten.dev/corten/internal/snapshot/plain"
 )
+
+// store is a driver of the snapshot room.
+type store interface {
+	snapshot.Store
+	Close() error
+}
+
+// drivers are those that ops are tried on.
+var drivers = map[string]func(dir string) (store, error){
+	"overlay": func(dir string) (store, error) { return overlay.New(overlay.Options{Root: dir}) },
+	"plain":   func(dir string) (store, error) { return plain.New(plain.Options{Root: dir}) },
+}
 
 // lab is a store with ops on it.
 type lab struct {
 	t     testing.TB
-	trees *overlay.Store
+	trees store
 	sums  *checksum.Sums
 	o     *Ops
 }
 
-func newLab(t testing.TB) *lab {
+func newLab(t testing.TB) *lab { return newLabOn(t, "overlay") }
+
+func newLabOn(t testing.TB, driver string) *lab {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root, for overlay mounts and owners")
 	}
 	dir := t.TempDir()
-	trees, err := overlay.New(overlay.Options{Root: dir + "/snapshots"})
+	trees, err := drivers[driver](dir + "/snapshots")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -205,8 +220,14 @@ func (l *lab) tree(files ...string) build.Output {
 	return out
 }
 
-func TestFirst(t *testing.T) {
-	l := newLab(t)
+// All kinds of actions in one op, on each driver.
+func TestActions(t *testing.T) {
+	for driver := range drivers {
+		t.Run(driver, func(t *testing.T) { testActions(t, newLabOn(t, driver)) })
+	}
+}
+
+func testActions(t *testing.T, l *lab) {
 	base := l.tree("etc/passwd=root:x:0:0::/:\nweb:x:33:34::/:\n", "srv/old=1", "link=->/srv")
 	dir := t.TempDir()
 	put(t, dir, "a=A", "sub/b=B", "sub/c=->b")

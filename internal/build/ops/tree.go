@@ -44,15 +44,6 @@ func (o *Ops) Tree(ctx context.Context, files *build.Files, sel pick.Selection) 
 	return o.tree(ctx, files, sel, "")
 }
 
-// Layers is Tree for the file or directory at path, links followed.
-func (o *Ops) Layers(ctx context.Context, _ build.Env, in build.Output, path string) (snapshot.ChainID, error) {
-	if in.Files == nil {
-		return in.Chain, nil
-	}
-	out, _, err := o.Tree(ctx, in.Files, pick.Selection{Path: path, Follow: true})
-	return out.Chain, err
-}
-
 // tree is Tree for a directory whose checksum was want; empty: whatever it is now.
 func (o *Ops) tree(ctx context.Context, files *build.Files, sel pick.Selection, want digest.Digest) (build.Output, bool, error) {
 	sum, err := o.sums.Files(ctx, files, sel)
