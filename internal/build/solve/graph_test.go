@@ -2,7 +2,6 @@ package solve_test
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -346,6 +345,5 @@ func FuzzLoad(f *testing.F) {
 		if got.Root.Vertex != got.Vertices[len(got.Vertices)-1] {
 			t.Fatal("the root is not the last")
 		}
-		_ = fmt.Sprint(got.Root.Vertex.Name)
 	})
 }
