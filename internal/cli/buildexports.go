@@ -210,7 +210,7 @@ func (o *buildFlags) planCaches(a *app, p *buildPlan) error {
 					fmt.Fprintf(a.Err, "WARNING: local cache import at %s not found due to err: %v\n", dir, err)
 					continue
 				}
-				p.stores[dir] = dir
+				p.stores["local:"+dir] = dir // as BuildKit's clients name them
 			}
 			out = append(out, c)
 		}
