@@ -266,7 +266,7 @@ func TestTogether(t *testing.T) {
 				name := fmt.Sprintf("w%d-%d", w%2, i%7) // two pairs of equal builds
 				key := digest.FromString(name)
 				release := h.Use(ctx, key)
-				rec, ok, err := h.Lookup(ctx, key)
+				_, ok, err := h.Lookup(ctx, key)
 				if err != nil {
 					t.Error(err)
 				}
@@ -281,11 +281,10 @@ func TestTogether(t *testing.T) {
 						t.Error(err)
 						return
 					}
-					rec = build.Record{Key: key, Outputs: []snapshot.ChainID{l.Chain}}
-					if err := h.Save(ctx, rec); err != nil {
+					if err := h.Save(ctx, build.Record{Key: key, Outputs: []snapshot.ChainID{l.Chain}}); err != nil {
 						t.Error(err)
 					}
-					if rec, ok, _ = h.Lookup(ctx, key); !ok {
+					if _, ok, _ = h.Lookup(ctx, key); !ok {
 						t.Error("saved, in use, and not there")
 					}
 				}
