@@ -159,7 +159,7 @@ func (w *working) frontend(ctx context.Context, policy *policy) (*gateway.Result
 		opts.Policy = policy.source
 	}
 	if w.Steps != nil {
-		opts.Containers = w.Steps.For(w.sessions)
+		opts.Containers = w.Steps.For(w.sessions, w.req.Entitlements)
 	}
 	gw := frontend.New(opts)
 	switch {

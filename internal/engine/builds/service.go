@@ -38,8 +38,8 @@ type Records interface {
 
 // Steps are the parts that run programs for who drives a build.
 type Steps interface {
-	// For gives the containers of frontends.
-	For(sessions Sessions) frontend.Containers
+	// For gives the containers of the frontends of a build with these entitlements.
+	For(sessions Sessions, granted []string) frontend.Containers
 	// Shell runs another program where a step failed.
 	Shell(ctx context.Context, failed *build.StepError, sessions Sessions, args []string, stdio Terminal) (exitCode int, err error)
 }

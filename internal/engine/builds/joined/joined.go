@@ -92,7 +92,7 @@ func Open(ctx context.Context, rooms Rooms) (_ *Joined, err error) {
 		return nil, err
 	}
 	steps, err := step.New(ctx, step.Options{
-		Executor: rooms.Executor, Trees: rooms.Trees, Caches: kept, Checksums: files, Layers: layers(files), Log: rooms.Log,
+		Executor: rooms.Executor, Trees: rooms.Trees, Caches: kept, Checksums: files, Layers: layers(files), Cache: kept, Hold: kept.Pin, Log: rooms.Log,
 	})
 	if err != nil {
 		return nil, err

@@ -20,8 +20,8 @@ import (
 // programs gives the service what runs programs for who drives a build.
 type programs struct{ steps *step.Steps }
 
-func (p programs) For(sessions builds.Sessions) frontend.Containers {
-	return &containers{p.steps, sessions}
+func (p programs) For(sessions builds.Sessions, granted []string) frontend.Containers {
+	return &containers{p.steps, sessions, granted}
 }
 
 // Shell runs a program where a step failed.
@@ -79,10 +79,11 @@ func (p programs) Shell(ctx context.Context, failed *build.StepError, sessions b
 type containers struct {
 	steps    *step.Steps
 	sessions builds.Sessions
+	granted  []string
 }
 
 func (c *containers) New(ctx context.Context, spec frontend.ContainerSpec) (frontend.Container, error) {
-	s := step.ContainerSpec{Hostname: spec.Hostname, Network: spec.Net, ExtraHosts: spec.ExtraHosts, Platform: spec.Platform}
+	s := step.ContainerSpec{Hostname: spec.Hostname, Network: spec.Net, ExtraHosts: spec.ExtraHosts, Platform: spec.Platform, Granted: c.granted}
 	for _, m := range spec.Mounts {
 		mount := &pb.Mount{
 			Input: int64(pb.Empty), Output: int64(pb.SkipOutput), Dest: m.Dest, Selector: m.Selector, Readonly: m.Readonly, MountType: m.MountType,
