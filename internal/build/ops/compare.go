@@ -128,34 +128,37 @@ func (x *comparison) dir(before, after int, d *dest, depth int) (err error) {
 	}
 	for _, name := range names {
 		_, both := slices.BinarySearch(old, name)
-		if err := x.entry(before, after, name, both, d, depth); err != nil {
+		if err := x.entry(pair{before, after}, name, both, d, depth); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// entry compares one name.
-func (x *comparison) entry(before, after int, name string, both bool, d *dest, depth int) error {
+// pair is the same directory of both trees.
+type pair struct{ before, after int }
+
+// entry compares one name; both: the two have it.
+func (x *comparison) entry(dirs pair, name string, both bool, d *dest, depth int) error {
 	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	var was, now unix.Stat_t
-	if err := unix.Fstatat(after, name, &now, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := unix.Fstatat(dirs.after, name, &now, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
 	if both {
-		if err := unix.Fstatat(before, name, &was, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		if err := unix.Fstatat(dirs.before, name, &was, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return err
 		}
 	}
 	below := &dest{c: x.c, up: d, name: name, real: strings.TrimPrefix(d.real+"/"+name, "/")}
 	if isDir(&now) {
-		to, err := unix.Openat(after, name, flags, 0)
+		to, err := unix.Openat(dirs.after, name, flags, 0)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(to)
 		if both && isDir(&was) {
-			from, err := unix.Openat(before, name, flags, 0)
+			from, err := unix.Openat(dirs.before, name, flags, 0)
 			if err != nil {
 				return err
 			}
@@ -167,47 +170,47 @@ func (x *comparison) entry(before, after int, name string, both bool, d *dest, d
 		return err
 	}
 	if both {
-		same, err := x.same(before, after, name, &was, &now)
+		same, err := x.same(dirs, name, &was, &now)
 		if same || err != nil {
 			return err
 		}
 	}
 	x.differs = true
-	_, _, err := x.c.node(x.ctx, after, name, &now, d, name)
+	_, _, err := x.c.node(x.ctx, dirs.after, name, &now, d, name)
 	return err
 }
 
 // same tells whether a name stands for the same thing in both, its time included.
-func (x *comparison) same(before, after int, name string, was, now *unix.Stat_t) (bool, error) {
+func (x *comparison) same(dirs pair, name string, was, now *unix.Stat_t) (bool, error) {
 	if was.Mode != now.Mode || was.Uid != now.Uid || was.Gid != now.Gid || was.Rdev != now.Rdev || was.Size != now.Size || was.Mtim != now.Mtim {
 		return false, nil
 	}
-	a, err := checksum.XattrSource{Path: checksum.ProcPath(before, name)}.Read()
+	a, err := checksum.XattrSource{Path: checksum.ProcPath(dirs.before, name)}.Read()
 	if err != nil {
 		return false, err
 	}
-	b, err := checksum.XattrSource{Path: checksum.ProcPath(after, name)}.Read()
+	b, err := checksum.XattrSource{Path: checksum.ProcPath(dirs.after, name)}.Read()
 	if err != nil || !slices.Equal(a, b) {
 		return false, err
 	}
 	switch now.Mode & unix.S_IFMT {
 	case unix.S_IFLNK:
 		var a, b [unix.PathMax]byte
-		n, err := unix.Readlinkat(before, name, a[:])
+		n, err := unix.Readlinkat(dirs.before, name, a[:])
 		if err != nil {
 			return false, err
 		}
-		m, err := unix.Readlinkat(after, name, b[:])
+		m, err := unix.Readlinkat(dirs.after, name, b[:])
 		return err == nil && bytes.Equal(a[:n], b[:m]), err
 	case unix.S_IFREG:
-		return x.sameContent(before, after, name)
+		return x.sameContent(dirs, name)
 	}
 	return true, nil
 }
 
-func (x *comparison) sameContent(before, after int, name string) (bool, error) {
+func (x *comparison) sameContent(dirs pair, name string) (bool, error) {
 	var sums [2]checksum.Sum
-	for i, dir := range [2]int{before, after} {
+	for i, dir := range [2]int{dirs.before, dirs.after} {
 		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return false, &os.PathError{Op: "open", Path: name, Err: err}

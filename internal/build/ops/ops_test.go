@@ -29,8 +29,10 @@ type store interface {
 
 // drivers are those that ops are tried on.
 var drivers = map[string]func(dir string) (store, error){
-	"overlay": func(dir string) (store, error) { return overlay.New(overlay.Options{Root: dir}) },
-	"plain":   func(dir string) (store, error) { return plain.New(plain.Options{Root: dir}) },
+	"overlay": func(dir string) (store, error) {
+		return overlay.New(overlay.Options{Root: dir, Skeleton: []string{"app/", "n/", "n/sub/", "etc/", "etc/hosts", "proc/"}})
+	}, // as the engine has it
+	"plain": func(dir string) (store, error) { return plain.New(plain.Options{Root: dir}) },
 }
 
 // lab is a store with ops on it.
