@@ -6,6 +6,8 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
+
+	"corten.dev/corten/internal/linux/host"
 )
 
 const (
@@ -13,6 +15,7 @@ const (
 	memoryQuiet = 4 << 20  // allocated since the last look: no burst is under way
 	memorySpare = 8 << 20  // kept for the next burst
 	gcPercent   = 300      // the live heap is a few megabytes: collecting at each doubling would be in the way of every third start, and saves nothing that counts
+	memoryFile  = 16 << 20 // of the program's file: starting touches most of it, and a build much that nothing else needs
 	gcHeadroom  = 20 << 20 // but what may lie between a large live heap and its next collection does not grow with the number of containers
 )
 
@@ -39,8 +42,13 @@ func leanMemory(ctx context.Context) {
 			debug.SetGCPercent(percent)
 		}
 		garbage := at(4) - min(at(4), live)
-		if at(3)-allocated < memoryQuiet && at(0)+at(1)+garbage > memorySpare {
-			debug.FreeOSMemory()
+		if at(3)-allocated < memoryQuiet {
+			if at(0)+at(1)+garbage > memorySpare {
+				debug.FreeOSMemory()
+			}
+			if n, err := host.FilePages(); err == nil && n > memoryFile {
+				_ = host.ForgetPages() // they stay in memory, then
+			}
 		}
 		allocated = at(3)
 	}

@@ -13,7 +13,7 @@ import (
 type Builder struct {
 	GC           BuilderGC           `json:"gc,omitzero"`
 	Entitlements BuilderEntitlements `json:"entitlements,omitzero"`
-	// Parallelism is how many steps run side by side, of all builds; 0: one for each processor.
+	// Parallelism is how many steps run side by side, of all builds; 0: two for each processor, at least 8.
 	Parallelism int `json:"parallelism,omitempty"`
 }
 

@@ -35,7 +35,7 @@ type Solver struct {
 // New makes a solver.
 func New(opts Options) *Solver {
 	if opts.Parallelism <= 0 {
-		opts.Parallelism = runtime.NumCPU()
+		opts.Parallelism = max(8, 2*runtime.NumCPU())
 	}
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)

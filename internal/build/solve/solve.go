@@ -54,7 +54,7 @@ type Options struct {
 	Make  Makers
 	// Hold keeps a chain of layers from being removed until release; one that is not here is kept from nothing. Nil: layers are never removed.
 	Hold func(chain snapshot.ChainID) (release func())
-	// Parallelism is how many heavy steps run side by side, of all jobs; 0: one for each processor.
+	// Parallelism is how many heavy steps run side by side, of all jobs; 0: two for each processor, at least 8, as many wait for the network.
 	Parallelism int
 	Log         *slog.Logger
 }

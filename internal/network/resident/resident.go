@@ -4,18 +4,18 @@
 package resident
 
 import (
-	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"os"
 	"runtime/debug"
-	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/linux/host"
 )
 
 // Confine gives up every privilege: all sockets that need one come from the engine.
@@ -42,29 +42,8 @@ func Slim() {
 
 func slim(again time.Duration) {
 	debug.FreeOSMemory()
-	_ = forgetPages() // they stay in memory, then
+	_ = host.ForgetPages() // they stay in memory, then
 	time.AfterFunc(again, func() { slim(2 * again) })
-}
-
-// forgetPages lets go of the pages of the program's file that are only read.
-func forgetPages() error {
-	f, err := os.Open("/proc/self/maps")
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		// 00400000-00a9c000 r-xp 00000000 fe:00 10027970   /usr/bin/cortend
-		var from, to uintptr
-		var perm, offset, dev string
-		var inode uint64
-		if n, _ := fmt.Sscanf(lines.Text(), "%x-%x %s %s %s %d", &from, &to, &perm, &offset, &dev, &inode); n == 6 && inode != 0 && !strings.Contains(perm, "w") {
-			if _, _, errno := unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_DONTNEED); errno != 0 {
-				return os.NewSyscallError("madvise", errno)
-			}
-		}
-	}
-	return nil
 }
 
 // Control runs fn on the descriptor, which cannot be closed meanwhile. (Fd would make the socket a blocking one, for everybody who shares it.)
