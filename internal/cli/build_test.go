@@ -203,6 +203,7 @@ func TestBuild(t *testing.T) {
 	c := newClient(t, f)
 	dir := t.TempDir()
 	write(t, dir+"/Dockerfile", "FROM busybox\n")
+	write(t, os.Getenv("DOCKER_CONFIG")+"/config.json", `{"proxies":{"default":{"httpProxy":"http://proxy:1"}}}`)
 	if code := c.run("build", "-t", "app", "--build-arg", "V=2", "--label", "a=b", "--iidfile", dir+"/iid", "--metadata-file", dir+"/meta", "--pull", "--shm-size", "1m",
 		"--ulimit", "nofile=10:20", "--add-host", "a:1.2.3.4", "--network", "none", "--platform", "linux/amd64,linux/arm64", "--target", "x", dir); code != 0 {
 		t.Fatal(code, c.err.String())
@@ -221,7 +222,7 @@ func TestBuild(t *testing.T) {
 		t.Errorf("progress:\n%s", c.err.String())
 	}
 	req := f.request()
-	for key, value := range map[string]string{"build-arg:V": "2", "label:a": "b", "image-resolve-mode": "pull", "shm-size": "1048576", "ulimit": "nofile=10:20", "add-hosts": "a=1.2.3.4",
+	for key, value := range map[string]string{"build-arg:V": "2", "build-arg:http_proxy": "http://proxy:1", "label:a": "b", "image-resolve-mode": "pull", "shm-size": "1048576", "ulimit": "nofile=10:20", "add-hosts": "a=1.2.3.4",
 		"force-network-mode": "none", "platform": "linux/amd64,linux/arm64", "target": "x", "filename": "Dockerfile"} {
 		if got := req.FrontendAttrs[key]; got != value {
 			t.Errorf("%s is %q, want %q", key, got, value)

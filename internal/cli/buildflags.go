@@ -160,15 +160,15 @@ func (o *buildFlags) callOf() (request, format string, err error) {
 	return request, format, nil
 }
 
-// attrs are the attributes of the Dockerfile frontend.
-func (o *buildFlags) attrs() (map[string]string, error) {
+// attrs are the attributes of the Dockerfile frontend. args are --build-arg with the proxies of docker's config file.
+func (o *buildFlags) attrs(args []string) (map[string]string, error) {
 	at := map[string]string{}
 	set := func(key, value string) {
 		if value != "" {
 			at[key] = value
 		}
 	}
-	for _, a := range o.args {
+	for _, a := range args {
 		name, value, ok := strings.Cut(a, "=")
 		if !ok {
 			if value, ok = os.LookupEnv(name); !ok {

@@ -68,7 +68,10 @@ func (o *buildFlags) plan(a *app, context string) (p *buildPlan, err error) {
 			_ = p.close() // the error says more
 		}
 	}()
-	if p.req.Attrs, err = o.attrs(); err != nil {
+	if _, err = a.engine(); err != nil { // which it is decides which proxies steps get
+		return p, err
+	}
+	if p.req.Attrs, err = o.attrs(proxyEnv(o.args[:len(o.args):len(o.args)], a.cfg, a.ep.Host)); err != nil {
 		return p, err
 	}
 	if p.call, p.format, err = o.callOf(); err != nil {
