@@ -106,6 +106,9 @@ type Options struct {
 	// Bare: the tree shows its layers and what is written into it, and nothing else. Without it a driver may show, below all layers, what every container gets mounted over; that is
 	// right for roots of containers only.
 	Bare bool
+	// Shared asks for a tree that several may have mounted, each attached somewhere else, at a time. Without it, on kernels before 6.15, mounts beside the first are good for looking inside only
+	// (Mounted.Detached is false).
+	Shared bool
 	// UIDMap, GIDMap ask for a tree whose owners appear shifted, by an idmapped mount. Empty means unchanged.
 	IDMap []IDMap
 }

@@ -201,7 +201,7 @@ func (c *Cache) ready(ctx context.Context, m *mutable, rec mutableRecord) (ok bo
 func (c *Cache) make(ctx context.Context, m *mutable, rec mutableRecord) (err error) {
 	defer close(m.ready)
 	if rec.Tree != "" {
-		err = c.opts.Layers.Prepare(ctx, rec.Tree, rec.Base, snapshot.Options{Labels: map[string]string{label: rec.ID}, Bare: true})
+		err = c.opts.Layers.Prepare(ctx, rec.Tree, rec.Base, snapshot.Options{Labels: map[string]string{label: rec.ID}, Bare: true, Shared: true})
 	} else {
 		err = os.Mkdir(filepath.Join(c.dirs(), rec.ID), 0o700)
 	}

@@ -90,6 +90,7 @@ type tree struct {
 	labels  map[string]string
 	durable bool
 	bare    bool
+	shared  bool
 	busy    bool
 }
 
@@ -225,6 +226,7 @@ type treeFile struct {
 	Labels  map[string]string `json:",omitempty"`
 	Durable bool              `json:",omitempty"`
 	Bare    bool              `json:",omitempty"`
+	Shared  bool              `json:",omitempty"`
 }
 
 func (d *Depot) loadLayers() error {
@@ -313,7 +315,7 @@ func (d *Depot) loadTrees() error {
 			d.setAside(path, err)
 			continue
 		}
-		d.trees[rec.Key] = &tree{key: rec.Key, id: e.Name(), chain: rec.Chain, labels: rec.Labels, durable: rec.Durable, bare: rec.Bare}
+		d.trees[rec.Key] = &tree{key: rec.Key, id: e.Name(), chain: rec.Chain, labels: rec.Labels, durable: rec.Durable, bare: rec.Bare, shared: rec.Shared}
 		if rec.Chain == "" {
 			continue
 		}

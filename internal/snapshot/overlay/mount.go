@@ -27,10 +27,10 @@ type layout struct {
 	volatile bool
 }
 
-// mount makes a detached mount, by the newest way that the kernel knows.
-func (s *Store) mount(l layout) (*os.File, error) {
+// prepared is a layout as the kernel wants it.
+func (s *Store) prepared(l layout) (layout, error) {
 	if len(l.lower) > maxLayers {
-		return nil, errs.New(errs.Invalid, "%d layers, overlayfs takes %d", len(l.lower), maxLayers)
+		return l, errs.New(errs.Invalid, "%d layers, overlayfs takes %d", len(l.lower), maxLayers)
 	}
 	// A mount needs something below; one without upper needs two.
 	a, b := s.Empty()
@@ -43,8 +43,17 @@ func (s *Store) mount(l layout) (*os.File, error) {
 	if l.volatile {
 		// The kernel leaves this mark so that nobody mounts such a tree again without thinking. We thought: see Options.Durable.
 		if err := os.RemoveAll(l.work + "/work/incompat"); err != nil {
-			return nil, err
+			return l, err
 		}
+	}
+	return l, nil
+}
+
+// mount makes a detached mount, by the newest way that the kernel knows.
+func (s *Store) mount(l layout) (*os.File, error) {
+	l, err := s.prepared(l)
+	if err != nil {
+		return nil, err
 	}
 	fd, err := s.detached(l)
 	if errors.Is(err, errTooLong) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) && !singleLayers() {
@@ -178,14 +187,78 @@ func (s *Store) elsewhere(l layout) (fd int, err error) {
 }
 
 func (s *Store) onThread(l layout) (int, error) {
+	target, err := s.attach(l)
+	if err != nil {
+		return -1, err
+	}
+	return cloneTree(target)
+}
+
+func cloneTree(target string) (int, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, target, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("open_tree: %w", err)
+	}
+	return fd, nil
+}
+
+// mountAtHome makes a mount that stays attached in a mount namespace of its own, which nobody lives in: from there it can be cloned by kernels that clone no mount that is attached
+// nowhere. It is gone with the descriptor of that namespace, however the process ends.
+func (s *Store) mountAtHome(l layout) (root, home *os.File, err error) {
+	if l, err = s.prepared(l); err != nil {
+		return nil, nil, err
+	}
+	ns.OnOwnThread(func() {
+		var target string
+		if target, err = s.attach(l); err != nil {
+			return
+		}
+		if home, err = os.Open("/proc/thread-self/ns/mnt"); err != nil {
+			return
+		}
+		var fd int
+		if fd, err = cloneTree(target); err != nil {
+			err = also(err, home.Close())
+			return
+		}
+		root = os.NewFile(uintptr(fd), "overlay")
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return root, home, nil
+}
+
+// cloneAtHome gives another mount of the same tree.
+func (s *Store) cloneAtHome(home *os.File) (root *os.File, err error) {
+	ns.OnOwnThread(func() {
+		if err = unix.Unshare(unix.CLONE_FS); err != nil {
+			err = fmt.Errorf("unshare: %w", err)
+			return
+		}
+		if err = unix.Setns(int(home.Fd()), unix.CLONE_NEWNS); err != nil {
+			err = fmt.Errorf("enter a mount's namespace: %w", err)
+			return
+		}
+		a, _ := s.Empty()
+		var fd int
+		if fd, err = cloneTree(a); err == nil {
+			root = os.NewFile(uintptr(fd), "overlay")
+		}
+	})
+	return root, err
+}
+
+// attach mounts in a new mount namespace of the calling thread, over one of the empty directories.
+func (s *Store) attach(l layout) (target string, err error) {
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
-		return -1, fmt.Errorf("unshare mount namespace: %w", err)
+		return "", fmt.Errorf("unshare mount namespace: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return -1, fmt.Errorf("make mounts private: %w", err)
+		return "", fmt.Errorf("make mounts private: %w", err)
 	}
 	if err := unix.Chdir(s.Root()); err != nil {
-		return -1, &os.PathError{Op: "chdir", Path: s.Root(), Err: err}
+		return "", &os.PathError{Op: "chdir", Path: s.Root(), Err: err}
 	}
 	rel := func(path string) string { return strings.TrimPrefix(path, s.Root()+"/") }
 	lower := make([]string, len(l.lower))
@@ -201,18 +274,14 @@ func (s *Store) onThread(l layout) (int, error) {
 	}
 	data := strings.Join(opts, ",")
 	if len(data) >= os.Getpagesize() {
-		return -1, errs.New(errs.Invalid, "chain of %d layers is too long for this kernel (before 6.8)", len(l.lower))
+		return "", errs.New(errs.Invalid, "chain of %d layers is too long for this kernel (before 6.8)", len(l.lower))
 	}
 	a, _ := s.Empty()
-	target := rel(a)
+	target = rel(a)
 	if err := unix.Mount("corten", target, "overlay", flags, data); err != nil {
-		return -1, fmt.Errorf("overlay mount %s: %w", data, err)
+		return "", fmt.Errorf("overlay mount %s: %w", data, err)
 	}
-	fd, err := unix.OpenTree(unix.AT_FDCWD, target, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-	if err != nil {
-		return -1, fmt.Errorf("open_tree: %w", err)
-	}
-	return fd, nil
+	return target, nil
 }
 
 func kernelBefore(major, minor int) bool {

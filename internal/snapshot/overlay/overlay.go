@@ -46,7 +46,9 @@ type Store struct {
 	log *slog.Logger
 	// userXattr: not the host's root, so marks are user.overlay.* and the mount gets userxattr.
 	userXattr bool
-	skeleton  string // directory; empty for none
+	// clones: the kernel clones mounts that are attached nowhere (since 6.15).
+	clones   bool
+	skeleton string // directory; empty for none
 
 	mu      sync.Mutex // guards both maps
 	live    map[string]*shared
@@ -69,7 +71,7 @@ func New(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
-	s := &Store{Depot: d, log: log, userXattr: !initialUserNS(), live: map[string]*shared{}, closing: map[string]chan struct{}{}}
+	s := &Store{Depot: d, log: log, userXattr: !initialUserNS(), clones: !kernelBefore(6, 15), live: map[string]*shared{}, closing: map[string]chan struct{}{}}
 	if len(opts.Skeleton) > 0 {
 		s.skeleton = opts.Root + "/skeleton"
 		if err := makeSkeleton(s.skeleton, opts.Skeleton); err != nil {
@@ -170,19 +172,24 @@ func (s *Store) Mount(ctx context.Context, key string) (*snapshot.Mounted, error
 	if _, err := s.Get(key); err != nil {
 		return nil, err
 	}
-	return s.share("tree "+key, func() (*os.File, error) {
+	return s.share("tree "+key, func() (*os.File, *os.File, error) {
 		t, err := s.Get(key) // it may have been turned into a layer while this call waited
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		lower, err := s.Chain(t.Chain)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if s.skeleton != "" && !t.Bare && len(lower) < maxLayers {
 			lower = append(lower[:len(lower):len(lower)], s.skeleton)
 		}
-		return s.mount(layout{lower: lower, upper: t.Dir + "/upper", work: t.Dir + "/work", volatile: !t.Durable})
+		l := layout{lower: lower, upper: t.Dir + "/upper", work: t.Dir + "/work", volatile: !t.Durable}
+		if t.Shared && !s.clones {
+			return s.mountAtHome(l)
+		}
+		root, err := s.mount(l)
+		return root, nil, err
 	})
 }
 
@@ -208,13 +215,17 @@ func (s *Store) View(ctx context.Context, chain snapshot.ChainID) (*snapshot.Mou
 	if err != nil {
 		return nil, err
 	}
-	return s.share("view "+string(chain), func() (*os.File, error) { return s.mount(layout{lower: lower}) })
+	return s.share("view "+string(chain), func() (*os.File, *os.File, error) {
+		root, err := s.mount(layout{lower: lower})
+		return root, nil, err
+	})
 }
 
 // shared is one mount with several users: overlayfs must not have two mounts of one upper directory.
 type shared struct {
 	once sync.Once
 	root *os.File
+	home *os.File // the mount namespace that it is attached in, to be cloned from there; nil: it is attached nowhere
 	err  error
 	uses int // guarded by Store.mu
 }
@@ -239,18 +250,18 @@ func (s *Store) join(name string) *shared {
 	}
 }
 
-func (s *Store) share(name string, mount func() (*os.File, error)) (*snapshot.Mounted, error) {
+func (s *Store) share(name string, mount func() (root, home *os.File, err error)) (*snapshot.Mounted, error) {
 	sh := s.join(name)
 	first := false
 	sh.once.Do(func() {
 		first = true
-		sh.root, sh.err = mount()
+		sh.root, sh.home, sh.err = mount()
 	})
 	if sh.err != nil {
 		s.release(name, sh)
 		return nil, fmt.Errorf("mount %s: %w", name, sh.err)
 	}
-	root, detached, err := sh.hand(first)
+	root, detached, err := s.hand(sh, first)
 	if err != nil {
 		s.release(name, sh)
 		return nil, fmt.Errorf("mount %s: %w", name, err)
@@ -267,8 +278,12 @@ func (s *Store) share(name string, mount func() (*os.File, error)) (*snapshot.Mo
 
 // hand gives out a descriptor. The one who made the mount gets the mount itself; others a clone where the kernel can clone
 // a detached mount (6.15), else a descriptor that is good for looking inside.
-func (sh *shared) hand(first bool) (*os.File, bool, error) {
-	if !first {
+func (s *Store) hand(sh *shared, first bool) (*os.File, bool, error) {
+	if sh.home != nil {
+		root, err := s.cloneAtHome(sh.home)
+		return root, true, err
+	}
+	if !first && s.clones {
 		fd, err := unix.OpenTree(int(sh.root.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 		if err == nil {
 			return os.NewFile(uintptr(fd), "overlay"), true, nil
@@ -322,7 +337,11 @@ func (s *Store) release(name string, sh *shared) {
 	done := make(chan struct{})
 	s.closing[name] = done
 	s.down.Go(func() {
-		if err := sh.root.Close(); err != nil {
+		err := sh.root.Close()
+		if sh.home != nil {
+			err = also(err, sh.home.Close())
+		}
+		if err != nil {
 			s.log.Warn("take a mount down", "mount", name, "error", err)
 		}
 		s.mu.Lock()

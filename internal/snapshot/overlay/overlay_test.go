@@ -79,6 +79,55 @@ func TestMountElsewhere(t *testing.T) {
 	}
 }
 
+// Two builds have a cache mount at a time, each attached to a tree of its own. Kernels before 6.15 clone no mount that is attached nowhere: there the second got one that could not be attached.
+func TestSharedTree(t *testing.T) {
+	needRoot(t)
+	for _, clones := range []bool{true, false} {
+		s := open(t, t.TempDir())
+		if s.clones = s.clones && clones; s.clones != clones {
+			continue // this kernel does not know the newer way
+		}
+		chain := snapshottest.Chain(t, s, 2)
+		if err := s.Prepare(ctx, "k", chain, snapshot.Options{Shared: true}); err != nil {
+			t.Fatal(err)
+		}
+		var mounts []*snapshot.Mounted
+		for range 3 {
+			m, err := s.Mount(ctx, "k")
+			if err != nil || !m.Detached {
+				t.Fatal(m, err)
+			}
+			mounts = append(mounts, m)
+		}
+		target := t.TempDir()
+		for i, m := range mounts {
+			if err := unix.MoveMount(int(m.Root.Fd()), "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+				t.Fatal(err)
+			}
+			name := "new" + strconv.Itoa(i)
+			if err := os.WriteFile(target+"/"+name, []byte("1"), 0o644); err != nil {
+				t.Error(err)
+			}
+			for _, other := range mounts[i:] {
+				for _, name := range []string{"f1", name} {
+					if err := unix.Faccessat(int(other.Root.Fd()), name, unix.F_OK, 0); err != nil {
+						t.Errorf("%s: %v", name, err)
+					}
+				}
+			}
+			if err := unix.Unmount(target, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+			if err := m.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		if l, err := s.Turn(ctx, "k", snapshot.TurnOptions{}); err != nil || l.Size != 3 {
+			t.Error(l, err)
+		}
+	}
+}
+
 func BenchmarkPrepareMountRemove(b *testing.B) {
 	needRoot(b)
 	s := open(b, b.TempDir())
