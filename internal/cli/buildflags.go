@@ -42,7 +42,6 @@ func (o *buildFlags) registerWhat(f *pflag.FlagSet) {
 	list(f, &o.attests, "attest", "", "add an attestation: type=sbom|provenance,…")
 	f.StringVar(&o.provenance, "provenance", "", `add provenance: true, false or "mode=max"; short for --attest=type=provenance`)
 	f.StringVar(&o.sbom, "sbom", "", "add a bill of materials: true, false or its options; short for --attest=type=sbom")
-	f.Lookup("provenance").NoOptDefVal, f.Lookup("sbom").NoOptDefVal = "true", "true"
 	f.StringVar(&o.iidfile, "iidfile", "", "write the image's ID to this file")
 	f.StringVar(&o.metadataFile, "metadata-file", "", "write what is known of the result to this file, as JSON")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "print the image's ID only")

@@ -94,6 +94,7 @@ func (o *buildFlags) plan(a *app, context string) (p *buildPlan, err error) {
 			return p, err
 		}
 	}
+	p.describeSource()
 	p.req.Contexts = slices.Sorted(maps.Keys(p.dirs))
 	p.req.Secrets = slices.Sorted(maps.Keys(p.secrets))
 	p.req.SSH = slices.Sorted(maps.Keys(p.agents))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -178,4 +179,27 @@ func (f *fakeFailed) Shell(_ context.Context, args []string, stdio builds.Termin
 	}
 	_, err = stdio.Write(append([]byte("you said: "), buf[:n]...))
 	return 3, err
+}
+
+// A build with provenance tells where its files came from; one without runs no git.
+func TestBuildTellsItsSource(t *testing.T) {
+	f := &fakeBuilds{do: func(context.Context, builds.Request) (builds.Response, error) { return builds.Response{}, nil }}
+	c := newClient(t, f)
+	dir := t.TempDir()
+	write(t, dir+"/sub/Dockerfile", "FROM busybox\n")
+	for _, args := range [][]string{{"init", "-q"}, {"remote", "add", "origin", "https://me:secret@example.org/app.git"}, {"add", "."}, {"-c", "user.name=x", "-c", "user.email=x@x", "commit", "-q", "-m", "x"}} {
+		if out, err := exec.Command("git", append([]string{"-C", dir}, args...)...).CombinedOutput(); err != nil {
+			t.Skip("no git:", err, string(out))
+		}
+	}
+	if code := c.run("build", "--provenance=mode=max", dir+"/sub"); code != 0 {
+		t.Fatal(c.err.String())
+	}
+	at := f.request().FrontendAttrs
+	if at["attest:provenance"] != "mode=max" || len(at["vcs:revision"]) != 40 || at["vcs:source"] != "https://example.org/app.git" || at["vcs:localdir:context"] != "sub" {
+		t.Errorf("%v", at)
+	}
+	if c.run("build", dir+"/sub"); f.request().FrontendAttrs["vcs:revision"] != "" {
+		t.Error("git was asked for nothing")
+	}
 }

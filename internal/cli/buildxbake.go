@@ -45,7 +45,6 @@ func newBake() *verb {
 			f.StringVar(&o.metadataFile, "metadata-file", "", "write what is known of the results to this file, as JSON")
 			f.StringVar(&o.provenance, "provenance", "", "short for --set=*.attest=type=provenance")
 			f.StringVar(&o.sbom, "sbom", "", "short for --set=*.attest=type=sbom")
-			f.Lookup("provenance").NoOptDefVal, f.Lookup("sbom").NoOptDefVal = "true", "true"
 			f.StringVar(&o.call, "call", "build", "what to do: build, check, outline or targets")
 			f.BoolVar(&o.check, "check", false, "look for mistakes and build nothing: --call=check")
 			f.StringVar(&o.list, "list", "", "list targets and build nothing")
