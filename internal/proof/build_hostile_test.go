@@ -145,7 +145,10 @@ func TestBuildWithoutEnd(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = cmd.Wait() // it was told to
-		wait(t, "the step to be gone", func() bool { left, _ := filepath.Glob("/sys/fs/cgroup/pids/" + e.Table + "/step-*"); return len(left) == 0 })
+		wait(t, "the step to be gone", func() bool {
+			left, _ := filepath.Glob("/sys/fs/cgroup/pids/" + e.Table + "/step-*")
+			return len(left) == 0
+		})
 		if took := time.Since(start); took > 5*time.Second {
 			t.Errorf("%s went on for %s", name, took)
 		}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"sync"
 
+	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/ns"
 	"golang.org/x/sys/unix"
 )
@@ -24,7 +25,7 @@ type Holder struct {
 
 	mu    sync.Mutex
 	calls chan func() // to the thread; nil until it is needed
-	held  map[uint64]*heldMount
+	held  map[uint64]*heldMount // by the number of the mount
 	next  int
 }
 
@@ -46,20 +47,23 @@ func (h *Holder) Clone(whole, at *os.File) (tree *os.File, release func() error,
 	if err := h.begin(); err != nil {
 		return nil, nil, err
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(whole.Fd()), &st); err != nil {
+	var st unix.Statx_t
+	if err := unix.Statx(int(whole.Fd()), "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st); err != nil {
 		return nil, nil, fmt.Errorf("hold mount: %w", err)
+	}
+	if st.Mask&unix.STATX_MNT_ID == 0 {
+		return nil, nil, errs.New(errs.NotImplemented, "part of a detached mount: this kernel does not number mounts (Linux 5.8 does)")
 	}
 	done := make(chan struct{})
 	h.calls <- func() {
 		defer close(done)
-		tree, err = h.cloneHeld(whole, at, st.Dev)
+		tree, err = h.cloneHeld(whole, at, st.Mnt_id)
 	}
 	<-done
 	if err != nil {
 		return nil, nil, err
 	}
-	return tree, func() error { return h.drop(st.Dev) }, nil
+	return tree, func() error { return h.drop(st.Mnt_id) }, nil
 }
 
 // begin starts the thread. mu is held.
@@ -102,8 +106,8 @@ func becomeHolder() error {
 }
 
 // cloneHeld attaches whole unless it is, and clones at. It runs on the thread.
-func (h *Holder) cloneHeld(whole, at *os.File, dev uint64) (*os.File, error) {
-	m := h.held[dev]
+func (h *Holder) cloneHeld(whole, at *os.File, id uint64) (*os.File, error) {
+	m := h.held[id]
 	if m == nil {
 		h.next++
 		m = &heldMount{name: strconv.Itoa(h.next)}
@@ -113,27 +117,27 @@ func (h *Holder) cloneHeld(whole, at *os.File, dev uint64) (*os.File, error) {
 		if err := unix.MoveMount(int(whole.Fd()), "", unix.AT_FDCWD, m.name, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 			return nil, errors.Join(fmt.Errorf("hold mount: %w", err), unix.Rmdir(m.name))
 		}
-		h.held[dev] = m
+		h.held[id] = m
 	}
 	tree, err := TreeAt(at, false)
 	if err == nil {
 		m.uses++
 	} else if m.uses == 0 {
-		err = errors.Join(err, h.down(dev))
+		err = errors.Join(err, h.down(id))
 	}
 	return tree, err
 }
 
 // drop counts one use less.
-func (h *Holder) drop(dev uint64) (err error) {
+func (h *Holder) drop(id uint64) (err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	done := make(chan struct{})
 	h.calls <- func() {
 		defer close(done)
-		if m := h.held[dev]; m != nil {
+		if m := h.held[id]; m != nil {
 			if m.uses--; m.uses == 0 {
-				err = h.down(dev)
+				err = h.down(id)
 			}
 		}
 	}
@@ -142,8 +146,8 @@ func (h *Holder) drop(dev uint64) (err error) {
 }
 
 // down takes a mount down. It runs on the thread.
-func (h *Holder) down(dev uint64) error {
-	name := h.held[dev].name
-	delete(h.held, dev)
+func (h *Holder) down(id uint64) error {
+	name := h.held[id].name
+	delete(h.held, id)
 	return errors.Join(unix.Unmount(name, unix.MNT_DETACH), unix.Rmdir(name))
 }

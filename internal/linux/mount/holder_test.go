@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"errors"
 	"os"
 	"strconv"
 	"testing"
@@ -33,14 +34,27 @@ func TestHolder(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			second, releaseToo, err := h.Clone(fs, fs)
+			second, releaseSecond, err := h.Clone(fs, fs)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if err := unix.Mkdirat(int(first.Fd()), "inside", 0o755); err != nil {
 				t.Fatal(err)
 			}
-			if err := release(); err != nil {
+			other, releaseOther, err := h.Clone(second, second) // of the same file system, but another mount
+			if err != nil {
+				t.Fatal(err)
+			}
+			other.Close()
+			if err := releaseOther(); err != nil {
+				t.Fatal(err)
+			}
+			second.Close()
+			var releaseToo func() error
+			if second, releaseToo, err = h.Clone(fs, fs); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(release(), releaseSecond()); err != nil {
 				t.Fatal(err)
 			}
 			var st unix.Stat_t
