@@ -24,7 +24,7 @@ type Holder struct {
 	slow bool // for tests: as on an older kernel
 
 	mu    sync.Mutex
-	calls chan func() // to the thread; nil until it is needed
+	calls chan func()           // to the thread; nil until it is needed
 	held  map[uint64]*heldMount // by the number of the mount
 	next  int
 }
