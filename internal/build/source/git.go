@@ -84,7 +84,7 @@ func (op *gitOp) Run(ctx context.Context, env build.Env, in []build.Output) (bui
 			op.s.opts.Log.Warn("old git repositories stay", "err", err)
 		}
 	}
-	return build.Made{Outputs: []build.Output{{Chain: chain}}, Cached: have}, nil
+	return build.Made{Outputs: []build.Output{{Chain: chain, Pin: at.commit}}, Cached: have}, nil
 }
 
 // locate asks the remote what the ref is, unless it is a commit already.

@@ -86,7 +86,7 @@ func (op *httpOp) find(ctx context.Context, env build.Env) (build.Output, digest
 		op.mu.Lock()
 		op.fresh = fresh
 		op.mu.Unlock()
-		return build.Output{Chain: f.Chain}, f.Key, nil
+		return build.Output{Chain: f.Chain, Pin: f.Digest.String()}, f.Key, nil
 	})
 }
 
