@@ -63,7 +63,7 @@ func (s *Service) Build(ctx context.Context, req Request) (_ Response, err error
 
 // check refuses what can be refused before anything is done.
 func (s *Service) check(req *Request) error {
-	if req.Gateway == nil && req.Frontend == "" && (req.Definition == nil || len(req.Definition.Def) == 0) && req.Definition == nil {
+	if req.Gateway == nil && req.Frontend == "" && req.Definition == nil {
 		return errs.New(errs.Invalid, "a build needs a frontend or a definition")
 	}
 	for _, e := range req.Exports {
