@@ -22,7 +22,8 @@ func newBuild() *verb {
 		use: "[OPTIONS] PATH | URL | -", min: 1, max: 1, short: "Build an image from a Dockerfile",
 		long: "Builds what the Dockerfile says from the files in PATH, from a git or http address, or from an archive or a Dockerfile on\n" +
 			"standard input (-). The engine on this host reads PATH in place, as it is during the build; to another host only what has\n" +
-			"changed travels. The result is an image in the engine, unless --output or --push says otherwise.",
+			"changed travels. Read in place, the files are read with the engine's rights: those in PATH that you cannot read yourself are\n" +
+			"part of the context, too. The result is an image in the engine, unless --output or --push says otherwise.",
 		example: "corten build -t app .\ncorten build -t app -f deploy/Dockerfile --build-arg VERSION=2 .\ncorten build --secret id=token,env=TOKEN --ssh default .\n" +
 			"corten build --platform linux/amd64,linux/arm64 --push -t registry.example.org/app .\ncorten build -o out .\ncorten build --check .\n" +
 			"corten build --on-error=shell .\necho 'FROM busybox' | corten build -",

@@ -1,0 +1,119 @@
+package cli
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"corten.dev/corten/internal/errs"
+)
+
+func tarOf(t testing.TB, list ...tar.Header) *bytes.Buffer {
+	t.Helper()
+	var b bytes.Buffer
+	tw := tar.NewWriter(&b)
+	for _, h := range list {
+		if h.Typeflag == tar.TypeReg || h.Typeflag == 0 {
+			h.Size = 4
+		}
+		if h.Mode == 0 {
+			h.Mode = 0o644
+		}
+		if err := tw.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if h.Size > 0 {
+			if _, err := tw.Write([]byte("evil")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := tw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return &b
+}
+
+// What an engine sends as a tree stays in the folder that was named, whatever names and links it has.
+func TestUnpackStaysBelow(t *testing.T) {
+	top := t.TempDir()
+	outside := filepath.Join(top, "outside")
+	if err := os.Mkdir(outside, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for name, list := range map[string][]tar.Header{
+		"names":      {{Name: "../../outside/a"}, {Name: "/outside/b"}, {Name: "x/../../../outside/c"}},
+		"link":       {{Name: "l", Typeflag: tar.TypeSymlink, Linkname: outside}, {Name: "l/a"}},
+		"up":         {{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "../outside"}, {Name: "l/a"}},
+		"directory":  {{Name: "l", Typeflag: tar.TypeSymlink, Linkname: outside}, {Name: "l/d/", Typeflag: tar.TypeDir, Mode: 0o777}},
+		"hard":       {{Name: "h", Typeflag: tar.TypeLink, Linkname: "../../outside/kept"}, {Name: "h"}},
+		"through":    {{Name: "l", Typeflag: tar.TypeSymlink, Linkname: outside}, {Name: "h", Typeflag: tar.TypeLink, Linkname: "l/kept"}},
+		"over a dir": {{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o755}, {Name: "d/f"}, {Name: "d", Typeflag: tar.TypeSymlink, Linkname: outside}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.WriteFile(filepath.Join(outside, "kept"), []byte("kept"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			dir := filepath.Join(top, "out")
+			defer os.RemoveAll(dir)
+			err := unpackTree(dir, tarOf(t, list...))
+			left, gerr := filepath.Glob(outside + "/*")
+			data, rerr := os.ReadFile(filepath.Join(outside, "kept"))
+			if len(left) != 1 || gerr != nil || rerr != nil || string(data) != "kept" {
+				t.Errorf("outside are %q (%q): %v", left, data, err)
+			}
+			if st, err := os.Stat(filepath.Join(outside, "kept")); err != nil || st.Mode().Perm() != 0o600 {
+				t.Error(st, err)
+			}
+		})
+	}
+	if err := unpackTree(filepath.Join(top, "dev"), tarOf(t, tar.Header{Name: "null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3})); !errors.Is(err, errs.Invalid) {
+		t.Errorf("a device: %v", err)
+	}
+}
+
+func FuzzUnpack(f *testing.F) {
+	f.Add(tarOf(f, tar.Header{Name: "a/b"}, tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "/etc"}, tar.Header{Name: "l/x"}).Bytes())
+	f.Fuzz(func(t *testing.T, in []byte) {
+		top := t.TempDir()
+		_ = unpackTree(filepath.Join(top, "out"), bytes.NewReader(in)) // only where it writes is looked at
+		if left, err := os.ReadDir(top); err != nil || len(left) > 1 {
+			t.Errorf("%v %v", left, err)
+		}
+	})
+}
+
+// A layout keeps what else is in it, has one entry for a name, and takes only blobs that are what they are called.
+func TestLayouts(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "layout")
+	if _, err := layoutRef(dir, "latest"); !errors.Is(err, errs.NotFound) {
+		t.Error(err)
+	}
+	for _, name := range []string{"one", "two", "one"} {
+		if err := setLayoutRef(dir, name, []byte(`{"mediaType":"m","digest":"sha256:`+name+`","size":1,"platform":{"os":"linux"}}`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	index, err := readIndex(dir)
+	if err != nil || len(index.Manifests) != 2 {
+		t.Fatal(index, err)
+	}
+	raw, err := layoutRef(dir, "one")
+	if err != nil || string(raw) != `{"annotations":{"org.opencontainers.image.ref.name":"one"},"digest":"sha256:one","mediaType":"m","platform":{"os":"linux"},"size":1}` {
+		t.Errorf("%s %v", raw, err)
+	}
+	if _, err := layoutRef(dir, "sha256:two"); err != nil {
+		t.Error(err)
+	}
+	if _, err := layoutRef(dir, "latest"); !errors.Is(err, errs.NotFound) {
+		t.Error(err)
+	}
+	for _, bad := range []string{"sha256:../../../etc/passwd", "sha256:", "md5:" + "00000000000000000000000000000000", "x"} {
+		if _, err := blobPath(dir, bad); !errors.Is(err, errs.Invalid) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
