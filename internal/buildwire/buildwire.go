@@ -1,7 +1,7 @@
 // Package buildwire is the protocol between the command line and the engine's door for builds, POST /corten/build.
 //
 // It owns the frames on the connection after its upgrade, the streams within it, and the words that travel: both sides use it, and neither needs BuildKit's packages for it.
-// It knows no sockets and no files. It promises that one stream that is not read holds up no other, that memory per stream is bounded whatever the peer does, and that a frame that
+// It opens no sockets and no files. It promises that one stream that is not read holds up no other, that memory per stream is bounded whatever the peer does, and that a frame that
 // cannot be is an error of the connection, never a guess.
 //
 // # The conversation

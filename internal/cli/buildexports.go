@@ -28,7 +28,6 @@ func (o *buildFlags) planExports(a *app, p *buildPlan) error {
 	if err != nil {
 		return err
 	}
-	p.tags = names
 	outputs := o.outputs
 	if o.push {
 		outputs = pushed(outputs)

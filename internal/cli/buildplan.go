@@ -27,10 +27,8 @@ type buildPlan struct {
 	sinks   map[string]*buildSink // by the exporters' ids
 	stores  map[string]string     // folders of OCI layouts, by the names that the engine uses
 	temps   []string              // folders of ours
-	agent   []func()              // ends what was started for ssh
 	call    string                // the subrequest, empty for a build
 	format  string
-	tags    []string
 }
 
 func newBuildPlan() *buildPlan {
@@ -48,9 +46,6 @@ func newRef() string {
 
 // close removes what was made for the build.
 func (p *buildPlan) close() error {
-	for _, stop := range p.agent {
-		stop()
-	}
 	var first error
 	for _, dir := range p.temps {
 		if err := os.RemoveAll(dir); err != nil && first == nil {
@@ -169,7 +164,7 @@ func (o *buildFlags) names() ([]string, error) {
 	return names, nil
 }
 
-// annotationAttr translates [type[,type]:]key=value into the exporters' attributes.
+// annotationAttrs translates [type[,type]:]key=value into the exporters' attributes.
 func annotationAttrs(text string) (map[string]string, error) {
 	key, value, ok := strings.Cut(text, "=")
 	if !ok || key == "" {

@@ -46,7 +46,6 @@ func refusedVerb(name, why string) func() *verb {
 type builderView struct {
 	Version   string
 	Platforms []string
-	Labels    map[string]string
 }
 
 // builder asks the engine what it builds with and for.
