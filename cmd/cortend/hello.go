@@ -9,6 +9,7 @@ import (
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/image/hello"
+	"corten.dev/corten/internal/manifest"
 )
 
 // withHello is the image store with the image that the engine carries inside itself: corten/hello is loaded when somebody asks for it and it is not there.
@@ -19,14 +20,23 @@ type withHello struct {
 
 // Get finds an image, loading the built-in one on demand.
 func (w *withHello) Get(ctx context.Context, ref string) (image.Image, error) {
-	img, err := w.Images.Get(ctx, ref)
-	if !errors.Is(err, errs.NotFound) || ref != "corten/hello" && ref != "corten/hello:latest" {
+	return w.find(ctx, ref, func() (image.Image, error) { return w.Images.Get(ctx, ref) })
+}
+
+// GetFor finds an image of a platform, as builds do ("FROM corten/hello").
+func (w *withHello) GetFor(ctx context.Context, ref string, p manifest.Platform) (image.Image, error) {
+	return w.find(ctx, ref, func() (image.Image, error) { return w.Images.GetFor(ctx, ref, p) })
+}
+
+func (w *withHello) find(ctx context.Context, ref string, look func() (image.Image, error)) (image.Image, error) {
+	img, err := look()
+	if !errors.Is(err, errs.NotFound) || ref != "corten/hello" && ref != hello.Name {
 		return img, err
 	}
 	w.once.Lock()
 	defer w.once.Unlock()
-	if img, err := w.Images.Get(ctx, ref); err == nil {
-		return img, nil
+	if _, err := w.Images.Get(ctx, hello.Name); err == nil {
+		return look() // another one loaded it meanwhile, or it has no such platform
 	}
 	archive, err := hello.Archive()
 	if err != nil {
@@ -35,7 +45,7 @@ func (w *withHello) Get(ctx context.Context, ref string) (image.Image, error) {
 	if _, err := w.Load(ctx, archive, nil); err != nil {
 		return image.Image{}, err
 	}
-	return w.Images.Get(ctx, ref)
+	return look()
 }
 
 func groupExists(name string) bool {

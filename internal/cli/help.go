@@ -16,7 +16,7 @@ const (
 )
 
 func rootHelp(w io.Writer, root *node) {
-	fmt.Fprint(w, "Usage:  corten [OPTIONS] COMMAND\n\nRun containers, with docker's words\n")
+	fmt.Fprint(w, "Usage:  corten [OPTIONS] COMMAND\n\nBuild, ship and run containers, with docker's words\n")
 	for _, g := range []string{groupCommon, groupManage, groupOther} {
 		fmt.Fprintf(w, "\n%s:\n", g)
 		for _, n := range root.sub {
