@@ -1,6 +1,7 @@
 package step
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -80,13 +81,14 @@ func own(f *os.File, uid, gid, mode uint32) error {
 // ssh mounts a socket; each connection to it is one to the asker's agent.
 func (set *mounted) ssh(ctx context.Context, env build.Env, p *part) error {
 	opt := p.m.SSHOpt
+	id := cmp.Or(opt.ID, "default") // a Dockerfile's mount without an id has none here either
 	session, err := session(ctx, env)
 	if err != nil {
 		return err
 	}
-	err = errs.New(errs.NotFound, "no SSH key %q forwarded from the client", opt.ID)
+	err = errs.New(errs.NotFound, "no SSH key %q forwarded from the client", id)
 	if session != nil && session.SSH != nil {
-		err = session.SSH.Offers(ctx, opt.ID)
+		err = session.SSH.Offers(ctx, id)
 	}
 	if err != nil {
 		if opt.Optional {
@@ -100,10 +102,10 @@ func (set *mounted) ssh(ctx context.Context, env build.Env, p *part) error {
 	}
 	listener, err := net.Listen("unix", "/proc/self/fd/"+strconv.Itoa(int(fs.Fd()))+"/agent")
 	if err != nil {
-		return fmt.Errorf("socket of agent %s: %w", opt.ID, err)
+		return fmt.Errorf("socket of agent %s: %w", id, err)
 	}
 	listener.(*net.UnixListener).SetUnlinkOnClose(false) // its name would be that of another descriptor by then
-	fwd := &forward{ssh: session.SSH, id: opt.ID, listener: listener, conns: map[io.Closer]bool{}}
+	fwd := &forward{ssh: session.SSH, id: id, listener: listener, conns: map[io.Closer]bool{}}
 	fwd.ctx, fwd.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	fwd.work.Go(fwd.accept)
 	set.unmount = append(set.unmount, func(context.Context) error { return fwd.close() })
@@ -114,7 +116,7 @@ func (set *mounted) ssh(ctx context.Context, env build.Env, p *part) error {
 	sock := os.NewFile(uintptr(fd), "agent")
 	defer sock.Close()
 	if err := own(sock, opt.Uid, opt.Gid, opt.Mode); err != nil {
-		return fmt.Errorf("socket of agent %s: %w", opt.ID, err)
+		return fmt.Errorf("socket of agent %s: %w", id, err)
 	}
 	return set.clone(p, fs, sock)
 }
