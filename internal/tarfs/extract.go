@@ -41,9 +41,10 @@ func Extract(ctx context.Context, root *os.File, r io.Reader, opts Options) (Sta
 	if (opts.Meta == nil) != (opts.Kept == nil) {
 		return Stats{}, errs.New(errs.Invalid, "archive: Meta and Kept go together")
 	}
-	fd, err := unix.FcntlInt(root.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	// Opened anew: root may be good for paths only (O_PATH, as that of a mount is), and the directory gets attributes and times.
+	fd, err := unix.Openat(int(root.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return Stats{}, err
+		return Stats{}, fmt.Errorf("open the directory to extract into: %w", err)
 	}
 	top, err := newDir(fd, "")
 	if err != nil {

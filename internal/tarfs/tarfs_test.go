@@ -342,6 +342,23 @@ func TestPaths(t *testing.T) {
 	untouched(t, outside)
 }
 
+// A root that is open for paths only, as that of a mount is: its own times could not be set, so that ADD rootfs.tar / ended with "bad file descriptor".
+func TestExtractIntoAPathDescriptor(t *testing.T) {
+	dir := t.TempDir()
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := os.NewFile(uintptr(fd), dir)
+	defer root.Close()
+	if err := ExtractTo(t.Context(), root, "/", bytes.NewReader(pack(t, tar.Header{Name: "new", Linkname: "n"})), Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "new")); err != nil {
+		t.Error(err)
+	}
+}
+
 // Directories keep the times of the archive although their content comes after them.
 func TestDirectoryTimes(t *testing.T) {
 	root, _ := jail(t)

@@ -325,6 +325,10 @@ func TestUnpack(t *testing.T) {
 		if got := l.show(out.Chain); got != want {
 			t.Errorf("%s:\n%s", name, got)
 		}
+		out = l.must(l.op(llb.Copy(llb.Local("x"), "/"+name, "/", dockerfile(unpack)), true), l.context(dir)) // ADD rootfs.tar /
+		if got := l.show(out.Chain); !strings.Contains(got, "d/f 640 5:6 F") {
+			t.Errorf("%s into the root:\n%s", name, got)
+		}
 		out = l.must(l.op(llb.Copy(llb.Local("x"), "/"+name, "/to", dockerfile(unpack), llb.WithUser("9:8")), true), l.context(dir))
 		if got := l.show(out.Chain); got != strings.ReplaceAll(strings.ReplaceAll(want, "5:6", "9:8"), "0:0", "9:8") {
 			t.Errorf("%s, with owner:\n%s", name, got)
