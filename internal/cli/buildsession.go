@@ -148,11 +148,7 @@ func (s *buildSession) end() {
 
 // credentials looks a registry up, as push does.
 func (s *buildSession) credentials(ctx context.Context, q *buildwire.Stream, host string) error {
-	cfg, err := s.app.config()
-	if err != nil {
-		return err
-	}
-	file, err := credentials.Open(cfg.Dir)
+	file, err := s.app.logins()
 	if err != nil {
 		return err
 	}

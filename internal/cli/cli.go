@@ -32,6 +32,7 @@ type app struct {
 	Streams
 	global globalFlags
 	cfg    *endpoint.Config
+	blind  bool // a config file is there, and cannot be read: nothing is known about registries
 	ep     *endpoint.Endpoint
 	api    *engineapi.Client
 	path   string // the command as it was typed: "corten container ls"

@@ -13,22 +13,39 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/cli/autostart"
+	"corten.dev/corten/internal/cli/credentials"
 	"corten.dev/corten/internal/cli/endpoint"
 	"corten.dev/corten/internal/cli/engineapi"
+	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/version"
 )
 
-// config reads docker's config file, once.
+// config reads docker's config file, once. One that cannot be read is told, and the verb goes on without it, as docker's do.
 func (a *app) config() (*endpoint.Config, error) {
 	if a.cfg != nil {
 		return a.cfg, nil
 	}
 	cfg, err := endpoint.LoadConfig(a.global.configDir)
 	if err != nil {
-		return nil, err
+		fmt.Fprintf(a.Err, "WARNING: %v\n", err)
+		a.blind = true
 	}
 	a.cfg = cfg
 	return cfg, nil
+}
+
+// logins is what is known about registries: nothing when the file cannot be read, which is told once.
+func (a *app) logins() (*credentials.File, error) {
+	cfg, err := a.config()
+	if err != nil || a.blind {
+		return &credentials.File{}, err
+	}
+	file, err := credentials.Open(cfg.Dir)
+	if err != nil {
+		fmt.Fprintf(a.Err, "WARNING: %v; going on without a login\n", err)
+		a.blind, file = true, &credentials.File{}
+	}
+	return file, nil
 }
 
 // engine gives the API client. Nothing is dialled yet.
@@ -119,11 +136,25 @@ func (a *app) unreachable(err error) error {
 	return &reachError{host: a.ep.Host, err: err}
 }
 
-// explain leaves out what was being requested when the engine could not be reached: the host says it all.
+// explain leaves out what was being requested when the engine could not be reached: the host says it all. An engine that went away in the middle is no matter of bytes either.
 func (a *app) explain(err error) error {
 	var reach *reachError
-	if errors.As(err, &reach) {
+	var ssh *endpoint.SSHError
+	var gone *engineapi.GoneError
+	switch {
+	case errors.As(err, &reach):
 		return reach
+	case errors.As(err, &ssh) && !ssh.Met:
+		return &reachError{host: ssh.Host, err: errors.New(ssh.Said)}
+	case errors.As(err, &gone):
+		host, what := gone.Engine, gone.Request
+		if host == "" {
+			host = a.ep.Host // it may have become the user's own
+		}
+		if ssh != nil {
+			what += ": " + ssh.Said
+		}
+		return errs.New(errs.Unavailable, "The Corten engine at %s went away before it had answered in full (%s). Its log says why; run the command again when it is back.", host, what)
 	}
 	return err
 }
@@ -169,9 +200,9 @@ func flag1(on bool) string {
 func (a *app) each(names []string, do func(string) error) error {
 	var failed bool
 	for _, name := range names {
-		if err := do(name); err != nil {
+		if err := a.explain(do(name)); err != nil {
 			failed = true
-			fmt.Fprintln(a.Err, a.explain(err))
+			fmt.Fprintln(a.Err, err)
 			if errors.As(err, new(*reachError)) {
 				break
 			}

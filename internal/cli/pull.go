@@ -122,11 +122,7 @@ func (a *app) pull(ctx context.Context, api *engineapi.Client, name string, o *c
 
 // authFor is the header with what is known about a registry.
 func (a *app) authFor(ctx context.Context, domain string) ([]http1.Field, error) {
-	cfg, err := a.config()
-	if err != nil {
-		return nil, err
-	}
-	file, err := credentials.Open(cfg.Dir)
+	file, err := a.logins()
 	if err != nil {
 		return nil, err
 	}

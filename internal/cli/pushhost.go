@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/moby/moby/api/types/image"
 	"github.com/opencontainers/go-digest"
@@ -56,7 +57,7 @@ func (o *pushOptions) toHost(ctx context.Context, a *app, host string, names []s
 	var answer struct{ Have []string }
 	err = there.Post(ctx, "/corten/chains", nil, struct{ Chains []string }{chains}, &answer)
 	if err != nil && !errors.Is(err, errs.NotFound) {
-		return err
+		return fmt.Errorf("ask %s what it has: %w", host, err)
 	}
 	if !o.quiet {
 		fmt.Fprintf(a.Out, "%d of %d layers are there\n", len(answer.Have), len(chains))
@@ -66,16 +67,46 @@ func (o *pushOptions) toHost(ctx context.Context, a *app, host string, names []s
 		return err
 	}
 	defer resp.Body.Close()
-	loaded, err := there.Do(ctx, engineapi.Request{Method: "POST", Path: "/images/load", Query: query("quiet", flag1(o.quiet)), Stream: resp.Body, ContentType: tarType})
+	archive := &watched{Reader: resp.Body}
+	loaded, err := there.Do(ctx, engineapi.Request{Method: "POST", Path: "/images/load", Query: query("quiet", flag1(o.quiet)), Stream: archive, ContentType: tarType})
+	if err == nil {
+		out := a.Out
+		if o.quiet {
+			out = io.Discard
+		}
+		err = a.progress(loaded.Body, out)
+		loaded.Body.Close()
+	}
+	if own := archive.failure(); own != nil { // theirs can only say that ours broke off
+		return own
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("send to %s: %w", host, err)
 	}
-	defer loaded.Body.Close()
-	out := a.Out
-	if o.quiet {
-		out = io.Discard
+	return nil
+}
+
+// watched keeps the error that ended what it reads.
+type watched struct {
+	io.Reader
+	mu  sync.Mutex // guards err: the body of a request is read by another goroutine
+	err error
+}
+
+func (w *watched) Read(p []byte) (int, error) {
+	n, err := w.Reader.Read(p)
+	if err != nil && err != io.EOF {
+		w.mu.Lock()
+		w.err = err
+		w.mu.Unlock()
 	}
-	return a.progress(loaded.Body, out)
+	return n, err
+}
+
+func (w *watched) failure() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.err
 }
 
 // otherEngine is an engine at an address that is no setting of ours.
@@ -97,7 +128,7 @@ func (a *app) otherEngine(host string) (*engineapi.Client, error) {
 		}
 		return nc, nil
 	}
-	return engineapi.New(engineapi.Config{Dial: dial, Authority: ep.Authority(), BasePath: ep.BasePath(), Header: cfg.HTTPHeaders, UserAgent: "Corten-Client/" + version.Version}), nil
+	return engineapi.New(engineapi.Config{Dial: dial, Authority: ep.Authority(), BasePath: ep.BasePath(), Header: cfg.HTTPHeaders, UserAgent: "Corten-Client/" + version.Version, Name: ep.Host}), nil
 }
 
 // chainsOf are the chain ids of an image's layers (image-spec config.md, "Layer ChainID"), lowest first. A name without a tag means all tags, as it does for `save`.

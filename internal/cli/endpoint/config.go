@@ -38,7 +38,7 @@ type Proxy struct {
 }
 
 // LoadConfig reads config.json in dir, or in $DOCKER_CONFIG or ~/.docker if dir is empty. A missing or empty file is an empty
-// configuration; a broken one is an error that names it, because it may have named another engine.
+// configuration; of a broken one it returns an empty configuration and an error that names it, in docker's words: docker warns and goes on.
 func LoadConfig(dir string) (*Config, error) {
 	if dir == "" {
 		dir = os.Getenv("DOCKER_CONFIG")
@@ -50,15 +50,19 @@ func LoadConfig(dir string) (*Config, error) {
 		}
 		dir = filepath.Join(home, ".docker")
 	}
-	cfg := &Config{}
 	name := filepath.Join(dir, "config.json")
 	data, err := os.ReadFile(name)
-	if err == nil && len(bytes.TrimSpace(data)) > 0 {
-		if err := json.Unmarshal(data, cfg); err != nil {
-			return nil, errs.New(errs.Invalid, "read %s: %w", name, err)
-		}
-	} else if err != nil && !os.IsNotExist(err) {
-		return nil, fmt.Errorf("read configuration: %w", err)
+	switch {
+	case os.IsNotExist(err):
+		return &Config{Dir: dir}, nil
+	case err != nil:
+		return &Config{Dir: dir}, fmt.Errorf("Error loading config file: %w", err)
+	case len(bytes.TrimSpace(data)) == 0:
+		return &Config{Dir: dir}, nil
+	}
+	cfg := &Config{}
+	if err := json.Unmarshal(data, cfg); err != nil { // what was read before the fault does not count either
+		return &Config{Dir: dir}, errs.New(errs.Invalid, "Error parsing config file (%s): %w", name, err)
 	}
 	cfg.Dir = dir
 	return cfg, nil

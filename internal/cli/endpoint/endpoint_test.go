@@ -90,8 +90,8 @@ func TestBrokenConfigIsNamed(t *testing.T) {
 	if err := os.WriteFile(name, []byte("{"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := LoadConfig(dir); err == nil || !strings.Contains(err.Error(), name) {
-		t.Error(err)
+	if cfg, err := LoadConfig(dir); err == nil || !strings.Contains(err.Error(), name) || cfg.Dir != dir {
+		t.Error(cfg, err)
 	}
 }
 

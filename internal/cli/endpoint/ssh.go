@@ -61,19 +61,44 @@ type cmdConn struct {
 	in     io.WriteCloser
 	out    io.ReadCloser
 	stderr tail
+	met    bool // the other side has said something: the connection came about
 	once   sync.Once
 	err    error
 }
 
+// SSHError is what the ssh program said when it ended: no such host, refused, no key fits, no engine there. Met tells that the connection had come about before.
+type SSHError struct {
+	Host, Said string
+	Met        bool
+}
+
+func (e *SSHError) Error() string { return fmt.Sprintf("%s: %s", e.Host, e.Said) }
+
+// Unwrap tells that a connection broke off.
+func (e *SSHError) Unwrap() error {
+	if e.Met {
+		return io.ErrUnexpectedEOF
+	}
+	return nil
+}
+
 func (c *cmdConn) Read(p []byte) (int, error) {
 	n, err := c.out.Read(p)
-	if err != nil && n == 0 {
-		c.finish(time.Second) // only then has it said all that it has to say
-		if said := c.stderr.lastLine(); said != "" {
-			return 0, fmt.Errorf("ssh to %s: %s", c.host, said)
-		}
+	if n > 0 {
+		c.met = true
 	}
-	return n, err
+	if err == nil || n > 0 {
+		return n, err
+	}
+	c.finish(time.Second) // only then has it said all that it has to say
+	said := c.stderr.lastLine()
+	if said == "" && c.met {
+		return 0, err
+	}
+	if said == "" {
+		said = "ssh ended without a word"
+	}
+	return 0, &SSHError{Host: c.host, Said: said, Met: c.met}
 }
 
 func (c *cmdConn) Write(p []byte) (int, error) { return c.in.Write(p) }

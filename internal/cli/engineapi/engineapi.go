@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"corten.dev/corten/internal/cli/http1"
 	"corten.dev/corten/internal/errs"
@@ -36,6 +37,7 @@ type Config struct {
 	Version   string // fixed version; empty negotiates
 	Header    map[string]string
 	UserAgent string
+	Name      string // of the engine, for errors; empty is the one that the command talks to
 }
 
 // Client talks to one engine. Methods may be called at the same time; each takes a connection of its own.
@@ -102,6 +104,28 @@ func (e *Error) Unwrap() error {
 		return errs.Unavailable
 	}
 	return nil
+}
+
+// GoneError is an engine that ended the connection before its answer was whole: it was stopped or killed, or could not go on.
+type GoneError struct {
+	Engine  string // [Config.Name]
+	Request string
+	Err     error
+}
+
+func (e *GoneError) Error() string {
+	return fmt.Sprintf("%s: the engine went away: %v", e.Request, e.Err)
+}
+
+// Unwrap gives what the connection said.
+func (e *GoneError) Unwrap() error { return e.Err }
+
+// failed says what an error of the connection means.
+func (c *Client) failed(r Request, err error) error {
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		return &GoneError{Engine: c.cfg.Name, Request: r.Method + " " + r.Path, Err: err}
+	}
+	return fmt.Errorf("%s %s: %w", r.Method, r.Path, err)
 }
 
 // Request is one call. Path is without version ("/containers/json"). In is marshalled as JSON; Stream is sent as it
@@ -236,13 +260,13 @@ func (c *Client) once(ctx context.Context, r Request, payload []byte, upgrade bo
 			if used && r.Method == "GET" && ctx.Err() == nil {
 				continue
 			}
-			return nil, nil, fmt.Errorf("%s %s: %w", r.Method, r.Path, err)
+			return nil, nil, c.failed(r, err)
 		}
 		if up != nil {
 			return nil, up, nil
 		}
 		c.settle(resp)
-		resp.Body = &returning{ReadCloser: resp.Body, client: c, conn: conn}
+		resp.Body = &returning{ReadCloser: resp.Body, client: c, conn: conn, of: r}
 		if resp.Status >= 400 {
 			return nil, nil, readError(resp)
 		}
@@ -296,7 +320,16 @@ type returning struct {
 	io.ReadCloser
 	client *Client
 	conn   *http1.Conn
+	of     Request
 	once   sync.Once
+}
+
+func (r *returning) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	if err != nil && err != io.EOF && !errors.Is(err, context.Canceled) {
+		err = r.client.failed(r.of, err)
+	}
+	return n, err
 }
 
 func (r *returning) Close() error {
