@@ -1,8 +1,9 @@
-// Package task holds how Corten does work that can fail half way: an undo stack for verbs made of steps, and
-// locks by name.
+// Package task holds how Corten does work that can fail half way: an undo stack for verbs made of steps, locks by
+// name, and a wall around bugs.
 //
 // It owns no state of the product. It promises that undo steps run backwards, each exactly once, detached from the
-// caller's context but bounded in time, and that none of their errors is lost.
+// caller's context but bounded in time, and that none of their errors is lost; and that a panic behind the wall is
+// an error of the work it is in, with its stack in the log.
 package task
 
 import (

@@ -123,7 +123,7 @@ func (n *node) local(ctx context.Context, index int) (build.Output, error) {
 		n.layers[index] = f
 	}
 	n.mu.Unlock()
-	return f.wait(ctx, n.job.ctx, n.job.running.spawn, func(ctx context.Context) (build.Output, error) { return n.bring(ctx, index) })
+	return f.wait(ctx, n.job.ctx, &n.job.running, func(ctx context.Context) (build.Output, error) { return n.bring(ctx, index) })
 }
 
 // bring brings the layers of an output here: they are; they can be fetched; the step is run again, or an import has them.
@@ -193,7 +193,7 @@ func (n *node) bringAlias(ctx context.Context, res *result, index int) (build.Ou
 
 // bringInputs brings the layers of all inputs here.
 func (n *node) bringInputs(ctx context.Context) error {
-	return together(ctx, len(n.inputs), func(ctx context.Context, i int) error {
+	return n.together(ctx, len(n.inputs), func(ctx context.Context, i int) error {
 		_, err := n.inputs[i].node.local(ctx, n.inputs[i].index)
 		return err
 	})

@@ -3,6 +3,8 @@ package solve
 import (
 	"context"
 	"sync"
+
+	"corten.dev/corten/internal/task"
 )
 
 // call is work that goes on for those who wait for it:
@@ -22,19 +24,24 @@ type call[T any] struct {
 	left    bool
 }
 
-// begin starts work under base for its first waiter, who entered by this. spawn runs a function beside, and knows what runs.
-func begin[T any](base context.Context, spawn func(func()), work func(context.Context) (T, error)) *call[T] {
+// begin starts work under base for its first waiter, who entered by this. A bug in it is its error.
+func begin[T any](base context.Context, on *crew, work func(context.Context) (T, error)) *call[T] {
 	ctx, cancel := context.WithCancel(base)
 	c := &call[T]{cancel: cancel, done: make(chan struct{}), waiting: 1}
-	spawn(func() {
+	on.spawn(func() {
 		defer cancel()
-		c.val, c.err = work(ctx)
+		c.val, c.err = contained(ctx, on, work)
 		c.mu.Lock()
 		c.ended = true
 		c.mu.Unlock()
 		close(c.done)
 	})
 	return c
+}
+
+func contained[T any](ctx context.Context, on *crew, work func(context.Context) (T, error)) (val T, err error) {
+	defer task.Contain(on.log, "solve a build", &err)
+	return work(ctx)
 }
 
 // enter counts one more who waits; false when the work was left, and has to be begun anew.
@@ -88,12 +95,12 @@ type future[T any] struct {
 	now *call[T]
 }
 
-// wait waits for the work, which base and spawn are for when it has to be begun.
-func (f *future[T]) wait(ctx, base context.Context, spawn func(func()), work func(context.Context) (T, error)) (T, error) {
+// wait waits for the work, which base and on are for when it has to be begun.
+func (f *future[T]) wait(ctx, base context.Context, on *crew, work func(context.Context) (T, error)) (T, error) {
 	f.mu.Lock()
 	c := f.now
 	if c == nil || !c.enter() {
-		c = begin(base, spawn, work)
+		c = begin(base, on, work)
 		f.now = c
 	}
 	f.mu.Unlock()

@@ -109,7 +109,7 @@ func (s *Solver) board(id flightID, n *node, work func(context.Context, *flight)
 	f := &flight{id: id, owner: n, trees: leftovers{refs: 1, remove: s.removeTrees}}
 	f.join(n.job)
 	s.flights[id] = f
-	f.call = begin(context.Background(), s.running.spawn, func(ctx context.Context) (flown, error) {
+	f.call = begin(context.Background(), &s.running, func(ctx context.Context) (flown, error) {
 		defer f.trees.unref()
 		defer s.clear(f)
 		return work(ctx, f)
@@ -182,7 +182,7 @@ func (f *flight) run(ctx context.Context, res *result, in []build.Output) (flown
 	f.tape.begin(began)
 	env := n.env(&f.tape)
 	env.Session = f.session
-	made, err := n.op.Run(ctx, env, in)
+	made, err := n.runOp(ctx, env, in)
 	f.tape.end()
 	if err != nil {
 		f.trees.take(n.vertex, err)

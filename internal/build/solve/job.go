@@ -40,7 +40,7 @@ func New(opts Options) *Solver {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Solver{opts: opts, slots: make(chan struct{}, opts.Parallelism), flights: map[flightID]*flight{}}
+	return &Solver{opts: opts, running: crew{log: opts.Log}, slots: make(chan struct{}, opts.Parallelism), flights: map[flightID]*flight{}}
 }
 
 // Close waits until nothing of ended jobs is under way any more.
@@ -104,7 +104,7 @@ type Job struct {
 // Job begins a build request. It ends with ctx, or by Close, which must be called in any case.
 func (s *Solver) Job(ctx context.Context, opts JobOptions) *Job {
 	j := &Job{
-		solver: s, opts: opts, grants: parseGrants(opts.Entitlements), rep: newReporter(opts.Status),
+		solver: s, opts: opts, running: crew{log: s.opts.Log}, grants: parseGrants(opts.Entitlements), rep: newReporter(opts.Status),
 		told: map[digest.Digest]bool{}, used: map[digest.Digest]func(){}, held: map[snapshot.ChainID]func(){},
 	}
 	j.AddImports(opts.Imports...)
@@ -282,6 +282,8 @@ func (j *Job) session(ctx context.Context, id string) (*build.Session, error) {
 
 // crew counts what runs beside.
 type crew struct {
+	log *slog.Logger
+
 	mu   sync.Mutex // guards what follows
 	n    int
 	idle chan struct{} // closed when n becomes 0; nil while nobody waits for it

@@ -13,6 +13,7 @@ import (
 
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/task"
 )
 
 // keyFormat opens what a record's key is made of. It changes when a kept result of before could be another one now.
@@ -101,7 +102,7 @@ func (n *node) result(ctx context.Context) (*result, error) {
 	if res := n.latest(); res != nil {
 		return res, nil
 	}
-	return n.found.wait(ctx, n.job.ctx, n.job.running.spawn, func(ctx context.Context) (*result, error) {
+	return n.found.wait(ctx, n.job.ctx, &n.job.running, func(ctx context.Context) (*result, error) {
 		res, err := n.make(ctx, attempt{})
 		if err != nil {
 			return nil, err
@@ -135,7 +136,7 @@ func (n *node) make(ctx context.Context, how attempt) (*result, error) {
 }
 
 func (n *node) turns(ctx context.Context, how attempt) (*result, error) {
-	err := together(ctx, len(n.inputs), func(ctx context.Context, i int) error {
+	err := n.together(ctx, len(n.inputs), func(ctx context.Context, i int) error {
 		res, err := n.inputs[i].node.result(ctx)
 		if err == nil {
 			_, err = n.inputs[i].node.output(res, n.inputs[i].index)
@@ -165,7 +166,7 @@ func (n *node) turn(ctx context.Context, how attempt) (*result, error) {
 	if n.traits.Source {
 		n.voice.begin(time.Now())
 	}
-	key, err := n.op.Key(ctx, n.env(n.voice), slices.Clone(in)) // a Key may note in its own what it had brought
+	key, err := n.opKey(ctx, slices.Clone(in)) // a Key may note in its own what it had brought
 	if err != nil {
 		return nil, n.ended(ctx, err)
 	}
@@ -187,12 +188,23 @@ func (n *node) turn(ctx context.Context, how attempt) (*result, error) {
 
 // lookUp runs a source: its result is an identity, of which no record is kept.
 func (n *node) lookUp(ctx context.Context, key digest.Digest, in []build.Output) (*result, error) {
-	made, err := n.op.Run(ctx, n.env(n.voice), in)
+	made, err := n.runOp(ctx, n.env(n.voice), in)
 	if err != nil {
 		return nil, n.ended(ctx, err)
 	}
 	n.job.use(key) // what was fetched or made for it may be kept under it
 	return &result{key: key, outputs: made.Outputs, cached: made.Cached}, nil
+}
+
+// opKey is the op's Key. A bug in it is a failure of its vertex, like one in its Run.
+func (n *node) opKey(ctx context.Context, in []build.Output) (key digest.Digest, err error) {
+	defer task.Contain(n.job.solver.opts.Log, n.vertex.Name, &err)
+	return n.op.Key(ctx, n.env(n.voice), in)
+}
+
+func (n *node) runOp(ctx context.Context, env build.Env, in []build.Output) (made build.Made, err error) {
+	defer task.Contain(n.job.solver.opts.Log, n.vertex.Name, &err)
+	return n.op.Run(ctx, env, in)
 }
 
 // inputsNow gives the outputs that the node stands on, and the keys of who made them.
@@ -252,21 +264,25 @@ func (n *node) failed(err error) error {
 	return errdefs.WrapVertex(err, n.vertex.Digest)
 }
 
-// together calls fn for each of n side by side. The first error ends the others, and is given at once.
-func together(ctx context.Context, n int, fn func(ctx context.Context, i int) error) error {
-	if n == 0 {
+// together calls fn for each of count side by side. The first error ends the others, and is given at once.
+func (n *node) together(ctx context.Context, count int, fn func(ctx context.Context, i int) error) error {
+	if count == 0 {
 		return nil
 	}
-	if n == 1 {
+	if count == 1 {
 		return fn(ctx, 0)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ends := make(chan error, n)
-	for i := range n {
-		go func() { ends <- fn(ctx, i) }()
+	ends := make(chan error, count)
+	one := func(i int) (err error) {
+		defer task.Contain(n.job.solver.opts.Log, n.vertex.Name, &err)
+		return fn(ctx, i)
 	}
-	for range n {
+	for i := range count {
+		go func() { ends <- one(i) }()
+	}
+	for range count {
 		if err := <-ends; err != nil {
 			return err
 		}
