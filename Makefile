@@ -40,6 +40,7 @@ lint:
 
 bench: build
 	$(GO) run ./cmd/corten-bench -bin bin
+	$(GO) run ./cmd/corten-bench -bin bin -build -json bench-build.json
 	$(GO) run ./cmd/corten-bench -bin bin -ship
 
 # Start time, ps and memory while 0, 200 and 1,000 other containers run.

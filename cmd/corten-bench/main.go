@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"corten.dev/corten/internal/bench"
+	"corten.dev/corten/internal/bench/build"
 	"corten.dev/corten/internal/bench/ship"
 )
 
@@ -32,6 +33,7 @@ func run() error {
 	busybox := flag.String("busybox", "/bin/busybox", "a static busybox")
 	scale := flag.String("scale", "", "instead, measure with these numbers of running containers, e.g. 0,200,1000; 1000 alone means these three")
 	travel := flag.Bool("ship", false, "instead, measure pull, push and the registry")
+	building := flag.Bool("build", false, "instead, measure builds")
 	out := flag.String("json", "bench-result.json", "file for the figures as JSON")
 	flag.Parse()
 	abs, err := filepath.Abs(*bin)
@@ -55,6 +57,11 @@ func run() error {
 		defer stop()
 		return ship.Run(ctx, ship.Options{Bin: abs, Dir: base, Rounds: max(*rounds, 3), Progress: os.Stderr, Out: os.Stdout})
 	}
+	if *building {
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+		defer stop()
+		return build.Run(ctx, build.Options{Bin: abs, Dir: base, Busybox: *busybox, Rows: words(*rows), Only: words(*only), Rounds: *rounds, JSON: *out, Progress: os.Stderr, Out: os.Stdout})
+	}
 	if *scale != "" {
 		return runScale(bench.Corten(abs, dir("corten"), *busybox), *scale)
 	}
@@ -67,11 +74,9 @@ func run() error {
 		&bench.OCI{Label: "crun", Command: []string{"crun", "--root", dir("crunstate")}, Dir: dir("crun"), Busybox: *busybox},
 	}
 	opts := bench.Options{Rounds: *rounds, Containers: *containers, Progress: os.Stderr}
-	if *rows != "" {
-		opts.Rows = strings.Split(*rows, ",")
-	}
+	opts.Rows = words(*rows)
 	if *only != "" {
-		all = choose(all, strings.Split(*only, ","))
+		all = choose(all, words(*only))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
@@ -80,6 +85,13 @@ func run() error {
 		return err
 	}
 	return rep.Save(*out)
+}
+
+func words(list string) []string {
+	if list == "" {
+		return nil
+	}
+	return strings.Split(list, ",")
 }
 
 func runScale(e *bench.Engine, counts string) error {

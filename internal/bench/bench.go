@@ -69,11 +69,14 @@ type Report struct {
 	Figures []Figure
 	Memory  []MemoryFigure
 	Skipped map[string]string // contestant: why it was not measured
+
+	rows []Row
 }
 
 // Options choose what to measure.
 type Options struct {
-	Rows       []string // keys; empty means all
+	Table      []Row    // what there is to measure; empty means [Rows]
+	Rows       []string // keys of those wanted; empty means all
 	Rounds     int      // 0: each row's own
 	Containers int      // for the memory row
 	Progress   io.Writer
@@ -81,7 +84,10 @@ type Options struct {
 
 // Run measures all contestants.
 func Run(ctx context.Context, all []Contestant, opts Options) Report {
-	rep := Report{Skipped: map[string]string{}}
+	rep := Report{Skipped: map[string]string{}, rows: opts.Table}
+	if rep.rows == nil {
+		rep.rows = Rows
+	}
 	var ready []Contestant
 	for _, c := range all {
 		fmt.Fprintf(opts.Progress, "starting %s\n", c.Name())
@@ -94,7 +100,7 @@ func Run(ctx context.Context, all []Contestant, opts Options) Report {
 		}
 		ready = append(ready, c)
 	}
-	for _, row := range Rows {
+	for _, row := range rep.rows {
 		if len(opts.Rows) > 0 && !slices.Contains(opts.Rows, row.Key) {
 			continue
 		}
@@ -104,7 +110,7 @@ func Run(ctx context.Context, all []Contestant, opts Options) Report {
 		fmt.Fprintf(opts.Progress, "measuring %s\n", row.What)
 		rep.Figures = append(rep.Figures, runRow(ctx, row, ready)...)
 	}
-	if len(opts.Rows) == 0 || slices.Contains(opts.Rows, "memory") {
+	if len(opts.Rows) == 0 && len(opts.Table) == 0 || slices.Contains(opts.Rows, "memory") {
 		for _, c := range ready {
 			fmt.Fprintf(opts.Progress, "measuring memory of %s\n", c.Name())
 			per, engine, err := c.Memory(ctx, opts.Containers)
@@ -181,7 +187,7 @@ func runRow(ctx context.Context, row Row, all []Contestant) []Figure {
 func (r Report) Print(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 2, 4, 2, ' ', 0)
 	fmt.Fprintln(tw, "WHAT\tCONTESTANT\tMEDIAN\tMIN\tMAX\tRUNS\tBUDGET")
-	for _, row := range Rows {
+	for _, row := range r.rows {
 		for _, f := range r.Figures {
 			if f.Row != row.Key || f.Error == ErrSkip.Error() {
 				continue
@@ -190,7 +196,7 @@ func (r Report) Print(w io.Writer) error {
 				fmt.Fprintf(tw, "%s\t%s\t-\t-\t-\t-\t%s\n", row.What, f.Contestant, f.Error)
 				continue
 			}
-			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", row.What, f.Contestant, ms(f.Median), ms(f.Min), ms(f.Max), f.Count, ms(row.Budget))
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", row.What, f.Contestant, ms(f.Median), ms(f.Min), ms(f.Max), f.Count, row.budget())
 		}
 	}
 	for _, m := range r.Memory {
@@ -213,6 +219,13 @@ func (r Report) Print(w io.Writer) error {
 		fmt.Fprintf(tw, "not measured\t%s\t%s\n", name, r.Skipped[name])
 	}
 	return tw.Flush()
+}
+
+func (r Row) budget() string {
+	if r.Budget == 0 {
+		return ""
+	}
+	return ms(r.Budget)
 }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d)/1e6) }

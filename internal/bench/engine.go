@@ -45,7 +45,7 @@ func (e *Engine) Start(ctx context.Context) error {
 	if err := e.StartOnly(ctx); err != nil {
 		return err
 	}
-	image, err := busyboxTar(e.Busybox)
+	image, err := BusyboxTar(e.Busybox)
 	if err != nil {
 		return err
 	}
@@ -110,10 +110,20 @@ func (e *Engine) run(in io.Reader, out io.Writer, args ...string) error {
 	var stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = in, out, &stderr
 	if err := cmd.Run(); err != nil {
-		line, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n")
-		return fmt.Errorf("%s %s: %w: %s", e.Label, args[0], err, line)
+		return fmt.Errorf("%s %s: %w: %s", e.Label, args[0], err, cause(stderr.String()))
 	}
 	return nil
+}
+
+// cause is the line of what a client said that tells why: builds show lines of the Dockerfile before it, others how to get help behind it.
+func cause(said string) string {
+	first, _, _ := strings.Cut(strings.TrimSpace(said), "\n")
+	for line := range strings.Lines(said) {
+		if strings.HasPrefix(strings.ToLower(line), "error") {
+			return strings.TrimSpace(line)
+		}
+	}
+	return first
 }
 
 // Prepare implements Contestant.
@@ -208,8 +218,8 @@ func (c *counter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// busyboxTar is a tree with busybox under its most usual names.
-func busyboxTar(path string) ([]byte, error) {
+// BusyboxTar is a tree with busybox under its most usual names.
+func BusyboxTar(path string) ([]byte, error) {
 	bin, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("a static busybox is needed (Debian: busybox-static): %w", err)

@@ -26,8 +26,9 @@ type Demo struct {
 	// EngineFlags are given to the engine as well, e.g. for the systemd cgroup driver.
 	EngineFlags []string
 
-	dir    string
-	engine *exec.Cmd
+	dir      string
+	engine   *exec.Cmd
+	greeting string // shown once in full
 }
 
 const (
@@ -57,7 +58,7 @@ func (d *Demo) Run(ctx context.Context) (err error) {
 	if err := d.start(ctx); err != nil {
 		return err
 	}
-	for _, step := range []func(context.Context) error{d.hello, d.serve, d.look, d.volume, d.ship, d.finish} {
+	for _, step := range []func(context.Context) error{d.build, d.hello, d.serve, d.look, d.volume, d.ship, d.finish} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -201,6 +202,11 @@ func (d *Demo) corten(ctx context.Context, args ...string) (string, error) {
 func (d *Demo) show(ctx context.Context, args ...string) error {
 	fmt.Fprintf(d.Out, "$ corten %s\n", strings.Join(args, " "))
 	out, err := d.corten(ctx, args...)
+	if out != "" && out == d.greeting {
+		out = firstLine(out) + " (and so on)\n"
+	} else if strings.Contains(out, "Hello from Corten") {
+		d.greeting = out
+	}
 	for line := range strings.Lines(out) {
 		fmt.Fprintf(d.Out, "    %s", line)
 	}
