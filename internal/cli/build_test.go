@@ -229,6 +229,9 @@ func TestBuild(t *testing.T) {
 	if len(req.Exports) != 1 || req.Exports[0].Type != "image" || req.Exports[0].Attrs["name"] != "docker.io/library/app:latest" {
 		t.Errorf("exports: %+v", req.Exports)
 	}
+	if code := c.run("build", "-q", "-t", "app", "-t", "app:2", "-o", "type=image,name=other", dir); code != 0 || f.request().Exports[0].Attrs["name"] != "docker.io/library/app:latest,docker.io/library/app:2" {
+		t.Errorf("tags beside a named output: %d %+v", code, f.request().Exports)
+	}
 	if iid, _ := os.ReadFile(dir + "/iid"); string(iid) != "sha256:abc" {
 		t.Errorf("iidfile: %q", iid)
 	}

@@ -49,7 +49,7 @@ func (o *buildFlags) planExports(a *app, p *buildPlan) error {
 			return err
 		}
 		e.ID = strconv.Itoa(i)
-		if e.Attrs["name"] == "" && len(names) > 0 && named(e.Type) {
+		if len(names) > 0 && named(e.Type) { // -t wins over a name in --output, as in buildx: it was lost beside one
 			e.Attrs["name"] = strings.Join(names, ",")
 		}
 		if e.Attrs["push"] == "true" && e.Attrs["name"] == "" {

@@ -136,6 +136,12 @@ func (s *Server) classicRequest(r *request) (builds.Request, error) {
 	if v := q.get("version"); v != "" && v != "1" {
 		return req, errs.New(errs.NotImplemented, "builder version %s by /build is not supported: BuildKit's clients use /grpc and /session", v)
 	}
+	if v := q.get("isolation"); v != "" && v != "default" {
+		return req, errs.New(errs.Invalid, "Unsupported isolation: %q", v)
+	}
+	if slices.ContainsFunc(q["securityopt"], func(v string) bool { return v != "" && v != "null" && v != "[]" }) {
+		return req, errs.New(errs.Invalid, "The daemon on this platform does not support setting security options on build")
+	}
 	attrs := req.FrontendAttrs
 	set := func(key, value string) {
 		if value != "" {
