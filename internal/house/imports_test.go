@@ -68,6 +68,7 @@ var table = []room{
 	{"bench", words, "whole commands, from outside"},
 	{"demo", words, "whole commands, from outside"},
 	{"proof", "", "tests of the whole"},
+	{"realbuild", "", "tests of builds with packages from the network"},
 	{"enginetest", words, "runs the real binaries for tests"},
 	{"script", words, "runs the scripts of the verbs"},
 	{"house", "", "reads source, imports none"},

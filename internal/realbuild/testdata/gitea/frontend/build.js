@@ -1,0 +1,1 @@
+console.log(`const day = ${require('ms')('1d')};`);
