@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"strings"
+	"sync"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
@@ -34,6 +35,11 @@ func (s *Service) Attach(ctx context.Context, ref string, opts AttachOptions) er
 	if err != nil {
 		return err
 	}
+	var early *attachment
+	if opts.Stream && !opts.Logs {
+		early = ctr.expect()
+		defer early.settle(nil, monitor.AttachOptions{}) // unless it was
+	}
 	conn, preread, err := opts.Hijack(rec.Config.Tty)
 	if err != nil {
 		return err
@@ -51,7 +57,7 @@ func (s *Service) Attach(ctx context.Context, ref string, opts AttachOptions) er
 	mopts := monitor.AttachOptions{
 		Stdin: opts.Stdin && rec.Config.OpenStdin, Stdout: opts.Stdout, Stderr: opts.Stderr, Framed: !rec.Config.Tty, Preread: preread, DetachKeys: keys,
 	}
-	ended, err := s.attach(ctx, ctr, conn, mopts)
+	ended, err := s.attach(ctx, ctr, conn, mopts, early)
 	if err != nil {
 		conn.Close()
 		return err
@@ -62,14 +68,19 @@ func (s *Service) Attach(ctx context.Context, ref string, opts AttachOptions) er
 	return nil
 }
 
-func (s *Service) attach(ctx context.Context, ctr *live, conn net.Conn, opts monitor.AttachOptions) (<-chan monitor.AttachEnd, error) {
+func (s *Service) attach(ctx context.Context, ctr *live, conn net.Conn, opts monitor.AttachOptions, early *attachment) (<-chan monitor.AttachEnd, error) {
+	if early != nil {
+		early.settle(conn, opts)
+		return early.end, nil
+	}
 	ctr.mu.Lock()
 	if mon := ctr.mon; mon != nil {
 		ctr.mu.Unlock()
 		return mon.Attach(context.WithoutCancel(ctx), conn, opts)
 	}
 	defer ctr.mu.Unlock()
-	a := &attachment{conn: conn, opts: opts, end: make(chan monitor.AttachEnd, 1)}
+	a := newAttachment()
+	a.settle(conn, opts)
 	ctr.pending = append(ctr.pending, a)
 	return a.end, nil
 }
@@ -141,21 +152,55 @@ func (s *Service) Resize(ctx context.Context, ref string, height, width uint) er
 	return nil
 }
 
-// attachment is a client that attached before the start.
+// attachment is a client that attached before the start. It is noted before the client is told that it may go on: it may start the container at once, and a short program has ended before
+// the connection is at hand. Who takes the list waits for that.
 type attachment struct {
-	conn net.Conn
-	opts monitor.AttachOptions
-	end  chan monitor.AttachEnd
+	settled chan struct{} // closed when the two below are set
+	once    sync.Once
+	conn    net.Conn // nil: the client has gone
+	opts    monitor.AttachOptions
+	end     chan monitor.AttachEnd
+}
+
+func newAttachment() *attachment {
+	return &attachment{settled: make(chan struct{}), end: make(chan monitor.AttachEnd, 1)}
+}
+
+// settle says which connection it is, once. The nil attachment is of somebody who attached to a running container.
+func (a *attachment) settle(conn net.Conn, opts monitor.AttachOptions) {
+	if a == nil {
+		return
+	}
+	a.once.Do(func() {
+		a.conn, a.opts = conn, opts
+		close(a.settled)
+	})
+}
+
+// expect notes a client whose connection is about to come; nil when the container runs.
+func (ctr *live) expect() *attachment {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	if ctr.mon != nil {
+		return nil
+	}
+	a := newAttachment()
+	ctr.pending = append(ctr.pending, a)
+	return a
 }
 
 func (ctr *live) takePending() []monitor.AttachRequest {
 	ctr.mu.Lock()
-	defer ctr.mu.Unlock()
-	list := make([]monitor.AttachRequest, 0, len(ctr.pending))
-	for _, a := range ctr.pending {
-		list = append(list, monitor.AttachRequest{Conn: a.conn, Options: a.opts, End: a.end})
-	}
+	pending := ctr.pending
 	ctr.pending = nil
+	ctr.mu.Unlock()
+	list := make([]monitor.AttachRequest, 0, len(pending))
+	for _, a := range pending {
+		<-a.settled // a header is being sent
+		if a.conn != nil {
+			list = append(list, monitor.AttachRequest{Conn: a.conn, Options: a.opts, End: a.end})
+		}
+	}
 	return list
 }
 
@@ -164,8 +209,9 @@ func (ctr *live) putBack(list []monitor.AttachRequest) {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
 	for _, a := range list {
-		end := make(chan monitor.AttachEnd, 1)
-		ctr.pending = append(ctr.pending, &attachment{conn: a.Conn, opts: a.Options, end: end})
-		go func(from <-chan monitor.AttachEnd, to chan<- monitor.AttachEnd) { to <- <-from }(end, a.End)
+		again := newAttachment()
+		again.settle(a.Conn, a.Options)
+		ctr.pending = append(ctr.pending, again)
+		go func() { a.End <- <-again.end }()
 	}
 }

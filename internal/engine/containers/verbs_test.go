@@ -3,8 +3,10 @@ package containers_test
 import (
 	"context"
 	"io"
+	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"corten.dev/corten/internal/engine/containers"
 )
@@ -65,6 +67,32 @@ func TestAttachBeforeStart(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	must(t, <-done)
+}
+
+// A client starts the container as soon as it is told that it may attach. On a busy machine a short program had ended before the connection was noted: `run` printed nothing.
+func TestAttachThatIsSlowerThanTheProgram(t *testing.T) {
+	h := newHost(t)
+	made, err := h.svc.Create(context.Background(), sh("echo bye"))
+	must(t, err)
+	conn, hijack := pipe(t)
+	told, started := make(chan struct{}), make(chan error, 1)
+	go func() {
+		<-told
+		started <- h.svc.Start(context.Background(), made.ID, "")
+	}()
+	go func() {
+		_ = h.svc.Attach(context.Background(), made.ID, containers.AttachOptions{Stdout: true, Stderr: true, Stream: true, Hijack: func(tty bool) (net.Conn, []byte, error) {
+			close(told)
+			time.Sleep(300 * time.Millisecond)
+			return hijack(tty)
+		}})
+	}()
+	must(t, <-started)
+	b, err := io.ReadAll(conn)
+	must(t, err)
+	if got := unframe(t, b); got != "bye\n" {
+		t.Errorf("got %q", got)
+	}
 }
 
 func TestExec(t *testing.T) {
