@@ -226,7 +226,7 @@ func TestNothingIsLeft(t *testing.T) {
 	}
 	after := settled()
 	for what, n := range before {
-		if after[what] > n+map[string]int{"descriptors": 2, "goroutines": 2}[what] { // a ready namespace more or less
+		if after[what] > n+map[string]int{"descriptors": 14, "goroutines": 2}[what] { // the ready namespaces may not all have been there yet
 			t.Errorf("%s: %d before, %d after", what, n, after[what])
 		}
 	}
