@@ -18,7 +18,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -27,12 +26,11 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/tonistiigi/fsutil"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/status"
 
 	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/build/frontend"
 	"corten.dev/corten/internal/build/source/mirror"
 	"corten.dev/corten/internal/engine/builds"
 	"corten.dev/corten/internal/errs"
@@ -77,10 +75,10 @@ func New(opts Options) (*Door, error) {
 		return nil, err
 	}
 	d := &Door{Options: opts, sessions: sessions, conns: newConnections()}
-	d.server = grpc.NewServer(
+	d.server = grpc.NewServer(append(frontend.Contained(d.Logger),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.UnaryInterceptor(d.unary), grpc.StreamInterceptor(d.stream),
-	)
+	)...)
 	control.RegisterControlServer(d.server, service{Door: d})
 	gwpb.RegisterLLBBridgeServer(d.server, bridges{Door: d})
 	healthpb.RegisterHealthServer(d.server, health.NewServer())
@@ -92,27 +90,21 @@ func New(opts Options) (*Door, error) {
 	return d, nil
 }
 
-// unary answers a call; a bug in it is an error of this call, not the end of the engine.
+// unary answers a call, and notes one that is refused.
 func (d *Door) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
-	defer d.contain(info.FullMethod, &err)
+	defer d.refused(info.FullMethod, &err)
 	return handle(ctx, req)
 }
 
 // stream is unary for streams.
 func (d *Door) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
-	defer d.contain(info.FullMethod, &err)
+	defer d.refused(info.FullMethod, &err)
 	return handle(srv, stream)
 }
 
-func (d *Door) contain(method string, err *error) {
-	defer func() {
-		if *err != nil {
-			d.Logger.Debug("request refused", "method", method, "err", *err)
-		}
-	}()
-	if bug := recover(); bug != nil {
-		d.Logger.Error("a bug in the door of builds", "method", method, "bug", bug, "stack", string(debug.Stack()))
-		*err = status.Errorf(codes.Internal, "bug: %v; the engine's log has the details", bug)
+func (d *Door) refused(method string, err *error) {
+	if *err != nil {
+		d.Logger.Debug("request refused", "method", method, "err", *err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"maps"
 	"sync"
 
@@ -14,10 +15,12 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/opencontainers/go-digest"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/task"
 )
 
 // Bridge answers the gateway's protocol (BuildKit's LLBBridge) for one frontend in another process: the program of a frontend image, or a client that drives a build itself.
@@ -44,6 +47,20 @@ type Bridge struct {
 // NewBridge makes a bridge to a gateway.
 func NewBridge(gw gateway.Client) *Bridge {
 	return &Bridge{gw: gw, returned: make(chan struct{}), refs: map[string]gateway.Reference{}, containers: map[string]gateway.Container{}}
+}
+
+// Contained are options of a server of bridges, or of anything else in this process: a bug in the answer to a call is an error of that call.
+func Contained(log *slog.Logger) []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, info *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
+			defer task.Contain(log, info.FullMethod, &err)
+			return handle(ctx, req)
+		}),
+		grpc.ChainStreamInterceptor(func(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) (err error) {
+			defer task.Contain(log, info.FullMethod, &err)
+			return handle(srv, stream)
+		}),
+	}
 }
 
 // Returned is closed when the frontend has returned.

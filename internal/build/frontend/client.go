@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"context"
+
 	"github.com/moby/buildkit/client/llb"
 	"github.com/moby/buildkit/client/llb/sourceresolver"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
@@ -11,12 +12,13 @@ import (
 
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/task"
 )
 
 // Product is how this engine calls itself to frontends.
 const Product = "corten"
 
-// client is the gateway as one frontend sees it.
+// client is the gateway as one frontend sees it. Frontends ask it from goroutines of their own, where nobody would catch a panic: each method contains its bugs.
 type client struct {
 	gw     *Gateway
 	attrs  map[string]string // the frontend's own; frontends write into it
@@ -35,7 +37,8 @@ func (c *client) BuildOpts() gateway.BuildOpts {
 }
 
 // Solve implements [gateway.Client]: of a definition, the result is made when it is asked for, unless req.Evaluate.
-func (c *client) Solve(ctx context.Context, req gateway.SolveRequest) (*gateway.Result, error) {
+func (c *client) Solve(ctx context.Context, req gateway.SolveRequest) (_ *gateway.Result, err error) {
+	defer task.Contain(c.gw.Log, "solve", &err)
 	if len(req.CacheImports) > 0 {
 		if err := c.gw.Job.Import(ctx, req.CacheImports); err != nil {
 			return nil, err
@@ -70,12 +73,14 @@ func (c *client) Solve(ctx context.Context, req gateway.SolveRequest) (*gateway.
 }
 
 // ResolveImageConfig implements [gateway.Client].
-func (c *client) ResolveImageConfig(ctx context.Context, ref string, opt sourceresolver.Opt) (string, digest.Digest, []byte, error) {
+func (c *client) ResolveImageConfig(ctx context.Context, ref string, opt sourceresolver.Opt) (_ string, _ digest.Digest, _ []byte, err error) {
+	defer task.Contain(c.gw.Log, "resolve "+ref, &err)
 	return sourceresolver.NewImageMetaResolver(c).ResolveImageConfig(ctx, ref, opt)
 }
 
 // ResolveSourceMetadata implements [gateway.Client]. It is shown in progress under the name that the frontend gave it.
-func (c *client) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (*sourceresolver.MetaResponse, error) {
+func (c *client) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt sourceresolver.Opt) (_ *sourceresolver.MetaResponse, err error) {
+	defer task.Contain(c.gw.Log, "resolve "+op.GetIdentifier(), &err)
 	if len(opt.SourcePolicies) > 0 {
 		return nil, errs.New(errs.NotImplemented, "a source policy of a frontend's own: policies come with the request for the build")
 	}
@@ -91,13 +96,14 @@ func (c *client) ResolveSourceMetadata(ctx context.Context, op *pb.SourceOp, opt
 		name = "resolve " + op.GetIdentifier()
 	}
 	p, done := c.gw.Job.Progress(digest.FromString(name), name)
-	res, err := c.gw.Sources.Resolve(ctx, op, opt, p)
-	done(err)
-	return res, err
+	defer func() { done(err) }()
+	defer task.Contain(c.gw.Log, name, &err)
+	return c.gw.Sources.Resolve(ctx, op, opt, p)
 }
 
 // Inputs implements [gateway.Client].
-func (c *client) Inputs(context.Context) (map[string]llb.State, error) {
+func (c *client) Inputs(context.Context) (_ map[string]llb.State, err error) {
+	defer task.Contain(c.gw.Log, "read the inputs", &err)
 	states := make(map[string]llb.State, len(c.inputs))
 	for name, def := range c.inputs {
 		if def == nil || len(def.Def) == 0 {
@@ -114,7 +120,8 @@ func (c *client) Inputs(context.Context) (map[string]llb.State, error) {
 }
 
 // Warn implements [gateway.Client].
-func (c *client) Warn(_ context.Context, vertex digest.Digest, msg string, opts gateway.WarnOpts) error {
+func (c *client) Warn(_ context.Context, vertex digest.Digest, msg string, opts gateway.WarnOpts) (err error) {
+	defer task.Contain(c.gw.Log, "warn", &err)
 	c.gw.Job.Warn(build.Warning{
 		Vertex: vertex, Level: opts.Level, Short: []byte(msg), Detail: opts.Detail, URL: opts.URL, SourceInfo: opts.SourceInfo, Range: opts.Range,
 	})

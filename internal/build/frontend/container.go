@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"context"
+	"log/slog"
 
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/solver/pb"
@@ -9,10 +10,12 @@ import (
 
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/task"
 )
 
 // NewContainer implements [gateway.Client].
-func (c *client) NewContainer(ctx context.Context, req gateway.NewContainerRequest) (gateway.Container, error) {
+func (c *client) NewContainer(ctx context.Context, req gateway.NewContainerRequest) (_ gateway.Container, err error) {
+	defer task.Contain(c.gw.Log, "make a container", &err)
 	if c.gw.Containers == nil {
 		return nil, errs.New(errs.NotImplemented, "containers of frontends are not available in this engine")
 	}
@@ -36,13 +39,17 @@ func (c *client) NewContainer(ctx context.Context, req gateway.NewContainerReque
 	if err != nil {
 		return nil, err
 	}
-	return &container{ctr}, nil
+	return &container{c.gw.Log, ctr}, nil
 }
 
 // container is a [Container] as the gateway's contract has it.
-type container struct{ ctr Container }
+type container struct {
+	log *slog.Logger
+	ctr Container
+}
 
-func (c *container) Start(ctx context.Context, req gateway.StartRequest) (gateway.ContainerProcess, error) {
+func (c *container) Start(ctx context.Context, req gateway.StartRequest) (_ gateway.ContainerProcess, err error) {
+	defer task.Contain(c.log, "start a process", &err)
 	spec := ProcessSpec{
 		Args: req.Args, Env: req.Env, SecretEnv: req.SecretEnv, User: req.User, Cwd: req.Cwd, Tty: req.Tty, Security: req.SecurityMode,
 	}
@@ -59,7 +66,10 @@ func (c *container) Start(ctx context.Context, req gateway.StartRequest) (gatewa
 	return c.ctr.Start(ctx, spec)
 }
 
-func (c *container) Release(ctx context.Context) error { return c.ctr.Release(ctx) }
+func (c *container) Release(ctx context.Context) (err error) {
+	defer task.Contain(c.log, "release a container", &err)
+	return c.ctr.Release(ctx)
+}
 
 func (c *container) tree(ctx context.Context, mount int) (*tree, error) {
 	m, err := c.ctr.Open(ctx, mount)
@@ -69,7 +79,8 @@ func (c *container) tree(ctx context.Context, mount int) (*tree, error) {
 	return &tree{root: m.Root, close: func() { _ = m.Close() }}, nil
 }
 
-func (c *container) ReadFile(ctx context.Context, req gateway.ReadContainerRequest) ([]byte, error) {
+func (c *container) ReadFile(ctx context.Context, req gateway.ReadContainerRequest) (_ []byte, err error) {
+	defer task.Contain(c.log, "read from a container", &err)
 	t, err := c.tree(ctx, req.MountIndex)
 	if err != nil {
 		return nil, err
@@ -78,7 +89,8 @@ func (c *container) ReadFile(ctx context.Context, req gateway.ReadContainerReque
 	return t.readFile(req.ReadRequest)
 }
 
-func (c *container) StatFile(ctx context.Context, req gateway.StatContainerRequest) (*fstypes.Stat, error) {
+func (c *container) StatFile(ctx context.Context, req gateway.StatContainerRequest) (_ *fstypes.Stat, err error) {
+	defer task.Contain(c.log, "read from a container", &err)
 	t, err := c.tree(ctx, req.MountIndex)
 	if err != nil {
 		return nil, err
@@ -87,7 +99,8 @@ func (c *container) StatFile(ctx context.Context, req gateway.StatContainerReque
 	return t.stat(req.Path)
 }
 
-func (c *container) ReadDir(ctx context.Context, req gateway.ReadDirContainerRequest) ([]*fstypes.Stat, error) {
+func (c *container) ReadDir(ctx context.Context, req gateway.ReadDirContainerRequest) (_ []*fstypes.Stat, err error) {
+	defer task.Contain(c.log, "read from a container", &err)
 	t, err := c.tree(ctx, req.MountIndex)
 	if err != nil {
 		return nil, err

@@ -65,7 +65,7 @@ func (g *Gateway) foreign(ctx context.Context, source string, attrs map[string]s
 		proc.Cwd = "/"
 	}
 	p, done := g.Job.Progress(digest.FromString(rand.Text()), "[frontend] "+source)
-	res, err := converse(ctx, ctr, proc, c, p)
+	res, err := g.converse(ctx, ctr, proc, c, p)
 	done(err)
 	if err != nil {
 		return nil, fmt.Errorf("frontend image %s: %w", source, err)
@@ -140,13 +140,13 @@ func (g *Gateway) environment(env []string, attrs map[string]string) ([]string, 
 }
 
 // converse runs the program and answers it, until it has returned or ended.
-func converse(ctx context.Context, ctr Container, spec ProcessSpec, gw gateway.Client, p build.Progress) (_ *gateway.Result, err error) {
+func (g *Gateway) converse(ctx context.Context, ctr Container, spec ProcessSpec, gw gateway.Client, p build.Progress) (_ *gateway.Result, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	here, there := net.Pipe()
 	bridge := NewBridge(gw)
 	defer func() { err = errors.Join(err, bridge.Close(context.WithoutCancel(ctx))) }()
-	server := grpc.NewServer(grpc.ConnectionTimeout(30*time.Second), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage))
+	server := grpc.NewServer(append(Contained(g.Log), grpc.ConnectionTimeout(30*time.Second), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage))...)
 	gwpb.RegisterLLBBridgeServer(server, bridge)
 	served := make(chan struct{})
 	listener := &oneConn{conn: here, closed: make(chan struct{})}

@@ -108,6 +108,21 @@ func newGateway(t testing.TB, dockerfile string) (*frontend.Gateway, *fakeJob) {
 	}), job
 }
 
+type brokenSources struct{}
+
+func (brokenSources) Resolve(context.Context, *pb.SourceOp, sourceresolver.Opt, build.Progress) (*sourceresolver.MetaResponse, error) {
+	panic("oh")
+}
+
+// The Dockerfile language resolves its bases from goroutines of its own: a panic of ours in there would end the engine with all its builds.
+func TestBug(t *testing.T) {
+	gw, _ := newGateway(t, sixSteps)
+	gw.Sources = brokenSources{}
+	if _, err := gw.Run(t.Context(), frontend.Dockerfile, nil, nil); err == nil || !strings.Contains(err.Error(), "bug of the engine: oh") {
+		t.Error(err)
+	}
+}
+
 const sixSteps = `FROM busybox
 RUN echo 1
 RUN echo 2

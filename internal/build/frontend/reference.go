@@ -8,9 +8,11 @@ import (
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 	"github.com/moby/buildkit/solver/pb"
 	fstypes "github.com/tonistiigi/fsutil/types"
+
+	"corten.dev/corten/internal/task"
 )
 
-// Ref is a result that may not be made yet.
+// Ref is a result that may not be made yet. Like those of [client], its methods contain their bugs.
 type Ref struct {
 	gw     *Gateway
 	def    *pb.Definition
@@ -40,7 +42,8 @@ func (r *Ref) open(ctx context.Context) (*tree, error) {
 }
 
 // ToState implements [gateway.Reference].
-func (r *Ref) ToState() (llb.State, error) {
+func (r *Ref) ToState() (_ llb.State, err error) {
+	defer task.Contain(r.gw.Log, "read a result", &err)
 	op, err := llb.NewDefinitionOp(r.def)
 	if err != nil {
 		return llb.State{}, fmt.Errorf("read definition of result: %w", err)
@@ -49,13 +52,15 @@ func (r *Ref) ToState() (llb.State, error) {
 }
 
 // Evaluate implements [gateway.Reference].
-func (r *Ref) Evaluate(ctx context.Context) error {
-	_, err := r.result.Evaluate(ctx)
+func (r *Ref) Evaluate(ctx context.Context) (err error) {
+	defer task.Contain(r.gw.Log, "evaluate a result", &err)
+	_, err = r.result.Evaluate(ctx)
 	return err
 }
 
 // ReadFile implements [gateway.Reference].
-func (r *Ref) ReadFile(ctx context.Context, req gateway.ReadRequest) ([]byte, error) {
+func (r *Ref) ReadFile(ctx context.Context, req gateway.ReadRequest) (_ []byte, err error) {
+	defer task.Contain(r.gw.Log, "read a result", &err)
 	t, err := r.open(ctx)
 	if err != nil {
 		return nil, err
@@ -65,7 +70,8 @@ func (r *Ref) ReadFile(ctx context.Context, req gateway.ReadRequest) ([]byte, er
 }
 
 // StatFile implements [gateway.Reference].
-func (r *Ref) StatFile(ctx context.Context, req gateway.StatRequest) (*fstypes.Stat, error) {
+func (r *Ref) StatFile(ctx context.Context, req gateway.StatRequest) (_ *fstypes.Stat, err error) {
+	defer task.Contain(r.gw.Log, "read a result", &err)
 	t, err := r.open(ctx)
 	if err != nil {
 		return nil, err
@@ -75,7 +81,8 @@ func (r *Ref) StatFile(ctx context.Context, req gateway.StatRequest) (*fstypes.S
 }
 
 // ReadDir implements [gateway.Reference].
-func (r *Ref) ReadDir(ctx context.Context, req gateway.ReadDirRequest) ([]*fstypes.Stat, error) {
+func (r *Ref) ReadDir(ctx context.Context, req gateway.ReadDirRequest) (_ []*fstypes.Stat, err error) {
+	defer task.Contain(r.gw.Log, "read a result", &err)
 	t, err := r.open(ctx)
 	if err != nil {
 		return nil, err
