@@ -132,6 +132,9 @@ func text(err error) string {
 	return err.Error()
 }
 
+// patience is how long one contestant may take for a row, all rounds together. Who is slower gets fewer rounds, at least one.
+const patience = 45 * time.Second
+
 // runRow times every contestant once per round, in turn, after one warm-up each.
 func runRow(ctx context.Context, row Row, all []Contestant) []Figure {
 	type lane struct {
@@ -139,6 +142,7 @@ func runRow(ctx context.Context, row Row, all []Contestant) []Figure {
 		timed, after func() error
 		done         func() error
 		times        []time.Duration
+		spent        time.Duration
 	}
 	lanes := make([]*lane, len(all))
 	for i, c := range all {
@@ -151,12 +155,13 @@ func runRow(ctx context.Context, row Row, all []Contestant) []Figure {
 	}
 	for round := -1; round < row.Rounds; round++ {
 		for _, l := range lanes {
-			if l.fig.Error != "" {
+			if l.fig.Error != "" || len(l.times) > 0 && l.spent > patience {
 				continue
 			}
 			start := time.Now()
 			err := l.timed()
 			took := time.Since(start)
+			l.spent += took
 			if err == nil && l.after != nil {
 				err = l.after()
 			}

@@ -248,6 +248,9 @@ func BusyboxTar(path string) ([]byte, error) {
 	return buf.Bytes(), nil
 }
 
+// idle is how long nobody asks an engine for anything before its memory is read. An engine may need some seconds to see that a burst is over.
+const idle = 12 * time.Second
+
 // Memory implements Contestant: the PSS of the daemon's descendants and of everything named like a helper, without the containers' own processes.
 func (e *Engine) Memory(_ context.Context, n int) (perContainer, engine int64, err error) {
 	if e.daemon == nil {
@@ -261,7 +264,7 @@ func (e *Engine) Memory(_ context.Context, n int) (perContainer, engine int64, e
 		return 0, 0, err
 	}
 	defer func() { err = errors.Join(err, e.removeMany(n)) }()
-	time.Sleep(2 * time.Second)
+	time.Sleep(idle)
 	after, err := e.pss()
 	if err != nil {
 		return 0, 0, err
