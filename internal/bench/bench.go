@@ -147,15 +147,19 @@ func runRow(ctx context.Context, row Row, all []Contestant) []Figure {
 	lanes := make([]*lane, len(all))
 	for i, c := range all {
 		l := &lane{fig: Figure{Row: row.Key, Contestant: c.Name()}}
-		var err error
+		lanes[i] = l
+		err := ctx.Err() // a person who interrupts gets what is measured so far, and everything taken away
+		if err != nil {
+			l.fig.Error = err.Error()
+			continue
+		}
 		if l.timed, l.after, l.done, err = c.Prepare(ctx, row.Key); err != nil {
 			l.fig.Error = err.Error()
 		}
-		lanes[i] = l
 	}
 	for round := -1; round < row.Rounds; round++ {
 		for _, l := range lanes {
-			if l.fig.Error != "" || len(l.times) > 0 && l.spent > patience {
+			if l.fig.Error != "" || ctx.Err() != nil || len(l.times) > 0 && l.spent > patience {
 				continue
 			}
 			start := time.Now()

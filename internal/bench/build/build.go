@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"corten.dev/corten/internal/bench"
 )
@@ -93,7 +94,13 @@ func buildah(dir string) *bench.Engine {
 	return &bench.Engine{
 		Label: "buildah", Dir: dir,
 		Client:  []string{"buildah", "--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run")},
-		Cleanup: func() error { return os.RemoveAll(dir) },
+		Cleanup: func() error {
+			store := filepath.Join(dir, "root", "overlay") // mounted on itself by the storage library, and left so
+			if err := syscall.Unmount(store, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOENT) {
+				return fmt.Errorf("unmount %s: %w", store, err)
+			}
+			return os.RemoveAll(dir)
+		},
 	}
 }
 
