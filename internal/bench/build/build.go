@@ -93,7 +93,7 @@ func contestants(opts Options, work *contexts) ([]bench.Contestant, error) {
 func buildah(dir string) *bench.Engine {
 	return &bench.Engine{
 		Label: "buildah", Dir: dir,
-		Client:  []string{"buildah", "--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run")},
+		Client: []string{"buildah", "--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run")},
 		Cleanup: func() error {
 			store := filepath.Join(dir, "root", "overlay") // mounted on itself by the storage library, and left so
 			if err := syscall.Unmount(store, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOENT) {
