@@ -78,11 +78,11 @@ func (e *engine) openBuilds(b building) (*builders, error) {
 }
 
 // buildRules are the operator's rules, or the usual ones within his bounds, on a disk of some size.
-func buildRules(gc settings.BuilderGC) func(disk int64) []builds.Rule {
-	return func(disk int64) []builds.Rule {
-		var rules []builds.Rule
+func buildRules(gc settings.BuilderGC) func(disk int64) []builds.PruneOptions {
+	return func(disk int64) []builds.PruneOptions {
+		var rules []builds.PruneOptions
 		for _, r := range gc.Rules() {
-			rules = append(rules, builds.Rule{
+			rules = append(rules, builds.PruneOptions{
 				All: r.All, Filters: filter.Args(r.Filter), KeepDuration: time.Duration(r.KeepDuration), Reserved: r.Reserved.Of(disk), MaxUsed: r.MaxUsed.Of(disk), MinFree: r.MinFree.Of(disk),
 			})
 		}
@@ -91,7 +91,7 @@ func buildRules(gc settings.BuilderGC) func(disk int64) []builds.Rule {
 		}
 		reserved, used, free := gc.Bounds()
 		for i, r := range cache.Rules(disk) {
-			rule := builds.Rule(r)
+			rule := builds.PruneOptions(r)
 			if i > 0 { // the first is about what is easily made again, with a bound of its own
 				for bound, space := range map[*int64]settings.Space{&rule.Reserved: reserved, &rule.MaxUsed: used, &rule.MinFree: free} {
 					if space != (settings.Space{}) {

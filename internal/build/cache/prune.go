@@ -291,14 +291,6 @@ func (q *queue) Pop() any {
 	return last
 }
 
-// Rule says what goes without being asked for. Fields are those of the engine's Rule, in its order.
-type Rule struct {
-	All                        bool
-	Filters                    filter.Args
-	KeepDuration               time.Duration
-	Reserved, MaxUsed, MinFree int64
-}
-
 // Rules are the usual ones, for a disk of that many bytes; each is looked at by itself, in this order:
 //
 //  1. cache mounts, contexts and checkouts, which are easily made again, when nobody used them for two days and the cache takes more than 512 MB
@@ -307,10 +299,10 @@ type Rule struct {
 //  4. all
 //
 // The last three as long as the cache takes more than 60 % of the disk (at most 100 GB), or less than 20 % of it (at most 20 GB) are free; 10 % of the disk (at most 10 GB) are the cache's in any case.
-func Rules(total int64) []Rule {
+func Rules(total int64) []PruneOptions {
 	const mb, gb = 1e6, 1e9
 	reserved, used, free := min(total/10, 10*gb), min(total/10*6, 100*gb), min(total/5, 20*gb)
-	return []Rule{
+	return []PruneOptions{
 		{Filters: filter.Args{"type": {"source.local", KindMount, "source.git.checkout", "source.http"}}, KeepDuration: 48 * time.Hour, MaxUsed: 512 * mb},
 		{KeepDuration: 60 * 24 * time.Hour, Reserved: reserved, MaxUsed: used, MinFree: free},
 		{Reserved: reserved, MaxUsed: used, MinFree: free},
@@ -322,13 +314,4 @@ func Rules(total int64) []Rule {
 func (c *Cache) Disk() (total int64, err error) {
 	_, total, err = c.space()
 	return total, err
-}
-
-// Collect applies rules one after the other, and tells the bytes that this frees. An error of one keeps no other from being applied.
-func (c *Cache) Collect(ctx context.Context, rules []Rule) (space int64, err error) {
-	for _, r := range rules {
-		n, rerr := c.Prune(ctx, PruneOptions(r), nil)
-		space, err = space+n, errors.Join(err, rerr)
-	}
-	return space, err
 }

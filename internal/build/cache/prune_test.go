@@ -142,7 +142,7 @@ func TestRules(t *testing.T) {
 	}
 	h := open(t, t.TempDir())
 	h.step(t, "a", 1000)
-	if space, err := h.Collect(ctx, Rules(1e12)[:1]); err != nil || space != 0 {
+	if space, err := h.Prune(ctx, Rules(1e12)[0], nil); err != nil || space != 0 {
 		t.Error(space, err)
 	}
 	if total, err := h.Disk(); err != nil || total <= 0 {

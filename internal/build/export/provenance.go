@@ -119,9 +119,13 @@ func (p *provenance) predicate(layers []ocispec.Descriptor) (*slsa.ProvenancePre
 		req.Locals = append(req.Locals, &slsa.LocalSource{Name: name})
 	}
 	def.InternalParameters.BuilderPlatform = platforms.Format(platforms.Normalize(p.Builder))
-	var err error
-	if def.ResolvedDependencies, err = p.graph.materials(); err != nil {
+	deps, err := p.graph.materials()
+	if err != nil {
 		return nil, err
+	}
+	def.ResolvedDependencies = slices.Grow(def.ResolvedDependencies, len(deps))[:len(deps)]
+	for i, m := range deps {
+		def.ResolvedDependencies[i].URI, def.ResolvedDependencies[i].Digest = m.uri, m.digest
 	}
 	meta.Completeness.ResolvedDependencies = !p.graph.incomplete && len(p.graph.locals) == 0
 	meta.Completeness.Request = p.Frontend != ""
@@ -223,8 +227,8 @@ func sameAddress(a, b string) bool {
 	return trim(a) == trim(b)
 }
 
-// materials are the sources as resolved dependencies, each once.
-func (g *graph) materials() (all []slsa1.ResourceDescriptor, err error) {
+// materials are the sources in the order in which they are listed, each once.
+func (g *graph) materials() (all []source, err error) {
 	seen := map[string]bool{}
 	list := slices.Clone(g.sources)
 	slices.SortStableFunc(list, func(a, b source) int { return a.kind - b.kind })
@@ -237,7 +241,7 @@ func (g *graph) materials() (all []slsa1.ResourceDescriptor, err error) {
 			continue
 		}
 		seen[key] = true
-		all = append(all, slsa1.ResourceDescriptor{URI: m.uri, Digest: m.digest})
+		all = append(all, m)
 	}
 	return all, nil
 }

@@ -107,19 +107,12 @@ func (s *Solver) Job(ctx context.Context, opts JobOptions) *Job {
 		solver: s, opts: opts, running: crew{log: s.opts.Log}, grants: parseGrants(opts.Entitlements), rep: newReporter(opts.Status),
 		told: map[digest.Digest]bool{}, used: map[digest.Digest]func(){}, held: map[snapshot.ChainID]func(){},
 	}
-	j.AddImports(opts.Imports...)
+	for _, imp := range opts.Imports {
+		j.imports = append(j.imports, &imported{Import: imp})
+	}
 	j.ctx, j.cancel = context.WithCancelCause(ctx)
 	j.top = &scope{job: j, nodes: map[nodeID]*node{}}
 	return j
-}
-
-// AddImports gives the job more imports, which are asked after those that it has, for what is looked up from now on.
-func (j *Job) AddImports(all ...Import) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	for _, imp := range all {
-		j.imports = append(j.imports, &imported{Import: imp})
-	}
 }
 
 // Solve takes a definition. It is lazy: the graph is verified and told to Status, and nothing is run before the result is asked for. An empty definition is the empty tree.

@@ -46,19 +46,21 @@ type imported struct {
 }
 
 // get reads the cache once.
-func (i *imported) get(ctx context.Context) (*cache, error) {
+func (i *imported) get(ctx context.Context) (_ *cache, err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.done {
 		return i.cache, i.err
 	}
-	part := "importing cache manifest from " + i.p.String()
-	i.job.say(part, false)
-	err := i.read(ctx)
+	if i.job.Begin != nil {
+		p, done := i.job.Begin("importing cache manifest from " + i.p.String())
+		i.job.Progress = p
+		defer func() { done(err) }()
+	}
+	err = i.read(ctx)
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx) // whoever asks next tries again
 	}
-	i.job.say(part, true)
 	i.done = true
 	if err != nil {
 		i.err = fmt.Errorf("cache at %s: %w", i.p, err)

@@ -97,7 +97,9 @@ type Result interface {
 // Job is the build that a cache is imported or exported for.
 type Job struct {
 	Session  *build.Session
-	Progress build.Progress // may be nil
+	Progress build.Progress // is told of an export; may be nil
+	// Begin tells that an import is read now, which is when it is first asked; done is called with the end of that. What happens meanwhile is told to p. Nil: nobody is told.
+	Begin func(name string) (p build.Progress, done func(error))
 }
 
 // Options are what this package stands on.

@@ -151,10 +151,17 @@ func (m *mounts) Acquire(ctx context.Context, id string, base snapshot.ChainID, 
 	return m.keys[name], func() {}, nil
 }
 
-// tells remembers warnings.
+// tells remembers warnings, and which imports were read.
 type tells struct {
 	mu       sync.Mutex
 	warnings []string
+	began    []string
+	ended    []error
+}
+
+func (p *tells) begin(name string) (build.Progress, func(error)) {
+	p.began = append(p.began, name)
+	return p, func(err error) { p.ended = append(p.ended, err) }
 }
 
 func (*tells) Log(int, []byte)                   {}
@@ -285,7 +292,7 @@ func TestCacheTravelsByARegistry(t *testing.T) {
 			t.Errorf("%s: %v %v", tc.attrs, said, err)
 		}
 		b := newHost(t)
-		imp, err := b.Import(ctx, option("registry", ref), travel.Job{Progress: b.tells})
+		imp, err := b.Import(ctx, option("registry", ref), travel.Job{Begin: b.tells.begin})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -302,6 +309,10 @@ func TestCacheTravelsByARegistry(t *testing.T) {
 		}
 		if _, _, ok, err := imp.Lookup(ctx, digest.FromString("another")); ok || err != nil {
 			t.Errorf("%v %v", ok, err)
+		}
+		// It was read once, and that was told.
+		if name := "importing cache manifest from " + strings.TrimPrefix(ref, "ref="); !slices.Equal(b.tells.began, []string{name}) || len(b.tells.ended) != 1 || b.tells.ended[0] != nil {
+			t.Errorf("%q %v", b.tells.began, b.tells.ended)
 		}
 		// Its layers come when they are wanted, and stay.
 		_, fetch = b.find(imp, "copy")
@@ -524,7 +535,7 @@ func TestCacheMountsTravel(t *testing.T) {
 		t.Errorf("%d layers are left, %v", len(left), err)
 	}
 	b := newHost(t)
-	imp, err := b.Import(ctx, option("registry", "mounts=go", "ref="+reg+"/cache"), travel.Job{Progress: b.tells})
+	imp, err := b.Import(ctx, option("registry", "mounts=go", "ref="+reg+"/cache"), travel.Job{Begin: b.tells.begin})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -535,7 +546,7 @@ func TestCacheMountsTravel(t *testing.T) {
 	// A mount with something in it, and one whose tree is not here.
 	c := newHost(t)
 	c.fill("go", "", "obj", "newer")
-	if imp, err = c.Import(ctx, option("registry", "mounts=true", "ref="+reg+"/cache"), travel.Job{Progress: c.tells}); err != nil {
+	if imp, err = c.Import(ctx, option("registry", "mounts=true", "ref="+reg+"/cache"), travel.Job{Begin: c.tells.begin}); err != nil {
 		t.Fatal(err)
 	}
 	c.find(imp, "base")
@@ -545,7 +556,7 @@ func TestCacheMountsTravel(t *testing.T) {
 	// One that began with a tree which is here.
 	d := newHost(t)
 	d.multi()
-	if imp, err = d.Import(ctx, option("registry", "mounts=seeded", "ref="+reg+"/cache"), travel.Job{Progress: d.tells}); err != nil {
+	if imp, err = d.Import(ctx, option("registry", "mounts=seeded", "ref="+reg+"/cache"), travel.Job{Begin: d.tells.begin}); err != nil {
 		t.Fatal(err)
 	}
 	d.find(imp, "base")

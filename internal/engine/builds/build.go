@@ -24,6 +24,7 @@ import (
 	"corten.dev/corten/internal/build/travel"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/task"
 )
 
 // Build implements [API].
@@ -57,8 +58,14 @@ func (s *Service) Build(ctx context.Context, req Request) (_ Response, err error
 		w.run.end(resp.Exporter, err)
 		s.ended()
 	}()
-	resp, err = w.build(ctx)
+	resp, err = w.contained(ctx)
 	return resp, err
+}
+
+// contained builds. The frontend of the Dockerfile language and the exporters run here, on what strangers wrote: a bug in them ends this build only, and history says so.
+func (w *working) contained(ctx context.Context) (_ Response, err error) {
+	defer task.Contain(w.Log, "build "+w.req.Ref, &err)
+	return w.build(ctx)
 }
 
 // check refuses what can be refused before anything is done.
@@ -122,6 +129,11 @@ func (w *working) status(st build.Status) {
 	}
 }
 
+// begin tells of work that belongs to no step, in the line of its name. It is there once the job is.
+func (w *working) begin(name string) (build.Progress, func(error)) {
+	return w.job.Progress(digest.FromString(w.req.Ref+" "+name), name)
+}
+
 func (w *working) build(ctx context.Context) (Response, error) {
 	opts := solve.JobOptions{Session: w.sessions, Status: w.status, Entitlements: w.req.Entitlements}
 	policy := newPolicy(w.req.SourcePolicy)
@@ -129,7 +141,7 @@ func (w *working) build(ctx context.Context) (Response, error) {
 		opts.SourcePolicy = policy.op
 	}
 	for _, c := range w.req.CacheImports {
-		imp, err := w.Caches.Import(ctx, travel.Option(c), travel.Job{Session: w.req.Session})
+		imp, err := w.Caches.Import(ctx, travel.Option(c), travel.Job{Session: w.req.Session, Begin: w.begin})
 		if err != nil {
 			return Response{}, fmt.Errorf("import cache: %w", err)
 		}
@@ -210,7 +222,7 @@ func evaluate(ctx context.Context, res *gateway.Result) error {
 	var first error
 	_ = res.EachRef(func(ref gateway.Reference) error {
 		all.Go(func() {
-			if err := ref.Evaluate(ctx); err != nil {
+			if err := ref.Evaluate(ctx); err != nil { // it contains its bugs
 				once.Do(func() { first = err; cancel(err) })
 			}
 		})
@@ -318,6 +330,7 @@ func (w *working) export(ctx context.Context, e Export, tree *export.Result, ref
 		defer func() { done(err) }()
 		ej.Progress = p
 	}
+	defer task.Contain(w.Log, "export to "+e.Type, &err) // before done is told
 	if slices.ContainsFunc(w.req.CacheExports, func(c CacheOption) bool { return c.Type == "inline" }) {
 		ej.InlineCache = func(ctx context.Context, platform string, _ []snapshot.Layer) ([]byte, error) {
 			if made := solved(refs.of(platform)); made != nil {

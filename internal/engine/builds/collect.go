@@ -6,24 +6,16 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/events"
-	"corten.dev/corten/internal/filter"
+	"corten.dev/corten/internal/task"
 )
 
 // Collection is what the cache of builds may take without being asked: rules, each of which holds by itself, the first the most careful.
 type Collection struct {
 	Enabled bool
-	// Rules gives the rules for a disk of so many bytes.
-	Rules func(disk int64) []Rule
+	// Rules gives the rules for a disk of so many bytes: what each chooses and nobody used lately goes, the longest unused first, until its bounds hold.
+	Rules func(disk int64) []PruneOptions
 	// Every is how often it is looked at beside the ends of builds; 0 is an hour.
 	Every time.Duration
-}
-
-// Rule says what goes: what Filters choose and nobody used for KeepDuration, the longest unused first, until the bounds hold (see [PruneOptions]).
-type Rule struct {
-	All                        bool
-	Filters                    filter.Args
-	KeepDuration               time.Duration
-	Reserved, MaxUsed, MinFree int64
 }
 
 // settle is how long the engine waits after a build before it looks: builds come in rows.
@@ -50,16 +42,16 @@ func (s *Service) collecting(ctx context.Context) {
 	}
 }
 
+// collect is one look. A bug in it must not end the engine, nor the looks that follow.
 func (s *Service) collect(ctx context.Context) {
+	defer task.Contain(s.Log, "collect the cache of builds", nil)
 	disk, err := s.Records.Disk()
 	if err != nil {
 		s.Log.Warn("the size of the disk is not known: the cache of builds is not collected", "err", err)
 		return
 	}
 	for _, r := range s.Collection.Rules(disk) {
-		space, err := s.Records.Prune(ctx, PruneOptions{
-			All: r.All, Filters: r.Filters, KeepDuration: r.KeepDuration, Reserved: r.Reserved, MaxUsed: r.MaxUsed, MinFree: r.MinFree,
-		}, func(UsageRecord) {})
+		space, err := s.Records.Prune(ctx, r, func(UsageRecord) {})
 		if err != nil && ctx.Err() == nil {
 			s.Log.Warn("collect the cache of builds", "err", err)
 		}

@@ -141,11 +141,10 @@ func (h *host) context(files map[string]string) *build.Session {
 
 // output collects what a build says.
 type output struct {
-	mu    sync.Mutex
-	logs  strings.Builder
-	names []string
-	hits  map[digest.Digest]bool
-	done  map[digest.Digest]string
+	mu   sync.Mutex
+	logs strings.Builder
+	hits map[digest.Digest]bool
+	done map[digest.Digest]string
 }
 
 func (o *output) status(st build.Status) {
