@@ -98,7 +98,7 @@ func newBuilderLs() *verb {
 			if perr := l.Print(a.Out, rows); perr != nil || err == nil {
 				return perr
 			}
-			return fmt.Errorf("Cannot load builder %s: %w", builderName, err)
+			return fmt.Errorf("cannot load builder %s: %w", builderName, err)
 		},
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -50,12 +49,7 @@ func (rt *Runtime) Create(ctx context.Context, opts RunOptions) (ctr *Container,
 	}
 	var undo task.Undo
 	defer undo.OnError(ctx, &err)
-	defer func() { // what was made must be taken down whatever ends this; the caller may go on
-		if bug := recover(); bug != nil {
-			rt.log.Error("a bug in the making of a container", "container", opts.ID, "bug", bug, "stack", string(debug.Stack()))
-			err = fmt.Errorf("bug: %v; the log has the details", bug)
-		}
-	}()
+	defer task.Contain(rt.log, "make container "+opts.ID, &err) // what was made must be taken down whatever ends this; the caller may go on
 	c := &creation{rt: rt, opts: &opts, ctr: &Container{rt: rt}, undo: &undo}
 	for _, step := range []func(context.Context) error{c.folder, c.prepare, c.launch, c.record, c.settle} {
 		if err := step(ctx); err != nil {

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -97,12 +96,7 @@ func (s *Service) start(ctx context.Context, ctr *live) (err error) {
 
 // guard makes an error of a bug: a panic must neither leave the container between two states, where everyone waits for it, nor end the engine.
 func (s *Service) guard(ctr *live, fn func() error) (err error) {
-	defer func() {
-		if bug := recover(); bug != nil {
-			s.Log.Error("a start failed by a bug of the engine", "container", ctr.record().Name, "bug", bug, "stack", string(debug.Stack()))
-			err = fmt.Errorf("start container %s: bug of the engine: %v; its log has the details", ctr.record().Name, bug)
-		}
-	}()
+	defer task.Contain(s.Log, "start container "+ctr.record().Name, &err)
 	return fn()
 }
 

@@ -2,7 +2,6 @@ package images
 
 import (
 	"context"
-	"runtime/debug"
 	"strconv"
 	"time"
 
@@ -10,6 +9,7 @@ import (
 
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/task"
 )
 
 // Collector is the part of the image room that takes away what nobody uses. It logs each removal.
@@ -65,11 +65,7 @@ func (s *Service) grow() {
 
 // collect is one look. A bug in it must not end the engine, nor the looks that follow.
 func (s *Service) collect(ctx context.Context) {
-	defer func() {
-		if bug := recover(); bug != nil {
-			s.Log.Error("collection of images: a bug", "bug", bug, "stack", string(debug.Stack()))
-		}
-	}()
+	defer task.Contain(s.Log, "collection of images", nil)
 	gone, err := s.Collection.Collector.Collect(ctx, s.Collection.Policy, s.Collection.Space, s.inUse)
 	s.tellCollected(gone)
 	if err != nil && ctx.Err() == nil {
