@@ -8,7 +8,7 @@ LD      := -s -w -X corten.dev/corten/internal/version.Version=$(VERSION) -X cor
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -tags grpcnotrace
 EMBED   := internal/monitor/bin/corten-monitor internal/image/hello/bin/corten-hello internal/engine/containers/initbin/corten-init
 
-.PHONY: build embed demo test test-vm lint bench bench-scale docs cross clean
+.PHONY: build embed demo test test-real test-vm lint bench bench-scale docs cross clean
 .DEFAULT_GOAL := build
 
 build: embed
@@ -27,6 +27,10 @@ demo: build
 # Every test: units and suites, scripts of every verb against a real engine, runtime-tools' validation programs, kill -9 loops.
 test: build
 	CGO_ENABLED=0 $(GO) test -timeout 20m ./...
+
+# Dockerfiles as people have them, with their installs of packages through the network. Debian's tree is made once (needs debootstrap); about five minutes.
+test-real: build
+	CORTEN_REAL=1 CGO_ENABLED=0 $(GO) test -count 1 -timeout 15m -v ./internal/realbuild
 
 # The same main job and the suites of the rooms that touch the kernel, in a Debian virtual machine with cgroup v2 and systemd.
 test-vm: build

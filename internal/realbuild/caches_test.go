@@ -10,7 +10,7 @@ import (
 // caches are builds with cache mounts: what they download and compile is there for the next one.
 func caches() []project {
 	return []project{
-		{name: "go-stages", needs: "golang:latest", check: checkGo},
+		{name: "go-stages", needs: []string{"golang:latest"}, check: checkGo},
 		{name: "c-program", check: checkC},
 	}
 }

@@ -8,8 +8,8 @@ import (
 
 // project is an image that is built for real, run and spoken to.
 type project struct {
-	name  string // its folder in testdata
-	needs string // an image that is built before
+	name  string   // its folder in testdata
+	needs []string // images that are built before
 	args  []string
 	check func(t *testing.T, s *suite, image string)
 }
@@ -21,8 +21,8 @@ func TestReal(t *testing.T) {
 		for _, p := range slices.Concat(labs(), caches(), databases(), wellKnown()) {
 			t.Run(p.name, func(t *testing.T) {
 				t.Parallel()
-				if p.needs != "" {
-					s.need(t, p.needs)
+				for _, name := range p.needs {
+					s.need(t, name)
 				}
 				image := "real/" + p.name
 				log, err := s.twice("testdata/"+p.name, image, p.args...)
@@ -47,7 +47,7 @@ func labs() []project {
 			c.fetch("3000", "<h1>salt &amp; pepper</h1>")
 			c.exec("/", "cat", "/var/log/nodeapp/requests.log")
 		}},
-		{name: "lab-node", needs: "node:latest", check: func(t *testing.T, s *suite, image string) {
+		{name: "lab-node", needs: []string{"node:latest"}, check: func(t *testing.T, s *suite, image string) {
 			s.config(t, image, "{{json .Config.Cmd}} {{json .Config.ExposedPorts}}", `["npm","start"] {"4200/tcp":{}}`)
 			c := s.run(t, "-p", "127.0.0.1::4200", image)
 			c.fetch("4200", "<app-root>&lt;client&gt;</app-root>")
@@ -58,7 +58,7 @@ func labs() []project {
 // databases are Debian's redis, nginx and PostgreSQL in the manner of the official images.
 func databases() []project {
 	return []project{
-		{name: "postgres-app", needs: "postgres:latest", check: checkPostgres},
+		{name: "postgres-app", needs: []string{"postgres:latest"}, check: checkPostgres},
 		{name: "redis", check: func(t *testing.T, s *suite, image string) {
 			c := s.run(t, "-p", "127.0.0.1::6379", image)
 			c.speak("6379", "PING\r\n", "+PONG\r\n")
@@ -77,7 +77,7 @@ func databases() []project {
 			if page := c.fetch("80", "<h1>a static site</h1>").Get("X-Page"); page != "the first" {
 				t.Errorf("the template was not filled: %q", page)
 			}
-			c.until("the log", func() (string, error) { return s.e.Try("logs", c.id) }, `"GET / HTTP/1.1" 200`)
+			c.until("the log", c.logs, `"GET / HTTP/1.1" 200`)
 			c.stop("0")
 		}},
 	}

@@ -33,6 +33,9 @@ func start(t *testing.T) *suite {
 	if os.Getenv("CORTEN_REAL") != "1" {
 		t.Skip("slow, and installs packages through the network: make test-real")
 	}
+	if os.Geteuid() != 0 {
+		t.Fatal("needs root: namespaces and bridges")
+	}
 	s := &suite{host: theHost(t), images: map[string]func() error{}}
 	s.e = enginetest.New(t)
 	s.e.Up()
@@ -47,7 +50,7 @@ func start(t *testing.T) *suite {
 	return s
 }
 
-// bases are images that several tests stand on: their folder in testdata, and more words for the build.
+// base tells of an image that tests stand on: its folder in testdata, more words for its build, and what it stands on itself.
 func (s *suite) base(name string) (dir string, args []string, needs string) {
 	switch name {
 	case "golang:latest":
@@ -195,10 +198,16 @@ func (c *ctr) until(what string, ask func() (string, error), want string) {
 			return
 		}
 		if time.Now().After(deadline) {
-			logs, lerr := c.s.e.Try("logs", c.id)
-			c.t.Fatalf("%s: %q, %v; want %q\nlogs: %v\n%s", what, got, err, want, lerr, ended(logs))
+			logs, lerr := c.logs()
+			c.t.Fatalf("%s: %q, %v; want %q\nits log, %v:\n%s", what, got, err, want, lerr, ended(logs))
 		}
 	}
+}
+
+// logs is all that the container said, to either stream.
+func (c *ctr) logs() (string, error) {
+	out, err := c.s.e.Client("logs", c.id).CombinedOutput()
+	return string(out), err
 }
 
 // address is where the host reaches a port of the container.

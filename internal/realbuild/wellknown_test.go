@@ -8,13 +8,13 @@ import (
 // wellKnown are ten Dockerfiles in the manner of well-known projects. Only the image that they stand on is another one.
 func wellKnown() []project {
 	return []project{
-		{name: "getting-started", needs: "node:latest", check: checkGettingStarted},
-		{name: "onbuild-app", needs: "node:onbuild", args: []string{"--build-arg", "NODE_ENV=production"}, check: func(t *testing.T, s *suite, image string) {
+		{name: "getting-started", needs: []string{"node:latest"}, check: checkGettingStarted},
+		{name: "onbuild-app", needs: []string{"node:onbuild"}, args: []string{"--build-arg", "NODE_ENV=production"}, check: func(t *testing.T, s *suite, image string) {
 			s.config(t, image, "{{json .Config.OnBuild}}", "null")
 			s.run(t, "-p", "127.0.0.1::8080", image).fetch("8080", "3600000 production")
 		}},
-		{name: "gitea", needs: "golang:latest", check: checkGitea},
-		{name: "exporter", needs: "golang:latest", check: func(t *testing.T, s *suite, image string) {
+		{name: "gitea", needs: []string{"golang:latest", "node:latest"}, check: checkGitea},
+		{name: "exporter", needs: []string{"golang:latest"}, check: func(t *testing.T, s *suite, image string) {
 			s.config(t, image, "{{.Config.User}} {{.Config.Labels.maintainer}}", "65534 The Authors <authors@example.org>")
 			arch := s.corten(t, "image", "inspect", "-f", "{{.Architecture}}", image)
 			s.run(t, "-p", "127.0.0.1::9100", image).fetch("9100", `up{arch="`+arch+`",uid="65534"} 1`)
@@ -23,7 +23,7 @@ func wellKnown() []project {
 			s.config(t, image, "{{.Config.StopSignal}} {{json .Config.Shell}}", `SIGWINCH ["/bin/bash","-euxo","pipefail","-c"]`)
 			c := s.run(t, "-p", "127.0.0.1::80", image)
 			c.fetch("80", "It works!")
-			c.until("the log", func() (string, error) { return s.e.Try("logs", c.id) }, `"GET / HTTP/1.1" 200`)
+			c.until("the log", c.logs, `"GET / HTTP/1.1" 200`)
 			c.stop("0")
 		}},
 		{name: "flask", check: func(t *testing.T, s *suite, image string) {
@@ -60,7 +60,10 @@ func wellKnown() []project {
 func checkGettingStarted(t *testing.T, s *suite, image string) {
 	c := s.run(t, "-p", "127.0.0.1::3000", image)
 	c.fetch("3000", "<h1>To-do &gt; done</h1> production as 1000")
-	c.until("its health", func() (string, error) { return s.e.Try("inspect", "-f", "is {{.State.Health.Status}}", c.id) }, "is healthy")
+	s.config(t, image, "{{with .Config.Healthcheck}}{{index .Test 0}} {{json .Interval}} {{json .Timeout}} {{json .StartPeriod}} {{json .StartInterval}} {{json .Retries}}{{end}}",
+		"CMD-SHELL 1000000000 10000000000 30000000000 250000000 5")
+	probe := s.corten(t, "image", "inspect", "-f", "{{index .Config.Healthcheck.Test 1}}", image)
+	c.exec("healthy", "sh", "-c", "("+probe+") && echo healthy")
 	if modules := s.corten(t, "exec", c.id, "ls", "node_modules"); modules != "escape-html" {
 		t.Errorf("modules: %q", modules)
 	}
