@@ -70,6 +70,7 @@ var table = []room{
 	{"proof", "", "tests of the whole"},
 	{"realbuild", "", "tests of builds with packages from the network"},
 	{"enginetest", words, "runs the real binaries for tests"},
+	{"killtest", "", "kills tests; knows no room"},
 	{"script", words, "runs the scripts of the verbs"},
 	{"house", "", "reads source, imports none"},
 }

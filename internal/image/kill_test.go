@@ -4,25 +4,19 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/killtest"
 )
-
-const killRoot = "CORTEN_TEST_KILL_ROOT"
 
 // TestKillChild is the process that TestKill kills: it imports, tags and removes without end, and says what it was promised.
 func TestKillChild(t *testing.T) {
-	root := os.Getenv(killRoot)
-	if root == "" {
-		t.Skip("only as a child of TestKill")
-	}
+	root := killtest.Child(t)
 	h := open(t, root)
 	for n := os.Getpid() * 1000; ; n++ {
 		name := fmt.Sprintf("app%d", n)
@@ -54,22 +48,8 @@ func TestKill(t *testing.T) {
 	open(t, root)
 	state := map[string]string{}
 	for range 6 {
-		cmd := exec.Command(os.Args[0], "-test.run", "^TestKillChild$")
-		cmd.Env = append(os.Environ(), killRoot+"="+root)
-		var out bytes.Buffer
-		cmd.Stdout = &out
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Duration(50+rand.IntN(150)) * time.Millisecond)
-		if err := cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Wait(); err == nil || strings.Contains(out.String(), "FAIL") {
-			t.Fatalf("%v %s", err, out.String())
-		}
-		for line := range strings.Lines(out.String()) {
-			if word, name, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " "); ok && strings.HasPrefix(name, "app") {
+		for word, name := range killtest.Run(t, "TestKillChild", root, 50*time.Millisecond) {
+			if strings.HasPrefix(name, "app") {
 				state[name] = word
 			}
 		}

@@ -1,12 +1,9 @@
 package cache
 
 import (
-	"bytes"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,16 +14,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/killtest"
 )
-
-const killRoot = "CORTEN_TEST_KILL_ROOT"
 
 // TestKillChild is the process that TestKill kills. It builds, prunes and uses cache mounts without end, and says which records it was promised.
 func TestKillChild(t *testing.T) {
-	root := os.Getenv(killRoot)
-	if root == "" {
-		t.Skip("only as a child of TestKill")
-	}
+	root := killtest.Child(t)
 	h := open(t, root)
 	for n := os.Getpid() * 1000; ; n++ {
 		a := h.step(t, fmt.Sprint("a", n), 5000)
@@ -72,27 +65,11 @@ func TestKill(t *testing.T) {
 	root := t.TempDir()
 	promised, going := map[string]bool{}, map[string]bool{}
 	for range 8 {
-		cmd := exec.Command(os.Args[0], "-test.run", "^TestKillChild$")
-		cmd.Env = append(os.Environ(), killRoot+"="+root)
-		var out bytes.Buffer
-		cmd.Stdout = &out
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Duration(40+rand.IntN(150)) * time.Millisecond)
-		if err := cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Wait(); err == nil || strings.Contains(out.String(), "FAIL") {
-			t.Fatalf("%v %s", err, out.String())
-		}
-		for line := range strings.Lines(out.String()) {
-			word, key, ok := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
-			switch {
-			case !ok || !strings.HasSuffix(line, "\n"):
-			case word == "promised":
+		for word, key := range killtest.Run(t, "TestKillChild", root, 40*time.Millisecond) {
+			switch word {
+			case "promised":
 				promised[key] = true
-			case word == "going":
+			case "going":
 				going[key] = true
 			}
 		}

@@ -4,26 +4,20 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"corten.dev/corten/internal/killtest"
 	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/snapshot/snapshottest"
 )
 
-const killRoot = "CORTEN_TEST_KILL_ROOT"
-
 // TestKillChild is the process that TestKill kills. It works without end and says which layer it was promised.
 func TestKillChild(t *testing.T) {
-	root := os.Getenv(killRoot)
-	if root == "" {
-		t.Skip("only as a child of TestKill")
-	}
+	root := killtest.Child(t)
 	s := open(t, root)
 	for n := os.Getpid() * 1000; ; n++ {
 		var list []snapshottest.Entry
@@ -75,26 +69,12 @@ func TestKill(t *testing.T) {
 	root := t.TempDir()
 	var promised, held []string
 	for range 8 {
-		cmd := exec.Command(os.Args[0], "-test.run", "^TestKillChild$")
-		cmd.Env = append(os.Environ(), killRoot+"="+root)
-		var out bytes.Buffer
-		cmd.Stdout = &out
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Duration(30+rand.IntN(150)) * time.Millisecond)
-		if err := cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Wait(); err == nil || strings.Contains(out.String(), "FAIL") {
-			t.Fatalf("%v %s", err, out.String())
-		}
-		for line := range strings.Lines(out.String()) {
-			if chain, ok := strings.CutPrefix(line, "promised "); ok && strings.HasSuffix(chain, "\n") {
-				promised = append(promised, strings.TrimSpace(chain))
-			}
-			if name, ok := strings.CutPrefix(line, "held "); ok && strings.HasSuffix(name, "\n") {
-				held = append(held, strings.TrimSpace(name))
+		for word, name := range killtest.Run(t, "TestKillChild", root, 30*time.Millisecond) {
+			switch word {
+			case "promised":
+				promised = append(promised, name)
+			case "held":
+				held = append(held, name)
 			}
 		}
 	}
