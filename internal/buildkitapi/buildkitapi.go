@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -133,8 +134,9 @@ func (d *Door) Session(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	ctx := context.WithoutCancel(r.Context()) // of a request that is over; the connection's end is the session's
-	if err := d.sessions.HandleConn(ctx, conn, r.Header); err != nil {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context())) // of a request that is over; the connection's end is the session's
+	defer cancel()
+	if err := d.sessions.HandleConn(ctx, &ending{Conn: conn, ended: cancel}, r.Header); err != nil {
 		d.Logger.Debug("session of a build", "err", err)
 		return errors.Join(err, conn.Close())
 	}
@@ -158,6 +160,21 @@ func upgrade(w http.ResponseWriter, r *http.Request) (net.Conn, error) {
 		return &prefixed{Conn: conn, r: io.MultiReader(io.LimitReader(buf.Reader, int64(n)), conn)}, nil
 	}
 	return conn, nil
+}
+
+// ending is the connection of a session. BuildKit's manager notices a client that is gone by two health checks that fail, which takes it ten seconds and leaves errors in the log; what
+// reads the connection knows at once.
+type ending struct {
+	net.Conn
+	ended func()
+}
+
+func (c *ending) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.ended()
+	}
+	return n, err
 }
 
 // prefixed is a connection some of which was read already.

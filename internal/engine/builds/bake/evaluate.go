@@ -142,6 +142,7 @@ func (r *reader) group(g *Group, body hcl.Body) error {
 			if err != nil {
 				return fmt.Errorf("%s: targets: %w", a.Range, err)
 			}
+			g.Targets = nil // the last file says what is in a group, also in compose's "default"
 			for _, n := range names {
 				if !slices.Contains(g.Targets, n) {
 					g.Targets = append(g.Targets, n)

@@ -1,0 +1,49 @@
+package buildkitapi
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+)
+
+// A buildx that is gone, killed or not: its session was kept for ten to fifteen seconds, until BuildKit's health checks had failed twice, and each build left two errors in the engine's log.
+func TestSessionEndsWithItsConnection(t *testing.T) {
+	door, err := New(Options{Builds: &fake{}, Platforms: []string{"linux/amd64"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { ended <- door.Session(w, r) }))
+	defer srv.Close()
+	defer func() {
+		if err := door.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, "POST /session HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nX-Docker-Expose-Session-Uuid: one\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(conn, make([]byte, 30)); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		t.Fatal("over before it began", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(3 * time.Second):
+		t.Fatal("the session has outlived its client")
+	}
+}
