@@ -111,7 +111,7 @@ func (s *Sums) Chain(ctx context.Context, chain snapshot.ChainID, sel pick.Selec
 	if err != nil {
 		return "", err
 	}
-	dgst, err := (&known{}).digest(newRefresher(ctx, nil), tree, sel, nil)
+	dgst, err := (&known{}).digest(newRefresher(ctx, s.log, nil), tree, sel, nil)
 	if err != nil {
 		return "", err
 	}
@@ -130,7 +130,7 @@ func (s *Sums) Files(ctx context.Context, files *build.Files, sel pick.Selection
 	if err != nil {
 		return "", err
 	}
-	r := newRefresher(ctx, files.Owner)
+	r := newRefresher(ctx, s.log, files.Owner)
 	if files.Key == "" {
 		return (&known{}).digest(r, tree, sel, nil) // nobody will know it again
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"log/slog"
 	"os"
 	"runtime"
 	"sort"
@@ -16,6 +17,7 @@ import (
 
 	"corten.dev/corten/internal/build/checksum/pick"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/task"
 )
 
 // node is what is known of one name. Its names end in a zero byte that is not a part of them, see cstring.
@@ -71,6 +73,7 @@ func (s *stamp) settledBy(now int64) bool {
 // refresher brings nodes up to date with what is on disk.
 type refresher struct {
 	ctx   context.Context
+	log   *slog.Logger
 	owner *[2]uint32
 	now   int64
 	// helpers are free goroutines.
@@ -80,13 +83,13 @@ type refresher struct {
 	hashed           atomic.Int64 // files whose content was read
 }
 
-func newRefresher(ctx context.Context, owner *[2]uint32) *refresher {
+func newRefresher(ctx context.Context, log *slog.Logger, owner *[2]uint32) *refresher {
 	var ts unix.Timespec
 	now := int64(0)
 	if unix.ClockGettime(unix.CLOCK_REALTIME, &ts) == nil {
 		now = ts.Nano()
 	}
-	return &refresher{ctx: ctx, owner: owner, now: now, helpers: make(chan struct{}, runtime.GOMAXPROCS(0)-1)}
+	return &refresher{ctx: ctx, log: log, owner: owner, now: now, helpers: make(chan struct{}, runtime.GOMAXPROCS(0)-1)}
 }
 
 // each calls fn for all kids, side by side where there is a free helper: a directory that is known goes to one by itself, other things in pieces. What fn finds gone is no error.
@@ -96,7 +99,15 @@ func (r *refresher) each(kids []node, fn func(n *node) error) error {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var first error
-	run := func(from, to int) {
+	note := func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if first == nil {
+			first = err
+		}
+	}
+	run := func(from, to int) (err error) {
+		defer task.Contain(r.log, "take checksums", &err)
 		for i := from; i < to; i++ {
 			err := fn(&kids[i])
 			if errors.Is(err, unix.ENOENT) {
@@ -106,14 +117,10 @@ func (r *refresher) each(kids []node, fn func(n *node) error) error {
 				continue
 			}
 			if err != nil {
-				mu.Lock()
-				if first == nil {
-					first = err
-				}
-				mu.Unlock()
-				return
+				return err
 			}
 		}
+		return nil
 	}
 	for from := 0; from < len(kids); {
 		start, to, least := from, from+1, 1
@@ -133,13 +140,13 @@ func (r *refresher) each(kids []node, fn func(n *node) error) error {
 				helped = true
 				wg.Go(func() {
 					defer func() { <-r.helpers }()
-					run(start, to)
+					note(run(start, to))
 				})
 			default:
 			}
 		}
 		if !helped {
-			run(start, to)
+			note(run(start, to))
 		}
 		from = to
 	}

@@ -17,6 +17,7 @@ import (
 	"corten.dev/corten/internal/build/checksum"
 	"corten.dev/corten/internal/build/checksum/pick"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/task"
 )
 
 // maxDepth bounds how deep directories may lie: each level holds descriptors.
@@ -261,17 +262,21 @@ func (c *copier) each(n int, fn func(i int) error) error {
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	var first error
-	run := func(from, to int) {
+	note := func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if first == nil {
+			first = err
+		}
+	}
+	run := func(from, to int) (err error) {
+		defer task.Contain(c.w.o.log, "copy files", &err)
 		for i := from; i < to; i++ {
 			if err := fn(i); err != nil {
-				mu.Lock()
-				if first == nil {
-					first = err
-				}
-				mu.Unlock()
-				return
+				return err
 			}
 		}
+		return nil
 	}
 	failed := func() bool {
 		mu.Lock()
@@ -284,10 +289,10 @@ func (c *copier) each(n int, fn func(i int) error) error {
 		case c.helpers <- struct{}{}:
 			wg.Go(func() {
 				defer func() { <-c.helpers }()
-				run(from, to)
+				note(run(from, to))
 			})
 		default:
-			run(from, to)
+			note(run(from, to))
 		}
 	}
 	wg.Wait()

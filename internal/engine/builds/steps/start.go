@@ -88,6 +88,7 @@ func inner(err error) error {
 
 // join makes the network of the step.
 func (p *process) join(ctx context.Context) (err error) {
+	defer task.Contain(p.exec.log, "join the network of step "+p.id, &err)
 	req := network.JoinRequest{Owner: p.id, Name: p.id, Hostname: p.hostname()}
 	switch p.step.Network {
 	case pb.NetMode_HOST:
