@@ -12,9 +12,8 @@ func TestContain(t *testing.T) {
 	log := slog.New(slog.NewTextHandler(&text, nil))
 	work := func(bug bool) (err error) {
 		defer Contain(log, "step 1", &err)
-		var m map[string]int
 		if bug {
-			m["a"] = 1
+			panic("oh")
 		}
 		return nil
 	}

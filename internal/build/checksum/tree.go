@@ -239,7 +239,7 @@ func (r *refresher) set(n *node, st *unix.Stat_t, sum Sum) {
 
 // self digests an open directory without what is in it.
 func (r *refresher) self(fd int, n *node, st *unix.Stat_t) error {
-	e := r.entry(st)
+	e := EntryOf(st, r.owner)
 	var err error
 	if e.Xattrs, err = (XattrSource{Fd: fd}).Read(); err != nil {
 		return err
@@ -248,10 +248,11 @@ func (r *refresher) self(fd int, n *node, st *unix.Stat_t) error {
 	return nil
 }
 
-func (r *refresher) entry(st *unix.Stat_t) *Entry {
+// EntryOf is what a checksum covers of something on disk, but for its extended attributes. All that is read with an owner counts as his; nil: as on disk.
+func EntryOf(st *unix.Stat_t, owner *[2]uint32) *Entry {
 	e := &Entry{Mode: st.Mode, UID: st.Uid, GID: st.Gid}
-	if r.owner != nil {
-		e.UID, e.GID = r.owner[0], r.owner[1]
+	if owner != nil {
+		e.UID, e.GID = owner[0], owner[1]
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFCHR, unix.S_IFBLK:
@@ -325,7 +326,7 @@ func (r *refresher) examine(dir int, n *node, st *unix.Stat_t) error {
 	if st.Mode&unix.S_IFMT == unix.S_IFREG {
 		return r.file(dir, n)
 	}
-	e := r.entry(st)
+	e := EntryOf(st, r.owner)
 	var err error
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
 		if e.Target, err = readlink(dir, n.name); err != nil {
@@ -361,7 +362,7 @@ func (r *refresher) file(dir int, n *node) error {
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return errs.New(errs.Unavailable, "%s was replaced by something that is no file while it was read", n.name)
 	}
-	e := r.entry(&st)
+	e := EntryOf(&st, r.owner)
 	size, sum, err := ReadSum(r.ctx, fd)
 	if err != nil {
 		return &os.PathError{Op: "read", Path: n.name, Err: err}

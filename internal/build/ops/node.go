@@ -18,28 +18,13 @@ import (
 // errGone: what was to be copied vanished.
 var errGone = errors.New("vanished while it was copied")
 
-// entry is what a checksum covers of something.
-func (c *copier) entry(st *unix.Stat_t) *checksum.Entry {
-	e := &checksum.Entry{Mode: st.Mode, UID: st.Uid, GID: st.Gid}
-	if c.files != nil {
-		e.UID, e.GID = c.files[0], c.files[1]
-	}
-	switch st.Mode & unix.S_IFMT {
-	case unix.S_IFCHR, unix.S_IFBLK:
-		e.Device = uint64(st.Rdev)
-	case unix.S_IFREG:
-		e.Size = st.Size
-	}
-	return e
-}
-
 // describe looks at an open file or directory.
 func (c *copier) describe(fd int) (*checksum.Entry, *unix.Stat_t, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, nil, err
 	}
-	e := c.entry(&st)
+	e := checksum.EntryOf(&st, c.files)
 	var err error
 	e.Xattrs, err = checksum.XattrSource{Fd: fd}.Read()
 	return e, &st, err
@@ -151,7 +136,7 @@ func (c *copier) create(dst int, as string, fn func() error) error {
 
 // special copies a link, device or fifo.
 func (c *copier) special(src int, name string, st *unix.Stat_t, dst int, as string) (sum checksum.Sum, err error) {
-	e := c.entry(st)
+	e := checksum.EntryOf(st, c.files)
 	make := func() error { return unix.Mknodat(dst, as, st.Mode&^0o7777|0o600, int(st.Rdev)) }
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFLNK:

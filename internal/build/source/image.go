@@ -155,11 +155,11 @@ func (s *Sources) made(ctx context.Context, out build.Output) build.Made {
 	return build.Made{Outputs: []build.Output{out}, Cached: cached}
 }
 
-// imageOp is a docker-image source.
+// imageOp is a source of an image: of a registry or this host, or of a layout that a client has.
 type imageOp struct {
 	sourceTraits
-	s  *Sources
-	id imageID
+	s    *Sources
+	give func(ctx context.Context, env build.Env) (build.Output, digest.Digest, error)
 	looked
 }
 
@@ -188,15 +188,18 @@ func (l *looked) look(find func() (build.Output, digest.Digest, error)) (build.O
 	return out, key, err
 }
 
+// image is what a docker-image source gives.
+func (s *Sources) image(ctx context.Context, env build.Env, id imageID) (build.Output, digest.Digest, error) {
+	img, err := s.find(ctx, env, id)
+	if err != nil {
+		return build.Output{}, "", fmt.Errorf("%s: %w", id.ref, err)
+	}
+	out, key := s.output(img, id.limit, id.kind, id.ref.String())
+	return out, key, nil
+}
+
 func (op *imageOp) find(ctx context.Context, env build.Env) (build.Output, digest.Digest, error) {
-	return op.look(func() (build.Output, digest.Digest, error) {
-		img, err := op.s.find(ctx, env, op.id)
-		if err != nil {
-			return build.Output{}, "", fmt.Errorf("%s: %w", op.id.ref, err)
-		}
-		out, key := op.s.output(img, op.id.limit, op.id.kind, op.id.ref.String())
-		return out, key, nil
-	})
+	return op.look(func() (build.Output, digest.Digest, error) { return op.give(ctx, env) })
 }
 
 // Key implements build.Op.
@@ -272,36 +275,12 @@ func (s *Sources) findLayout(ctx context.Context, env build.Env, id layoutID) (i
 	return s.opts.Images.Layout(ctx, ses.Blobs, id.store, id.name, id.platform)
 }
 
-// layoutOp is an oci-layout source.
-type layoutOp struct {
-	sourceTraits
-	s  *Sources
-	id layoutID
-	looked
-}
-
-func (op *layoutOp) find(ctx context.Context, env build.Env) (build.Output, digest.Digest, error) {
-	return op.look(func() (build.Output, digest.Digest, error) {
-		img, err := op.s.findLayout(ctx, env, op.id)
-		if err != nil {
-			return build.Output{}, "", err
-		}
-		out, key := op.s.output(img, op.id.limit, "regular", "oci-layout://"+op.id.store+"@"+op.id.name)
-		return out, key, nil
-	})
-}
-
-// Key implements build.Op.
-func (op *layoutOp) Key(ctx context.Context, env build.Env, _ []build.Output) (digest.Digest, error) {
-	_, key, err := op.find(ctx, env)
-	return key, err
-}
-
-// Run implements build.Op.
-func (op *layoutOp) Run(ctx context.Context, env build.Env, _ []build.Output) (build.Made, error) {
-	out, _, err := op.find(ctx, env)
+// layout is what an oci-layout source gives.
+func (s *Sources) layout(ctx context.Context, env build.Env, id layoutID) (build.Output, digest.Digest, error) {
+	img, err := s.findLayout(ctx, env, id)
 	if err != nil {
-		return build.Made{}, err
+		return build.Output{}, "", err
 	}
-	return op.s.made(ctx, out), nil
+	out, key := s.output(img, id.limit, "regular", "oci-layout://"+id.store+"@"+id.name)
+	return out, key, nil
 }

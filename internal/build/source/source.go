@@ -145,10 +145,14 @@ func (s *Sources) Make(v *build.Vertex) (build.Op, error) {
 	switch scheme {
 	case srctypes.DockerImageScheme:
 		id, err := parseImage(op, v.Op.Platform)
-		return &imageOp{s: s, id: id}, err
+		return &imageOp{s: s, give: func(ctx context.Context, env build.Env) (build.Output, digest.Digest, error) {
+			return s.image(ctx, env, id)
+		}}, err
 	case srctypes.OCIScheme:
 		id, err := parseLayout(op, v.Op.Platform)
-		return &layoutOp{s: s, id: id}, err
+		return &imageOp{s: s, give: func(ctx context.Context, env build.Env) (build.Output, digest.Digest, error) {
+			return s.layout(ctx, env, id)
+		}}, err
 	case srctypes.LocalScheme:
 		id, err := parseLocal(op)
 		return &localOp{id: id, vertex: v.Digest}, err
