@@ -44,6 +44,10 @@ func parseProvenance(values map[string]string) (o provenanceOptions, ok bool, er
 	o = provenanceOptions{max: true, version: slsa.ProvenanceSLSA1, filename: "provenance.json"}
 	for name, value := range values {
 		switch name {
+		case "type": // buildx sends what --provenance and --attest were given whole
+			if value != "provenance" {
+				err = errs.New(errs.Invalid, "it is no provenance")
+			}
 		case "mode":
 			switch value {
 			case "min":
