@@ -100,7 +100,7 @@ func TestProvenanceOfLittle(t *testing.T) {
 func TestProvenanceOptions(t *testing.T) {
 	for attest, good := range map[string]bool{
 		"": true, "mode=min,inline-only=true": true, "type=provenance,mode=max": true, "type=sbom": false, // buildx --provenance=mode=max was refused for its type
-		 "disabled=true": true, "version=v0.2": true, "mode=most": false, "version=v9": false, "filename=../x": false, "reproducible=perhaps": false, "colour=red": false,
+		"disabled=true": true, "version=v0.2": true, "mode=most": false, "version=v9": false, "filename=../x": false, "reproducible=perhaps": false, "colour=red": false,
 	} {
 		if err := export.CheckAttestations(map[string]string{"attest:provenance": attest}); (err == nil) != good || err != nil && !errors.Is(err, errs.Invalid) {
 			t.Errorf("%s: %v", attest, err)
