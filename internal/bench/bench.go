@@ -186,6 +186,8 @@ func runRow(ctx context.Context, row Row, all []Contestant) []Figure {
 		if n := len(l.times); n > 0 {
 			slices.Sort(l.times)
 			l.fig.Count, l.fig.Min, l.fig.Median, l.fig.Max = n, l.times[0], l.times[n/2], l.times[n-1]
+		} else if l.fig.Error == "" {
+			l.fig.Error = "interrupted"
 		}
 		figures = append(figures, l.fig)
 	}
