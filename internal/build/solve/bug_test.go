@@ -27,7 +27,7 @@ func TestBug(t *testing.T) {
 				}
 			}
 			w.on("step 1", act{})
-			w.mustBuild(chain(3))
+			w.mustBuild(chain(3), solve.JobOptions{Status: func(build.Status) { panic("oh") }})
 		})
 	}
 }

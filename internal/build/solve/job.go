@@ -104,7 +104,7 @@ type Job struct {
 // Job begins a build request. It ends with ctx, or by Close, which must be called in any case.
 func (s *Solver) Job(ctx context.Context, opts JobOptions) *Job {
 	j := &Job{
-		solver: s, opts: opts, running: crew{log: s.opts.Log}, grants: parseGrants(opts.Entitlements), rep: newReporter(opts.Status),
+		solver: s, opts: opts, running: crew{log: s.opts.Log}, grants: parseGrants(opts.Entitlements), rep: newReporter(opts.Status, s.opts.Log),
 		told: map[digest.Digest]bool{}, used: map[digest.Digest]func(){}, held: map[snapshot.ChainID]func(){},
 	}
 	for _, imp := range opts.Imports {

@@ -1,12 +1,14 @@
 package solve
 
 import (
+	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/task"
 )
 
 // Progress is told in batches: not sooner than beat after the last one, unless so many bytes of output wait.
@@ -21,6 +23,7 @@ const (
 // reporter gathers what happens in a job and tells it in batches, from one goroutine. A nil reporter tells nobody.
 type reporter struct {
 	tell func(build.Status)
+	bugs *slog.Logger
 	wake chan struct{} // something waits to be told
 	full chan struct{} // so much waits that it is told now
 	asks chan chan struct{}
@@ -38,11 +41,11 @@ type partKey struct {
 	id     string
 }
 
-func newReporter(tell func(build.Status)) *reporter {
+func newReporter(tell func(build.Status), log *slog.Logger) *reporter {
 	if tell == nil {
 		return nil
 	}
-	r := &reporter{tell: tell, wake: make(chan struct{}, 1), full: make(chan struct{}, 1), asks: make(chan chan struct{}), quit: make(chan struct{}), done: make(chan struct{})}
+	r := &reporter{tell: tell, bugs: log, wake: make(chan struct{}, 1), full: make(chan struct{}, 1), asks: make(chan chan struct{}), quit: make(chan struct{}), done: make(chan struct{})}
 	go r.run()
 	return r
 }
@@ -74,8 +77,9 @@ func (r *reporter) run() {
 	}
 }
 
-// send tells what waits.
+// send tells what waits. A bug in who is told must not end the engine: this goroutine is nobody else's.
 func (r *reporter) send() {
+	defer task.Contain(r.bugs, "tell the status of a build", nil)
 	r.mu.Lock()
 	st := r.next
 	r.next, r.bytes = build.Status{}, 0
