@@ -12,22 +12,22 @@ import (
 	"testing"
 )
 
-// host is what this host's own package managers are configured with; containers of builds get the same.
+// host is what this host's own package managers are configured with: builds get the same.
 type host struct {
-	mirror   string // of Debian
-	apt      string // configuration: proxies
-	args     []string
-	env      []string
-	trusted  string // the bundle of certificates
-	goroot   string
-	goEnv    map[string]string
-	archived string // the tree of Debian
+	mirror  string   // of Debian
+	apt     string   // apt's configuration of proxies
+	args    []string // of every build
+	env     []string // of the base image
+	trusted string   // the bundle of certificates
+
+	goroot, goproxy string
+	archive         string // the tree of Debian
 }
 
 // theHost asks the package managers of this host.
 func theHost(t *testing.T) *host {
 	t.Helper()
-	h := &host{mirror: "http://deb.debian.org/debian", trusted: os.Getenv("SSL_CERT_FILE"), goEnv: map[string]string{}}
+	h := &host{mirror: "http://deb.debian.org/debian", trusted: os.Getenv("SSL_CERT_FILE"), goroot: said(t, "go", "env", "GOROOT"), goproxy: said(t, "go", "env", "GOPROXY")}
 	if h.trusted == "" {
 		h.trusted = "/etc/ssl/certs/ca-certificates.crt"
 	}
@@ -38,7 +38,7 @@ func theHost(t *testing.T) *host {
 		}
 	}
 	for line := range strings.Lines(said(t, "apt-config", "dump")) {
-		if strings.HasPrefix(line, "Acquire::http") && strings.Contains(strings.ToLower(line), "::proxy") && !strings.HasSuffix(strings.TrimSpace(line), `"";`) {
+		if name, value, _ := strings.Cut(strings.TrimSpace(line), " "); strings.HasPrefix(name, "Acquire::http") && strings.Contains(strings.ToLower(name), "::proxy") && value != `"";` {
 			h.apt += line
 		}
 	}
@@ -52,11 +52,7 @@ func theHost(t *testing.T) *host {
 			h.env = append(h.env, "npm_config_registry="+registry)
 		}
 	}
-	for _, name := range []string{"GOROOT", "GOPROXY"} {
-		h.goEnv[name] = said(t, "go", "env", name)
-	}
-	h.goroot = h.goEnv["GOROOT"]
-	h.archived = h.base(t)
+	h.archive = h.base(t)
 	return h
 }
 

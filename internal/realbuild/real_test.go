@@ -21,8 +21,8 @@ func TestReal(t *testing.T) {
 		for _, p := range slices.Concat(labs(), caches(), databases(), wellKnown()) {
 			t.Run(p.name, func(t *testing.T) {
 				t.Parallel()
-				for _, name := range p.needs {
-					s.need(t, name)
+				if err := s.need(p.needs...); err != nil {
+					t.Fatal(err)
 				}
 				image := "real/" + p.name
 				log, err := s.twice("testdata/"+p.name, image, p.args...)

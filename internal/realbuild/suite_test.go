@@ -39,51 +39,73 @@ func start(t *testing.T) *suite {
 	s := &suite{host: theHost(t), images: map[string]func() error{}}
 	s.e = enginetest.New(t)
 	s.e.Up()
+	t.Cleanup(func() { s.empty(t) })
 	args := []string{"import"}
 	for _, env := range s.host.env {
 		args = append(args, "-c", "ENV "+env)
 	}
-	s.e.Corten(append(args, s.host.archived, "debian:bookworm")...)
+	s.e.Corten(append(args, s.host.archive, "debian:bookworm")...)
 	for _, name := range []string{"debian:bookworm-slim", "ubuntu:14.04"} {
 		s.e.Corten("tag", "debian:bookworm", name)
 	}
 	return s
 }
 
-// base tells of an image that tests stand on: its folder in testdata, more words for its build, and what it stands on itself.
-func (s *suite) base(name string) (dir string, args []string, needs string) {
-	switch name {
-	case "golang:latest":
-		return "golang", []string{"--build-context", "toolchain=" + s.host.goroot}, ""
-	case "node:onbuild":
-		return "onbuild", nil, "node:latest"
-	case "postgres:latest":
-		return "postgres", nil, ""
-	default:
-		return "node", nil, ""
+// empty removes all that was built, and waits until the engine took it away in the background: a hundred thousand files and more take longer than what looks for leftovers has patience for.
+func (s *suite) empty(t *testing.T) {
+	s.e.Clear()
+	began := time.Now()
+	for {
+		left, err := filepath.Glob(filepath.Join(s.e.Dir, "d", "snapshots", "*", "trash", "*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(left) == 0 {
+			t.Logf("all is taken away after %.1f s", time.Since(began).Seconds())
+			return
+		}
+		if time.Since(began) > 2*time.Minute {
+			t.Fatalf("after two minutes the trash still holds %q", left)
+		}
+		time.Sleep(100 * time.Millisecond)
 	}
 }
 
-// need builds an image that others stand on, once, whoever asks first.
-func (s *suite) need(t *testing.T, name string) {
-	t.Helper()
-	s.mu.Lock()
-	build, ok := s.images[name]
-	if !ok {
-		build = sync.OnceValue(func() error {
-			dir, args, needs := s.base(name)
-			if needs != "" {
-				s.need(t, needs)
-			}
-			_, err := s.twice("testdata/"+dir, name, args...)
-			return err
-		})
-		s.images[name] = build
+// bases are images that tests stand on.
+func (s *suite) bases() map[string]project {
+	return map[string]project{
+		"node:latest":     {name: "node"},
+		"node:onbuild":    {name: "onbuild", needs: []string{"node:latest"}},
+		"golang:latest":   {name: "golang", args: []string{"--build-context", "toolchain=" + s.host.goroot, "--build-arg", "GOPROXY=" + s.host.goproxy}},
+		"postgres:latest": {name: "postgres"},
 	}
-	s.mu.Unlock()
-	if err := build(); err != nil {
-		t.Fatalf("%s, on which this one stands: %v", name, err)
+}
+
+// need builds images that others stand on, each of them once, whoever asks first.
+func (s *suite) need(names ...string) error {
+	for _, name := range names {
+		s.mu.Lock()
+		build, ok := s.images[name]
+		if !ok {
+			build = sync.OnceValue(func() error {
+				p, ok := s.bases()[name]
+				if !ok {
+					return fmt.Errorf("nobody knows how to build %s", name)
+				}
+				if err := s.need(p.needs...); err != nil {
+					return err
+				}
+				_, err := s.twice("testdata/"+p.name, name, p.args...)
+				return err
+			})
+			s.images[name] = build
+		}
+		s.mu.Unlock()
+		if err := build(); err != nil {
+			return fmt.Errorf("%s, which is needed: %w", name, err)
+		}
 	}
+	return nil
 }
 
 // twice builds an image and tells what was said; and builds it again, when all of it must be cached and the image must be the same one.
