@@ -199,6 +199,7 @@ type Session struct {
 	Credentials Credentials
 	Outputs     Outputs
 	Blobs       Blobs
+	Uploads     Uploads
 	// OnEnd has f called when the session ends: what a source opened for it (a context) is let go then. Nil is allowed: the asker lets go of it by itself.
 	OnEnd func(f func())
 }
@@ -247,6 +248,11 @@ type Outputs interface {
 	File(ctx context.Context, id string, meta map[string]string) (io.WriteCloser, error)
 	// Tree hands over a directory as an uncompressed tar (type local).
 	Tree(ctx context.Context, id string, tar io.Reader) error
+}
+
+// Uploads gives what the asker sends once, when it is asked for: an archive on its standard input, which BuildKit's clients name http://buildkit-session/<path>.
+type Uploads interface {
+	Upload(ctx context.Context, path string) (io.ReadCloser, error)
 }
 
 // Blobs reads and writes OCI layouts at the asker (oci-layout contexts, local caches).

@@ -15,6 +15,7 @@ import (
 	"github.com/moby/buildkit/session/filesync"
 	"github.com/moby/buildkit/session/secrets"
 	"github.com/moby/buildkit/session/sshforward"
+	"github.com/moby/buildkit/session/upload"
 	"github.com/moby/buildkit/util/grpcerrors"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -39,7 +40,7 @@ func (d *Door) BuildSession(ctx context.Context, id string) (*build.Session, err
 		return nil, errs.New(errs.NotFound, "no active session for %s", id)
 	}
 	s := &client{caller: caller, door: d}
-	out := &build.Session{ID: id, Contexts: s, Secrets: s, SSH: s, Credentials: s, Outputs: s, Blobs: s}
+	out := &build.Session{ID: id, Contexts: s, Secrets: s, SSH: s, Credentials: s, Outputs: s, Blobs: s, Uploads: s}
 	out.OnEnd = func(fn func()) { context.AfterFunc(caller.Context(context.Background()), fn) }
 	return out, nil
 }
@@ -84,6 +85,34 @@ func (c *client) Open(ctx context.Context, name string, opts build.ContextOption
 		return nil, nil, kind(err, "context "+name)
 	}
 	return files, release, stream.CloseSend()
+}
+
+// Upload implements [build.Uploads] by the client's upload service.
+func (c *client) Upload(ctx context.Context, path string) (io.ReadCloser, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	up, err := upload.New(ctx, c.caller, &url.URL{Scheme: "http", Host: "buildkit-session", Path: path})
+	if err != nil {
+		cancel()
+		return nil, kind(err, "upload "+path)
+	}
+	r, w := io.Pipe()
+	go func() {
+		_, err := up.WriteTo(w)
+		_ = w.CloseWithError(err) // never fails
+		cancel()
+	}()
+	return &uploaded{PipeReader: r, cancel: cancel}, nil
+}
+
+// uploaded is what a client sends; who closes it early stops the sending.
+type uploaded struct {
+	*io.PipeReader
+	cancel context.CancelFunc
+}
+
+func (u *uploaded) Close() error {
+	u.cancel()
+	return u.PipeReader.Close()
 }
 
 // sharedKey is the client's own key, which nobody else knows, with what the source of LLB adds to it.

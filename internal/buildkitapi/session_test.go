@@ -1,13 +1,45 @@
 package buildkitapi
 
 import (
+	"context"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
+	"strings"
 	"testing"
 	"time"
+
+	bk "github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/session/upload/uploadprovider"
+
+	"corten.dev/corten/internal/engine/builds"
 )
+
+// docker buildx build - < context.tar: buildx names its standard input http://buildkit-session/<id>, which was looked up as a host.
+func TestUpload(t *testing.T) {
+	var got []byte
+	client := dial(t, &fake{build: func(ctx context.Context, req builds.Request) (builds.Response, error) {
+		u, err := url.Parse(req.FrontendAttrs["context"])
+		if err != nil {
+			return builds.Response{}, err
+		}
+		r, err := req.Session.Uploads.Upload(ctx, u.Path)
+		if err != nil {
+			return builds.Response{}, err
+		}
+		defer r.Close()
+		got, err = io.ReadAll(r)
+		return builds.Response{}, err
+	}})
+	up := uploadprovider.New()
+	address := up.Add(io.NopCloser(strings.NewReader("an archive")))
+	if _, err := client.Solve(t.Context(), nil, bk.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{"context": address}, Session: []session.Attachable{up}}, nil); err != nil || string(got) != "an archive" {
+		t.Errorf("%q %v", got, err)
+	}
+}
 
 // A buildx that is gone, killed or not: its session was kept for ten to fifteen seconds, until BuildKit's health checks had failed twice, and each build left two errors in the engine's log.
 func TestSessionEndsWithItsConnection(t *testing.T) {

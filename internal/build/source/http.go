@@ -165,7 +165,7 @@ func (s *Sources) download(ctx context.Context, env build.Env, id httpID) (f fil
 	case !errors.Is(err, errs.NotFound):
 		return f, false, err
 	}
-	if have && id.checksum != "" {
+	if have && (id.checksum != "" || id.url.Host == sessionHost) { // what a session sends, it sends once
 		return old, false, nil
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, id.url.String(), nil)
@@ -184,7 +184,7 @@ func (s *Sources) download(ctx context.Context, env build.Env, id httpID) (f fil
 	} else if have && old.LastModified != "" {
 		req.Header.Set("If-Modified-Since", old.LastModified)
 	}
-	resp, err := s.web.Do(req)
+	resp, err := s.ask(ctx, env, req)
 	if err != nil {
 		return f, false, bare(err)
 	}
@@ -200,6 +200,28 @@ func (s *Sources) download(ctx context.Context, env build.Env, id httpID) (f fil
 		return f, false, err
 	}
 	return f, true, s.files.Put(name, f, false)
+}
+
+// sessionHost stands for the asker of a build in addresses: docker buildx build - < context.tar has its context there.
+const sessionHost = "buildkit-session"
+
+// ask sends a request to a server, or to the asker.
+func (s *Sources) ask(ctx context.Context, env build.Env, req *http.Request) (*http.Response, error) {
+	if req.URL.Host != sessionHost {
+		return s.web.Do(req)
+	}
+	ses, err := session(ctx, env, "")
+	if err != nil {
+		return nil, err
+	}
+	if ses.Uploads == nil {
+		return nil, errs.New(errs.NotFound, "the session of the build sends no files")
+	}
+	body, err := ses.Uploads.Upload(ctx, req.URL.Path)
+	if err != nil {
+		return nil, err
+	}
+	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{}, ContentLength: -1, Body: body}, nil
 }
 
 func statusKind(code int) error {

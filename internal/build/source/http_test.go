@@ -3,6 +3,7 @@ package source
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -120,6 +121,25 @@ func TestHTTPSecret(t *testing.T) {
 }
 
 // A hostile or broken server costs a bounded time and space, and the error says what it did.
+type uploads func(path string) string
+
+func (u uploads) Upload(_ context.Context, path string) (io.ReadCloser, error) {
+	return io.NopCloser(strings.NewReader(u(path))), nil
+}
+
+// What the asker sends itself (docker buildx build - < context.tar), it sends once: the frontend looks at it, and the build takes it again.
+func TestHTTPFromTheSession(t *testing.T) {
+	b := newBench(t, nil)
+	sent := 0
+	b.ses.Uploads = uploads(func(path string) string { sent++; return "sent for " + path })
+	for range 2 {
+		made, _ := b.ok(t, "http://buildkit-session/abc", map[string]string{pb.AttrHTTPFilename: "context"})
+		if n := b.tree(t, made.Outputs[0].Chain)["context"]; n.content != "sent for /abc" || sent != 1 {
+			t.Errorf("%+v %d", n, sent)
+		}
+	}
+}
+
 func TestHTTPHostile(t *testing.T) {
 	b := newBench(t, func(o *Options) {
 		o.MaxBytes = 1 << 20
