@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
@@ -19,9 +20,17 @@ import (
 
 var _ build.Blobs = (*client)(nil)
 
+// storeID is what clients call a store: those of caches ("local:<path>") and of an exported layout have the name that the room has for them, layouts that a build reads have a prefix.
+func storeID(store string) string {
+	if store == "export" || strings.HasPrefix(store, "local:") {
+		return store
+	}
+	return "oci:" + store
+}
+
 // Reader implements [build.Blobs] by the client's content store.
 func (c *client) Reader(ctx context.Context, store string, dgst digest.Digest) (io.ReadCloser, int64, error) {
-	ra, err := sessioncontent.NewCallerStore(c.caller, store).ReaderAt(ctx, ocispec.Descriptor{Digest: dgst})
+	ra, err := sessioncontent.NewCallerStore(c.caller, storeID(store)).ReaderAt(ctx, ocispec.Descriptor{Digest: dgst})
 	if errdefs.IsNotFound(err) {
 		return nil, 0, errs.New(errs.NotFound, "blob %s of %s: not found", dgst, store)
 	}
@@ -37,7 +46,7 @@ func (c *client) Reader(ctx context.Context, store string, dgst digest.Digest) (
 // Write implements [build.Blobs].
 func (c *client) Write(ctx context.Context, store string, dgst digest.Digest, size int64, r io.Reader) error {
 	desc := ocispec.Descriptor{Digest: dgst, Size: size}
-	err := content.WriteBlob(ctx, sessioncontent.NewCallerStore(c.caller, store), "corten-"+dgst.Encoded(), r, desc)
+	err := content.WriteBlob(ctx, sessioncontent.NewCallerStore(c.caller, storeID(store)), "corten-"+dgst.Encoded(), r, desc)
 	if err != nil {
 		return fmt.Errorf("write blob %s to %s: %w", dgst, store, err)
 	}
@@ -50,7 +59,7 @@ func (c *client) Ref(ctx context.Context, store, name string) ([]byte, error) {
 	if err != nil {
 		return nil, errs.New(errs.Invalid, "%s of %s: this client gives blobs by digest only", name, store)
 	}
-	info, err := sessioncontent.NewCallerStore(c.caller, store).Info(ctx, dgst)
+	info, err := sessioncontent.NewCallerStore(c.caller, storeID(store)).Info(ctx, dgst)
 	if errdefs.IsNotFound(err) {
 		return nil, errs.New(errs.NotFound, "blob %s of %s: not found", dgst, store)
 	}

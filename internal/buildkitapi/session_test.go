@@ -79,3 +79,12 @@ func TestSessionEndsWithItsConnection(t *testing.T) {
 		t.Fatal("the session has outlived its client")
 	}
 }
+
+// docker buildx build --build-context base=oci-layout://…: the client has the layout as "oci:<id>", and was asked for "<id>".
+func TestStoreID(t *testing.T) {
+	for store, want := range map[string]string{"export": "export", "local:/a/cache": "local:/a/cache", "jew54qdjmpq4p1ejoyregdn1f": "oci:jew54qdjmpq4p1ejoyregdn1f"} {
+		if got := storeID(store); got != want {
+			t.Errorf("%s: %s, want %s", store, got, want)
+		}
+	}
+}
