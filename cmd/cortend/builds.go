@@ -48,7 +48,7 @@ type builders struct {
 func (e *engine) openBuilds(b building) (*builders, error) {
 	root := filepath.Join(b.set.DataRoot, "builds")
 	exec, err := steps.New(background(), steps.Options{
-		Root: filepath.Join(b.set.ExecRoot, "steps"), Networks: b.nets, Log: b.log,
+		Root: filepath.Join(b.set.ExecRoot, "steps"), Networks: b.nets, Network: defaultNetwork(b.set), Log: b.log,
 		Maker: &hostspec.Maker{Security: hostspec.NewSecurity("", b.log), CgroupParent: b.set.CgroupParent, SystemdCgroup: b.systemd, Ulimits: ulimits(b.set)},
 	})
 	if err != nil {

@@ -98,7 +98,7 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 		Root: filepath.Join(set.DataRoot, "containers"), ExecRoot: set.ExecRoot,
 		Runtime:  containers.OverRuntime(runtime.New(runtime.Options{Root: filepath.Join(set.ExecRoot, "runtime"), Systemd: systemd, Logger: log})),
 		Monitors: monitors, Trees: trees, Images: imgs, Networks: nets, Volumes: vols, Events: bus, Log: log,
-		ReadExit: monitor.ReadExit, CgroupParent: set.CgroupParent, SystemdCgroup: systemd, Init: set.Init,
+		ReadExit: monitor.ReadExit, CgroupParent: set.CgroupParent, Network: defaultNetwork(set), SystemdCgroup: systemd, Init: set.Init,
 		Ulimits: ulimits(set), ShmSize: int64(set.ShmSize), LogConfig: container.LogConfig{Type: set.LogDriver, Config: set.LogOpts},
 	})
 	if err != nil {
@@ -139,6 +139,14 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 	e.closers = append(e.closers, func() error { stop(); return nil })
 	go leanMemory(lean)
 	return e, nil
+}
+
+// defaultNetwork is that of containers and steps which name none.
+func defaultNetwork(set settings.Settings) string {
+	if set.Bridge == "none" {
+		return "none"
+	}
+	return "bridge"
 }
 
 // layersOf is how the driver tells where layers lie, if it can.

@@ -67,7 +67,7 @@ func TestClientCreate(t *testing.T) {
 		t.Fatal(res, err)
 	}
 	req := e.got("create").(containers.CreateRequest)
-	if req.Name != "web" || req.Config.Image != "busybox" || req.Host.NetworkMode != "bridge" || !req.Host.AutoRemove || req.Host.ConsoleSize != [2]uint{24, 80} {
+	if req.Name != "web" || req.Config.Image != "busybox" || req.Host.NetworkMode != "default" || !req.Host.AutoRemove || req.Host.ConsoleSize != [2]uint{24, 80} {
 		t.Errorf("asked for %+v", req)
 	}
 	wantPorts := []network.Port{
@@ -82,7 +82,7 @@ func TestClientCreate(t *testing.T) {
 		t.Errorf("masked %#v readonly %#v: empty means none, nil means the default", req.Host.MaskedPaths, req.Host.ReadonlyPaths)
 	}
 	wantNets := map[string]container.EndpointSettings{
-		"bridge": {}, "blue": {Aliases: []string{"www"}, IPv4: netip.MustParseAddr("10.1.0.9"), GwPriority: 3},
+		"default": {}, "blue": {Aliases: []string{"www"}, IPv4: netip.MustParseAddr("10.1.0.9"), GwPriority: 3},
 	}
 	if !reflect.DeepEqual(req.Networks, wantNets) {
 		t.Errorf("networks %+v", req.Networks)

@@ -84,10 +84,10 @@ func (s *Server) oldDefaults(host *container.Host, version int) {
 	}
 }
 
-// networkMode names the default network by its own name, so that there is one word for one thing in the records.
+// networkMode has one word for the default network; which one that is, the engine knows.
 func networkMode(mode string) string {
-	if mode == "" || mode == "default" {
-		return "bridge"
+	if mode == "" {
+		return "default"
 	}
 	return mode
 }

@@ -62,9 +62,9 @@ func status(err error) int {
 func (s *Server) failWith(w http.ResponseWriter, r *request, err error) {
 	code := status(err)
 	if code >= http.StatusInternalServerError && code != http.StatusNotImplemented && code != http.StatusServiceUnavailable && !errors.Is(err, context.Canceled) {
-		s.Logger.Error("request failed", "method", r.Method, "path", r.URL.Path, "err", err)
+		s.Logger.Error("request failed", "method", r.Method, "path", r.URL.Path, "err", err.Error()) // some errors print the stack of who made them
 	} else {
-		s.Logger.Debug("request refused", "method", r.Method, "path", r.URL.Path, "status", code, "err", err)
+		s.Logger.Debug("request refused", "method", r.Method, "path", r.URL.Path, "status", code, "err", err.Error())
 	}
 	if code == http.StatusNotModified {
 		w.WriteHeader(code)

@@ -237,7 +237,7 @@ func TestOldRequests(t *testing.T) {
 	if m := req.Host.Mounts[0]; m.NonRecursive || m.CreateMountpoint || !m.ReadOnlyNonRecursive {
 		t.Errorf("mount of 1.24: %+v", m)
 	}
-	want := map[string]container.EndpointSettings{"bridge": {MAC: "02:42:ac:11:00:09"}, "blue": {}}
+	want := map[string]container.EndpointSettings{"default": {MAC: "02:42:ac:11:00:09"}, "blue": {}}
 	if !reflect.DeepEqual(req.Networks, want) {
 		t.Errorf("networks of 1.24: %+v", req.Networks)
 	}

@@ -233,10 +233,10 @@ func (s *Service) complete(rec *container.Record) error {
 		cfg.Hostname = name
 	}
 	if host.NetworkMode == "" || host.NetworkMode == "default" {
-		host.NetworkMode = "bridge"
+		host.NetworkMode = s.Network
 		if ep, ok := rec.Networks["default"]; ok {
 			delete(rec.Networks, "default")
-			rec.Networks["bridge"] = ep
+			rec.Networks[s.Network] = ep
 		}
 	}
 	if cfg.NetworkDisabled {

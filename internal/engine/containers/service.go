@@ -116,6 +116,7 @@ type Options struct {
 	ReadExit func(path string) (monitor.Exit, error)
 
 	CgroupParent  string // default "/corten", or "system.slice" with systemd
+	Network       string // of containers that name none: "bridge" (default), or "none" where there is no default bridge
 	SystemdCgroup bool
 	Init          bool                             // --init for all containers
 	Ulimits       map[string]container.Ulimit      // defaults of all containers
@@ -185,6 +186,9 @@ func (o *Options) fill() error {
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Network == "" {
+		o.Network = "bridge"
 	}
 	if o.CgroupParent == "" {
 		o.CgroupParent = "/corten"

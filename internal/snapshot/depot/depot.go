@@ -153,11 +153,11 @@ func Open(root string, log *slog.Logger) (*Depot, error) {
 	return d, nil
 }
 
-// Close waits for deletions that are under way, ends counting, and flushes: an end in order loses nothing.
+// Close waits a moment for deletions that are under way, ends counting, and flushes: an end in order loses nothing.
 func (d *Depot) Close() error {
 	d.counts.stop()
 	d.counts.done.Wait()
-	d.trash.wait()
+	d.trash.stop()
 	return also(d.Flush(context.Background()), d.pledges.journal.Close())
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 )
 
 // trash deletes folders one after the other in the background. Its goroutine lives only while there is work.
@@ -13,10 +14,22 @@ type trash struct {
 	mu    sync.Mutex
 	queue []string
 	busy  bool
+	over  bool
 	done  sync.WaitGroup
 }
 
-func (t *trash) wait() { t.done.Wait() }
+// patience is how long an engine that is told to end works on its trash. What is left then waits for the next start, as after a kill.
+const patience = 3 * time.Second
+
+// stop lets the work go on for a moment, and ends it after the folder at hand.
+func (t *trash) stop() {
+	defer time.AfterFunc(patience, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.over = true
+	}).Stop()
+	t.done.Wait()
+}
 
 // delete removes a folder that nothing refers to any more, some time soon.
 func (d *Depot) delete(path string) {
@@ -37,7 +50,7 @@ func (d *Depot) empty() {
 	defer t.done.Done()
 	for {
 		t.mu.Lock()
-		if len(t.queue) == 0 {
+		if len(t.queue) == 0 || t.over {
 			t.busy, t.queue = false, nil
 			t.mu.Unlock()
 			return

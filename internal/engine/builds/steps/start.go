@@ -1,6 +1,7 @@
 package steps
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -95,6 +96,10 @@ func (p *process) join(ctx context.Context) (err error) {
 		req.Endpoints = []network.EndpointRequest{{Network: "host"}}
 	case pb.NetMode_NONE:
 		req.Endpoints = []network.EndpointRequest{{Network: "none"}}
+	default:
+		if name := p.exec.opts.Network; name != "" {
+			req.Endpoints = []network.EndpointRequest{{Network: name}}
+		}
 	}
 	p.sandbox, err = p.exec.opts.Networks.Join(ctx, req)
 	return err
@@ -141,7 +146,7 @@ func (p *process) enter() (err error) {
 
 // host is what a container would ask for.
 func (p *process) host(mode pb.SecurityMode) *container.Host {
-	host := &container.Host{NetworkMode: "bridge", IpcMode: "private", CgroupnsMode: "private", Privileged: mode == pb.SecurityMode_INSECURE, ShmSize: 64 << 20}
+	host := &container.Host{NetworkMode: cmp.Or(p.exec.opts.Network, "bridge"), IpcMode: "private", CgroupnsMode: "private", Privileged: mode == pb.SecurityMode_INSECURE, ShmSize: 64 << 20}
 	switch p.step.Network {
 	case pb.NetMode_HOST:
 		host.NetworkMode = "host"

@@ -41,6 +41,8 @@ type Options struct {
 	// Root is <exec-root>/steps.
 	Root     string
 	Networks Networks
+	// Network is that of steps which ask for none in particular: "bridge" (default), or "none" where there is no default bridge.
+	Network string
 	// Maker writes configurations; its defaults (cgroup parent, limits) are those of containers.
 	Maker *hostspec.Maker
 	Log   *slog.Logger
