@@ -14,6 +14,7 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 
 	"corten.dev/corten/internal/errs"
+	"golang.org/x/sys/unix"
 )
 
 // binfmt is where the kernel lists the handlers of foreign programs.
@@ -45,7 +46,7 @@ func runnable(p *pb.Platform) error {
 	if p.Architecture == "" || p.Architecture == runtime.GOARCH || p.Architecture == native[runtime.GOARCH] {
 		return nil
 	}
-	if emulated(os.DirFS(binfmt), p.Architecture) {
+	if emulates(p.Architecture) {
 		return nil
 	}
 	name := "linux/" + p.Architecture
@@ -96,6 +97,21 @@ func (m machine) program() []byte {
 	order.PutUint16(b[18:], m.number)
 	order.PutUint32(b[20:], 1)
 	return b
+}
+
+// emulates says that the kernel has a handler for programs of an architecture. Where systemd mounts the list for the first who looks into it, nobody has registered any yet: looking would
+// leave a mount behind.
+func emulates(arch string) bool {
+	fd, err := unix.Open(binfmt, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	var st unix.Statfs_t
+	if unix.Fstatfs(fd, &st) != nil || st.Type != unix.BINFMTFS_MAGIC {
+		return false
+	}
+	return emulated(os.DirFS(binfmt), arch)
 }
 
 // handler is an entry of binfmt_misc that looks at how a file begins.

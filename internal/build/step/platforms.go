@@ -2,7 +2,6 @@ package step
 
 import (
 	"maps"
-	"os"
 	"runtime"
 	"slices"
 
@@ -13,7 +12,7 @@ import (
 func Platforms() []ocispec.Platform {
 	all := []ocispec.Platform{{OS: "linux", Architecture: runtime.GOARCH}}
 	for _, arch := range slices.Sorted(maps.Keys(machines)) {
-		if arch != runtime.GOARCH && (arch == native[runtime.GOARCH] || emulated(os.DirFS(binfmt), arch)) {
+		if arch != runtime.GOARCH && (arch == native[runtime.GOARCH] || emulates(arch)) {
 			all = append(all, ocispec.Platform{OS: "linux", Architecture: arch})
 		}
 	}
