@@ -12,9 +12,9 @@ import (
 	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
+	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/errs"
-	"golang.org/x/sys/unix"
 )
 
 // binfmt is where the kernel lists the handlers of foreign programs.
