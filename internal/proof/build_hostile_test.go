@@ -157,28 +157,7 @@ func TestBuildWithoutEnd(t *testing.T) {
 
 // A step fills the disk: the build fails in one line, nothing of it stays, and with room again the same build succeeds.
 func TestBuildFullDisk(t *testing.T) {
-	enginetest.Bin(t)
-	disk := t.TempDir()
-	if err := syscall.Mount("proof", disk, "tmpfs", 0, "size=64m"); err != nil {
-		t.Skip("needs a tmpfs of its own: ", err)
-	}
-	t.Cleanup(func() {
-		if err := syscall.Unmount(disk, 0); err != nil {
-			t.Error("something still holds the disk: ", err)
-		}
-	})
-	e := enginetest.New(t)
-	if err := os.Symlink(disk, filepath.Join(e.Dir, "d")); err != nil {
-		t.Fatal(err)
-	}
-	e.Up()
-	tree, err := enginetest.BusyboxTar()
-	if err != nil {
-		t.Skip("needs a static busybox: ", err)
-	}
-	file := filepath.Join(e.Dir, "tree")
-	writeFile(t, file, string(tree))
-	e.Corten("import", file, enginetest.Busybox)
+	e, disk := onSmallDisk(t, "64m")
 	ctx := put(t, t.TempDir(), map[string]string{"Dockerfile": "FROM busybox\nARG MB\nRUN echo first > /first\nRUN dd if=/dev/zero of=/big bs=1M count=$MB 2>&1 && echo whole"})
 	room := func() { // what a failed step left is removed in the background
 		wait(t, "room on the disk", func() bool {

@@ -12,11 +12,12 @@ import (
 	"corten.dev/corten/internal/enginetest"
 )
 
-// The disk is full: each verb works or says so in one line, what runs goes on, what takes no room works, and with room again everything works without a restart.
-func TestDiskFull(t *testing.T) {
+// onSmallDisk starts an engine with a busybox image whose data root is a disk of this size, and says where that is.
+func onSmallDisk(t *testing.T, size string) (e *enginetest.Engine, disk string) {
+	t.Helper()
 	enginetest.Bin(t)
-	disk := t.TempDir()
-	if err := syscall.Mount("proof", disk, "tmpfs", 0, "size=40m"); err != nil {
+	disk = t.TempDir()
+	if err := syscall.Mount("proof", disk, "tmpfs", 0, "size="+size); err != nil {
 		t.Skip("needs a tmpfs of its own: ", err)
 	}
 	t.Cleanup(func() {
@@ -24,7 +25,7 @@ func TestDiskFull(t *testing.T) {
 			t.Error("something still holds the disk: ", err)
 		}
 	})
-	e := enginetest.New(t)
+	e = enginetest.New(t)
 	if err := os.Symlink(disk, filepath.Join(e.Dir, "d")); err != nil {
 		t.Fatal(err)
 	}
@@ -33,11 +34,18 @@ func TestDiskFull(t *testing.T) {
 	if err != nil {
 		t.Skip("needs a static busybox: ", err)
 	}
+	file := filepath.Join(e.Dir, "files", "tree")
+	writeFile(t, file, string(tree))
+	e.Corten("import", file, enginetest.Busybox)
+	return e, disk
+}
+
+// The disk is full: each verb works or says so in one line, what runs goes on, what takes no room works, and with room again everything works without a restart.
+func TestDiskFull(t *testing.T) {
+	e, disk := onSmallDisk(t, "40m")
 	files := filepath.Join(e.Dir, "files")
-	writeFile(t, filepath.Join(files, "tree"), string(tree))
 	big := filepath.Join(files, "big")
 	writeFile(t, big, strings.Repeat("x", 1<<20))
-	e.Corten("import", filepath.Join(files, "tree"), enginetest.Busybox)
 	e.Corten("run", "-d", "--name", "steady", enginetest.Busybox, "sh", "-c", "while true; do echo still here; sleep 0.1; done")
 	e.Corten("create", "--name", "resting", enginetest.Busybox, "echo", "started")
 	e.Corten("cp", big, "steady:/changed")
