@@ -261,18 +261,18 @@ func destination(tuple []byte) (out [3]byte) {
 }
 
 // takeDown removes what is the room's own on the host: bridges without containers and the table, unless the administrator wrote into it.
-func (l *Local) takeDown() error {
+func (l *Local) takeDown(ctx context.Context) error {
 	l.mu.Lock()
-	var del netlink.Batch
+	var idle []*network
 	for _, nw := range l.nets {
-		if nw.br != "" && nw.index != 0 && len(nw.eps) == 0 && !nw.foreign {
-			del.DelLink(nw.br)
+		if nw.drv != nil && len(nw.eps) == 0 {
+			idle = append(idle, nw)
 		}
 	}
 	l.mu.Unlock()
-	err := l.rt.Do(&del)
-	if onlyErrno(err, unix.ENODEV) {
-		err = nil
+	var err error
+	for _, nw := range idle {
+		err = errors.Join(err, nw.drv.lower(ctx))
 	}
 	if l.opt.NoRules {
 		return err

@@ -13,7 +13,6 @@ import (
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/netlink"
 	"corten.dev/corten/internal/task"
-	"golang.org/x/sys/unix"
 )
 
 // Connect gives a running container an interface on one more network. Its resolv.conf may change by it: see Sandbox.
@@ -27,9 +26,8 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 	undo.Push(func(context.Context) error {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.dropEndpoint(owner, ep, false)
+		l.vacate(owner, ep, time.Time{})
 		bx.forgetEndpoint(ep)
-		l.reap.add(ep, time.Time{})
 		return nil
 	})
 	l.mu.Lock()
@@ -54,8 +52,10 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 			return err
 		}
 		var b netlink.Batch
-		l.addVeth(&b, nw, ep, ns, ep.Interface)
-		if err := l.makeLinks(host, &b, []Endpoint{ep}); err != nil {
+		if err := nw.drv.plug(&b, ep, ns); err != nil {
+			return err
+		}
+		if err := l.makeLinks(host, &b, []*network{nw}, []Endpoint{ep}); err != nil {
 			return err
 		}
 		if err := configure(in, plan{eps: []Endpoint{ep}, gw4: -1, gw6: -1}); err != nil {
@@ -86,12 +86,12 @@ func (l *Local) reserveConnect(owner string, req EndpointRequest) (*box, *networ
 	if bx == nil || !bx.ready {
 		return nil, nil, Endpoint{}, errs.New(errs.NotFound, "sandbox of %s not found", short(owner))
 	}
-	if nw.rec.Driver != nameBridge {
+	if nw.drv == nil {
 		return nil, nil, Endpoint{}, errs.New(errs.Forbidden, "container cannot be connected to %s network while it runs", nw.rec.Name)
 	}
 	if len(bx.sb.Endpoints) == 0 {
 		for _, er := range bx.req.Endpoints {
-			if at, err := l.find(er.Network); err == nil && at.rec.Driver != nameBridge {
+			if at, err := l.find(er.Network); err == nil && at.drv == nil {
 				return nil, nil, Endpoint{}, errs.New(errs.Forbidden, "container cannot be disconnected from %s network or connected to %s network", at.rec.Name, nw.rec.Name)
 			}
 		}
@@ -144,19 +144,17 @@ func (l *Local) Disconnect(ctx context.Context, owner string, pid int, network s
 	l.dropEndpoint(owner, ep, false)
 	bx.forgetEndpoint(ep)
 	l.mu.Unlock()
-	var del netlink.Batch
-	del.DelLink(linkName(ep))
-	if err := l.rt.Do(&del); err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("disconnect from network %s: %w", nw.rec.Name, err)
-	}
-	l.mu.Lock()
-	nw.free(ep)
-	l.mu.Unlock()
 	ns, err := nsOf(pid)
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
+	if err := nw.drv.unplug(ctx, ep, ns); err != nil {
+		return fmt.Errorf("disconnect from network %s: %w", nw.rec.Name, err)
+	}
+	l.mu.Lock()
+	nw.free(ep)
+	l.mu.Unlock()
 	return errors.Join(l.reroute(ctx, bx, ns), l.refreshNames(ctx, bx, ns))
 }
 

@@ -11,7 +11,6 @@ import (
 	"unicode"
 
 	"corten.dev/corten/internal/errs"
-	"corten.dev/corten/internal/linux/netlink"
 	"corten.dev/corten/internal/linux/nft"
 	"corten.dev/corten/internal/task"
 	"golang.org/x/sys/unix"
@@ -29,28 +28,23 @@ func (l *Local) Create(ctx context.Context, nw Network) (_ Network, err error) {
 	if err := l.chooseSubnets(&rec); err != nil {
 		return Network{}, err
 	}
-	made, err := live(rec)
+	made, err := l.live(rec)
 	if err != nil {
 		return Network{}, err
 	}
 	if err := l.checkBridgeName(made.br); err != nil {
 		return Network{}, err
 	}
-	if made.mtu == 0 {
-		if made.mtu = l.opt.MTU; made.mtu == 0 {
-			made.mtu = l.hostMTU()
-		}
-	}
 	var undo task.Undo
 	defer undo.OnError(ctx, &err)
-	undo.Push(func(context.Context) error { return l.removeBridge(made) })
-	if err := l.ensureBridge(made); err != nil {
+	undo.Push(func(ctx context.Context) error { return l.lower(ctx, made) })
+	if err := made.drv.raise(ctx); err != nil {
 		return Network{}, fmt.Errorf("create network %s: %w", rec.Name, err)
 	}
 	if err := l.bridgeSysctls(made); err != nil {
 		return Network{}, fmt.Errorf("create network %s: %w", rec.Name, err)
 	}
-	if !l.opt.NoRules {
+	if !l.opt.NoRules && made.br != "" {
 		tx := &nft.Tx{}
 		addBridge(tx, l.opt.Table, made)
 		if err := l.commit(tx); err != nil && !errors.Is(err, unix.ENOENT) { // flushed a moment ago: it is being written again, with this one
@@ -78,13 +72,8 @@ func (l *Local) checkNew(rec *Network) error {
 	switch rec.Driver {
 	case "":
 		rec.Driver = nameBridge
-	case nameBridge:
 	case nameHost, "null":
 		return errs.New(errs.Forbidden, "only one instance of %q network is allowed", rec.Driver)
-	case "macvlan", "ipvlan", "overlay":
-		return errs.New(errs.NotImplemented, "network driver %s is not supported", rec.Driver)
-	default:
-		return errs.New(errs.NotFound, "plugin %q not found", rec.Driver)
 	}
 	if d := rec.IPAM.Driver; d != "" && d != "default" {
 		return errs.New(errs.NotFound, "plugin %q not found", d)
@@ -177,7 +166,7 @@ func (l *Local) ourSubnets() (all []netip.Prefix) {
 }
 
 // Remove removes a network that nobody is on.
-func (l *Local) Remove(_ context.Context, ref string) error {
+func (l *Local) Remove(ctx context.Context, ref string) error {
 	l.created.Lock()
 	defer l.created.Unlock()
 	l.mu.Lock()
@@ -202,7 +191,7 @@ func (l *Local) Remove(_ context.Context, ref string) error {
 		l.mu.Unlock()
 		return err
 	}
-	return l.removeBridge(nw)
+	return l.lower(ctx, nw)
 }
 
 // inUse is Docker's refusal to remove a network. mu is held.
@@ -221,10 +210,10 @@ func (l *Local) inUse(nw *network) error {
 
 func short(id string) string { return id[:min(12, len(id))] }
 
-// removeBridge takes the bridge and its entries in the table away, as far as they are there.
-func (l *Local) removeBridge(nw *network) error {
+// lower takes what was made for a network, and its entries in the table, away, as far as they are there.
+func (l *Local) lower(ctx context.Context, nw *network) error {
 	var all []error
-	if !l.opt.NoRules {
+	if !l.opt.NoRules && nw.br != "" {
 		tx := &nft.Tx{}
 		for set, elems := range bridgeElements(nw) {
 			tx.DelElems(l.opt.Table, set, elems)
@@ -235,12 +224,5 @@ func (l *Local) removeBridge(nw *network) error {
 			all = append(all, err)
 		}
 	}
-	if nw.index != 0 && !nw.foreign {
-		var del netlink.Batch
-		del.DelLink(nw.br)
-		if err := l.rt.Do(&del); !errors.Is(err, unix.ENODEV) {
-			all = append(all, err)
-		}
-	}
-	return errors.Join(all...)
+	return errors.Join(append(all, nw.drv.lower(ctx))...)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -103,7 +102,7 @@ func (l *Local) tryReserve(req *JoinRequest, bx *box, again string) (p plan, rea
 		if err != nil {
 			return p, nil, err
 		}
-		if nw.rec.Driver != nameBridge && len(req.Endpoints) > 1 {
+		if nw.drv == nil && len(req.Endpoints) > 1 {
 			return p, nil, errs.New(errs.Invalid, "conflicting options: container cannot be connected to network %s and to another", nw.rec.Name)
 		}
 		if slices.Contains(p.nets, nw) {
@@ -114,7 +113,7 @@ func (l *Local) tryReserve(req *JoinRequest, bx *box, again string) (p plan, rea
 	if ready = l.pool.takeLocked(p.nets, req, again); ready == nil {
 		p.bare = l.pool.takeBare(p.nets)
 		for i, er := range req.Endpoints {
-			if p.nets[i].rec.Driver != nameBridge {
+			if p.nets[i].drv == nil {
 				continue
 			}
 			ep, err := l.newEndpoint(p.nets[i], er, again)
@@ -203,9 +202,11 @@ func (l *Local) furnish(host, in *netlink.Conn, p plan, ns *os.File) error {
 	}
 	var b netlink.Batch
 	for i, ep := range p.eps {
-		l.addVeth(&b, p.nets[i], ep, ns, ep.Interface)
+		if err := p.nets[i].drv.plug(&b, ep, ns); err != nil {
+			return err
+		}
 	}
-	if err := l.makeLinks(host, &b, p.eps); err != nil {
+	if err := l.makeLinks(host, &b, p.nets, p.eps); err != nil {
 		return err
 	}
 	if err := configure(in, p); err != nil {
@@ -217,16 +218,18 @@ func (l *Local) furnish(host, in *netlink.Conn, p plan, ns *os.File) error {
 	return announce(in, p.eps)
 }
 
-// makeLinks runs the batch that makes veths. A stale one of the same name, left by someone who held its address before, is replaced.
-func (l *Local) makeLinks(host *netlink.Conn, b *netlink.Batch, eps []Endpoint) error {
+// makeLinks runs the batch that makes interfaces. A stale one of the same name, left by someone who held its address before, is replaced.
+func (l *Local) makeLinks(host *netlink.Conn, b *netlink.Batch, nets []*network, eps []Endpoint) error {
 	err := host.Do(b)
 	if err == nil {
 		return nil
 	}
 	var del netlink.Batch
 	var names []string
-	for _, ep := range eps {
-		del.DelLink(linkName(ep))
+	for i, ep := range eps {
+		if link := nets[i].drv.hostLink(ep); link != "" {
+			del.DelLink(link)
+		}
 		names = append(names, ep.Network)
 	}
 	_ = host.Do(&del) // those that were made, or were there before: gone or never there, both are right
@@ -237,11 +240,6 @@ func (l *Local) makeLinks(host *netlink.Conn, b *netlink.Batch, eps []Endpoint) 
 		return errs.New(errs.Unavailable, "network %s is full: a bridge of the kernel has 1023 ports", strings.Join(names, " or "))
 	}
 	return err
-}
-
-func (l *Local) addVeth(b *netlink.Batch, nw *network, ep Endpoint, ns *os.File, name string) {
-	mac, _ := net.ParseMAC(ep.MAC) // written by us
-	b.AddVeth(netlink.Veth{Name: linkName(ep), Alias: l.alias(ep), Bridge: nw.index, MTU: nw.mtu, Isolated: !nw.icc, PeerName: name, PeerMAC: mac, PeerNS: ns})
 }
 
 // quietIPv6 switches IPv6 off on the interfaces to come when none of them has an address of it, so that no neighbour can give them one. The caller's thread is in the namespace.
@@ -360,8 +358,7 @@ func (l *Local) leave(ctx context.Context, bx *box) error {
 	delete(l.boxes, bx.req.Owner)
 	for _, ep := range bx.sb.Endpoints {
 		l.remember(bx.req.Owner, ep)
-		l.dropEndpoint(bx.req.Owner, ep, false)
-		l.reap.add(ep, time.Now())
+		l.vacate(bx.req.Owner, ep, time.Now())
 	}
 	l.pool.wake()
 	return err

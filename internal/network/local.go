@@ -51,6 +51,7 @@ type Local struct {
 // network is the live side of a stored network.
 type network struct {
 	rec       Network
+	drv       driver // nil: nothing is made for it
 	br        string // bridge
 	index     int
 	mtu       int
@@ -95,7 +96,7 @@ func New(opt Options) (_ *Local, err error) {
 	if err := os.MkdirAll(l.storeDir(), 0o700); err != nil {
 		return nil, fmt.Errorf("network records: %w", err)
 	}
-	if err := l.load(); err != nil {
+	if err := l.load(ctx); err != nil {
 		return nil, err
 	}
 	if err := l.adopt(); err != nil {
@@ -148,7 +149,7 @@ func (l *Local) Close() error {
 	err := l.pool.drain()
 	if !busy {
 		l.reap.force(netip.Addr{})
-		err = errors.Join(err, l.takeDown())
+		err = errors.Join(err, l.takeDown(context.Background()))
 	}
 	return errors.Join(err, l.shut())
 }

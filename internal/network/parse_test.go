@@ -88,7 +88,7 @@ func FuzzRecord(f *testing.F) {
 	f.Add([]byte(`{"ID":"x","Name":"blue","Driver":"bridge","IPAM":{"Pools":[{"Subnet":"10.0.0.0/8"}]}}`))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		if nw, err := parseRecord(p, strings.Repeat("a", 64)); err == nil {
-			_, _ = live(nw)
+			_, _ = (&Local{}).live(nw)
 		}
 	})
 }

@@ -74,7 +74,7 @@ func (p *readyPool) takeLocked(nets []*network, req *JoinRequest, again string) 
 
 // takeBare hands out a namespace in which interfaces with special wishes are then made. mu is held.
 func (p *readyPool) takeBare(nets []*network) *os.File {
-	if len(p.bare) == 0 || nets[0].rec.Driver != nameBridge {
+	if len(p.bare) == 0 || nets[0].drv == nil {
 		return nil
 	}
 	ns := p.bare[0].ns

@@ -117,13 +117,16 @@ func (l *Local) hairpin(ep Endpoint) {
 	}
 }
 
-// portEndpoint is the endpoint that published ports lead to: the one with the default route.
+// portEndpoint is the endpoint that published ports lead to: the one with the default route, if its network's driver can.
 func (bx *box) portEndpoint(p plan) (Endpoint, *network) {
 	i := p.gw4
 	if i < 0 {
 		i = p.gw6
 	}
 	if i < 0 {
+		return Endpoint{}, nil
+	}
+	if d, ok := p.nets[i].drv.(publisher); !ok || !d.publishes() {
 		return Endpoint{}, nil
 	}
 	return p.eps[i], p.nets[i]

@@ -20,7 +20,7 @@ const settleLimit = 3 * time.Second
 func (l *Local) settleHost(host *netlink.Conn, nets []*network, eps []Endpoint) error {
 	names := make([]string, 0, 2*len(eps))
 	for i, ep := range eps {
-		names = append(names, linkName(ep), nets[i].br)
+		names = append(names, nets[i].drv.carriers(ep)...)
 	}
 	end := time.Now().Add(settleLimit)
 	for _, name := range names {

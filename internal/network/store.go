@@ -100,11 +100,9 @@ func parseRecord(raw []byte, id string) (Network, error) {
 	if nw.ID != id || len(nw.ID) != 64 || nw.Name == "" {
 		return nw, errors.New("id or name does not fit")
 	}
-	if nw.Driver == nameBridge {
-		for _, p := range nw.IPAM.Pools {
-			if _, err := checkPool(p); err != nil || !p.Gateway.IsValid() {
-				return nw, errors.Join(errors.New("bad address pool"), err)
-			}
+	for _, p := range nw.IPAM.Pools {
+		if _, err := checkPool(p); err != nil || !p.Gateway.IsValid() {
+			return nw, errors.Join(errors.New("bad address pool"), err)
 		}
 	}
 	return nw, nil
