@@ -6,7 +6,8 @@ COMMIT  := $(shell git rev-parse --short=9 HEAD 2>/dev/null || echo unknown)
 LD      := -s -w -X corten.dev/corten/internal/version.Version=$(VERSION) -X corten.dev/corten/internal/version.Commit=$(COMMIT)
 # grpcnotrace: with gRPC's page of traces come templates, which call methods by name, and with these no method of the whole engine can be left out: 9 MB.
 BUILD   := CGO_ENABLED=0 $(GO) build -trimpath -tags grpcnotrace
-EMBED   := internal/monitor/bin/corten-monitor internal/image/hello/bin/corten-hello internal/engine/containers/initbin/corten-init
+EMBED   := internal/monitor/bin/corten-monitor internal/image/hello/bin/corten-hello internal/engine/containers/initbin/corten-init \
+	internal/registry/program/bin/corten-registry
 
 .PHONY: build embed demo test test-real test-vm lint bench bench-scale docs cross clean
 .DEFAULT_GOAL := build
@@ -20,6 +21,7 @@ embed:
 	$(BUILD) -ldflags '-s -w' -o internal/monitor/bin/corten-monitor ./cmd/corten-monitor
 	$(BUILD) -ldflags '-s -w' -o internal/image/hello/bin/corten-hello ./cmd/corten-hello
 	$(BUILD) -ldflags '-s -w' -o internal/engine/containers/initbin/corten-init ./cmd/corten-init
+	$(BUILD) -ldflags '$(LD)' -o internal/registry/program/bin/corten-registry ./cmd/corten-registry
 
 demo: build
 	$(GO) run ./cmd/corten-demo -bin bin
@@ -59,7 +61,7 @@ docs:
 cross: embed
 	for t in darwin/amd64 darwin/arm64 windows/amd64 windows/arm64; do \
 	  CGO_ENABLED=0 GOOS=$${t%/*} GOARCH=$${t#*/} $(GO) build -o /dev/null ./cmd/corten || exit 1; done
-	for t in ./cmd/corten ./cmd/cortend ./cmd/corten-monitor ./cmd/corten-init ./cmd/corten-hello; do \
+	for t in ./cmd/corten ./cmd/cortend ./cmd/corten-monitor ./cmd/corten-init ./cmd/corten-hello ./cmd/corten-registry; do \
 	  CGO_ENABLED=0 GOOS=linux GOARCH=arm64 $(GO) build -o /dev/null $$t || exit 1; done
 
 clean:

@@ -55,7 +55,7 @@ func run() error {
 	if *travel {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 		defer stop()
-		return ship.Run(ctx, ship.Options{Bin: abs, Dir: base, Rounds: max(*rounds, 3), Progress: os.Stderr, Out: os.Stdout})
+		return ship.Run(ctx, ship.Options{Bin: abs, Dir: base, Rows: words(*rows), Rounds: max(*rounds, 3), Progress: os.Stderr, Out: os.Stdout})
 	}
 	if *building {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)

@@ -24,8 +24,10 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"corten.dev/corten/internal/linux/systemd"
 	"corten.dev/corten/internal/network/dns"
 	"corten.dev/corten/internal/network/portproxy"
+	"corten.dev/corten/internal/registry/program"
 	"corten.dev/corten/internal/runtimecli"
 	"corten.dev/corten/internal/server"
 	"corten.dev/corten/internal/settings"
@@ -45,7 +47,8 @@ func run(args []string) int {
 			}
 			return portproxy.Main()
 		case "registry":
-			return registry(args[1:])
+			fmt.Fprintln(os.Stderr, "cortend registry:", program.Exec(os.Args, os.Environ()))
+			return 1
 		}
 	}
 	set, err := settings.Parse(args, os.Stdout)
@@ -125,7 +128,7 @@ func serve(set settings.Settings, level *slog.LevelVar, log *slog.Logger) (err e
 		return err
 	}
 	log.Info("cortend serves", "version", version.Version, "api", server.MaxAPI(), "hosts", set.Hosts)
-	if err := notify("READY=1"); err != nil {
+	if err := systemd.Notify("READY=1"); err != nil {
 		log.Warn("the service manager does not know that the engine serves", "err", err)
 	}
 	for {

@@ -54,6 +54,7 @@ var table = []room{
 	{"registry/client", words, "the distribution protocol, asking"},
 	{"registry/server", tools, "the distribution protocol, answering; its disk driver keeps blobs"},
 	{"registry/server/cache", words + " registry/client registry/server", "pull-through asks upstreams by the client's contract"},
+	{"registry/program", tools, "the registry as a program, which the engine's binary carries"},
 	{"registry/serve", tools + " registry", "the registry's command line joins its rooms"},
 	{"build", tools + " snapshot content image", "LLB to trees and images; what it needs of registries, networks and the runtime it asks for by interfaces of its own"},
 	{"container", words + " image network", "the stored record embeds what images and networks store"},

@@ -12,7 +12,7 @@ import (
 // What each binary links is committed (testdata/<binary>.links), so that nobody makes one heavier by accident. UPDATE=1 rewrites the lists.
 func TestLinkedPackages(t *testing.T) {
 	root := repoRoot(t)
-	for _, name := range []string{"corten", "cortend", "corten-monitor", "corten-init", "corten-hello"} {
+	for _, name := range []string{"corten", "cortend", "corten-monitor", "corten-init", "corten-hello", "corten-registry"} {
 		cmd := exec.Command("go", "list", "-tags", "grpcnotrace", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", "./cmd/"+name)
 		cmd.Dir = root
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")

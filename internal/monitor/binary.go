@@ -1,15 +1,16 @@
 package monitor
 
 import (
+	"bytes"
 	"embed"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
-
 	"corten.dev/corten/internal/errs"
+	tool "corten.dev/corten/internal/linux/program"
 )
 
 //go:embed bin
@@ -58,25 +59,13 @@ func newProgram(root, path string) (*program, error) {
 }
 
 func memoryProgram(b []byte) (*program, error) {
-	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
-	fd, err := unix.MemfdCreate("corten-monitor", flags|unix.MFD_EXEC)
-	if err == unix.EINVAL { // before Linux 6.3
-		fd, err = unix.MemfdCreate("corten-monitor", flags)
-	}
+	f, err := tool.Sealed("corten-monitor", bytes.NewReader(b))
 	if err != nil {
 		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), "corten-monitor")
-	if _, err = f.Write(b); err == nil {
-		_, err = unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
-	}
-	path := fmt.Sprintf("/proc/self/fd/%d", fd)
-	if err == nil {
-		err = executable(path)
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
+	path := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+	if err := executable(path); err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
 	return &program{path: path, file: f}, nil
 }

@@ -405,12 +405,12 @@ func TestRuntimeCannotBeOverwritten(t *testing.T) {
 
 // Where no mount can be made, the runtime runs from a sealed copy.
 func TestSealedCopy(t *testing.T) {
-	fd, err := memoryCopy()
+	f, err := memoryCopy()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(fd)
-	if _, err := unix.Pwrite(fd, []byte("x"), 0); err != unix.EPERM {
+	defer f.Close()
+	if _, err := unix.Pwrite(int(f.Fd()), []byte("x"), 0); err != unix.EPERM {
 		t.Fatal(err)
 	}
 }

@@ -2,12 +2,12 @@ package runtimecli
 
 import (
 	"fmt"
-	"io"
 	"os"
-	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/errs"
-	"golang.org/x/sys/unix"
+	"corten.dev/corten/internal/linux/program"
 )
 
 // A container that executes /proc/self/exe, directly or in the first line of a script, executes the file of the process that made it, and can then open that file by
@@ -30,13 +30,13 @@ func seal() error {
 	if os.Getenv(sealedEnv) != "" {
 		return errs.New(errs.Unavailable, "seal: the runtime's own file stays writable")
 	}
-	fd, err := readOnlyMount(exe)
+	f, err := readOnlyMount(exe)
 	if err != nil {
-		if fd, err = memoryCopy(); err != nil {
+		if f, err = memoryCopy(); err != nil {
 			return fmt.Errorf("seal: %w", err)
 		}
 	}
-	return execFD(fd, os.Args, append(os.Environ(), sealedEnv+"=1"))
+	return program.Exec(f, os.Args, append(os.Environ(), sealedEnv+"=1"))
 }
 
 // sealed tells whether nobody can write to the file: it is on a read-only mount, or a memory file with the write seal.
@@ -54,69 +54,23 @@ func sealed(exe int) bool {
 	return err == nil && seals&unix.F_SEAL_WRITE != 0
 }
 
-func readOnlyMount(exe int) (int, error) {
+func readOnlyMount(exe int) (*os.File, error) {
 	fd, err := unix.OpenTree(exe, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	if err != nil {
-		return -1, err
+		return nil, err
 	}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
 		unix.Close(fd)
-		return -1, err
+		return nil, err
 	}
-	return fd, nil
+	return os.NewFile(uintptr(fd), "/proc/self/exe"), nil
 }
 
-func memoryCopy() (int, error) {
-	fd, err := unix.MemfdCreate("corten-runtime", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
-	if err == unix.EINVAL { // before Linux 6.3 there was no such flag
-		fd, err = unix.MemfdCreate("corten-runtime", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	}
-	if err != nil {
-		return -1, err
-	}
-	to := os.NewFile(uintptr(fd), "copy")
+func memoryCopy() (*os.File, error) {
 	from, err := os.Open("/proc/self/exe")
 	if err != nil {
-		to.Close()
-		return -1, err
+		return nil, err
 	}
 	defer from.Close()
-	if _, err = io.Copy(to, from); err == nil {
-		_, err = unix.FcntlInt(to.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
-	}
-	if err != nil {
-		to.Close()
-		return -1, err
-	}
-	return unix.FcntlInt(to.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-}
-
-// execFD is execveat of the file itself.
-func execFD(fd int, argv, env []string) error {
-	empty, err := unix.BytePtrFromString("")
-	if err != nil {
-		return err
-	}
-	av, err := table(argv)
-	if err != nil {
-		return err
-	}
-	ev, err := table(env)
-	if err != nil {
-		return err
-	}
-	_, _, e := unix.Syscall6(unix.SYS_EXECVEAT, uintptr(fd), uintptr(unsafe.Pointer(empty)), uintptr(unsafe.Pointer(&av[0])), uintptr(unsafe.Pointer(&ev[0])), unix.AT_EMPTY_PATH, 0)
-	return fmt.Errorf("execute the sealed runtime: %w", e)
-}
-
-func table(list []string) ([]*byte, error) {
-	out := make([]*byte, 0, len(list)+1)
-	for _, s := range list {
-		p, err := unix.BytePtrFromString(s)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, p)
-	}
-	return append(out, nil), nil
+	return program.Sealed("corten-runtime", from)
 }

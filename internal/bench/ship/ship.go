@@ -28,9 +28,10 @@ import (
 
 // Options choose what to measure.
 type Options struct {
-	Bin      string // folder of corten and cortend
-	Dir      string // where everything lies
-	Rounds   int    // of pull and push
+	Bin      string   // folder of corten and cortend
+	Dir      string   // where everything lies
+	Rounds   int      // of pull and push, and of the loads
+	Rows     []string // "transfers", "loads"; none is both
 	Progress io.Writer
 	Out      io.Writer
 }
@@ -111,7 +112,7 @@ func (r *Registry) stop() error {
 	return err
 }
 
-// peak is the most memory the process ever held, and held of its own (without files that others map as well), in bytes.
+// peak is the most memory that the process ever held, its program's pages included, in bytes.
 func (r *Registry) peak() (int64, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/status", r.cmd.Process.Pid))
 	if err != nil {
@@ -131,7 +132,15 @@ func (r *Registry) peak() (int64, error) {
 func Run(ctx context.Context, opts Options) error {
 	tw := tabwriter.NewWriter(opts.Out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(tw, "WHAT\tWHO\tMEDIAN\tMIN\tMAX\tNOTE")
-	err := errors.Join(transfers(ctx, opts, tw), loads(ctx, opts, tw))
+	var err error
+	for _, row := range []struct {
+		name string
+		run  func(context.Context, Options, io.Writer) error
+	}{{"transfers", transfers}, {"loads", loads}} {
+		if len(opts.Rows) == 0 || slices.Contains(opts.Rows, row.name) {
+			err = errors.Join(err, row.run(ctx, opts, tw))
+		}
+	}
 	return errors.Join(err, tw.Flush())
 }
 

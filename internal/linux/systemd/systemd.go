@@ -1,4 +1,5 @@
-package main
+// Package systemd tells the service manager about us. It owns nothing, and promises to do nothing where no service manager asked to be told.
+package systemd
 
 import (
 	"fmt"
@@ -6,8 +7,8 @@ import (
 	"os"
 )
 
-// notify tells systemd (a service of Type=notify) that the engine serves (READY=1). Without systemd it does nothing.
-func notify(state string) error {
+// Notify tells systemd (a service of Type=notify) that it serves (READY=1). Without systemd it does nothing.
+func Notify(state string) error {
 	name := os.Getenv("NOTIFY_SOCKET")
 	if name == "" {
 		return nil
