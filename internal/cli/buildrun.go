@@ -14,9 +14,9 @@ import (
 	"corten.dev/corten/internal/buildwire"
 	"corten.dev/corten/internal/cli/buildprogress"
 	"corten.dev/corten/internal/cli/engineapi"
-	"corten.dev/corten/internal/cli/http1"
 	"corten.dev/corten/internal/cli/term"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/http1"
 )
 
 // errLast ends the reading of a connection whose last frame has come.

@@ -14,8 +14,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"corten.dev/corten/internal/cli/engineapi"
-	"corten.dev/corten/internal/cli/http1"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/http1"
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
 )

@@ -12,9 +12,9 @@ import (
 
 	"corten.dev/corten/internal/cli/credentials"
 	"corten.dev/corten/internal/cli/engineapi"
-	"corten.dev/corten/internal/cli/http1"
 	"corten.dev/corten/internal/cli/progress"
 	"corten.dev/corten/internal/cli/term"
+	"corten.dev/corten/internal/http1"
 	"corten.dev/corten/internal/reference"
 )
 

@@ -13,8 +13,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"corten.dev/corten/internal/cli/engineapi"
-	"corten.dev/corten/internal/cli/http1"
 	"corten.dev/corten/internal/cli/term"
+	"corten.dev/corten/internal/http1"
 )
 
 type runOptions struct {

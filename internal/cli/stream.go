@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/cli/engineapi"
-	"corten.dev/corten/internal/cli/http1"
 	"corten.dev/corten/internal/cli/term"
+	"corten.dev/corten/internal/http1"
 )
 
 // session joins our standard streams with those of a container or an exec, through one hijacked connection:

@@ -19,8 +19,8 @@ import (
 	"sync"
 	"syscall"
 
-	"corten.dev/corten/internal/cli/http1"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/http1"
 )
 
 // The versions we speak.
