@@ -34,7 +34,7 @@ func TestErrorsLeaveNothing(t *testing.T) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Source: "/nowhere", Options: []string{"bind"}})
 		}, os.ErrNotExist, "/nowhere"},
 		"option":     {func(s *specs.Spec) { s.Mounts[1].Options = append(s.Mounts[1].Options, "wrong=1") }, nil, "mount tmpfs on /dev: option wrong=1: invalid argument"},
-		"sysctl":     {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel.core_pattern": "x"} }, errs.Invalid, "not namespaced"},
+		"sysctl":     {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel.core_pattern": "x"} }, errs.Invalid, "not in a separate kernel namespace"},
 		"rlimit":     {func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_X"}} }, errs.Invalid, "RLIMIT_X"},
 		"capability": {func(s *specs.Spec) { s.Process.Capabilities.Bounding = []string{"what"} }, errs.Invalid, "what"},
 		"namespace":  {func(s *specs.Spec) { s.Linux.Namespaces[0].Path = "/proc/self/ns/net" }, errs.Invalid, "is a net namespace, not mnt"},

@@ -202,10 +202,10 @@ func sysctlPath(key string, p *plan) (string, error) {
 	case strings.HasPrefix(name, "user/"):
 		need = unix.CLONE_NEWUSER
 	default:
-		return "", errs.New(errs.Invalid, "sysctl %q: is not namespaced, it would change the host", key)
+		return "", errs.New(errs.Invalid, "sysctl %q is not in a separate kernel namespace", key)
 	}
 	if !p.has(need) {
-		return "", errs.New(errs.Invalid, "sysctl %q: the container shares that namespace with the host", key)
+		return "", errs.New(errs.Invalid, "sysctl %q not allowed in host %s namespace", key, map[uint64]string{unix.CLONE_NEWIPC: "ipc", unix.CLONE_NEWNET: "network", unix.CLONE_NEWUTS: "uts", unix.CLONE_NEWUSER: "user"}[need])
 	}
 	return name, nil
 }

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"corten.dev/corten/internal/container"
-	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/task"
 )
@@ -123,105 +122,6 @@ func (s *Service) Rename(ctx context.Context, ref, name string) (err error) {
 	s.table.free(old, ctr)
 	s.emit(ctr, "rename", map[string]string{"oldName": "/" + old})
 	return nil
-}
-
-// Update changes limits, live and kept, and the restart policy.
-func (s *Service) Update(ctx context.Context, ref string, req UpdateRequest) (warnings []string, err error) {
-	ctr, err := s.find(ref)
-	if err != nil {
-		return nil, err
-	}
-	ctx = context.WithoutCancel(ctx)
-	before := ctr.record()
-	if st := before.State.Status; st == container.Removing || st == container.Dead {
-		return nil, errs.New(errs.Conflict, "cannot update container %s: container is marked for removal and cannot be \"update\"", ctr.id)
-	}
-	bad := func(err error) ([]string, error) {
-		return nil, fmt.Errorf("cannot update container %s: %w", ctr.id, err)
-	}
-	if req.Restart != nil {
-		if before.Host.AutoRemove && req.Restart.Name != "" && req.Restart.Name != "no" {
-			return bad(errs.New(errs.Invalid, "Restart policy cannot be updated because AutoRemove is enabled for the container"))
-		}
-		if err := validateRestart(*req.Restart, false); err != nil {
-			return bad(err)
-		}
-	}
-	merged := before.Host.Resources
-	if req.Resources != nil {
-		if merged, err = mergeResources(before.Host.Resources, *req.Resources); err != nil {
-			return bad(err)
-		}
-		if warnings, err = validateResources(&merged); err != nil {
-			return bad(err)
-		}
-		if _, proc, herr := ctr.handles(); herr == nil {
-			res, err := hostspec.Resources(&merged)
-			if err != nil {
-				return bad(err)
-			}
-			if err := proc.Update(ctx, res); err != nil {
-				return bad(err)
-			}
-		}
-	}
-	ctr.change(func(rec *container.Record) {
-		rec.Host.Resources = merged
-		if req.Restart != nil && req.Restart.Name != "" {
-			rec.Host.Restart = *req.Restart
-		}
-	})
-	if err := s.save(ctr, true); err != nil {
-		return bad(err)
-	}
-	s.emit(ctr, "update", nil)
-	return warnings, nil
-}
-
-// mergeResources lays the values that were given over those that are.
-func mergeResources(old, upd container.Resources) (container.Resources, error) {
-	switch {
-	case upd.NanoCPUs > 0 && (old.CPUPeriod > 0 || old.CPUQuota > 0):
-		return old, errs.New(errs.Invalid, "Conflicting options: Nano CPUs cannot be updated as CPU Period or Quota has already been set")
-	case (upd.CPUPeriod > 0 || upd.CPUQuota > 0) && old.NanoCPUs > 0:
-		return old, errs.New(errs.Invalid, "Conflicting options: CPU Period or Quota cannot be updated as NanoCPUs has already been set")
-	case upd.Memory > 0 && upd.MemorySwap == 0 && old.MemorySwap > 0 && upd.Memory > old.MemorySwap:
-		return old, errs.New(errs.Invalid, "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time")
-	case upd.CPURealtimePeriod != 0 || upd.CPURealtimeRuntime != 0:
-		return old, errs.New(errs.NotImplemented, "real-time CPU time is not supported")
-	}
-	num(&old.CPUShares, upd.CPUShares)
-	num(&old.NanoCPUs, upd.NanoCPUs)
-	num(&old.BlkioWeight, upd.BlkioWeight)
-	num(&old.CPUPeriod, upd.CPUPeriod)
-	num(&old.CPUQuota, upd.CPUQuota)
-	num(&old.CpusetCpus, upd.CpusetCpus)
-	num(&old.CpusetMems, upd.CpusetMems)
-	num(&old.Memory, upd.Memory)
-	num(&old.MemorySwap, upd.MemorySwap)
-	num(&old.KernelMemory, upd.KernelMemory)
-	num(&old.MemoryReservation, upd.MemoryReservation)
-	num(&old.PidsLimit, upd.PidsLimit)
-	num(&old.MemorySwappiness, upd.MemorySwappiness)
-	num(&old.OomKillDisable, upd.OomKillDisable)
-	for _, l := range []struct {
-		old, upd *[]container.ThrottleDevice
-	}{
-		{&old.BlkioDeviceReadBps, &upd.BlkioDeviceReadBps}, {&old.BlkioDeviceWriteBps, &upd.BlkioDeviceWriteBps},
-		{&old.BlkioDeviceReadIOps, &upd.BlkioDeviceReadIOps}, {&old.BlkioDeviceWriteIOps, &upd.BlkioDeviceWriteIOps},
-	} {
-		if len(*l.upd) > 0 {
-			*l.old = *l.upd
-		}
-	}
-	return old, nil
-}
-
-func num[T comparable](old *T, upd T) {
-	var zero T
-	if upd != zero {
-		*old = upd
-	}
 }
 
 // SetNetwork keeps that a container is (or is no longer, with a nil ep) on a network, and what it has there now (sandbox may be nil).

@@ -271,15 +271,18 @@ func (s *Service) complete(rec *container.Record) error {
 	}
 	if host.CgroupnsMode == "" {
 		host.CgroupnsMode = "private"
-		if host.Privileged && !cgroup2() {
-			host.CgroupnsMode = "host"
-		}
 		if !cgroup2() {
 			host.CgroupnsMode = "host"
 		}
 	}
 	if host.Runtime == "" {
 		host.Runtime = "corten"
+	}
+	if host.PidMode == "host" || host.IpcMode == "host" { // what it shares with the host has the host's labels
+		labelled := func(opt string) bool { return strings.HasPrefix(opt, "label=") || strings.HasPrefix(opt, "label:") }
+		if !slices.ContainsFunc(host.SecurityOpt, labelled) {
+			host.SecurityOpt = append(slices.Clone(host.SecurityOpt), "label=disable")
+		}
 	}
 	if host.Resources.Memory > 0 && host.Resources.MemorySwap == 0 {
 		host.Resources.MemorySwap = 2 * host.Resources.Memory

@@ -136,6 +136,8 @@ type Service struct {
 	init  *initProgram
 	maker *hostspec.Maker
 	host  func() (*cgroup.Host, error) // looked at once
+	// supports is what the cgroups of this host can limit; looked at once.
+	supports func() cgroup.Support
 
 	// ctx ends with Close; background work belongs to it.
 	ctx    context.Context
@@ -158,6 +160,7 @@ func New(opts Options) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{Options: opts, host: sync.OnceValues(cgroup.Discover), init: &initProgram{dir: opts.ExecRoot}}
+	s.supports = sync.OnceValue(supports(s.host))
 	s.maker = &hostspec.Maker{
 		Security: hostspec.NewSecurity(opts.Seccomp, opts.Log), CgroupParent: opts.CgroupParent, SystemdCgroup: opts.SystemdCgroup, NoNewPrivs: opts.NoNewPrivs, Ulimits: opts.Ulimits,
 	}

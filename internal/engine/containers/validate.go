@@ -1,11 +1,9 @@
 package containers
 
 import (
-	"fmt"
 	"net/netip"
 	"os"
 	"path"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,19 +13,12 @@ import (
 	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/caps"
-	linuxhost "corten.dev/corten/internal/linux/host"
 )
 
 // cgroup2 tells whether this host has the unified hierarchy alone.
 var cgroup2 = sync.OnceValue(func() bool {
 	_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
 	return err == nil
-})
-
-// kernelMemory tells whether the kernel can limit its own memory apart: cgroup v1 only, and not since 5.16.
-var kernelMemory = sync.OnceValue(func() bool {
-	_, err := os.Stat("/sys/fs/cgroup/memory/memory.kmem.limit_in_bytes")
-	return err == nil && !linuxhost.KernelSince(5, 16)
 })
 
 // validate refuses what is wrong or cannot be done, in Docker's words where it has some, and returns warnings.
@@ -64,6 +55,13 @@ func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 	if err := validateModes(cfg, host); err != nil {
 		return nil, err
 	}
+	for _, mode := range []string{host.PidMode, host.IpcMode} {
+		if ref, ok := strings.CutPrefix(mode, "container:"); ok {
+			if _, err := s.find(ref); err != nil {
+				return nil, err
+			}
+		}
+	}
 	if _, err := parseLogConfig(host.Log); err != nil {
 		return nil, err
 	}
@@ -98,7 +96,7 @@ func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 	if parent := host.Resources.CgroupParent; s.SystemdCgroup && parent != "" && (len(parent) <= len(".slice") || !strings.HasSuffix(parent, ".slice")) {
 		return nil, errs.New(errs.Invalid, `cgroup-parent for systemd cgroup should be a valid slice named as "xxx.slice"`)
 	}
-	more, err := validateResources(&host.Resources)
+	more, err := checkResources(&host.Resources, s.thisMachine(), false)
 	return append(warnings, more...), err
 }
 
@@ -120,8 +118,6 @@ func refuseUnsupported(cfg *container.Config, host *container.Host) error {
 		return no("a storage option", "the snapshot driver has no size limit for one container")
 	case host.Cgroup != "":
 		return errs.New(errs.Invalid, "invalid cgroup mode: %v", host.Cgroup)
-	case host.Resources.CPURealtimePeriod != 0 || host.Resources.CPURealtimeRuntime != 0:
-		return no("real-time CPU time (--cpu-rt-period, --cpu-rt-runtime)", "kernels with real-time group scheduling are not supported")
 	}
 	if h := cfg.Healthcheck; h != nil && (len(h.Test) > 0 && h.Test[0] != "NONE" || h.Interval+h.Timeout+h.StartPeriod+h.StartInterval != 0 || h.Retries != 0) {
 		return no("a health check given at create", "health checks come in a later version; those of images are kept but not run")
@@ -178,132 +174,4 @@ func validateModes(cfg *container.Config, host *container.Host) error {
 		return errs.New(errs.Invalid, "conflicting options: links and the network mode: this could cause undefined behaviour")
 	}
 	return nil
-}
-
-func validateResources(res *container.Resources) (warnings []string, err error) {
-	bad := func(format string, args ...any) ([]string, error) {
-		return nil, errs.New(errs.Invalid, format, args...)
-	}
-	switch {
-	case res.Memory != 0 && res.Memory < 6<<20:
-		return bad("Minimum memory limit allowed is 6MB")
-	case res.Memory > 0 && res.MemorySwap > 0 && res.MemorySwap < res.Memory:
-		return bad("Minimum memoryswap limit should be larger than memory limit, see usage")
-	case res.Memory == 0 && res.MemorySwap > 0:
-		return bad("You should always set the Memory limit when using Memoryswap limit, see usage")
-	case res.MemoryReservation != 0 && res.MemoryReservation < 6<<20:
-		return bad("Minimum memory reservation allowed is 6MB")
-	case res.Memory > 0 && res.MemoryReservation > res.Memory:
-		return bad("Minimum memory limit can not be less than memory reservation limit, see usage")
-	case res.NanoCPUs > 0 && res.CPUPeriod > 0:
-		return bad("Conflicting options: Nano CPUs and CPU Period cannot both be set.")
-	case res.NanoCPUs > 0 && res.CPUQuota > 0:
-		return bad("Conflicting options: Nano CPUs and CPU Quota cannot both be set.")
-	case res.NanoCPUs < 0 || res.NanoCPUs > int64(runtime.NumCPU())*1e9:
-		return bad("range of CPUs is from 0.01 to %[1]d.00, as there are only %[1]d CPUs available", runtime.NumCPU())
-	case res.CPUPeriod != 0 && (res.CPUPeriod < 1000 || res.CPUPeriod > 1000000):
-		return bad("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
-	case res.CPUQuota > 0 && res.CPUQuota < 1000:
-		return bad("CPU cfs quota can not be less than 1ms (i.e. 1000)")
-	case res.BlkioWeight != 0 && (res.BlkioWeight < 10 || res.BlkioWeight > 1000):
-		return bad("range of blkio weight is from 10 to 1000")
-	case res.KernelMemory != 0 && res.KernelMemory < 4<<20:
-		return bad("Minimum kernel memory limit allowed is 4MB")
-	case res.CPUShares < 0:
-		return bad("shares must be greater than or equal to 0")
-	case res.PidsLimit != nil && *res.PidsLimit < -1:
-		return bad("invalid pids limit %d", *res.PidsLimit)
-	}
-	if res.KernelMemory > 0 && !kernelMemory() {
-		warnings, res.KernelMemory = append(warnings, "Your kernel does not support kernel memory limit capabilities or the cgroup is not mounted. Limitation discarded."), 0
-	}
-	if sw := res.MemorySwappiness; sw != nil {
-		if *sw != -1 && (*sw < 0 || *sw > 100) {
-			return bad("invalid value: %d, valid memory swappiness range is 0-100", *sw)
-		}
-		if *sw != -1 && cgroup2() {
-			warnings, res.MemorySwappiness = append(warnings, "Your kernel does not support memory swappiness capabilities or the cgroup is not mounted. Memory swappiness discarded."), nil
-		}
-	}
-	if res.OomKillDisable != nil && *res.OomKillDisable {
-		if cgroup2() {
-			warnings, res.OomKillDisable = append(warnings, "Your kernel does not support OomKillDisable. OomKillDisable discarded."), nil
-		} else if res.Memory == 0 {
-			warnings = append(warnings, "OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.")
-		}
-	}
-	for what, value := range map[string]string{"cpus": res.CpusetCpus, "mems": res.CpusetMems} {
-		if err := validateSet(what, value); err != nil {
-			return nil, err
-		}
-	}
-	for _, u := range res.Ulimits {
-		if _, ok := hostspec.Rlimit(u.Name); !ok {
-			return bad("invalid ulimit type: %s", u.Name)
-		}
-		if u.Soft > u.Hard && u.Hard != -1 {
-			return bad("ulimit soft limit must be less than or equal to hard limit: %d > %d", u.Soft, u.Hard)
-		}
-	}
-	for _, rule := range res.DeviceCgroupRules {
-		if _, err := hostspec.ParseDeviceRule(rule); err != nil {
-			return nil, err
-		}
-	}
-	return warnings, nil
-}
-
-// validateSet checks "0-2,5" against what this host has.
-func validateSet(what, value string) error {
-	if value == "" {
-		return nil
-	}
-	path := "/sys/devices/system/cpu/online"
-	if what == "mems" {
-		path = "/sys/devices/system/node/online"
-	}
-	have := "0"
-	if b, err := os.ReadFile(path); err == nil {
-		have = strings.TrimSpace(string(b))
-	}
-	want, err := parseSet(value)
-	if err != nil {
-		return errs.New(errs.Invalid, "Invalid value %s for cpuset %s", value, what)
-	}
-	online, err := parseSet(have)
-	if err != nil {
-		return fmt.Errorf("read %s: %w", path, err)
-	}
-	for n := range want {
-		if !online[n] {
-			name := map[string]string{"cpus": "CPUs", "mems": "memory nodes"}[what]
-			return errs.New(errs.Invalid, "Requested %s are not available - requested %s, available: %s", name, value, have)
-		}
-	}
-	return nil
-}
-
-func parseSet(s string) (map[int]bool, error) {
-	set := map[int]bool{}
-	for _, part := range strings.Split(s, ",") {
-		lo, hi, isRange := strings.Cut(part, "-")
-		if !isRange {
-			hi = lo
-		}
-		a, err := strconv.ParseUint(lo, 10, 16)
-		if err != nil {
-			return nil, err
-		}
-		b, err := strconv.ParseUint(hi, 10, 16)
-		if err != nil {
-			return nil, err
-		}
-		if a > b || b >= 8192 { // more than any kernel is built for
-			return nil, errs.New(errs.Invalid, "range %s", part)
-		}
-		for n := a; n <= b; n++ {
-			set[int(n)] = true
-		}
-	}
-	return set, nil
 }
