@@ -180,7 +180,7 @@ func wantsValue(fs *pflag.FlagSet, word string) bool {
 
 func (a *app) flagValues(ctx context.Context, flag, cur string) []string {
 	fixed := map[string][]string{
-		"restart": {"no", "always", "unless-stopped", "on-failure"}, "pull": {"always", "missing", "never"},
+		"restart": {"no", "always", "unless-stopped", "on-failure", "on-unhealthy"}, "pull": {"always", "missing", "never"},
 		"type": {"container", "image", "network", "volume"}, "format": {"json", "table"}, "ipc": {"none", "private", "shareable", "host"},
 		"pid": {"host"}, "uts": {"host"}, "userns": {"host"}, "cgroupns": {"host", "private"}, "attach": {"stdin", "stdout", "stderr"},
 		"a": {"stdin", "stdout", "stderr"}, "log-level": {"debug", "info", "warn", "error", "fatal"},

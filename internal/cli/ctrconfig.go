@@ -8,7 +8,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/moby/moby/api/types/blkiodev"
 	"github.com/moby/moby/api/types/container"
@@ -58,7 +57,7 @@ func (o *ctrFlags) toRequest(fs *pflag.FlagSet, args []string) (*container.Creat
 		func() error { return o.unsupported() },
 		func() error { return o.streams(cfg) },
 		func() error { return o.words(cfg, host) },
-		func() error { return o.health(fs, cfg) },
+		func() error { return o.health.apply(cfg, host) },
 		func() error { return o.storage(cfg, host) },
 		func() error { return o.limits(fs, &host.Resources) },
 		func() error { return o.devices(&host.Resources) },
@@ -155,37 +154,6 @@ func (o *ctrFlags) words(cfg *container.Config, host *container.HostConfig) (err
 	host.LogConfig = container.LogConfig{Type: o.logDriver, Config: parse.Map(o.logOpt)}
 	host.RestartPolicy, err = parse.Restart(o.restart)
 	return err
-}
-
-func (o *ctrFlags) health(fs *pflag.FlagSet, cfg *container.Config) error {
-	given := o.healthCmd != "" || o.healthInterval != 0 || o.healthTimeout != 0 || o.healthStart != 0 ||
-		o.healthRetries != 0 || o.healthStartIvl != 0
-	if o.noHealth {
-		if given {
-			return invalid("--no-healthcheck conflicts with --health-* options")
-		}
-		cfg.Healthcheck = &container.HealthConfig{Test: []string{"NONE"}}
-		return nil
-	}
-	if !given {
-		return nil
-	}
-	for name, d := range map[string]time.Duration{"--health-interval": o.healthInterval, "--health-timeout": o.healthTimeout,
-		"--health-start-period": o.healthStart, "--health-start-interval": o.healthStartIvl} {
-		if d < 0 {
-			return invalid("%s cannot be negative", name)
-		}
-	}
-	if o.healthRetries < 0 {
-		return invalid("--health-retries cannot be negative")
-	}
-	h := &container.HealthConfig{Interval: o.healthInterval, Timeout: o.healthTimeout, StartPeriod: o.healthStart,
-		StartInterval: o.healthStartIvl, Retries: o.healthRetries}
-	if o.healthCmd != "" {
-		h.Test = []string{"CMD-SHELL", o.healthCmd}
-	}
-	cfg.Healthcheck = h
-	return nil
 }
 
 func (o *ctrFlags) storage(cfg *container.Config, host *container.HostConfig) error {

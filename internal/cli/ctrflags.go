@@ -2,7 +2,6 @@ package cli
 
 import (
 	"fmt"
-	"time"
 
 	"github.com/spf13/pflag"
 )
@@ -23,15 +22,14 @@ type ctrFlags struct {
 	cpus, cpusetCpus, cpusetMems, ioMaxBandwidth                 string
 	restart, stopSignal, logDriver, runtime, isolation, volDrv   string
 	platform, pull, cidfile                                      string
-	healthCmd                                                    string
-	healthInterval, healthTimeout, healthStart, healthStartIvl   time.Duration
-	healthRetries, stopTimeout, oomScore                         int
+	health                                                       healthFlags
+	stopTimeout, oomScore                                        int
 	cpuShares, cpuPeriod, cpuQuota, cpuRtPeriod, cpuRtRuntime    int64
 	cpuCount, cpuPercent, swappiness, pidsLimit                  int64
 	blkioWeight                                                  uint16
 	ioMaxIOps                                                    uint64
 	tty, interactive, privileged, readOnly, initProc, rm         bool
-	publishAll, noHealth, oomKillDisable, quiet                  bool
+	publishAll, oomKillDisable, quiet                            bool
 	contentTrust, useAPISocket                                   bool
 }
 
@@ -62,7 +60,7 @@ func (o *ctrFlags) registerProcess(f *pflag.FlagSet) {
 	f.BoolVarP(&o.interactive, "interactive", "i", false, "keep STDIN open even if not attached")
 	f.BoolVar(&o.rm, "rm", false, "remove the container and its anonymous volumes when it ends")
 	f.BoolVar(&o.initProc, "init", false, "run an init as first process that forwards signals and reaps")
-	f.StringVar(&o.restart, "restart", "no", "what to do when the container ends: no, always, unless-stopped, on-failure[:max-retries]")
+	f.StringVar(&o.restart, "restart", "no", "what to do when the container ends: no, always, unless-stopped, on-failure[:max-retries], on-unhealthy[:max-restarts]")
 	f.StringVar(&o.stopSignal, "stop-signal", "", "signal that asks the container to stop")
 	f.IntVar(&o.stopTimeout, "stop-timeout", 0, "seconds to wait for that before killing it")
 	f.StringVar(&o.logDriver, "log-driver", "", "log driver of the container")
@@ -74,13 +72,7 @@ func (o *ctrFlags) registerProcess(f *pflag.FlagSet) {
 	f.BoolVar(&o.contentTrust, "disable-content-trust", true, "skip image verification")
 	f.BoolVar(&o.useAPISocket, "use-api-socket", false, "give the container the engine's socket")
 	list(f, &o.annotation, "annotation", "", "annotation for the OCI runtime, name=value")
-	f.StringVar(&o.healthCmd, "health-cmd", "", "command that checks the container's health")
-	f.DurationVar(&o.healthInterval, "health-interval", 0, "time between two checks (ms|s|m|h)")
-	f.IntVar(&o.healthRetries, "health-retries", 0, "failures in a row that make it unhealthy")
-	f.DurationVar(&o.healthTimeout, "health-timeout", 0, "longest time a check may take (ms|s|m|h)")
-	f.DurationVar(&o.healthStart, "health-start-period", 0, "time to start during which failures do not count (ms|s|m|h)")
-	f.DurationVar(&o.healthStartIvl, "health-start-interval", 0, "time between two checks during the start period (ms|s|m|h)")
-	f.BoolVar(&o.noHealth, "no-healthcheck", false, "switch the image's health check off")
+	o.health.register(f)
 }
 
 func (o *ctrFlags) registerNetwork(f *pflag.FlagSet) {

@@ -121,7 +121,7 @@ func newUpdate() *verb {
 			f.StringVar(&o.memoryReservation, "memory-reservation", "", "soft memory limit")
 			f.StringVar(&o.kernelMemory, "kernel-memory", "", "kernel memory limit (gone from Linux)")
 			f.Int64Var(&o.pidsLimit, "pids-limit", 0, "most processes; -1 for no limit")
-			f.StringVar(&o.restart, "restart", "", "what to do when the container ends: no, always, unless-stopped, on-failure[:max-retries]")
+			f.StringVar(&o.restart, "restart", "", "what to do when the container ends: no, always, unless-stopped, on-failure[:max-retries], on-unhealthy[:max-restarts]")
 		},
 	}
 	v.run = func(ctx context.Context, a *app, args []string) error {

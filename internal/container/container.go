@@ -100,10 +100,25 @@ type LogConfig struct {
 	Config map[string]string
 }
 
-// RestartPolicy is "no", "always", "unless-stopped" or "on-failure".
+// RestartPolicy is "no", "always", "unless-stopped", "on-failure" or, ours, "on-unhealthy": as unless-stopped, and a container that its health check finds unhealthy is
+// stopped and started again, at most MaxRetries times (0: any number).
 type RestartPolicy struct {
 	Name       string
 	MaxRetries int
+}
+
+// RestartOnUnhealthy is the policy that Docker does not have.
+const RestartOnUnhealthy = "on-unhealthy"
+
+// Keeps tells whether the policy keeps a container up whatever it ends with, also over a restart of the host; always even after a stop by hand.
+func (p RestartPolicy) Keeps() (up, always bool) {
+	switch p.Name {
+	case "always":
+		return true, true
+	case "unless-stopped", RestartOnUnhealthy:
+		return true, false
+	}
+	return false, false
 }
 
 // Resources are the limits of a container; units as in Docker's API.

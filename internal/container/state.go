@@ -29,6 +29,8 @@ type State struct {
 	OOMKilled  bool
 	StartedAt  time.Time
 	FinishedAt time.Time
+	// Health is what the probes of this run found, and of the last one once it ended; nil where nothing is checked.
+	Health *Health `json:",omitempty"`
 	// Boot is the kernel's boot id when the container was started: after a reboot Running is not believed.
 	Boot string
 }

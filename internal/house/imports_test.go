@@ -40,6 +40,7 @@ var table = []room{
 	{"events", words, "a bus of plain values"},
 	{"record", words, "named bytes on disk"},
 	{"safefs", words + " linux", "paths by descriptor"},
+	{"probe", words + " linux", "one look at a service, from inside a network namespace"},
 	{"tarfs", words + " safefs linux", "trees to tar and back"},
 	{"http1", "", "a small HTTP/1.1 client, for commands that start fast and calls of plugins"},
 	{"plugin", words + " http1", "programs outside that serve the engine; it knows no noun"},
@@ -61,7 +62,7 @@ var table = []room{
 	{"build", tools + " snapshot content image", "LLB to trees and images; what it needs of registries, networks and the runtime it asks for by interfaces of its own"},
 	{"container", words + " image network", "the stored record embeds what images and networks store"},
 	// Floor 3: the engine's services.
-	{"engine", tools + " content snapshot image runtime logs monitor network volume container registry/client build", "one service per noun over the rooms"},
+	{"engine", tools + " probe content snapshot image runtime logs monitor network volume container registry/client build", "one service per noun over the rooms"},
 	// Floor 4: doors translate, never decide.
 	{"server", words + " buildwire task events container image network volume snapshot runtime build engine", "the Docker API"},
 	{"buildkitapi", words + " build engine", "BuildKit's clients"},
@@ -198,7 +199,7 @@ func checkImport(t *testing.T, path, folder string, rule room, name string) {
 
 // Foreign packages that are for some rooms only, each with the reason.
 var foreign = []struct{ prefix, rooms, why string }{
-	{"net/http", "server buildkitapi cli demo bench/ship engine/images registry build/source", "HTTP belongs to the doors and the registry; image import and ADD fetch a URL"},
+	{"net/http", "server buildkitapi cli demo bench/ship engine/images registry build/source probe", "HTTP belongs to the doors and the registry; image import and ADD fetch a URL"},
 	{"github.com/moby/moby/api", "server cli", "wire types belong to the doors"},
 	{"github.com/moby/moby/client", "", "the reference client is a judge in tests, not a part"},
 	{"github.com/distribution/reference", "", "430 KB of regular expressions at start; tests compare with it"},

@@ -31,7 +31,7 @@ func statusText(st container.State, now time.Time) string {
 	since := func(t time.Time) string { return units.HumanDuration(now.Sub(t)) }
 	switch shown(st) {
 	case container.Running:
-		return "Up " + since(st.StartedAt)
+		return "Up " + since(st.StartedAt) + healthText(st.Health)
 	case container.Paused:
 		return "Up " + since(st.StartedAt) + " (Paused)"
 	case container.Restarting:
@@ -47,6 +47,36 @@ func statusText(st container.State, now time.Time) string {
 		return ""
 	}
 	return fmt.Sprintf("Exited (%d) %s ago", st.ExitCode, since(st.FinishedAt))
+}
+
+func healthText(h *container.Health) string {
+	switch {
+	case h == nil:
+		return ""
+	case h.Status == container.HealthStarting:
+		return " (health: starting)"
+	}
+	return " (" + string(h.Status) + ")"
+}
+
+// healthView converts what the probes found; nil where nothing is checked.
+func healthView(h *container.Health) *wire.Health {
+	if h == nil {
+		return nil
+	}
+	out := &wire.Health{Status: wire.HealthStatus(h.Status), FailingStreak: h.FailingStreak, Log: make([]*wire.HealthcheckResult, len(h.Log))}
+	for i, p := range h.Log {
+		out.Log[i] = &wire.HealthcheckResult{Start: p.Start, End: p.End, ExitCode: p.ExitCode, Output: p.Output}
+	}
+	return out
+}
+
+// healthSummary is the same for a list, where there is none as well.
+func healthSummary(h *container.Health) *wire.HealthSummary {
+	if h == nil {
+		return &wire.HealthSummary{Status: wire.NoHealthcheck}
+	}
+	return &wire.HealthSummary{Status: wire.HealthStatus(h.Status), FailingStreak: h.FailingStreak}
 }
 
 // commandText is the COMMAND column of ps.
@@ -112,6 +142,9 @@ func summary(view containers.View, version int, now time.Time) wire.Summary {
 		out.Ports = portSummaries(view.Sandbox, view.Config.ExposedPorts)
 	}
 	out.HostConfig.NetworkMode = view.Host.NetworkMode
+	if version >= 52 {
+		out.Health = healthSummary(view.State.Health)
+	}
 	if version >= 46 {
 		out.HostConfig.Annotations = view.Host.Annotations
 	}
@@ -168,6 +201,7 @@ func stateView(st container.State) *wire.State {
 		Error:      st.Error,
 		StartedAt:  stamp(st.StartedAt),
 		FinishedAt: stamp(st.FinishedAt),
+		Health:     healthView(st.Health),
 	}
 }
 

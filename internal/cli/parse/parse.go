@@ -119,7 +119,7 @@ func Pairs(flag string, values []string) (map[string]string, error) {
 	return Map(values), nil
 }
 
-// Restart reads a restart policy: no, always, unless-stopped, on-failure[:max-retries].
+// Restart reads a restart policy: no, always, unless-stopped, on-failure[:max-retries], on-unhealthy[:max-restarts].
 func Restart(s string) (container.RestartPolicy, error) {
 	var p container.RestartPolicy
 	if s == "" {

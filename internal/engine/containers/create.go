@@ -1,6 +1,7 @@
 package containers
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -188,13 +189,26 @@ func merge(cfg container.Config, img image.RunConfig) container.Config {
 	if cfg.StopTimeout == nil {
 		cfg.StopTimeout = img.StopTimeout
 	}
-	if cfg.Healthcheck == nil {
-		cfg.Healthcheck = img.Healthcheck
-	}
+	cfg.Healthcheck = mergeHealth(cfg.Healthcheck, img.Healthcheck)
 	if cfg.Shell == nil {
 		cfg.Shell = img.Shell
 	}
 	return cfg
+}
+
+// mergeHealth fills what a request leaves open of a health check from the image's.
+func mergeHealth(asked, img *image.Healthcheck) *image.Healthcheck {
+	if asked == nil || img == nil {
+		return cmp.Or(asked, img)
+	}
+	h := *asked
+	if len(h.Test) == 0 {
+		h.Test = img.Test
+	}
+	h.Interval, h.Timeout = cmp.Or(h.Interval, img.Interval), cmp.Or(h.Timeout, img.Timeout)
+	h.StartPeriod, h.StartInterval = cmp.Or(h.StartPeriod, img.StartPeriod), cmp.Or(h.StartInterval, img.StartInterval)
+	h.Retries = cmp.Or(h.Retries, img.Retries)
+	return &h
 }
 
 func union(a, b map[string]struct{}) map[string]struct{} {

@@ -294,13 +294,17 @@ func rootOf(mon monitor.Process) (*os.File, error) {
 	return root, err
 }
 
+// sessionCode is the code that a shell would give for a command that cannot be run.
+func sessionCode(cause error) int {
+	if errors.Is(cause, errs.NoCommand) {
+		return 127
+	}
+	return 126
+}
+
 // sessionFailed keeps the code that a shell would give. A client that waits on its stream reads the reason there, as with Docker.
 func (s *Service) sessionFailed(ses *session, cause error, opts ExecStart, attached bool) error {
-	code := 126
-	if errors.Is(cause, errs.NoCommand) {
-		code = 127
-	}
-	s.sessionEnded(ses, code)
+	s.sessionEnded(ses, sessionCode(cause))
 	if !attached {
 		return cause
 	}

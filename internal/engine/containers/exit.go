@@ -12,20 +12,6 @@ import (
 	"corten.dev/corten/internal/monitor"
 )
 
-const (
-	backoffFirst = 100 * time.Millisecond
-	backoffMax   = time.Minute
-	steadyAfter  = 10 * time.Second // a run that lasted this long starts the back-off anew
-)
-
-// backoff is the wait before the next run after so many failures in a row.
-func backoff(failures int) time.Duration {
-	if failures > 10 {
-		return backoffMax
-	}
-	return min(backoffFirst<<failures, backoffMax)
-}
-
 // watch has the end of a run acted upon, unless the service closes before.
 func (s *Service) watch(ctr *live, mon monitor.Monitor) {
 	monitor.WhenExited(mon, func() {
@@ -61,7 +47,7 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 	}
 	ctr.mon, ctr.proc = nil, nil
 	told := ctr.oomTold
-	ctr.oomTold = false
+	ctr.oomTold, ctr.sick = false, false
 	cleaned := make(chan struct{})
 	ctr.cleaned = cleaned
 	remove := rec.Host.AutoRemove && !ctr.keep
@@ -174,24 +160,31 @@ func (s *Service) restarts(ctr *live, rec *container.Record, exit monitor.Exit) 
 	if ctr.keep || rec.StoppedByUser || s.ctx.Err() != nil {
 		return false
 	}
-	if exit.At.Sub(rec.State.StartedAt) >= steadyAfter {
+	if !ctr.sick && exit.At.Sub(rec.State.StartedAt) >= s.asked(rec).RestartWindow { // an unhealthy run was no steady one, however long it lasted
 		ctr.failures = 0
 	}
 	policy := rec.Host.Restart
-	switch policy.Name {
-	case "always", "unless-stopped":
-		return true
-	case "on-failure":
-		return exit.Code != 0 && (policy.MaxRetries == 0 || rec.RestartCount < policy.MaxRetries)
+	left := policy.MaxRetries == 0 || rec.RestartCount < policy.MaxRetries
+	if up, _ := policy.Keeps(); up {
+		return left
 	}
-	return false
+	return policy.Name == "on-failure" && exit.Code != 0 && left
+}
+
+// asked is what the annotations of a container ask for; Create has checked them.
+func (s *Service) asked(rec *container.Record) container.Asked {
+	asked, err := container.ReadAnnotations(rec.Host.Annotations)
+	if err != nil {
+		s.Log.Error("read a container's annotations", "container", rec.Name, "error", err)
+	}
+	return asked
 }
 
 // restartLater starts a container again after its back-off, unless someone stops, starts or removes it meanwhile.
 func (s *Service) restartLater(ctr *live) {
 	ctx, cancel := context.WithCancel(s.ctx)
 	ctr.mu.Lock()
-	wait := s.Backoff(ctr.failures)
+	wait := s.asked(ctr.record()).Backoff(ctr.failures)
 	ctr.failures++
 	ctr.stopBack = cancel
 	if ctr.record().State.Status != container.Restarting { // it was stopped before we came here

@@ -346,7 +346,7 @@ func (w *world) options(t *testing.T) containers.Options {
 	dir := t.TempDir()
 	return containers.Options{
 		Root: dir + "/containers", ExecRoot: dir + "/exec", Runtime: fakeRuntime{w}, Monitors: fakeStarter{w, w.mons}, Trees: fakeTrees{w, dir}, Images: fakeImages{w}, Networks: fakeNetworks{w},
-		Volumes: fakeVolumes{w}, Events: &events.Bus{}, BootID: "boot", Backoff: func(int) time.Duration { return time.Millisecond },
+		Volumes: fakeVolumes{w}, Events: &events.Bus{}, BootID: "boot",
 		ReadExit: func(string) (monitor.Exit, error) { return monitor.Exit{}, errs.New(errs.NotFound, "none") },
 	}
 }
@@ -355,6 +355,7 @@ func fakeRequest(t *testing.T) containers.CreateRequest {
 	var req containers.CreateRequest
 	req.Name = "ctr"
 	req.Config.Image = "img"
+	req.Host.Annotations = map[string]string{container.AnnotationRestartDelay: "1ms"}
 	req.Host.Binds = []string{"named:/named", t.TempDir() + ":/bind"}
 	return req
 }

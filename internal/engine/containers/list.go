@@ -195,7 +195,7 @@ func (s *Service) matcher(ctx context.Context, opts ListOptions) (func(*containe
 			ancestors != nil && !ancestors[rec.Image.String()] && !slices.Contains(f["ancestor"], rec.ImageRef),
 			f.Has("volume") && !hasVolume(rec, f["volume"]),
 			f.Has("network") && !hasNetwork(rec, f["network"]),
-			f.Has("health") && !slices.Contains(f["health"], "none"),
+			f.Has("health") && !slices.Contains(f["health"], healthWord(rec)),
 			f.Has("is-task") && task,
 			published != nil && !published.any(publishedPorts(rec)),
 			exposed != nil && !exposed.any(exposedPorts(rec)):
@@ -203,6 +203,14 @@ func (s *Service) matcher(ctx context.Context, opts ListOptions) (func(*containe
 		}
 		return true
 	}, nil
+}
+
+// healthWord is what the health filter of ps compares with.
+func healthWord(rec *container.Record) string {
+	if rec.State.Health == nil {
+		return "none"
+	}
+	return string(rec.State.Health.Status)
 }
 
 func (s *Service) bounds(f filter.Args) (before, since time.Time, err error) {

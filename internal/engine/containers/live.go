@@ -34,6 +34,7 @@ type live struct {
 	keep     bool               // restart by the user: the exit is not to be acted upon
 	failures int                // runs in a row that ended too soon
 	execs    []string           // ids of its exec sessions
+	sick     bool               // the engine ends this run because it is unhealthy
 	oomTold  bool               // the event of an out-of-memory kill in this run went out
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/pidfd"
 	"corten.dev/corten/internal/monitor"
 )
 
@@ -158,10 +159,22 @@ func (s *Service) takeOver(ctx context.Context, ctr *live, mon monitor.Monitor, 
 		s.ended(ctx, ctr, mon)
 		return
 	}
+	if ctr.record().State.Health == nil { // of an engine that did not check
+		ctr.change(func(rec *container.Record) { rec.State.Health = firstHealth(&rec.Config) })
+	}
 	s.watch(ctr, mon)
+	s.watchHealth(ctr, mon, proc)
+	s.limitRun(ctr, mon)
 }
 
 func (s *Service) takeOverSession(ctr *live, id string, p monitor.Process) {
+	if strings.HasPrefix(id, probeSession) {
+		if fd := p.PIDFD(); fd != nil {
+			if err := pidfd.Kill(fd); err != nil {
+				s.Log.Warn("end a health check of the last engine", "container", ctr.record().Name, "error", err)
+			}
+		}
+	}
 	ses := &session{id: id, ctr: ctr, started: true, running: true, pid: p.PID(), proc: p}
 	s.execs.add(ses)
 	ctr.mu.Lock()
@@ -325,12 +338,8 @@ func (s *Service) boot() {
 		rec := ctr.record()
 		due := rec.State.Status == container.Restarting
 		if rec.State.Status == container.Exited {
-			switch rec.Host.Restart.Name {
-			case "always":
-				due = true // also after a stop by hand: that is the difference to unless-stopped
-			case "unless-stopped":
-				due = !rec.StoppedByUser
-			}
+			up, always := rec.Host.Restart.Keeps()
+			due = up && (always || !rec.StoppedByUser)
 		}
 		if !due {
 			continue

@@ -118,16 +118,15 @@ type Options struct {
 	CgroupParent  string // default "/corten", or "system.slice" with systemd
 	Network       string // of containers that name none: "bridge" (default), or "none" where there is no default bridge
 	SystemdCgroup bool
-	Init          bool                             // --init for all containers
-	Ulimits       map[string]container.Ulimit      // defaults of all containers
-	ShmSize       int64                            // default 64 MB
-	LogConfig     container.LogConfig              // default "json-file"
-	Seccomp       string                           // default profile: "" built in, "unconfined", or JSON
-	NoNewPrivs    bool                             // default of all containers
-	StopTimeout   int                              // seconds, default 10
-	BootID        string                           // default: the kernel's
-	Backoff       func(failures int) time.Duration // default 100 ms doubling to a minute
-	MaxStarts     int                              // how many are started at once at boot, default 4
+	Init          bool                        // --init for all containers
+	Ulimits       map[string]container.Ulimit // defaults of all containers
+	ShmSize       int64                       // default 64 MB
+	LogConfig     container.LogConfig         // default "json-file"
+	Seccomp       string                      // default profile: "" built in, "unconfined", or JSON
+	NoNewPrivs    bool                        // default of all containers
+	StopTimeout   int                         // seconds, default 10
+	BootID        string                      // default: the kernel's
+	MaxStarts     int                         // how many are started at once at boot, default 4
 }
 
 // Service is the live table of containers and all their verbs. It implements [API].
@@ -213,9 +212,6 @@ func (o *Options) fill() error {
 	}
 	if o.ReadExit == nil {
 		o.ReadExit = monitor.ReadExit
-	}
-	if o.Backoff == nil {
-		o.Backoff = backoff
 	}
 	if o.BootID == "" {
 		b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")

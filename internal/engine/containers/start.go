@@ -324,7 +324,7 @@ func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *t
 	ctr.mu.Lock()
 	ctr.mon, ctr.proc = mon, proc
 	ctr.changeLocked(func(rec *container.Record) {
-		rec.State = container.State{Status: container.Running, PID: mon.PID(), StartedAt: now, FinishedAt: rec.State.FinishedAt, Boot: s.BootID}
+		rec.State = container.State{Status: container.Running, PID: mon.PID(), StartedAt: now, FinishedAt: rec.State.FinishedAt, Boot: s.BootID, Health: firstHealth(&rec.Config)}
 		rec.Sandbox = &kept
 	})
 	ctr.mu.Unlock()
@@ -342,6 +342,8 @@ func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *t
 	s.emit(ctr, "start", nil)
 	s.attachLate(ctx, ctr, mon)
 	s.watch(ctr, mon)
+	s.watchHealth(ctr, mon, proc)
+	s.limitRun(ctr, mon)
 	return nil
 }
 

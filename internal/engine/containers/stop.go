@@ -141,7 +141,7 @@ func (s *Service) markStopped(ctr *live) error {
 		return nil
 	}
 	rec = ctr.change(func(rec *container.Record) { rec.StoppedByUser = true })
-	if rec.Host.Restart.Name == "always" || rec.Host.Restart.Name == "unless-stopped" {
+	if up, _ := rec.Host.Restart.Keeps(); up {
 		return s.save(ctr, true)
 	}
 	return nil

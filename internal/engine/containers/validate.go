@@ -74,6 +74,12 @@ func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 	if _, err := hostspec.ParseSecurityOpt(host.SecurityOpt); err != nil {
 		return nil, err
 	}
+	if err := validateHealth(cfg.Healthcheck); err != nil {
+		return nil, err
+	}
+	if _, err := container.ReadAnnotations(host.Annotations); err != nil {
+		return nil, err
+	}
 	for _, extra := range host.ExtraHosts {
 		_, addr, ok := cutHost(extra)
 		if !ok {
@@ -119,9 +125,6 @@ func refuseUnsupported(cfg *container.Config, host *container.Host) error {
 	case host.Cgroup != "":
 		return errs.New(errs.Invalid, "invalid cgroup mode: %v", host.Cgroup)
 	}
-	if h := cfg.Healthcheck; h != nil && (len(h.Test) > 0 && h.Test[0] != "NONE" || h.Interval+h.Timeout+h.StartPeriod+h.StartInterval != 0 || h.Retries != 0) {
-		return no("a health check given at create", "health checks come in a later version; those of images are kept but not run")
-	}
 	return nil
 }
 
@@ -131,12 +134,12 @@ func validateRestart(policy container.RestartPolicy, autoRemove bool) error {
 		if policy.MaxRetries > 0 {
 			return errs.New(errs.Invalid, "invalid restart policy: maximum retry count can only be used with 'on-failure'")
 		}
-	case "on-failure":
+	case "on-failure", container.RestartOnUnhealthy:
 		if policy.MaxRetries < 0 {
 			return errs.New(errs.Invalid, "invalid restart policy: maximum retry count cannot be negative")
 		}
 	default:
-		return errs.New(errs.Invalid, "invalid restart policy: unknown policy '%s'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'", policy.Name)
+		return errs.New(errs.Invalid, "invalid restart policy: unknown policy '%s'; use one of 'no', 'always', 'on-failure', 'unless-stopped', or 'on-unhealthy'", policy.Name)
 	}
 	if autoRemove && policy.Name != "" && policy.Name != "no" {
 		return errs.New(errs.Invalid, "can't create 'AutoRemove' container with restart policy")

@@ -63,9 +63,13 @@ func FuzzWords(f *testing.F) {
 }
 
 func TestBackoff(t *testing.T) {
+	asked, err := container.ReadAnnotations(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var got []time.Duration
 	for n := range 12 {
-		got = append(got, backoff(n))
+		got = append(got, asked.Backoff(n))
 	}
 	if got[0] != 100*time.Millisecond || got[1] != 200*time.Millisecond || got[9] != 51200*time.Millisecond || got[10] != time.Minute || got[11] != time.Minute {
 		t.Error(got)
