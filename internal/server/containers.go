@@ -331,9 +331,6 @@ func (s *Server) containerUpdate(w http.ResponseWriter, r *request) error {
 
 func toUpdate(body updateBody, version int) (containers.UpdateRequest, error) {
 	var req containers.UpdateRequest
-	if err := wire.ValidateRestartPolicy(body.RestartPolicy); err != nil {
-		return req, errs.As(errs.Invalid, err)
-	}
 	if p := body.PidsLimit; version < 40 && p != nil && *p <= 0 {
 		body.PidsLimit = nil
 	}

@@ -94,9 +94,6 @@ func networkMode(mode string) string {
 
 // checkHost refuses what cannot be meant, before the engine is asked.
 func checkHost(h hostBody, version int) error {
-	if err := wire.ValidateRestartPolicy(h.RestartPolicy); err != nil {
-		return errs.As(errs.Invalid, err)
-	}
 	if h.AutoRemove && !h.RestartPolicy.IsNone() {
 		return errs.New(errs.Invalid, "can't create 'AutoRemove' container with restart policy")
 	}

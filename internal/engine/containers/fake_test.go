@@ -495,7 +495,7 @@ func TestRefusals(t *testing.T) {
 		"Invalid container name (-x), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed": func(r *containers.CreateRequest) { r.Name = "-x" },
 		"No such image: nope":                 func(r *containers.CreateRequest) { r.Config.Image = "nope" },
 		"Minimum memory limit allowed is 6MB": func(r *containers.CreateRequest) { r.Host.Resources.Memory = 1 },
-		"invalid restart policy: unknown policy 'often'; use one of 'no', 'always', 'on-failure', or 'unless-stopped'": func(r *containers.CreateRequest) { r.Host.Restart.Name = "often" },
+		"invalid restart policy: unknown policy 'often'; use one of 'no', 'always', 'on-failure', 'unless-stopped', or 'on-unhealthy'": func(r *containers.CreateRequest) { r.Host.Restart.Name = "often" },
 		"can't create 'AutoRemove' container with restart policy":                                                      func(r *containers.CreateRequest) { r.Host.AutoRemove, r.Host.Restart.Name = true, "always" },
 		"Duplicate mount point: /bind":                                            func(r *containers.CreateRequest) { r.Host.Tmpfs = map[string]string{"/bind": ""} },
 		"invalid mode: sideways":                                                  func(r *containers.CreateRequest) { r.Host.Binds = []string{"/a:/b:sideways"} },
