@@ -140,7 +140,7 @@ func TestHostileAnswers(t *testing.T) {
 	// A bomb: 5 MB that unpack to 5 GiB of nothing behind the end of the archive, where no disk shows it.
 	bomb := zipped(t, tar.Header{Name: "small", Mode: 0o644}, 80)
 	v.image(t, "bomb", bomb, hexSum(nil), func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(bomb) })
-	refused("bomb", "layer unpacks to more than 4294967296 bytes", time.Minute)
+	refused("bomb", "unpacks to more than 4294967296 bytes", time.Minute)
 
 	// Redirects: the blob is elsewhere, where nobody has any business with our password, ask as they may.
 	layer := zipped(t, tar.Header{Name: "small", Mode: 0o644}, 0)

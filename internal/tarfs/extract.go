@@ -50,7 +50,7 @@ func Extract(ctx context.Context, root *os.File, r io.Reader, opts Options) (Sta
 	if err != nil {
 		return Stats{}, err
 	}
-	x := &extractor{ctx: ctx, opts: opts, rec: newRecorder(r, opts.Meta), seed: maphash.MakeSeed(), seen: map[uint64]struct{}{}, buf: make([]byte, 256<<10)}
+	x := &extractor{ctx: ctx, opts: opts, rec: newRecorder(r, opts.Meta, opts.MaxBytes), seed: maphash.MakeSeed(), seen: map[uint64]struct{}{}, buf: make([]byte, 256<<10)}
 	x.dirs.root = top
 	x.tr = tar.NewReader(x.rec)
 	err = x.run()
@@ -78,6 +78,9 @@ func (x *extractor) run() error {
 		if x.opts.MaxEntries > 0 && x.stats.Entries == x.opts.MaxEntries {
 			return errs.New(errs.Invalid, "archive: more than %d entries, which is its bound", x.opts.MaxEntries)
 		}
+		if x.opts.MaxBytes > 0 && hdr.Size > x.opts.MaxBytes-x.rec.read && !isSparse(hdr) {
+			return entryError(hdr.Name, x.rec.tooLarge())
+		}
 		if err := x.entry(hdr); err != nil {
 			return entryError(hdr.Name, err)
 		}
@@ -85,7 +88,7 @@ func (x *extractor) run() error {
 	}
 	x.rec.content = false
 	if _, err := io.CopyBuffer(io.Discard, struct{ io.Reader }{x.rec}, x.buf); err != nil {
-		return err
+		return readError(err)
 	}
 	return x.rec.end()
 }

@@ -40,12 +40,13 @@ type recorder struct {
 	raw     []byte
 	content bool
 	read    int64
+	max     int64 // that may be read; 0 is no bound
 	kept    int
 	err     error
 }
 
-func newRecorder(r io.Reader, meta io.Writer) *recorder {
-	rec := &recorder{r: r}
+func newRecorder(r io.Reader, meta io.Writer, max int64) *recorder {
+	rec := &recorder{r: r, max: max}
 	if meta != nil {
 		rec.w = bufio.NewWriterSize(meta, rawChunk)
 	}
@@ -54,9 +55,15 @@ func newRecorder(r io.Reader, meta io.Writer) *recorder {
 
 func (rec *recorder) Read(p []byte) (int, error) {
 	n, err := rec.r.Read(p)
-	rec.read += int64(n)
+	if rec.read += int64(n); rec.max > 0 && rec.read > rec.max {
+		return 0, rec.tooLarge()
+	}
 	rec.pass(p[:n])
 	return n, err
+}
+
+func (rec *recorder) tooLarge() error {
+	return errs.New(errs.Invalid, "unpacks to more than %d bytes, which is its bound", rec.max)
 }
 
 // pass takes bytes of the stream.

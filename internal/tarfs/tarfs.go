@@ -68,8 +68,9 @@ type Options struct {
 	At string
 	// NoOverwriteDirNonDir refuses to put a file where a directory is, and the other way round.
 	NoOverwriteDirNonDir bool
-	// MaxEntries bounds the number of entries; 0 is no bound.
-	MaxEntries int64
+	// MaxEntries bounds the number of entries, MaxBytes the archive as such; 0 is no bound. A file that leads beyond is refused by its header, before any of it is written
+	// (a sparse one, whose header speaks of its holes as well, when the bound is reached).
+	MaxEntries, MaxBytes int64
 	// Skipped hears of attributes and devices that this file system or user may not have. May be nil.
 	Skipped func(path, what string, err error)
 }

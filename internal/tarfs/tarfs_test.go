@@ -182,6 +182,23 @@ func TestHostileSizes(t *testing.T) {
 	}
 }
 
+// A header that claims more than the archive may have was believed until so much was written: 4 GiB of zeros on the disk, before they were refused.
+func TestTooLargeByItsHeader(t *testing.T) {
+	var buf bytes.Buffer
+	tw := tar.NewWriter(&buf)
+	if err := tw.WriteHeader(&tar.Header{Name: "zeros", Size: 5 << 30, Mode: 0o644}); err != nil {
+		t.Fatal(err)
+	}
+	root, _ := jail(t)
+	_, err := Extract(ctx, root, &buf, Options{MaxBytes: 4 << 30})
+	if !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), `"zeros": unpacks to more than 4294967296 bytes`) {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(filepath.Join(root.Name(), "zeros")); !os.IsNotExist(err) {
+		t.Errorf("some of it was written: %v", err)
+	}
+}
+
 // rawPax builds an entry with PAX records that the tar writer refuses to write.
 func rawPax(rec map[string]string, body string) []byte {
 	var recs strings.Builder

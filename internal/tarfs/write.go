@@ -76,7 +76,7 @@ func newWriter(ctx context.Context, w io.Writer, opts WriteOptions) *writer {
 	wr := &writer{ctx: ctx, opts: opts, links: map[inode]string{}, buf: make([]byte, 256<<10), layer: opts.Whiteouts == Convert}
 	wr.stats.Root = opts.Root
 	if opts.Meta != nil {
-		wr.rec = newRecorder(nil, opts.Meta)
+		wr.rec = newRecorder(nil, opts.Meta, 0)
 		w = &recordingWriter{w, wr.rec}
 	}
 	wr.tw = tar.NewWriter(w)

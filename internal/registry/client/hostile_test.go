@@ -38,6 +38,24 @@ func hasCredentials(r *http.Request) bool {
 	return r.Header.Get("Authorization") != "" || r.Header.Get("Cookie") != "" || r.URL.User != nil
 }
 
+// "unauthorized: authentication required" for a blob that is elsewhere sent people to look for a mistake in their login, which had nothing to do with it.
+func TestRefusedElsewhere(t *testing.T) {
+	_, d := noise(100)
+	for status, want := range map[int]string{
+		http.StatusUnauthorized: `/blob": unauthorized: authentication required`, http.StatusForbidden: `/blob": denied: requested access to the resource is denied`,
+		http.StatusTeapot: `/blob": received unexpected HTTP status: 418 I'm a teapot`,
+	} {
+		cdn := serve(t, true, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(status) })
+		reg := serve(t, true, func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, cdn.URL+"/blob?signature=secret-link", http.StatusTemporaryRedirect)
+		})
+		err := repo(t, quick(t, fixed{reg.hosts().list, cdn.Client().Transport}), "team/app", ann).Fetch(t.Context(), d, &sink{})
+		if err == nil || !strings.Contains(err.Error(), `Get "`+cdn.URL+want) || strings.Count(err.Error(), cdn.URL) != 1 || strings.Contains(err.Error(), "secret-link") {
+			t.Errorf("%d: %v", status, err)
+		}
+	}
+}
+
 // Blobs may be elsewhere (a CDN): the way there is followed, with Range, and without a word about the caller. One that leads back home is
 // trusted again.
 func TestRedirectsTakeNoCredentials(t *testing.T) {

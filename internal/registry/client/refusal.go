@@ -25,10 +25,19 @@ type Error struct {
 	RetryAfter time.Duration // what the server asked for; 0 when it did not
 	noPassword bool          // the registry wants one, and there was none
 	where      string        // Get "https://host/v2/…", for answers without words
+	place      *url.URL      // who said it
+	elsewhere  bool          // the registry had led to that place, which its own credentials do not concern
 	kind       error
 }
 
 func (e *Error) Error() string {
+	if e.elsewhere && e.Code != "" {
+		return e.where + ": " + e.words()
+	}
+	return e.words()
+}
+
+func (e *Error) words() string {
 	switch code := strings.ReplaceAll(strings.ToLower(e.Code), "_", " "); {
 	case e.noPassword:
 		return e.where + ": no basic auth credentials" // Docker's words
@@ -55,7 +64,7 @@ const (
 // refusal makes an error of an answer, and closes it. secrets never appear in it, whatever the server echoes.
 func refusal(resp *http.Response, secrets []string) *Error {
 	defer resp.Body.Close()
-	e := &Error{Status: resp.StatusCode, where: where(resp.Request.Method, resp.Request.URL), RetryAfter: retryAfter(resp.Header)}
+	e := &Error{Status: resp.StatusCode, where: where(resp.Request.Method, resp.Request.URL), place: resp.Request.URL, RetryAfter: retryAfter(resp.Header)}
 	// A body that cannot be read leaves the status, which says enough.
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxRefusal))
 	e.Code, e.Message = refusalWords(resp, body)
@@ -216,7 +225,7 @@ func retryAfter(h http.Header) time.Duration {
 // pullError gives a refusal of a pull the words that Docker's users know. name is the familiar name of a manifest, "" for a blob; repo is without tag.
 func pullError(err error, name, repo string) error {
 	var e *Error
-	if !errors.As(err, &e) {
+	if !errors.As(err, &e) || e.elsewhere {
 		return err
 	}
 	switch {

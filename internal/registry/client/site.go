@@ -118,7 +118,11 @@ func hostPort(u *url.URL) string {
 
 // do makes a call, repeats it where that can help, and gives an answer below 400. Anything else is an error.
 func (s *site) do(ctx context.Context, c *call) (*http.Response, error) {
-	return s.repeat(ctx, func() (*http.Response, error) { return s.send(ctx, c) }, c.once)
+	resp, err := s.repeat(ctx, func() (*http.Response, error) { return s.send(ctx, c) }, c.once)
+	if e, ok := asError(err); ok {
+		e.elsewhere = !s.own(e.place)
+	}
+	return resp, err
 }
 
 // send makes a call with what the registry wants to know about the caller. It gives whatever answer came.

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"hash"
 	"io"
 	"os"
@@ -16,7 +15,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
-	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/tarfs"
 )
@@ -187,16 +185,16 @@ func (in *incoming) write(ctx context.Context, dir string, r io.Reader) (rec lay
 	if err != nil {
 		return rec, err
 	}
-	src := &digestReader{r: r, h: sha256.New(), max: in.opts.MaxBytes, buf: make([]byte, 256<<10)}
+	src := &digestReader{r: r, h: sha256.New(), buf: make([]byte, 256<<10)}
 	stats, err := in.unpack(ctx, Job{Parent: in.parent, Tree: tree, Layer: src, Ready: in.ready, Options: tarfs.Options{
-		Meta: enc, Kept: kept, MaxEntries: in.opts.MaxEntries,
+		Meta: enc, Kept: kept, MaxEntries: in.opts.MaxEntries, MaxBytes: in.opts.MaxBytes,
 		Skipped: func(path, what string, err error) {
 			in.d.log.Debug("left out of a layer", "path", path, "what", what, "error", err)
 		},
 	}})
 	if err != nil {
 		_ = enc.Close() // only frees its memory: the file goes away with the layer
-		return rec, src.explain(err)
+		return rec, err
 	}
 	if err := enc.Close(); err != nil {
 		return rec, err
@@ -229,11 +227,8 @@ type digestReader struct {
 	buf  []byte
 	rest []byte // of buf, not given out yet
 	n    int64
-	max  int64 // 0: no bound
 	err  error
 }
-
-var errTooLarge = errors.New("too large")
 
 func (r *digestReader) Read(p []byte) (int, error) {
 	for len(r.rest) == 0 {
@@ -244,21 +239,11 @@ func (r *digestReader) Read(p []byte) (int, error) {
 		n, r.err = r.r.Read(r.buf)
 		r.rest = r.buf[:n]
 		r.h.Write(r.rest)
-		if r.n += int64(n); r.max > 0 && r.n > r.max {
-			r.rest, r.err = nil, errTooLarge
-		}
+		r.n += int64(n)
 	}
 	n := copy(p, r.rest)
 	r.rest = r.rest[n:]
 	return n, nil
-}
-
-// explain says in its own words that a bound was hit.
-func (r *digestReader) explain(err error) error {
-	if r.err == errTooLarge {
-		return errs.New(errs.Invalid, "layer unpacks to more than %d bytes, which is more than its bound", r.max)
-	}
-	return err
 }
 
 // likeRoot gives path owner and mode of the chain's root; changed tells whether it had others.
