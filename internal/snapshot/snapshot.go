@@ -143,6 +143,13 @@ type Locator interface {
 	LocateLayers(chain ChainID) ([]string, error)
 }
 
+// Insider is what a driver offers besides, if the changes of a writable tree are a directory of their own (overlay).
+type Insider interface {
+	// Inside opens the directory of a tree's own changes, for who fills it alone: what is put there, below a directory that was made in the mounted tree and in which nothing was
+	// looked up yet, is in the tree, and no overlay stands between. Marks of deletions are not made that way. errs.NotFound.
+	Inside(key string) (*os.File, error)
+}
+
 // Store is the contract of every driver (overlay, plain). All methods may be called concurrently, and take no lock that is held over
 // file system work of another key. It is wide because layers, trees and holds count on each other: a part of it alone could not say what may be removed.
 type Store interface {

@@ -126,32 +126,32 @@ func (x *extractor) xattrs(hdr *tar.Header, path string, set func(string, []byte
 	return nil
 }
 
-// attrRef names a file for the xattr calls: an open one, or a name in an open directory that is not followed.
+// attrRef names a file for the xattr calls: one that is open for reading or writing, or, by path, a name in an open directory that is not followed.
 type attrRef struct {
-	path   string
-	follow bool
+	fd   int
+	path string
 }
 
-func byFd(fd int) attrRef                 { return attrRef{fdPath(fd), true} }
-func byName(dir int, name string) attrRef { return attrRef{fdPath(dir) + "/" + name, false} }
+func byFd(fd int) attrRef                 { return attrRef{fd: fd} }
+func byName(dir int, name string) attrRef { return attrRef{path: fdPath(dir) + "/" + name} }
 
 func (r attrRef) list(buf []byte) (int, error) {
-	if r.follow {
-		return unix.Listxattr(r.path, buf)
+	if r.path == "" {
+		return unix.Flistxattr(r.fd, buf)
 	}
 	return unix.Llistxattr(r.path, buf)
 }
 
 func (r attrRef) get(name string, buf []byte) (int, error) {
-	if r.follow {
-		return unix.Getxattr(r.path, name, buf)
+	if r.path == "" {
+		return unix.Fgetxattr(r.fd, name, buf)
 	}
 	return unix.Lgetxattr(r.path, name, buf)
 }
 
 func (r attrRef) set(name string, value []byte) error {
-	if r.follow {
-		return unix.Setxattr(r.path, name, value, 0)
+	if r.path == "" {
+		return unix.Fsetxattr(r.fd, name, value, 0)
 	}
 	return unix.Lsetxattr(r.path, name, value, 0)
 }

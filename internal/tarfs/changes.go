@@ -16,7 +16,7 @@ func WriteChanges(ctx context.Context, before, after *os.File, w io.Writer, opts
 	// Names that look like deletions are refused as in a layer's own directory; overlayfs' marks have no meaning in a plain tree.
 	wr.layer = true
 	if opts.Root {
-		if err := wr.dirEntry(int(after.Fd()), "."); err != nil {
+		if err := wr.rootEntry(int(after.Fd()), "."); err != nil {
 			return err
 		}
 	}

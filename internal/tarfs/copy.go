@@ -141,7 +141,14 @@ func ArchivePath(ctx context.Context, root *os.File, name string, begin func(Pat
 		if err := w.children(fd, ""); err != nil {
 			return err
 		}
-	} else if err := w.entry(int(pl.dir.Fd()), pl.name, base); err != nil {
+		return w.close()
+	}
+	f := w.find(int(pl.dir.Fd()), pl.name, base)
+	defer f.close()
+	if f.err != nil {
+		return f.err
+	}
+	if err := w.entry(int(pl.dir.Fd()), pl.name, base, f); err != nil {
 		return err
 	}
 	return w.close()

@@ -3,7 +3,6 @@ package tarfs
 import (
 	"archive/tar"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -59,7 +58,7 @@ func Write(ctx context.Context, root *os.File, w io.Writer, opts WriteOptions) e
 		if name == "" {
 			name = "."
 		}
-		if err := wr.dirEntry(fd, name); err != nil {
+		if err := wr.rootEntry(fd, name); err != nil {
 			return err
 		}
 	}
@@ -101,72 +100,44 @@ func (w *writer) writeHeader(hdr *tar.Header) error {
 	return w.tw.WriteHeader(hdr)
 }
 
-func (w *writer) children(fd int, path string) error {
-	names, err := readNames(fd)
-	if err != nil {
-		return &os.PathError{Op: "read", Path: "/" + path, Err: err}
-	}
-	for _, name := range names {
-		if err := w.ctx.Err(); err != nil {
-			return err
-		}
-		err := w.entry(fd, name, join(path, name))
-		if errors.Is(err, unix.ENOENT) {
-			continue // gone since the directory was read: the tree is in use
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// entry writes one name and, if it is a directory, what is in it.
-func (w *writer) entry(dir int, name, path string) error {
-	st, err := w.look(dir, name, path)
-	if err != nil {
-		return err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return w.plain(dir, name, path, st)
-	}
-	fd, err := w.openDir(dir, name, path)
-	if err != nil {
+// entry writes what was found under a name and, if it is a directory, what is in it.
+func (w *writer) entry(dir int, name, path string, f *sight) error {
+	fd, err := w.only(dir, name, path, f)
+	if err != nil || fd < 0 {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := w.dirEntry(fd, path); err != nil {
-		return err
-	}
 	return w.children(fd, path)
 }
 
 // single writes one name without what is in it.
 func (w *writer) single(dir int, name, path string) error {
-	st, err := w.look(dir, name, path)
-	if err != nil {
-		return err
+	f := w.find(dir, name, path)
+	defer f.close()
+	if f.err != nil {
+		return f.err
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return w.plain(dir, name, path, st)
+	fd, err := w.only(dir, name, path, f)
+	if fd >= 0 {
+		unix.Close(fd)
+	}
+	return err
+}
+
+// only writes the entry of a name. A directory is given open; -1 for all else.
+func (w *writer) only(dir int, name, path string, f *sight) (int, error) {
+	if f.st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		return -1, w.plain(dir, name, path, f)
 	}
 	fd, err := w.openDir(dir, name, path)
 	if err != nil {
-		return err
+		return -1, err
 	}
-	defer unix.Close(fd)
-	return w.dirEntry(fd, path)
-}
-
-func (w *writer) look(dir int, name, path string) (*unix.Stat_t, error) {
-	var st unix.Stat_t
-	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return nil, &os.PathError{Op: "stat", Path: "/" + path, Err: err}
+	if err := w.dirEntry(fd, path); err != nil {
+		unix.Close(fd)
+		return -1, err
 	}
-	if w.layer && strings.HasPrefix(name, whPrefix) {
-		return nil, errs.New(errs.Invalid, "/%s: a name beginning with %s cannot be kept in a layer", path, whPrefix)
-	}
-	return &st, nil
+	return fd, nil
 }
 
 func (w *writer) openDir(dir int, name, path string) (int, error) {
@@ -178,13 +149,14 @@ func (w *writer) openDir(dir int, name, path string) (int, error) {
 }
 
 // plain writes anything but a directory.
-func (w *writer) plain(dir int, name, path string, st *unix.Stat_t) error {
+func (w *writer) plain(dir int, name, path string, f *sight) error {
+	st := &f.st
 	switch {
 	case w.opts.Whiteouts == Convert && isWhiteout(st):
 		at, base := split(path)
 		return w.marker(join(at, whPrefix+base))
 	case st.Mode&unix.S_IFMT == unix.S_IFREG:
-		return w.file(dir, name, path)
+		return w.file(path, f)
 	case st.Mode&unix.S_IFMT == unix.S_IFSOCK:
 		if w.opts.Skipped != nil {
 			w.opts.Skipped(path)
@@ -199,15 +171,27 @@ func (w *writer) marker(path string) error {
 	return w.writeHeader(&tar.Header{Typeflag: tar.TypeReg, Name: path, ModTime: time.Unix(0, 0), Format: tar.FormatPAX})
 }
 
+// rootEntry writes the root's own entry. Opened anew: root may be good for paths only, as that of a mount is.
+func (w *writer) rootEntry(root int, name string) error {
+	fd, err := w.openDir(root, ".", "")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return w.dirEntry(fd, name)
+}
+
 func (w *writer) dirEntry(fd int, path string) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return err
 	}
 	hdr := w.header(&st, path+"/", tar.TypeDir)
-	if err := addXattrs(hdr, byFd(fd)); err != nil {
+	_, xattrs, err := listXattrs(byFd(fd))
+	if err != nil {
 		return err
 	}
+	addXattrs(hdr, xattrs)
 	if err := w.writeHeader(hdr); err != nil {
 		return err
 	}
@@ -225,46 +209,55 @@ func (w *writer) dirEntry(fd int, path string) error {
 	return nil
 }
 
-// file opens first and looks then: what is written is what was opened, whatever happens to the name.
-func (w *writer) file(dir int, name, path string) error {
-	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: "/" + path, Err: err}
-	}
-	f := os.NewFile(uintptr(fd), path)
-	defer f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil // replaced a moment ago
-	}
-	hdr := w.header(&st, path, tar.TypeReg)
-	if err := addXattrs(hdr, byFd(fd)); err != nil {
-		return err
-	}
-	if w.isLink(&st, path, hdr) {
+// file writes a file.
+func (w *writer) file(path string, f *sight) error {
+	hdr := w.header(&f.st, path, tar.TypeReg)
+	addXattrs(hdr, f.xattrs)
+	if w.isLink(&f.st, path, hdr) {
 		return w.writeHeader(hdr)
 	}
-	hdr.Size = st.Size
+	size := f.st.Size
+	hdr.Size = size
 	if err := w.writeHeader(hdr); err != nil {
 		return err
 	}
-	if w.rec != nil && st.Size > 0 {
-		w.rec.file(path, st.Size)
+	if w.rec != nil && size > 0 {
+		w.rec.file(path, size)
 	}
-	n, err := io.CopyBuffer(struct{ io.Writer }{w.tw}, struct{ io.Reader }{io.LimitReader(f, st.Size)}, w.buf)
+	n, err := w.content(f)
 	if err != nil {
 		return err
 	}
 	w.stats.Bytes += n
 	if w.rec != nil {
-		if w.rec.content = false; n < st.Size {
-			return fmt.Errorf("/%s: has %d bytes of %d, it was cut meanwhile", path, n, st.Size)
+		if w.rec.content = false; n < size {
+			return fmt.Errorf("/%s: has %d bytes of %d, it was cut meanwhile", path, n, size)
 		}
 	}
-	return w.zeros(st.Size - n)
+	return w.zeros(size - n)
+}
+
+// content writes what is in a file, as far as its size goes.
+func (w *writer) content(f *sight) (done int64, err error) {
+	if f.data != nil {
+		n, err := w.tw.Write(f.data)
+		return int64(n), err
+	}
+	for done < f.st.Size {
+		buf := w.buf[:min(int64(len(w.buf)), f.st.Size-done)]
+		n, err := unix.Pread(f.fd, buf, done)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n == 0 {
+			return done, err
+		}
+		if _, err := w.tw.Write(buf[:n]); err != nil {
+			return done, err
+		}
+		done += int64(n)
+	}
+	return done, nil
 }
 
 // isLink turns hdr into a hard link when the file was written before under another name.
@@ -320,9 +313,11 @@ func (w *writer) special(dir int, name, path string, st *unix.Stat_t) error {
 	default:
 		return errs.New(errs.Invalid, "/%s: unknown kind of file %o", path, st.Mode&unix.S_IFMT)
 	}
-	if err := addXattrs(hdr, byName(dir, name)); err != nil {
+	_, xattrs, err := listXattrs(byName(dir, name))
+	if err != nil {
 		return err
 	}
+	addXattrs(hdr, xattrs)
 	if w.isLink(st, path, hdr) {
 		hdr.Devmajor, hdr.Devminor = 0, 0
 	}
@@ -340,17 +335,15 @@ func (w *writer) header(st *unix.Stat_t, name string, kind byte) *tar.Header {
 	}
 }
 
-func addXattrs(hdr *tar.Header, ref attrRef) error {
-	names, values, err := listXattrs(ref)
-	if err != nil || len(names) == 0 {
-		return err
+func addXattrs(hdr *tar.Header, values map[string]string) {
+	if len(values) == 0 {
+		return
 	}
-	hdr.PAXRecords = make(map[string]string, len(names))
-	for _, name := range names {
+	hdr.PAXRecords = make(map[string]string, len(values))
+	for name, value := range values {
 		// A PAX record cannot hold an equals sign in its name.
 		if !strings.Contains(name, "=") {
-			hdr.PAXRecords[paxXattr+name] = values[name]
+			hdr.PAXRecords[paxXattr+name] = value
 		}
 	}
-	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"corten.dev/corten/internal/build/checksum"
 	"corten.dev/corten/internal/build/checksum/pick"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/task"
 )
 
@@ -32,6 +34,7 @@ type copier struct {
 	time    *time.Time
 	files   *[2]uint32 // the owner that all files of the source count as having
 	digests bool       // what is copied is digested on the way
+	inside  *os.File   // the tree's own changes; nil: they are not apart
 	// helpers are free goroutines.
 	helpers chan struct{}
 
@@ -75,6 +78,14 @@ func (c *copier) fresh() fresh {
 
 // all copies what is chosen. The digest is that of what was copied, of the same kind that checksum gives; empty unless the source is read in place.
 func (c *copier) all(ctx context.Context, tree *pick.Tree, sel pick.Selection) (digest.Digest, error) {
+	if in, ok := c.w.o.trees.(snapshot.Insider); ok {
+		inside, err := in.Inside(c.w.key)
+		if err != nil {
+			return "", err
+		}
+		defer inside.Close()
+		c.inside = inside
+	}
 	matches, err := tree.Matches(sel)
 	if err != nil {
 		return "", err
@@ -121,7 +132,7 @@ func (c *copier) match(ctx context.Context, m *pick.Match) (sum checksum.Sum, ok
 		return sum, false, err
 	}
 	if m.IsDir() {
-		sum, ok, err = c.tree(ctx, m, real)
+		sum, ok, err = c.tree(ctx, m, real, slices.Contains(made, real))
 	} else {
 		sum, ok, err = c.single(ctx, m, real)
 	}
@@ -177,17 +188,17 @@ func (c *copier) single(ctx context.Context, m *pick.Match, real string) (sum ch
 		return sum, false, &os.PathError{Op: "copy", Path: "/" + real, Err: err}
 	}
 	defer unix.Close(dir)
-	return c.node(ctx, m.Parent, m.Base, &m.Stat, &dest{fd: dir, real: strings.TrimPrefix(path.Dir("/"+real), "/"), opened: true}, base)
+	return c.node(ctx, m.Parent, m.Base, &m.Stat, there(dir, strings.TrimPrefix(path.Dir("/"+real), "/")), base)
 }
 
-// tree copies a directory.
-func (c *copier) tree(ctx context.Context, m *pick.Match, real string) (sum checksum.Sum, ok bool, err error) {
+// tree copies a directory. made: the destination was made for it.
+func (c *copier) tree(ctx context.Context, m *pick.Match, real string, made bool) (sum checksum.Sum, ok bool, err error) {
 	fd, err := unix.Openat(m.Fd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return sum, false, &os.PathError{Op: "open", Path: path.Join("/", m.Path), Err: err}
 	}
 	defer unix.Close(fd)
-	d := &dest{c: c, real: real, top: true}
+	d := &dest{c: c, real: real, top: true, created: made, way: made}
 	if real != "" {
 		dir, base := path.Split(real)
 		up, err := pick.OpenReal(c.w.root, strings.TrimSuffix(dir, "/"), unix.O_RDONLY|unix.O_DIRECTORY)
@@ -195,7 +206,7 @@ func (c *copier) tree(ctx context.Context, m *pick.Match, real string) (sum chec
 			return sum, false, &os.PathError{Op: "copy", Path: "/" + real, Err: err}
 		}
 		defer unix.Close(up)
-		d.up, d.name = &dest{fd: up, opened: true}, base
+		d.up, d.name = there(up, strings.TrimSuffix(dir, "/")), base
 	}
 	if _, err := d.open(); err != nil {
 		return sum, false, err

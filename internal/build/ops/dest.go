@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/build/checksum"
+	"corten.dev/corten/internal/build/checksum/pick"
 )
 
 // dest is a directory of the target. It is made when something goes into it: patterns may choose nothing of a directory.
@@ -18,12 +19,16 @@ type dest struct {
 	real string
 	// top: it is what the copy goes to, not a part of what is copied: when it is there it stays as it is.
 	top bool
+	// way: it is one that was made on the way to where the copy goes, with attributes of its own.
+	way bool
 
 	once    sync.Once
 	opened  bool
-	fd      int
+	fd      int // for its own attributes
+	put     int // for what goes into it
 	err     error
-	created bool
+	created bool         // it was made for this copy, and is empty
+	inside  bool         // put is a directory of the tree's own changes
 	st      *unix.Stat_t // of the source
 	xattrs  []checksum.Xattr
 }
@@ -31,18 +36,48 @@ type dest struct {
 // set says what it is a copy of.
 func (d *dest) set(st *unix.Stat_t, xattrs []checksum.Xattr) { d.st, d.xattrs = st, xattrs }
 
-// open gives the descriptor, and makes the directory the first time.
+// Where a directory is made for the copy, nothing of what is below the tree shows in it. What goes into it is put into the tree's own changes, then, not through the overlay: that
+// costs a third. The directory itself is known to the overlay, which would not notice other attributes below it: it gets them there.
+//
+//	target (overlay)  app/ ── src/ (made here: fd) ── nothing is looked up in it while the copy goes on
+//	own changes       app/ ── src/ (put) ── a/ (fd, put) ── files
+
+// there is a directory that is open already.
+func there(fd int, real string) *dest { return &dest{fd: fd, put: fd, real: real, opened: true} }
+
+// open gives the descriptor for what goes into it, and makes the directory the first time.
 func (d *dest) open() (int, error) {
 	d.once.Do(func() {
 		if d.opened {
 			return
 		}
 		d.opened = true
-		if d.fd, d.err = d.make(); d.err != nil {
+		if d.fd, d.err = d.make(); d.err == nil {
+			d.err = d.enter()
+		}
+		if d.err != nil {
 			d.err = &os.PathError{Op: "copy", Path: "/" + d.real, Err: d.err}
 		}
 	})
-	return d.fd, d.err
+	return d.put, d.err
+}
+
+// enter finds where to put what goes into it.
+func (d *dest) enter() (err error) {
+	d.put = d.fd
+	if d.up != nil && d.up.inside {
+		d.inside = true
+		return nil
+	}
+	if !d.created || d.c.inside == nil {
+		return nil
+	}
+	if d.put, err = pick.OpenReal(int(d.c.inside.Fd()), d.real, unix.O_RDONLY|unix.O_DIRECTORY); err != nil {
+		unix.Close(d.fd)
+		return err
+	}
+	d.inside = true
+	return nil
 }
 
 func (d *dest) make() (int, error) {
@@ -91,6 +126,11 @@ func (d *dest) close(good bool) error {
 	if good {
 		err = d.finish()
 	}
+	if d.put != d.fd {
+		if cerr := unix.Close(d.put); err == nil {
+			err = cerr
+		}
+	}
 	if cerr := unix.Close(d.fd); err == nil {
 		err = cerr
 	}
@@ -101,7 +141,7 @@ func (d *dest) close(good bool) error {
 }
 
 func (d *dest) finish() error {
-	if d.created || !d.top {
+	if !d.top || d.created && !d.way {
 		// A directory that was there takes the attributes of the one that is merged into it, but the copy's destination itself does not.
 		return d.c.attributes(d.fd, d.st, d.xattrs)
 	}

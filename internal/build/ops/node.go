@@ -100,7 +100,7 @@ func (c *copier) node(ctx context.Context, src int, name string, st *unix.Stat_t
 		return &os.PathError{Op: "copy", Path: path.Join("/", d.real, as), Err: err}
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFREG {
-		sum, err = c.regular(ctx, src, name, dst, path.Join(d.real, as), as)
+		sum, err = c.regular(ctx, src, name, d, as)
 	} else {
 		sum, err = c.special(src, name, st, dst, as)
 	}
@@ -187,7 +187,7 @@ func gone(err error) error {
 }
 
 // regular copies a file, or makes a link to the copy of another of its names.
-func (c *copier) regular(ctx context.Context, src int, name string, dst int, real, as string) (sum checksum.Sum, err error) {
+func (c *copier) regular(ctx context.Context, src int, name string, d *dest, as string) (sum checksum.Sum, err error) {
 	from, err := unix.Openat(src, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return sum, gone(err)
@@ -201,36 +201,40 @@ func (c *copier) regular(ctx context.Context, src int, name string, dst int, rea
 		return sum, errs.New(errs.Unavailable, "it was replaced by something that is no file while it was read")
 	}
 	if st.Nlink < 2 {
-		return c.content(ctx, from, e, st, dst, as)
+		return c.content(ctx, from, e, st, d.put, as)
 	}
 	id := inode{uint64(st.Dev), st.Ino}
 	c.mu.Lock()
 	first := c.links[id]
 	if first == nil {
-		mine := &firstCopy{done: make(chan struct{}), real: real}
+		mine := &firstCopy{done: make(chan struct{}), real: path.Join(d.real, as)}
 		c.links[id] = mine
 		c.mu.Unlock()
 		defer close(mine.done)
-		mine.sum, err = c.content(ctx, from, e, st, dst, as)
+		mine.sum, err = c.content(ctx, from, e, st, d.put, as)
 		mine.ok = err == nil
 		return mine.sum, err
 	}
 	c.mu.Unlock()
 	<-first.done // by somebody who is at work on just that file
-	if first.ok && c.link(first.real, dst, as) == nil {
+	if first.ok && c.link(first.real, d, as) == nil {
 		return first.sum, nil
 	}
-	return c.content(ctx, from, e, st, dst, as)
+	return c.content(ctx, from, e, st, d.put, as)
 }
 
 // link makes one more name for a copy. When that is not possible (replaced meanwhile, too many names) the caller copies again.
-func (c *copier) link(real string, dst int, as string) error {
-	dir, base, err := c.w.parent(real)
+func (c *copier) link(real string, d *dest, as string) error {
+	root := c.w.root
+	if d.inside { // what was copied is a part of the tree's own changes, wherever it was put
+		root = int(c.inside.Fd())
+	}
+	dir, base, err := parentIn(root, real)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(dir)
-	return c.create(dst, as, func() error { return unix.Linkat(dir, base, dst, as, 0) })
+	return c.create(d.put, as, func() error { return unix.Linkat(dir, base, d.put, as, 0) })
 }
 
 const (

@@ -31,9 +31,11 @@ func (w *work) look(real string) (st unix.Stat_t, err error) {
 func isDir(st *unix.Stat_t) bool { return st.Mode&unix.S_IFMT == unix.S_IFDIR }
 
 // parent opens the directory that a path without links is in.
-func (w *work) parent(real string) (fd int, base string, err error) {
+func (w *work) parent(real string) (fd int, base string, err error) { return parentIn(w.root, real) }
+
+func parentIn(root int, real string) (fd int, base string, err error) {
 	dir, base := path.Split(real)
-	fd, err = pick.OpenReal(w.root, strings.TrimSuffix(dir, "/"), unix.O_RDONLY|unix.O_DIRECTORY)
+	fd, err = pick.OpenReal(root, strings.TrimSuffix(dir, "/"), unix.O_RDONLY|unix.O_DIRECTORY)
 	return fd, base, err
 }
 

@@ -59,6 +59,7 @@ type Store struct {
 var (
 	_ snapshot.Store   = (*Store)(nil)
 	_ snapshot.Locator = (*Store)(nil)
+	_ snapshot.Insider = (*Store)(nil)
 )
 
 // New opens the store. It does not try whether overlayfs works there: see Supported.
@@ -204,6 +205,15 @@ func (s *Store) Locate(key string) (snapshot.Place, error) {
 		return snapshot.Place{}, err
 	}
 	return snapshot.Place{Lower: lower, Upper: t.Dir + "/upper", Work: t.Dir + "/work"}, nil
+}
+
+// Inside opens the upper directory.
+func (s *Store) Inside(key string) (*os.File, error) {
+	t, err := s.Get(key)
+	if err != nil {
+		return nil, err
+	}
+	return os.Open(t.Dir + "/upper")
 }
 
 // LocateLayers tells where a chain's directories are.
