@@ -49,7 +49,7 @@ func (e *engine) openBuilds(b building) (*builders, error) {
 	root := filepath.Join(b.set.DataRoot, "builds")
 	exec, err := steps.New(background(), steps.Options{
 		Root: filepath.Join(b.set.ExecRoot, "steps"), Networks: b.nets, Network: defaultNetwork(b.set), Log: b.log,
-		Maker: &hostspec.Maker{Security: hostspec.NewSecurity("", b.log), CgroupParent: b.set.CgroupParent, SystemdCgroup: b.systemd, Ulimits: ulimits(b.set)},
+		Maker: &hostspec.Maker{Security: hostspec.NewSecurity("", b.log), CgroupParent: b.set.CgroupParent, SystemdCgroup: b.systemd, Ulimits: ulimits(b.set), CDI: hostspec.NewCDI(b.set.CDISpecDirs)},
 	})
 	if err != nil {
 		return nil, err

@@ -16,6 +16,7 @@ import (
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/content"
 	"corten.dev/corten/internal/engine/containers"
+	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/engine/images"
 	"corten.dev/corten/internal/engine/networks"
 	"corten.dev/corten/internal/engine/system"
@@ -94,12 +95,13 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 	e.closers = append(e.closers, monitors.Close)
 
 	bus := &events.Bus{}
+	devices := hostspec.NewCDI(set.CDISpecDirs)
 	ctrs, err := containers.New(containers.Options{
 		Root: filepath.Join(set.DataRoot, "containers"), ExecRoot: set.ExecRoot,
 		Runtime:  containers.OverRuntime(runtime.New(runtime.Options{Root: filepath.Join(set.ExecRoot, "runtime"), Systemd: systemd, Logger: log})),
 		Monitors: monitors, Trees: trees, Images: imgs, Networks: nets, Volumes: vols, Events: bus, Log: log,
 		ReadExit: monitor.ReadExit, CgroupParent: set.CgroupParent, Network: defaultNetwork(set), SystemdCgroup: systemd, Init: set.Init,
-		Ulimits: ulimits(set), ShmSize: int64(set.ShmSize), LogConfig: container.LogConfig{Type: set.LogDriver, Config: set.LogOpts},
+		Ulimits: ulimits(set), CDI: devices, ShmSize: int64(set.ShmSize), LogConfig: container.LogConfig{Type: set.LogDriver, Config: set.LogOpts},
 	})
 	if err != nil {
 		return nil, err
@@ -128,7 +130,7 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 		Volumes:    volumes.New(volumes.Options{Store: vols, Events: bus}),
 		Networks:   networks.New(networks.Options{Networks: nets, Containers: ctrs, Events: bus}),
 		System: system.New(system.Options{
-			Containers: ctrs, Images: imgs, Volumes: vols, Trees: trees, Events: bus,
+			Containers: ctrs, Images: imgs, Volumes: vols, Trees: trees, Events: bus, Devices: devices,
 			DataRoot: set.DataRoot, Labels: set.Labels, HTTPProxy: set.Proxies.HTTP, HTTPSProxy: set.Proxies.HTTPS, NoProxy: set.Proxies.No, SystemdCgroup: systemd, Debug: log.Enabled(background(), slog.LevelDebug), Version: version.Version,
 		}),
 		Version:         server.VersionInfo{Version: version.Version, Commit: version.Commit},

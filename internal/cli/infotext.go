@@ -30,6 +30,18 @@ func printInfo(w io.Writer, i *system.Info) {
 	p(" Volume: %s", words(i.Plugins.Volume))
 	p(" Network: %s", words(i.Plugins.Network))
 	p(" Log: %s", words(i.Plugins.Log))
+	if len(i.CDISpecDirs) > 0 {
+		p("CDI spec directories:")
+		for _, dir := range i.CDISpecDirs {
+			p(" %s", dir)
+		}
+	}
+	if len(i.DiscoveredDevices) > 0 {
+		p("Discovered Devices:")
+		for _, dev := range i.DiscoveredDevices {
+			p(" %s: %s", dev.Source, dev.ID)
+		}
+	}
 	if i.Swarm.LocalNodeState != "" {
 		p("Swarm: %s", i.Swarm.LocalNodeState)
 	}

@@ -62,7 +62,7 @@ func (s *Server) fromInfo(i system.Info, version int, now time.Time) infoView {
 		Swarm: swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive, RemoteManagers: nil},
 		// Containers always outlive the engine here.
 		LiveRestoreEnabled: true, Isolation: wirec.IsolationEmpty, InitBinary: i.InitBinary,
-		SecurityOptions: orEmpty(i.SecurityOptions), CDISpecDirs: []string{}, Warnings: i.Warnings,
+		SecurityOptions: orEmpty(i.SecurityOptions), CDISpecDirs: orEmpty(i.CDISpecDirs), Warnings: i.Warnings,
 	}}
 	if len(i.LogDrivers) > 0 {
 		out.LoggingDriver = i.LogDrivers[0]
@@ -77,6 +77,11 @@ func (s *Server) fromInfo(i system.Info, version int, now time.Time) infoView {
 		out.FirewallBackend = &wire.FirewallInfo{Driver: "nftables"}
 	}
 	off := false
+	if version >= 50 {
+		for _, name := range i.CDIDevices {
+			out.DiscoveredDevices = append(out.DiscoveredDevices, wire.DeviceInfo{Source: "cdi", ID: name})
+		}
+	}
 	if version < 50 {
 		out.BridgeNfIptables, out.BridgeNfIP6tables = &off, &off
 	}

@@ -50,6 +50,7 @@ type Settings struct {
 	LogOpts      map[string]string  `json:"log-opts,omitempty"`
 	ShmSize      Bytes              `json:"default-shm-size,omitempty"`
 	Ulimits      map[string]*Ulimit `json:"default-ulimits,omitempty"`
+	CDISpecDirs  []string           `json:"cdi-spec-dirs,omitempty"`
 	ExecOpts     []string           `json:"exec-opts,omitempty"`
 	CgroupParent string             `json:"cgroup-parent,omitempty"`
 	Storage      string             `json:"storage-driver,omitempty"`
@@ -125,7 +126,7 @@ func (b *Bytes) Type() string { return "bytes" }
 func Default() Settings {
 	return Settings{
 		Hosts: nil, DataRoot: "/var/lib/corten", ExecRoot: "/run/corten", LogLevel: "info", LogFormat: "text",
-		Group: "docker", NftTable: "", IPForward: true, MTU: 0, LogDriver: "json-file", ShmSize: 64 << 20,
+		Group: "docker", NftTable: "", IPForward: true, MTU: 0, LogDriver: "json-file", ShmSize: 64 << 20, CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
 		RegistryCerts: []string{"/etc/corten/certs.d", "/etc/docker/certs.d"}, MaxDownloads: 6, MaxUploads: 5, MaxAttempts: 5,
 		ImageGC: ImageGC{High: 85, Low: 75, Keep: Duration(7 * 24 * time.Hour)}, ImageBlobs: "auto",
 	}
@@ -188,6 +189,7 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 	set.StringToStringVar(&s.LogOpts, "log-opt", nil, "Default log options")
 	set.Var(&s.ShmSize, "default-shm-size", "Size of /dev/shm")
 	set.Var(&ulimitFlag{s}, "default-ulimit", "Default ulimit (name=soft[:hard])")
+	set.StringArrayVar(&s.CDISpecDirs, "cdi-spec-dir", s.CDISpecDirs, "Folder with descriptions of devices (Container Device Interface); an empty one for none")
 	set.StringArrayVar(&s.ExecOpts, "exec-opt", nil, "Runtime option native.cgroupdriver=cgroupfs|systemd; cgroupfs is the default on every host, systemd or not: a start needs no round trip to systemd, and its daemon-reload cannot take devices away from containers")
 	set.StringVar(&s.CgroupParent, "cgroup-parent", "", "Parent cgroup of all containers")
 	set.StringVarP(&s.Storage, "storage-driver", "s", "", "Snapshot driver (overlay, plain)")
@@ -207,7 +209,7 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 // flagKeys are the keys whose flag has another name.
 var flagKeys = map[string]string{
 	"hosts": "host", "labels": "label", "default-address-pools": "default-address-pool", "dns-opts": "dns-opt",
-	"log-opts": "log-opt", "default-ulimits": "default-ulimit", "exec-opts": "exec-opt",
+	"log-opts": "log-opt", "cdi-spec-dirs": "cdi-spec-dir", "default-ulimits": "default-ulimit", "exec-opts": "exec-opt",
 	"insecure-registries": "insecure-registry", "registry-mirrors": "registry-mirror", "registry-certs": "registry-certs-dir",
 }
 
@@ -296,6 +298,9 @@ func (s *Settings) check() error {
 		}
 	}
 	if _, err := s.SystemdCgroup(); err != nil {
+		return err
+	}
+	if err := s.checkDevices(); err != nil {
 		return err
 	}
 	if err := s.checkRegistries(); err != nil {

@@ -272,10 +272,28 @@ func deviceMode(s string) bool {
 	return s != ""
 }
 
+// isCDI tells a name of the Container Device Interface ("vendor.com/class=name") from a path: its specification, section "kind" and "name".
 func isCDI(s string) bool {
-	vendor, name, ok := strings.Cut(s, "=")
-	v, class, ok2 := strings.Cut(vendor, "/")
-	return ok && ok2 && name != "" && v != "" && class != "" && !strings.HasPrefix(s, "/") && !strings.ContainsAny(s, " \t")
+	kind, name, ok := strings.Cut(s, "=")
+	vendor, class, ok2 := strings.Cut(kind, "/")
+	return ok && ok2 && cdiWord(vendor, letter, "_-.") && cdiWord(class, letter, "_-.") && cdiWord(name, letterOrDigit, "_-.:")
+}
+
+func letter(c byte) bool { return 'a' <= c|0x20 && c|0x20 <= 'z' }
+
+func letterOrDigit(c byte) bool { return letter(c) || '0' <= c && c <= '9' }
+
+// cdiWord tells whether s begins with what first allows, ends with a letter or digit, and has besides those only marks in between.
+func cdiWord(s string, first func(byte) bool, marks string) bool {
+	if s == "" || !first(s[0]) || len(s) > 1 && !letterOrDigit(s[len(s)-1]) {
+		return false
+	}
+	for i := 1; i < len(s)-1; i++ {
+		if !letterOrDigit(s[i]) && strings.IndexByte(marks, s[i]) < 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // DeviceRule checks a device cgroup rule: "type major:minor rwm".
@@ -372,7 +390,7 @@ func gpuCount(s string) (int, error) {
 	}
 	n, err := strconv.Atoi(s)
 	if err != nil {
-		return 0, invalid("invalid count (%s): value must be either \"all\" or an integer", s)
+		return 0, invalid("invalid count (%s): value must be either \"all\" or an integer: invalid syntax", s)
 	}
 	return n, nil
 }

@@ -513,9 +513,6 @@ func TestRefusals(t *testing.T) {
 		},
 		"a health check given at create is not supported": func(r *containers.CreateRequest) { r.Config.Healthcheck = &image.Healthcheck{Retries: 2} },
 		`invalid CapAdd: unknown capability: "CAP_FLY"`:   func(r *containers.CreateRequest) { r.Host.CapAdd = []string{"FLY"} },
-		"could not select device driver": func(r *containers.CreateRequest) {
-			r.Host.Resources.DeviceRequests = []container.DeviceRequest{{Count: -1}}
-		},
 		"conflicting options: port publishing and the container type network mode": func(r *containers.CreateRequest) { r.Host.NetworkMode, r.Host.PublishAll = "container:x", true },
 		"invalid device cgroup rule format: 'x'":                                   func(r *containers.CreateRequest) { r.Host.Resources.DeviceCgroupRules = []string{"x"} },
 		"invalid ulimit type: speed":                                               func(r *containers.CreateRequest) { r.Host.Resources.Ulimits = []container.Ulimit{{Name: "speed"}} },

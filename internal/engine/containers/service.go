@@ -120,6 +120,7 @@ type Options struct {
 	SystemdCgroup bool
 	Init          bool                        // --init for all containers
 	Ulimits       map[string]container.Ulimit // defaults of all containers
+	CDI           *hostspec.CDI               // devices by name; nil: none
 	ShmSize       int64                       // default 64 MB
 	LogConfig     container.LogConfig         // default "json-file"
 	Seccomp       string                      // default profile: "" built in, "unconfined", or JSON
@@ -161,7 +162,7 @@ func New(opts Options) (*Service, error) {
 	s := &Service{Options: opts, host: sync.OnceValues(cgroup.Discover), init: &initProgram{dir: opts.ExecRoot}}
 	s.supports = sync.OnceValue(supports(s.host))
 	s.maker = &hostspec.Maker{
-		Security: hostspec.NewSecurity(opts.Seccomp, opts.Log), CgroupParent: opts.CgroupParent, SystemdCgroup: opts.SystemdCgroup, NoNewPrivs: opts.NoNewPrivs, Ulimits: opts.Ulimits,
+		Security: hostspec.NewSecurity(opts.Seccomp, opts.Log), CgroupParent: opts.CgroupParent, SystemdCgroup: opts.SystemdCgroup, NoNewPrivs: opts.NoNewPrivs, Ulimits: opts.Ulimits, CDI: opts.CDI,
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.table.byID, s.table.byName = map[string]*live{}, map[string]*live{}

@@ -112,8 +112,6 @@ func refuseUnsupported(cfg *container.Config, host *container.Host) error {
 		return errs.New(errs.NotImplemented, "%s is not supported: %s", what, why)
 	}
 	switch {
-	case len(host.Resources.DeviceRequests) > 0:
-		return errs.New(errs.Invalid, `could not select device driver "%s" with capabilities: %v`, host.Resources.DeviceRequests[0].Driver, host.Resources.DeviceRequests[0].Capabilities)
 	case host.UsernsMode != "" && host.UsernsMode != "host":
 		return no("user namespace mode "+strconv.Quote(host.UsernsMode), "the engine runs without user namespace remapping")
 	case host.Runtime != "" && host.Runtime != "corten" && host.Runtime != "runc" && host.Runtime != "io.containerd.runc.v2":

@@ -24,6 +24,7 @@ type Maker struct {
 	SystemdCgroup bool
 	NoNewPrivs    bool                        // default of all
 	Ulimits       map[string]container.Ulimit // defaults of all
+	CDI           *CDI                        // nil: no devices by name
 }
 
 // Run is one run of a container, or of a step of a build, once it is known what it gets of the other rooms.
@@ -98,6 +99,9 @@ func (m *Maker) Spec(r *Run) (*specs.Spec, error) {
 	}
 	spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = HiddenPaths(host, sec)
 	if err := labels(spec, sec, host.Privileged); err != nil {
+		return nil, err
+	}
+	if err := m.CDI.Inject(spec, host.Resources.DeviceRequests); err != nil {
 		return nil, err
 	}
 	return spec, nil

@@ -50,6 +50,12 @@ type Trees interface {
 	LastUsage(key string) (bytes int64, counted time.Time)
 }
 
+// Devices knows the devices that have names ([hostspec.CDI]).
+type Devices interface {
+	Dirs() []string
+	Devices() (names, warnings []string)
+}
+
 // Options join the service with its rooms.
 type Options struct {
 	Containers Containers
@@ -57,6 +63,7 @@ type Options struct {
 	Volumes    Volumes
 	Trees      Trees
 	Events     *events.Bus
+	Devices    Devices // nil: none have names
 	DataRoot   string
 	Labels     []string
 	// HTTPProxy, HTTPSProxy and NoProxy are the operator's; what is empty is the environment's.
@@ -125,6 +132,13 @@ func (s *Service) Info(ctx context.Context) (Info, error) {
 	}
 	host(&info)
 	s.cgroups(&info)
+	if s.Devices != nil {
+		names, warnings := s.Devices.Devices()
+		info.CDISpecDirs, info.CDIDevices = s.Devices.Dirs(), names
+		for _, w := range warnings {
+			info.Warnings = append(info.Warnings, "WARNING: "+w)
+		}
+	}
 	return info, nil
 }
 

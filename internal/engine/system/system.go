@@ -36,6 +36,7 @@ type Info struct {
 	LogDrivers, VolumeDrivers, NetworkDrivers                                                       []string
 	HTTPProxy, HTTPSProxy, NoProxy                                                                  string
 	InitBinary                                                                                      string
+	CDISpecDirs, CDIDevices                                                                         []string // folders with descriptions of devices, and the devices' names
 }
 
 // Unknown is the size of what is not counted yet, or cannot be.
