@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -51,7 +52,7 @@ func newProxy(t *testing.T, endpoint string) *proxy {
 			}{io.MultiReader(io.LimitReader(resp.Body, 1<<19), broken{}), resp.Body}
 		}
 		return nil
-	}, ErrorLog: nil}
+	}, ErrorLog: log.New(io.Discard, "", 0)}
 	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if hook := p.before.Load(); hook != nil {
 			(*hook)(req)
@@ -89,9 +90,7 @@ func send(t *testing.T, d *Driver, id string, data []byte) server.BlobInfo {
 	return info
 }
 
-func TestFaults(t *testing.T) {
-	t.Parallel()
-	endpoint := store(t)
+func testFaults(t *testing.T, endpoint string) {
 	p := newProxy(t, endpoint)
 	opts := bucket(t, endpoint, "faults")
 	opts.Endpoint, opts.backoff = p.URL, 5*time.Millisecond
@@ -151,9 +150,7 @@ func TestFaults(t *testing.T) {
 }
 
 // Two registries, one bucket: while one is about to delete a blob, the other stores it again. It must not be lost, however they meet.
-func TestDeleteAndStoreMeet(t *testing.T) {
-	t.Parallel()
-	endpoint := store(t)
+func testDeleteAndStoreMeet(t *testing.T, endpoint string) {
 	p := newProxy(t, endpoint)
 	opts := bucket(t, endpoint, "meet")
 	other := openBucket(t, opts)

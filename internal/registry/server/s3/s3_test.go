@@ -20,6 +20,19 @@ import (
 
 const keyID, keySecret = "test-key", "test-secret-of-no-value"
 
+// TestStore runs what needs a store, each on buckets of its own.
+func TestStore(t *testing.T) {
+	endpoint := store(t)
+	for name, test := range map[string]func(t *testing.T, endpoint string){
+		"Driver": testDriver, "Conformance": testConformance, "Faults": testFaults, "DeleteAndStoreMeet": testDeleteAndStoreMeet,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, endpoint)
+		})
+	}
+}
+
 // store is a real S3 server (versitygw) of the test's own. It is a module of its own below testdata, so that ours does not grow; the go command keeps
 // the program once it was built, which takes two minutes the first time.
 func store(t *testing.T) (endpoint string) {
@@ -39,7 +52,7 @@ func store(t *testing.T) (endpoint string) {
 	}
 	addr := l.Addr().String()
 	l.Close()
-	root := t.TempDir()
+	root := inMemory(t)
 	for _, dir := range []string{"data", "meta"} {
 		if err := os.Mkdir(filepath.Join(root, dir), 0o700); err != nil {
 			t.Fatal(err)
@@ -67,6 +80,21 @@ func store(t *testing.T) (endpoint string) {
 			t.Fatalf("the store does not answer:\n%s", log.String())
 		}
 	}
+}
+
+// inMemory is a folder that costs no disk, where there can be one: how a store keeps its objects is not what is tested, and took most of the time.
+func inMemory(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "corten-s3-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 func keyFile(t *testing.T) string {
@@ -106,9 +134,7 @@ func openBucket(t *testing.T, opts Options) *Driver {
 	return d
 }
 
-func TestDriver(t *testing.T) {
-	t.Parallel()
-	endpoint := store(t)
+func testDriver(t *testing.T, endpoint string) {
 	n := 0
 	servertest.Driver(t, func(t *testing.T) servertest.DriverTest {
 		n++
@@ -117,9 +143,7 @@ func TestDriver(t *testing.T) {
 	})
 }
 
-func TestConformance(t *testing.T) {
-	t.Parallel()
-	endpoint := store(t)
+func testConformance(t *testing.T, endpoint string) {
 	reg, err := server.New(server.Options{Driver: openBucket(t, bucket(t, endpoint, "registry"))})
 	if err != nil {
 		t.Fatal(err)

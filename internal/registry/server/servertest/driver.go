@@ -29,7 +29,7 @@ type DriverTest struct {
 	Clock time.Duration
 }
 
-// Driver runs the contract's suite. fresh is called once for each test.
+// Driver runs the contract's suite, its tests side by side. fresh is called once for each test, one after the other.
 func Driver(t *testing.T, fresh func(t *testing.T) DriverTest) {
 	tests := []struct {
 		name string
@@ -57,6 +57,7 @@ func Driver(t *testing.T, fresh func(t *testing.T) DriverTest) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			dt := fresh(t)
+			t.Parallel()
 			d := dt.Open(t)
 			t.Cleanup(func() {
 				if err := d.Close(); err != nil {

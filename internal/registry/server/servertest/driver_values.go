@@ -116,11 +116,18 @@ func testList(t *testing.T, _ DriverTest, d server.Driver) {
 	if !errors.Is(err, stop) || len(two) != 2 {
 		t.Errorf("a list that was stopped gave %v, %v", two, err)
 	}
-	for i := range 1500 { // more than one page of anything
-		if err := d.Put(ctx, fmt.Sprintf("many/%04d", i), []byte("x")); err != nil {
-			t.Fatal(err)
-		}
+	var wg sync.WaitGroup
+	for w := range 10 {
+		wg.Go(func() {
+			for i := w; i < 1500; i += 10 { // more than one page of anything
+				if err := d.Put(ctx, fmt.Sprintf("many/%04d", i), []byte("x")); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
 	}
+	wg.Wait()
 	if all := list("many", "0009"); len(all) != 1490 || !slices.IsSorted(all) || all[0] != "0010" {
 		t.Errorf("a long list has %d entries", len(all))
 	}
