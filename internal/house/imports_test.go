@@ -53,6 +53,8 @@ var table = []room{
 	{"logs", tools, "lines know no containers"},
 	{"monitor", tools + " logs", "a monitor writes the log"},
 	{"network", tools + " plugin", "an endpoint has an opaque owner"},
+	{"volume/driver", words, "the contract of drivers, light enough for the client"},
+	{"volume/remote", words + " plugin volume/driver", "the driver that is a plugin, likewise"},
 	{"volume", tools + " plugin", "a volume is a directory and a record of who uses it"},
 	{"registry/client", words, "the distribution protocol, asking"},
 	{"registry/server", tools, "the distribution protocol, answering; its disk driver keeps blobs"},

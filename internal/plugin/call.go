@@ -77,8 +77,8 @@ func (c *Client) Call(ctx context.Context, method string, in, out any) error {
 	return c.Do(ctx, Call{Method: method, In: in, Out: out})
 }
 
-// Do makes a call. Its errors: [Error] is what the plugin said; errs.Unavailable, a plugin that cannot be reached or does not answer; [Uncertain] tells for each whether the call may
-// have been carried out nevertheless.
+// Do makes a call. Its errors: [Error] is what the plugin said; errs.Unavailable, a plugin that cannot be reached, does not answer or answers nonsense, and then [Uncertain] tells whether
+// the call may have been carried out nevertheless; else those of Get.
 func (c *Client) Do(ctx context.Context, call Call) error {
 	return c.wait(ctx, call, func(ctx context.Context) error {
 		at, err := c.greeted(ctx)

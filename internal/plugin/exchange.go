@@ -93,7 +93,7 @@ func send(ctx context.Context, conn *http1.Conn, at place, method string, body [
 // read makes sense of an answer.
 func (p *plugin) read(x exchange, status int, answer []byte) error {
 	if len(answer) > maxAnswer {
-		return &uncertainError{fmt.Errorf("plugin %s: %s: an answer of more than %d bytes", p.name, x.method, maxAnswer)}
+		return &uncertainError{errs.New(errs.Unavailable, "plugin %s: %s: an answer of more than %d bytes", p.name, x.method, maxAnswer)}
 	}
 	var said struct{ Err, Error string } // address management says Error
 	err := json.Unmarshal(answer, &said)
@@ -110,7 +110,7 @@ func (p *plugin) read(x exchange, status int, answer []byte) error {
 		err = json.Unmarshal(answer, x.out)
 	}
 	if err != nil {
-		return &uncertainError{fmt.Errorf("plugin %s: %s: an answer that makes no sense: %w", p.name, x.method, err)}
+		return &uncertainError{errs.New(errs.Unavailable, "plugin %s: %s: an answer that makes no sense: %w", p.name, x.method, err)}
 	}
 	return nil
 }

@@ -114,11 +114,16 @@ func (s *LocalStore) fillMounted(ctx context.Context, rec *stored, src *os.File)
 		}
 		defer func() { err = errors.Join(err, s.unmount(rec)) }()
 	}
-	aside := filepath.Join(s.data(rec.Name), inMountFill)
+	return FillDirectory(ctx, src, s.data(rec.Name))
+}
+
+// FillDirectory copies the tree below src into a directory that is empty, on whatever file system it is; one that is not empty stays as it is.
+func FillDirectory(ctx context.Context, src *os.File, data string) error {
+	aside := filepath.Join(data, inMountFill)
 	if err := removeTree(aside); err != nil {
 		return err
 	}
-	from, to, fill, err := target(src, s.data(rec.Name))
+	from, to, fill, err := target(src, data)
 	if err != nil || !fill {
 		return err
 	}

@@ -2,8 +2,6 @@ package volume
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,8 +22,8 @@ import (
 // LocalDriver is the name of the driver that keeps volumes as directories of this host.
 const LocalDriver = "local"
 
-// anonymousLabel is how Docker's clients tell a volume that nobody named.
-const anonymousLabel = "com.docker.volume.anonymous"
+// AnonymousLabel is how Docker's clients tell a volume that nobody named.
+const AnonymousLabel = "com.docker.volume.anonymous"
 
 // Options are the settings of a LocalStore.
 type Options struct {
@@ -208,7 +206,9 @@ func (s *LocalStore) Create(ctx context.Context, opts CreateOptions) (Volume, er
 		if err != nil {
 			return Volume{}, fmt.Errorf("create volume %s: %w", rec.Name, err)
 		}
-		return s.volume(rec), nil
+		vol := s.volume(rec)
+		vol.Made = true
+		return vol, nil
 	}
 }
 
@@ -218,15 +218,15 @@ func newRecord(opts CreateOptions) (*stored, error) {
 		return nil, errs.New(errs.NotFound, "create %s: error looking up volume plugin %s: plugin %q not found", opts.Name, opts.Driver, opts.Driver)
 	}
 	if rec.Name == "" {
-		var id [32]byte
-		if _, err := rand.Read(id[:]); err != nil {
-			return nil, fmt.Errorf("name a volume: %w", err)
+		var err error
+		if rec.Name, err = RandomName(); err != nil {
+			return nil, err
 		}
-		rec.Name, rec.Anonymous = hex.EncodeToString(id[:]), true
+		rec.Anonymous = true
 		if rec.Labels == nil {
 			rec.Labels = make(map[string]string)
 		}
-		rec.Labels[anonymousLabel] = ""
+		rec.Labels[AnonymousLabel] = ""
 	}
 	if err := CheckName(rec.Name); err != nil {
 		return nil, err

@@ -1,6 +1,9 @@
 package volume
 
 import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
 	"strings"
 
 	"corten.dev/corten/internal/errs"
@@ -28,4 +31,13 @@ func CheckName(name string) error {
 		return errs.New(errs.Invalid, "create %s: %q includes invalid characters for a local volume name, only %q are allowed. If you intended to pass a host directory, use absolute path", name, name, nameChars)
 	}
 	return nil
+}
+
+// RandomName is the name of an anonymous volume: 64 digits.
+func RandomName() (string, error) {
+	var id [32]byte
+	if _, err := rand.Read(id[:]); err != nil {
+		return "", fmt.Errorf("name a volume: %w", err)
+	}
+	return hex.EncodeToString(id[:]), nil
 }

@@ -14,12 +14,15 @@ import (
 // Volume is one named directory.
 type Volume struct {
 	Name       string
-	Driver     string // "local"
-	Mountpoint string
+	Driver     string // "local", or a plugin's name
+	Mountpoint string // of a plugin's volume empty while nobody mounts it, if the plugin likes
+	Scope      string // "global" if the volume is the same one on other hosts; else "local", or empty
 	Created    time.Time
 	Labels     map[string]string
 	Options    map[string]string
 	Anonymous  bool
+	Status     map[string]any // what a plugin tells about it
+	Made       bool           // told by Create: it was not there before
 }
 
 // CreateOptions say what to create. An empty Name makes an anonymous volume with a random 64-digit name.
@@ -34,8 +37,9 @@ type CreateOptions struct {
 type Store interface {
 	// Create makes a volume, or returns the one of that name when driver and options agree (errs.Conflict when they do not).
 	Create(ctx context.Context, opts CreateOptions) (Volume, error)
-	// Get returns a volume by name, errs.NotFound when there is none.
+	// Get returns a volume by name, errs.NotFound when there is none; errs.Unavailable when its driver does not answer, with what is known of it without.
 	Get(ctx context.Context, name string) (Volume, error)
+	// List returns all volumes by name. What a driver that does not answer keeps from being listed is told by [List].
 	List(ctx context.Context) ([]Volume, error)
 	// Remove deletes a volume; errs.Conflict while it has users, naming them ("volume is in use - [id, id]").
 	Remove(ctx context.Context, name string, force bool) error
@@ -58,4 +62,19 @@ type Store interface {
 	// LastUsage is Usage that never waits, also not for a file system that never answers: what was counted last and when (-1 and the zero time: not yet). An
 	// old count is renewed in the background, one volume at most once at a time; counting tells that a newer one may be had in a moment.
 	LastUsage(name string) (bytes int64, counted time.Time, counting bool)
+}
+
+// Warner is a store some of whose volumes are kept by others, who may be away.
+type Warner interface {
+	// ListWarned is List, and says what may be missing or old in it.
+	ListWarned(ctx context.Context) (list []Volume, warnings []string, err error)
+}
+
+// List lists a store's volumes, with warnings where the store has any to tell.
+func List(ctx context.Context, s Store) (list []Volume, warnings []string, err error) {
+	if w, ok := s.(Warner); ok {
+		return w.ListWarned(ctx)
+	}
+	list, err = s.List(ctx)
+	return list, nil, err
 }

@@ -36,13 +36,8 @@ func (s *Service) Create(ctx context.Context, opts volume.CreateOptions) (volume
 	if opts.Driver == "" {
 		opts.Driver = "local"
 	}
-	existed := false
-	if opts.Name != "" {
-		_, err := s.Store.Get(ctx, opts.Name)
-		existed = err == nil
-	}
 	vol, err := s.Store.Create(ctx, opts)
-	if err == nil && !existed {
+	if err == nil && vol.Made {
 		s.emit("create", vol.Name, vol.Driver)
 	}
 	return vol, err

@@ -89,7 +89,9 @@ func (s *Store) Create(_ context.Context, opts volume.CreateOptions) (volume.Vol
 		return old.copy(), nil
 	}
 	s.vols[v.Name] = v
-	return v.copy(), nil
+	out := v.copy()
+	out.Made = true
+	return out, nil
 }
 
 // Get returns a volume.
