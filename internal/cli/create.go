@@ -10,6 +10,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 
 	"corten.dev/corten/internal/cli/engineapi"
+	"corten.dev/corten/internal/cli/parse"
 )
 
 func newCreate() *verb {
@@ -67,7 +68,8 @@ func (a *app) create(ctx context.Context, api *engineapi.Client, o *ctrFlags, re
 	}
 	q := query("name", o.name, "platform", o.platform)
 	var made container.CreateResponse
-	err = api.Post(ctx, "/containers/create", q, req, &made)
+	body := createBody{req, &hostBody{req.HostConfig, o.mounts}}
+	err = api.Post(ctx, "/containers/create", q, body, &made)
 	var apiErr *engineapi.Error
 	if errors.As(err, &apiErr) && apiErr.Status == 404 && noImage(apiErr.Message) && o.pull == "missing" {
 		if !o.quiet {
@@ -76,7 +78,7 @@ func (a *app) create(ctx context.Context, api *engineapi.Client, o *ctrFlags, re
 		if err := a.pull(ctx, api, req.Image, o); err != nil {
 			return "", err
 		}
-		err = api.Post(ctx, "/containers/create", q, req, &made)
+		err = api.Post(ctx, "/containers/create", q, body, &made)
 	}
 	if err != nil {
 		return "", err
@@ -85,6 +87,17 @@ func (a *app) create(ctx context.Context, api *engineapi.Client, o *ctrFlags, re
 		fmt.Fprintln(a.Err, "WARNING: "+w)
 	}
 	return made.ID, cid.write(made.ID)
+}
+
+// createBody is Docker's request with mounts that have fields of ours.
+type createBody struct {
+	*container.CreateRequest
+	HostConfig *hostBody
+}
+
+type hostBody struct {
+	*container.HostConfig
+	Mounts []parse.Mounted `json:",omitempty"`
 }
 
 // noImage tells whether an engine has no image, or none of that platform; other things that a container needs can be missing as well.

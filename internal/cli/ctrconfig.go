@@ -173,7 +173,7 @@ func (o *ctrFlags) storage(cfg *container.Config, host *container.HostConfig) er
 		if err != nil {
 			return badFlag("mount", v, err)
 		}
-		host.Mounts = append(host.Mounts, m)
+		o.mounts = append(o.mounts, m)
 	}
 	for _, v := range o.tmpfs {
 		path, opts, _ := strings.Cut(v, ":")

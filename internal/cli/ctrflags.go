@@ -4,6 +4,8 @@ import (
 	"fmt"
 
 	"github.com/spf13/pflag"
+
+	"corten.dev/corten/internal/cli/parse"
 )
 
 // ctrFlags are the flags that run and create share. toRequest (ctrconfig.go) turns them into the API's words.
@@ -12,6 +14,7 @@ type ctrFlags struct {
 	addHost, dns, dnsOption, dnsSearch, link, linkLocalIP        []string
 	network, networkAlias, publish, expose                       []string
 	volume, volumesFrom, mount, tmpfs, storageOpt                []string
+	mounts                                                       []parse.Mounted // what mount says
 	device, deviceRule, ulimit, gpus                             []string
 	blkioWeightDevice, readBps, writeBps, readIOps, writeIOps    []string
 	capAdd, capDrop, groupAdd, securityOpt, logOpt               []string
@@ -101,8 +104,8 @@ func (o *ctrFlags) registerNetwork(f *pflag.FlagSet) {
 }
 
 func (o *ctrFlags) registerStorage(f *pflag.FlagSet) {
-	list(f, &o.volume, "volume", "v", "mount a volume or a host path: [name|path:]path[:options]")
-	list(f, &o.mount, "mount", "", "mount something: type=bind|volume|tmpfs|image,src=…,dst=…,…")
+	list(f, &o.volume, "volume", "v", "mount a volume or a host path: [name|path:]path[:ro,z,Z,U,nocopy,idmap,rslave,…]")
+	list(f, &o.mount, "mount", "", "mount something: type=bind|volume|tmpfs|image,src=…,dst=…[,ro,idmap,chown,…]")
 	list(f, &o.tmpfs, "tmpfs", "", "mount an empty file system in memory: path[:options]")
 	list(f, &o.volumesFrom, "volumes-from", "", "take the mounts of another container, name[:ro|rw]")
 	f.StringVar(&o.volDrv, "volume-driver", "", "driver for volumes made by -v")

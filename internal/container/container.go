@@ -198,20 +198,26 @@ type MountRequest struct {
 	TmpfsSize                                    int64
 	TmpfsMode                                    uint32
 	TmpfsOptions                                 [][]string
+	// IDMap asks for mapped ids on the mount: "" no, "auto", or "uids=FS-MOUNT-LENGTH#…;gids=…" (see engine/hostspec).
+	IDMap string `json:",omitempty"`
+	// Chown gives the whole tree to the container's user at each start.
+	Chown bool `json:",omitempty"`
 }
 
 // Mount is one resolved mount of a container, as `inspect` lists it.
 type Mount struct {
-	Type        string
-	Name        string // volume
-	Source      string
+	Type        string // bind, volume, tmpfs, image
+	Name        string // volume; reference of an image
+	Source      string // host path; id of an image
 	Target      string
 	Driver      string
 	Mode        string
 	RW          bool
 	Propagation string
-	Anonymous   bool // removed with the container by rm -v and --rm
-	Request     MountRequest
+	// Relabel asks for the content to be labelled for SELinux: "z" for all containers, "Z" for this one.
+	Relabel   string `json:",omitempty"`
+	Anonymous bool   // removed with the container by rm -v and --rm
+	Request   MountRequest
 }
 
 // EndpointSettings is what was asked for one network.

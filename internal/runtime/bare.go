@@ -128,6 +128,9 @@ func (p *plan) treeOf(src string, flags int) launch.Arg {
 
 // mayKeep tells whether files that keep mount namespaces can be in a bind mount: it is one, or a tree that may have mounts below.
 func (p *plan) mayKeep(m *specs.Mount, o *mount.Options, isDir bool) bool {
+	if p.opts.Sources[m.Source] != nil {
+		return false // no path leads to it a second time
+	}
 	if isDir {
 		return o.Rec && m.Type != "cgroup" && !mapped(m, o)
 	}

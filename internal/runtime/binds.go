@@ -142,6 +142,9 @@ func (p *plan) source(m *specs.Mount, o *mount.Options) (fd launch.Arg, isDir bo
 			p.fail(fmt.Errorf("mount %s: %w", m.Destination, err))
 			return
 		}
+		if mapped(m, o) {
+			p.fail(p.mapSource(m, o, f))
+		}
 		return p.file(f), st.IsDir()
 	}
 	src := p.opts.sourcePath(m)

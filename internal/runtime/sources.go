@@ -1,14 +1,17 @@
 package runtime
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/host"
 	"corten.dev/corten/internal/linux/launch"
 	"corten.dev/corten/internal/linux/mount"
 	"corten.dev/corten/internal/linux/ns"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // mapSource maps the ids of a cloned source: by the mount's own mappings, or as the container's user namespace does.
@@ -28,7 +31,15 @@ func (p *plan) mapSource(m *specs.Mount, o *mount.Options, tree *os.File) error 
 		return fmt.Errorf("mount %s: %w", m.Destination, err)
 	}
 	defer userns.Close()
-	return mount.IDMap(tree, userns, o.IDMap == 2 || o.IDMap == 0 && o.Rec)
+	err = mount.IDMap(tree, userns, o.IDMap == 2 || o.IDMap == 0 && o.Rec)
+	if errors.Is(err, unix.EINVAL) {
+		kind, kerr := host.FileSystem(fmt.Sprintf("/proc/self/fd/%d", tree.Fd()))
+		if kerr != nil {
+			return errors.Join(err, kerr)
+		}
+		return errs.New(errs.NotImplemented, "mount %s: the kernel cannot map ids on this file system (%s), or on one below it", m.Destination, kind)
+	}
+	return err
 }
 
 // copyUpMount makes a tmpfs that already has what it covers.

@@ -16,6 +16,7 @@ import (
 // hostBody is Docker's HostConfig with what older versions had besides.
 type hostBody struct {
 	wire.HostConfig
+	Mounts          []mountBody
 	KernelMemory    int64
 	KernelMemoryTCP int64
 }
@@ -124,11 +125,6 @@ func checkHost(h hostBody, version int) error {
 		return errs.New(errs.Invalid, "CpuCount, CpuPercent, IOMaximumBandwidth and IOMaximumIOps are settings of Windows containers")
 	case h.Umask != nil && version >= 56:
 		return errs.New(errs.NotImplemented, "setting the umask of a container is not part of this version")
-	}
-	for _, bind := range h.Binds {
-		if _, err := parse.Bind(bind); err != nil {
-			return err
-		}
 	}
 	for target, options := range h.Tmpfs {
 		if err := parse.Tmpfs(target, options); err != nil {
@@ -258,8 +254,9 @@ func throttles(list []container.ThrottleDevice) []*blkiodev.ThrottleDevice {
 // hostView is HostConfig as inspect shows it: kernel memory was there, always zero, until 1.42.
 type hostView struct {
 	*wire.HostConfig
-	KernelMemory    *int64 `json:",omitempty"`
-	KernelMemoryTCP *int64 `json:",omitempty"`
+	Mounts          []mountBody `json:",omitempty"`
+	KernelMemory    *int64      `json:",omitempty"`
+	KernelMemoryTCP *int64      `json:",omitempty"`
 }
 
 // fromHost is the way back, for inspect.
@@ -278,7 +275,7 @@ func fromHost(h container.Host, version int) hostView {
 		Privileged: h.Privileged, ReadonlyRootfs: h.ReadonlyRootfs, SecurityOpt: h.SecurityOpt, StorageOpt: h.StorageOpt, Tmpfs: h.Tmpfs,
 		UTSMode: wire.UTSMode(h.UTSMode), UsernsMode: wire.UsernsMode(h.UsernsMode), ShmSize: h.ShmSize, Sysctls: h.Sysctls, Runtime: h.Runtime,
 		MaskedPaths: h.MaskedPaths, ReadonlyPaths: h.ReadonlyPaths, Init: h.Init,
-		Mounts: fromMounts(h.Mounts), Resources: fromResources(h.Resources),
+		Resources: fromResources(h.Resources),
 	}
 	if out.DNS == nil {
 		out.DNS = []netip.Addr{}
@@ -286,7 +283,7 @@ func fromHost(h container.Host, version int) hostView {
 	if out.LogConfig.Config == nil {
 		out.LogConfig.Config = map[string]string{}
 	}
-	view := hostView{HostConfig: out}
+	view := hostView{HostConfig: out, Mounts: fromMounts(h.Mounts)}
 	if version < 42 {
 		view.KernelMemory, view.KernelMemoryTCP = &h.Resources.KernelMemory, new(int64)
 	}

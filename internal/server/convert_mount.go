@@ -10,63 +10,66 @@ import (
 	"corten.dev/corten/internal/errs"
 )
 
+// mountBody is Docker's mount with what is ours besides: the ids that the mount maps ("auto", or "uids=FS-MOUNT-LENGTH;gids=…"), and whether its content is given to the
+// container's user.
+type mountBody struct {
+	mount.Mount
+	IDMap string `json:",omitempty"`
+	Chown bool   `json:",omitempty"`
+}
+
 // toMounts converts HostConfig.Mounts and refuses options that belong to another type of mount.
-func toMounts(list []mount.Mount, version int) ([]container.MountRequest, error) {
+func toMounts(list []mountBody, version int) ([]container.MountRequest, error) {
 	var out []container.MountRequest
 	for _, m := range list {
-		if err := checkMount(m, version); err != nil {
+		if err := checkMount(m.Mount, version); err != nil {
 			return nil, err
 		}
-		out = append(out, toMount(m, version))
+		req := toMount(m.Mount, version)
+		req.IDMap, req.Chown = m.IDMap, m.Chown
+		out = append(out, req)
 	}
 	return out, nil
 }
 
+// checkMount checks what only a door can see: fields that are there although the type has no use for them, and what a version did not have yet.
 func checkMount(m mount.Mount, version int) error {
 	bad := func(format string, args ...any) error {
 		return errs.New(errs.Invalid, "invalid mount config for type %q: "+format, append([]any{string(m.Type)}, args...)...)
 	}
-	switch m.Type {
-	case mount.TypeBind, mount.TypeVolume, mount.TypeTmpfs:
-	case mount.TypeImage:
-		if version < 48 {
-			return errs.New(errs.Invalid, "mount type image needs API version 1.48 or newer")
-		}
-	case "":
-		return errs.New(errs.Invalid, "mount type unknown: %q", "")
-	default:
-		return errs.New(errs.Invalid, "mount type unknown: %q", string(m.Type))
+	if m.Type == mount.TypeImage && version < 48 {
+		return errs.New(errs.Invalid, `Mount type "Image" needs API v1.48 or newer`)
 	}
-	if m.Target == "" {
-		return bad("field Target must not be empty")
-	}
-	if version >= 42 || m.Type != "" {
-		for _, o := range []struct {
-			name  string
-			given bool
-			of    mount.Type
-		}{
-			{"BindOptions", m.BindOptions != nil, mount.TypeBind}, {"VolumeOptions", m.VolumeOptions != nil, mount.TypeVolume},
-			{"ImageOptions", m.ImageOptions != nil, mount.TypeImage}, {"TmpfsOptions", m.TmpfsOptions != nil, mount.TypeTmpfs},
-			{"ClusterOptions", m.ClusterOptions != nil, mount.TypeCluster},
-		} {
-			if o.given && o.of != m.Type {
-				if version < 42 {
-					continue // older versions looked away
-				}
-				return bad("field %s must not be specified", o.name)
-			}
+	for _, o := range []struct {
+		name  string
+		given bool
+		of    mount.Type
+	}{
+		{"BindOptions", m.BindOptions != nil, mount.TypeBind}, {"VolumeOptions", m.VolumeOptions != nil, mount.TypeVolume},
+		{"ImageOptions", m.ImageOptions != nil, mount.TypeImage}, {"TmpfsOptions", m.TmpfsOptions != nil, mount.TypeTmpfs},
+		{"ClusterOptions", m.ClusterOptions != nil, mount.TypeCluster},
+	} {
+		if o.given && o.of != m.Type && version >= 42 { // older versions looked away
+			return bad("field %s must not be specified", o.name)
 		}
 	}
 	switch {
-	case m.Type == mount.TypeBind && m.Source == "":
-		return bad("field Source must not be empty")
-	case m.Type == mount.TypeTmpfs && m.Source != "":
-		return bad("field Source must not be specified")
 	case m.VolumeOptions != nil && m.VolumeOptions.Subpath != "" && version < 45:
 		return bad("VolumeOptions.Subpath needs API v1.45 or newer")
+	case m.Type == mount.TypeBind && m.BindOptions != nil && version >= 44:
+		b := m.BindOptions
+		switch {
+		case b.ReadOnlyNonRecursive && b.ReadOnlyForceRecursive:
+			return bad("ReadOnlyNonRecursive and ReadOnlyForceRecursive must not be specified together")
+		case (b.ReadOnlyNonRecursive || b.ReadOnlyForceRecursive) && !m.ReadOnly:
+			return bad("ReadOnlyNonRecursive and ReadOnlyForceRecursive need a mount that is read-only")
+		case b.NonRecursive && b.ReadOnlyForceRecursive:
+			return bad("ReadOnlyForceRecursive and NonRecursive must not be specified together")
+		case b.ReadOnlyForceRecursive && b.Propagation != "" && b.Propagation != mount.PropagationRPrivate:
+			return bad("ReadOnlyForceRecursive needs the propagation rprivate")
+		}
 	case m.Type == mount.TypeBind && m.BindOptions != nil && m.BindOptions.ReadOnlyForceRecursive && version < 44:
-		return bad("BindOptions.ReadOnlyForceRecursive needs API v1.44 or newer")
+		return errs.New(errs.Invalid, "BindOptions.ReadOnlyForceRecursive needs API v1.44 or newer")
 	case m.TmpfsOptions != nil && m.TmpfsOptions.SizeBytes < 0:
 		return bad("size of the tmpfs must not be negative")
 	}
@@ -106,8 +109,8 @@ func toMount(m mount.Mount, version int) container.MountRequest {
 }
 
 // fromMounts is the way back, for inspect.
-func fromMounts(list []container.MountRequest) []mount.Mount {
-	var out []mount.Mount
+func fromMounts(list []container.MountRequest) []mountBody {
+	var out []mountBody
 	for _, r := range list {
 		m := mount.Mount{Type: mount.Type(r.Type), Source: r.Source, Target: r.Target, ReadOnly: r.ReadOnly, Consistency: mount.Consistency(r.Consistency)}
 		switch m.Type {
@@ -135,7 +138,7 @@ func fromMounts(list []container.MountRequest) []mount.Mount {
 				m.TmpfsOptions = &mount.TmpfsOptions{SizeBytes: r.TmpfsSize, Mode: os.FileMode(r.TmpfsMode), Options: r.TmpfsOptions}
 			}
 		}
-		out = append(out, m)
+		out = append(out, mountBody{Mount: m, IDMap: r.IDMap, Chown: r.Chown})
 	}
 	return out
 }

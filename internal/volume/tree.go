@@ -266,3 +266,74 @@ func moveEntries(from, to *os.File) error {
 	}
 	return nil
 }
+
+// Own gives a directory or file and all below it, on the same file system, to somebody. Links are not followed. What belongs to them already is left alone, so that their
+// set-id bits and file capabilities stay.
+func Own(ctx context.Context, root *os.File, uid, gid uint32) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(root.Fd()), &st); err != nil {
+		return &os.PathError{Op: "stat", Path: root.Name(), Err: err}
+	}
+	o := owner{ctx: ctx, uid: uid, gid: gid}
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		dir, err := openDir(int(root.Fd()), ".", 0) // root may be a mere O_PATH
+		if err != nil {
+			return err
+		}
+		err = o.walk(dir, 0)
+		if err = errors.Join(err, dir.Close()); err != nil {
+			return err
+		}
+	}
+	return o.give(int(root.Fd()), "", &st, root.Name())
+}
+
+type owner struct {
+	ctx      context.Context
+	uid, gid uint32
+}
+
+func (o *owner) give(dir int, name string, st *unix.Stat_t, called string) error {
+	if st.Uid == o.uid && st.Gid == o.gid {
+		return nil
+	}
+	err := unix.Fchownat(dir, name, int(o.uid), int(o.gid), unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH)
+	if err != nil && err != unix.ENOENT {
+		return &os.PathError{Op: "chown", Path: filepath.Join(called, name), Err: err}
+	}
+	return nil
+}
+
+func (o *owner) walk(dir *os.File, depth int) error {
+	return each(dir, func(name string) error {
+		if err := o.ctx.Err(); err != nil {
+			return context.Cause(o.ctx)
+		}
+		st, err := statAt(dir, name)
+		if errors.Is(err, unix.ENOENT) {
+			return nil // others use it, too
+		}
+		if err != nil {
+			return err
+		}
+		if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			if depth >= maxDepth {
+				return errs.New(errs.Invalid, "%s: directories are nested more than %d deep", dir.Name(), maxDepth)
+			}
+			sub, err := openAt(dir, name, unix.O_RDONLY|unix.O_DIRECTORY)
+			switch {
+			case errors.Is(err, unix.EXDEV):
+				return nil // another file system
+			case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
+				return nil // gone or changed
+			case err != nil:
+				return err
+			}
+			err = o.walk(sub, depth+1)
+			if err = errors.Join(err, sub.Close()); err != nil {
+				return err
+			}
+		}
+		return o.give(int(dir.Fd()), name, &st, dir.Name())
+	})
+}

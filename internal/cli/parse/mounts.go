@@ -13,9 +13,6 @@ import (
 
 // csvFields splits one line of comma separated values, with quotes.
 func csvFields(s string) ([]string, error) {
-	if s == "" {
-		return nil, invalid("value is empty")
-	}
 	r := csv.NewReader(strings.NewReader(s))
 	fields, err := r.Read()
 	if err != nil {
@@ -24,9 +21,16 @@ func csvFields(s string) ([]string, error) {
 	return fields, nil
 }
 
+// Mounted is Docker's mount and what our engine knows besides: how ids are mapped on it, and whether its content is given to the container's user.
+type Mounted struct {
+	mount.Mount
+	IDMap string `json:",omitempty"`
+	Chown bool   `json:",omitempty"`
+}
+
 // Mount reads a --mount value.
-func Mount(s string) (mount.Mount, error) {
-	m := mount.Mount{Type: mount.TypeVolume}
+func Mount(s string) (Mounted, error) {
+	m := Mounted{Mount: mount.Mount{Type: mount.TypeVolume}}
 	fields, err := csvFields(s)
 	if err != nil {
 		return m, err
@@ -36,8 +40,10 @@ func Mount(s string) (mount.Mount, error) {
 		key = strings.ToLower(key)
 		if !hasVal {
 			switch key {
-			case "readonly", "ro", "volume-nocopy", "bind-nonrecursive", "bind-create-src":
+			case "readonly", "ro", "volume-nocopy", "bind-nonrecursive", "bind-create-src", "u", "chown":
 				val = "true"
+			case "idmap":
+				val = "auto"
 			default:
 				return m, invalid("invalid field '%s' must be a key=value pair", f)
 			}
@@ -46,10 +52,10 @@ func Mount(s string) (mount.Mount, error) {
 			return m, err
 		}
 	}
-	return m, checkMount(&m)
+	return m, checkMount(&m.Mount)
 }
 
-func mountField(m *mount.Mount, key, val string) (err error) {
+func mountField(m *Mounted, key, val string) (err error) {
 	onOff := func() bool {
 		on, perr := strconv.ParseBool(val)
 		if perr != nil {
@@ -73,29 +79,33 @@ func mountField(m *mount.Mount, key, val string) (err error) {
 		m.ReadOnly = onOff()
 	case "consistency":
 		m.Consistency = mount.Consistency(strings.ToLower(val))
+	case "idmap":
+		m.IDMap = val
+	case "u", "chown":
+		m.Chown = onOff()
 	case "bind-propagation":
-		bindOf(m).Propagation = mount.Propagation(strings.ToLower(val))
+		bindOf(&m.Mount).Propagation = mount.Propagation(strings.ToLower(val))
 	case "bind-nonrecursive":
-		bindOf(m).NonRecursive = onOff()
+		bindOf(&m.Mount).NonRecursive = onOff()
 	case "bind-create-src":
-		bindOf(m).CreateMountpoint = onOff()
+		bindOf(&m.Mount).CreateMountpoint = onOff()
 	case "bind-recursive":
-		return bindRecursive(bindOf(m), key, val)
+		return bindRecursive(bindOf(&m.Mount), key, val)
 	case "volume-nocopy":
-		volumeOf(m).NoCopy = onOff()
+		volumeOf(&m.Mount).NoCopy = onOff()
 	case "volume-label":
-		v := volumeOf(m)
+		v := volumeOf(&m.Mount)
 		if v.Labels == nil {
 			v.Labels = map[string]string{}
 		}
 		k, label, _ := strings.Cut(val, "=")
 		v.Labels[k] = label
 	case "volume-subpath":
-		volumeOf(m).Subpath = val
+		volumeOf(&m.Mount).Subpath = val
 	case "volume-driver":
-		driverOf(m).Name = val
+		driverOf(&m.Mount).Name = val
 	case "volume-opt":
-		d := driverOf(m)
+		d := driverOf(&m.Mount)
 		if d.Options == nil {
 			d.Options = map[string]string{}
 		}
@@ -108,15 +118,15 @@ func mountField(m *mount.Mount, key, val string) (err error) {
 		if perr != nil {
 			return invalid("invalid value for %s: %s", key, val)
 		}
-		tmpfsOf(m).SizeBytes = n
+		tmpfsOf(&m.Mount).SizeBytes = n
 	case "tmpfs-mode":
 		n, perr := strconv.ParseUint(val, 8, 32)
 		if perr != nil {
 			return invalid("invalid value for %s: %s", key, val)
 		}
-		tmpfsOf(m).Mode = os.FileMode(n)
+		tmpfsOf(&m.Mount).Mode = os.FileMode(n)
 	default:
-		return invalid("unknown option '%s' in '%s'", key, key+"="+val)
+		return invalid("unexpected key '%s' in '%s'", key, key+"="+val)
 	}
 	return err
 }
@@ -180,8 +190,11 @@ func checkMount(m *mount.Mount) error {
 	case m.ImageOptions != nil && m.Type != mount.TypeImage:
 		return invalid("cannot mix 'image-*' options with mount type '%s'", m.Type)
 	}
-	if b := m.BindOptions; b != nil && !m.ReadOnly && (b.ReadOnlyNonRecursive || b.ReadOnlyForceRecursive) {
-		return invalid("option 'bind-recursive=readonly' or 'bind-recursive=writable' requires 'readonly' to be specified in conjunction")
+	if b := m.BindOptions; b != nil && !m.ReadOnly && b.ReadOnlyForceRecursive {
+		return invalid("option 'bind-recursive=readonly' requires 'readonly' to be specified in conjunction")
+	}
+	if b := m.BindOptions; b != nil && !m.ReadOnly && b.ReadOnlyNonRecursive {
+		return invalid("option 'bind-recursive=writable' requires 'readonly' to be specified in conjunction")
 	}
 	if b := m.BindOptions; b != nil && b.ReadOnlyForceRecursive && b.Propagation != mount.PropagationRPrivate {
 		return invalid("option 'bind-recursive=readonly' requires 'bind-propagation=rprivate' to be specified in conjunction")

@@ -66,7 +66,7 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (created Create
 		return created, err
 	}
 	undo.Push(func(context.Context) error { s.table.free(ctr.record().Name, ctr); return nil })
-	if err := s.claimVolumes(ctx, ctr, &undo); err != nil {
+	if err := s.claimMounts(ctx, ctr, &undo); err != nil {
 		return created, err
 	}
 	opts := snapshot.Options{Labels: map[string]string{labelOwner: rec.ID}, Durable: !rec.Host.AutoRemove}

@@ -252,7 +252,7 @@ func ignore(err error, kinds ...error) error {
 
 // clearFolder removes the tree and the folder of a container that does not exist any more. What a crash leaves of them, New finds.
 func (s *Service) clearFolder(ctr *live) {
-	if err := s.Trees.Remove(context.WithoutCancel(s.ctx), ctr.id); err != nil {
+	if err := s.removeTrees(context.WithoutCancel(s.ctx), ctr.record()); err != nil {
 		s.Log.Warn("remove a file tree", "container", ctr.id, "error", err)
 	}
 	if err := s.removeDir(ctr.id); err != nil {

@@ -211,3 +211,6 @@ func (s *Service) unmountShm(id string) error {
 	}
 	return nil
 }
+
+// procPath names an open file for those in this process who take a path; it is good while the file is open.
+func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }

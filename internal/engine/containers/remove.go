@@ -47,7 +47,7 @@ func (s *Service) removeFound(ctx context.Context, ctr *live, opts RemoveOptions
 	}
 	s.emit(ctr, "destroy", nil)
 	ctr.tell(Ended{Code: rec.State.ExitCode}, NotRunning, NextExit, Removed)
-	err := s.Trees.Remove(ctx, ctr.id)
+	err := s.removeTrees(ctx, rec)
 	if rerr := s.removeDir(ctr.id); err == nil {
 		err = rerr
 	}

@@ -23,6 +23,7 @@ import (
 	"corten.dev/corten/internal/safefs"
 	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/task"
+	"corten.dev/corten/internal/volume"
 )
 
 // run is one run of a container while it is being put together.
@@ -37,7 +38,10 @@ type run struct {
 	shm     string            // host path of a shared /dev/shm; empty for one of its own
 	init    string            // host path of the init program; empty without --init
 	joins   map[specs.LinuxNamespaceType]string
-	held    []*os.File // open while the start lasts
+	trees   map[string]*os.File // detached mounts by what sources calls them
+	idmaps  map[string]hostspec.Mapping
+	held    []*os.File     // open while the start lasts
+	closers []func() error // of trees that the container holds itself once it runs
 }
 
 // Start runs a container's program and returns once it was executed.
@@ -102,7 +106,7 @@ func (s *Service) guard(ctr *live, fn func() error) (err error) {
 
 func (s *Service) startSteps(ctx context.Context, ctr *live, undo *task.Undo) error {
 	ctr.waitCleaned()
-	r := &run{ctr: ctr, rec: ctr.record(), sources: map[string]string{}, joins: map[specs.LinuxNamespaceType]string{}}
+	r := &run{ctr: ctr, rec: ctr.record(), sources: map[string]string{}, trees: map[string]*os.File{}, idmaps: map[string]hostspec.Mapping{}, joins: map[specs.LinuxNamespaceType]string{}}
 	r.files = s.generatedFiles(r.rec)
 	defer r.release()
 
@@ -130,7 +134,27 @@ func (s *Service) startSteps(ctx context.Context, ctr *live, undo *task.Undo) er
 	if err != nil {
 		return err
 	}
+	if err := r.relabel(spec); err != nil {
+		return err
+	}
 	return s.execute(ctx, r, spec, undo)
+}
+
+// relabel gives the content of mounts that ask for it the container's label, or one for all containers, where the kernel has SELinux.
+func (r *run) relabel(spec *specs.Spec) error {
+	for _, mnt := range r.rec.Mounts {
+		if mnt.Relabel == "" || mnt.Type != "bind" && mnt.Type != "volume" {
+			continue
+		}
+		at := r.sources[mnt.Target]
+		if tree := r.trees[at]; tree != nil {
+			at = procPath(tree)
+		}
+		if err := hostspec.Relabel(spec, at, mnt.Relabel == "z"); err != nil {
+			return fmt.Errorf("relabel %s: %w", mnt.Target, err)
+		}
+	}
+	return nil
 }
 
 // release closes what was open for the time of the start only.
@@ -144,7 +168,7 @@ func (r *run) release() {
 func (r *run) hostspec() *hostspec.Run {
 	return &hostspec.Run{
 		ID: r.rec.ID, Args: append([]string{r.rec.Path}, r.rec.Args...), Config: &r.rec.Config, Host: &r.rec.Host, Mounts: r.rec.Mounts, Root: r.mounted.Root, User: r.user,
-		Files: r.files, Sources: r.sources, Shm: r.shm, Init: r.init, Joins: r.joins,
+		Files: r.files, Sources: r.sources, IDMaps: r.idmaps, Shm: r.shm, Init: r.init, Joins: r.joins,
 	}
 }
 
@@ -209,43 +233,95 @@ func linkMtab(root *os.File) error {
 }
 
 func (s *Service) prepareMount(ctx context.Context, r *run, mnt container.Mount, undo *task.Undo) error {
+	var err error
 	switch mnt.Type {
 	case "bind":
-		r.sources[mnt.Target] = mnt.Source
-		source, err := os.Stat(mnt.Source)
-		if err != nil && errors.Is(err, fs.ErrNotExist) && mnt.Request.CreateMountpoint {
-			if err = os.MkdirAll(mnt.Source, 0o755); err == nil {
-				source, err = os.Stat(mnt.Source)
-			}
+		err = s.prepareBind(r, mnt)
+	case "volume":
+		err = s.prepareVolume(ctx, r, mnt, undo)
+	case "image":
+		err = s.mountImage(ctx, r, mnt, undo)
+	default:
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return s.settleOwners(ctx, r, mnt)
+}
+
+func (s *Service) prepareBind(r *run, mnt container.Mount) error {
+	r.sources[mnt.Target] = mnt.Source
+	source, err := os.Stat(mnt.Source)
+	if err != nil && errors.Is(err, fs.ErrNotExist) && mnt.Request.CreateMountpoint {
+		if err = os.MkdirAll(mnt.Source, 0o755); err == nil {
+			source, err = os.Stat(mnt.Source)
 		}
-		if err != nil && errors.Is(err, fs.ErrNotExist) {
-			return errs.New(errs.Invalid, `invalid mount config for type "bind": bind source path does not exist: %s`, mnt.Source)
-		}
+	}
+	if err != nil && errors.Is(err, fs.ErrNotExist) {
+		return errs.New(errs.Invalid, `invalid mount config for type "bind": bind source path does not exist: %s`, mnt.Source)
+	}
+	if err != nil {
+		return err
+	}
+	return checkBind(r, mnt, source)
+}
+
+func (s *Service) prepareVolume(ctx context.Context, r *run, mnt container.Mount, undo *task.Undo) error {
+	dir, err := s.Volumes.Mount(ctx, mnt.Name, r.ctr.id)
+	if err != nil {
+		return fmt.Errorf("mount volume %s: %w", mnt.Name, err)
+	}
+	undo.Push(func(ctx context.Context) error { return s.Volumes.Unmount(ctx, mnt.Name, r.ctr.id) })
+	if mnt.Request.Subpath != "" {
+		return r.mountSubpath(mnt, dir)
+	}
+	r.sources[mnt.Target] = dir
+	if mnt.Request.NoCopy {
+		return nil
+	}
+	return s.fill(ctx, r, mnt)
+}
+
+// settleOwners sees to it that files belong to the right user on both sides, where that was asked for.
+func (s *Service) settleOwners(ctx context.Context, r *run, mnt container.Mount) error {
+	req := mnt.Request
+	if req.IDMap == "" && !req.Chown {
+		return nil
+	}
+	src := r.trees[r.sources[mnt.Target]]
+	if src == nil {
+		f, err := os.OpenFile(r.sources[mnt.Target], safefs.Handle, 0)
 		if err != nil {
 			return err
 		}
-		return checkBind(r, mnt, source)
-	case "volume":
-		dir, err := s.Volumes.Mount(ctx, mnt.Name, r.ctr.id)
-		if err != nil {
-			return fmt.Errorf("mount volume %s: %w", mnt.Name, err)
-		}
-		undo.Push(func(ctx context.Context) error { return s.Volumes.Unmount(ctx, mnt.Name, r.ctr.id) })
-		if !mnt.Request.NoCopy && mnt.Request.Subpath == "" {
-			if err := s.fill(ctx, r, mnt); err != nil {
-				return err
-			}
-		}
-		if mnt.Request.Subpath != "" {
-			sub, err := subpath(dir, mnt.Request.Subpath)
-			if err != nil {
-				return fmt.Errorf("mount volume %s: %w", mnt.Name, err)
-			}
-			r.held = append(r.held, sub)
-			dir = procPath(sub)
-		}
-		r.sources[mnt.Target] = dir
+		defer f.Close()
+		src = f
 	}
+	if req.Chown {
+		if err := volume.Own(ctx, src, r.user.UID, r.user.GID); err != nil {
+			return fmt.Errorf("give %s to user %d:%d: %w", mnt.Target, r.user.UID, r.user.GID, err)
+		}
+	}
+	if req.IDMap == "" {
+		return nil
+	}
+	m, err := hostspec.ParseIDMap(req.IDMap)
+	if err != nil {
+		return err
+	}
+	if req.IDMap == hostspec.AutoIDMap {
+		fi, err := src.Stat()
+		if err != nil {
+			return err
+		}
+		st, ok := fi.Sys().(*syscall.Stat_t)
+		if !ok {
+			return errs.New(errs.NotImplemented, "the owner of %s cannot be told", src.Name())
+		}
+		m = hostspec.OwnerMapping(st.Uid, st.Gid, r.user.UID, r.user.GID)
+	}
+	r.idmaps[mnt.Target] = m
 	return nil
 }
 
@@ -264,23 +340,6 @@ func (s *Service) fill(ctx context.Context, r *run, mnt container.Mount) error {
 	}
 	return nil
 }
-
-// subpath opens a directory or file inside a volume, without leaving it by links.
-func subpath(dir, sub string) (*os.File, error) {
-	root, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	f, err := safefs.Open(root, path.Join("/", sub), safefs.Handle, 0)
-	if err != nil {
-		return nil, errs.New(errs.Invalid, "cannot access path %s: no such file or directory", sub)
-	}
-	return f, nil
-}
-
-// procPath names an open file for those who take a path; it is good while the file is open.
-func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
 // What stands before the reason when a program could not be started: Docker's words, by which people and tools know it.
 const (
@@ -313,7 +372,7 @@ func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *t
 		return endMonitor(mon)
 	})
 	opts := runtime.RunOptions{ID: ctr.id, Bundle: s.dir(ctr.id), Spec: spec, Root: r.mounted.Root, RootDetached: r.mounted.Detached, Launcher: launcher, SystemdCgroup: s.SystemdCgroup}
-	opts.NetNS, opts.DieWithLauncher = r.sandbox.NS, true
+	opts.NetNS, opts.DieWithLauncher, opts.Sources = r.sandbox.NS, true, r.trees
 	proc, err := s.Runtime.Create(ctx, opts)
 	if err != nil {
 		return fmt.Errorf("%s: %w", notCreated, err)
@@ -332,8 +391,10 @@ func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *t
 		s.Log.Warn("close a network namespace", "container", rec.Name, "error", err)
 	}
 	// The container's own mount namespace holds the tree now.
-	if err := r.mounted.Close(); err != nil {
-		s.Log.Warn("release the file tree", "container", rec.Name, "error", err)
+	for _, done := range append(r.closers, r.mounted.Close) {
+		if err := done(); err != nil {
+			s.Log.Warn("release the file tree", "container", rec.Name, "error", err)
+		}
 	}
 	if err := s.save(ctr, false); err != nil {
 		s.Log.Error("the container runs, but its record could not be written", "container", rec.Name, "error", err)

@@ -201,6 +201,9 @@ func readonlyAt(rec *container.Record, name string) string {
 
 func (s *Service) locateStopped(ctx context.Context, rec *container.Record, name string) (*os.File, string, *place, error) {
 	mnt, sub := mountAt(rec, name)
+	if mnt != nil && mnt.Type == "image" {
+		return s.locateInImage(ctx, rec, mnt, sub)
+	}
 	if mnt == nil || mnt.Type == "tmpfs" {
 		mounted, err := s.Trees.Mount(ctx, rec.ID)
 		if err != nil {
@@ -229,6 +232,9 @@ func (s *Service) locateStopped(ctx context.Context, rec *container.Record, name
 	if err != nil {
 		release()
 		return nil, "", nil, err
+	}
+	if mnt.Request.Subpath != "" {
+		return inPart(root, mnt.Request.Subpath, sub, func() { root.Close(); release() })
 	}
 	if fi, err := root.Stat(); err == nil && !fi.IsDir() { // a file bound into the container: its folder, and its name
 		root.Close()

@@ -1,6 +1,7 @@
 package containers
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -13,7 +14,7 @@ import (
 func (s *Service) ImageUsers(id digest.Digest) (stopped, running []string) {
 	for _, ctr := range s.table.all() {
 		rec := ctr.record()
-		if rec.Image != id {
+		if rec.Image != id && !slices.ContainsFunc(rec.Mounts, func(mnt container.Mount) bool { return mnt.Type == "image" && mnt.Source == string(id) }) {
 			continue
 		}
 		if st := rec.State.Status; st.Live() || st == container.Restarting || st == container.Starting {

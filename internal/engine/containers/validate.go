@@ -24,6 +24,11 @@ var cgroup2 = sync.OnceValue(func() bool {
 // validate refuses what is wrong or cannot be done, in Docker's words where it has some, and returns warnings.
 func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 	cfg, host := &req.Config, &req.Host
+	for _, bind := range host.Binds {
+		if _, err := ParseBind(bind); err != nil {
+			return nil, err
+		}
+	}
 	if err := refuseUnsupported(cfg, host); err != nil {
 		return nil, err
 	}
@@ -116,8 +121,6 @@ func refuseUnsupported(cfg *container.Config, host *container.Host) error {
 		return no("user namespace mode "+strconv.Quote(host.UsernsMode), "the engine runs without user namespace remapping")
 	case host.Runtime != "" && host.Runtime != "corten" && host.Runtime != "runc" && host.Runtime != "io.containerd.runc.v2":
 		return errs.New(errs.Invalid, "unknown or invalid runtime name: %s", host.Runtime)
-	case host.VolumeDriver != "" && host.VolumeDriver != "local":
-		return errs.New(errs.NotFound, "error looking up volume plugin %s: plugin %q not found", host.VolumeDriver, host.VolumeDriver)
 	case len(host.StorageOpt) > 0:
 		return no("a storage option", "the snapshot driver has no size limit for one container")
 	case host.Cgroup != "":

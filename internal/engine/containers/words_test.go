@@ -3,6 +3,7 @@ package containers
 import (
 	"errors"
 	"path"
+	"reflect"
 	"testing"
 	"time"
 
@@ -12,8 +13,37 @@ import (
 	"corten.dev/corten/internal/monitor"
 )
 
+// The words of the refusals are dockerd's.
+func TestParseBind(t *testing.T) {
+	for spec, want := range map[string]container.Mount{
+		"/a": {Type: "volume", Target: "/a", Mode: "z", RW: true}, "/a:/b": {Type: "bind", Source: "/a", Target: "/b", RW: true},
+		"/a:/b:rw,z,rshared": {Type: "bind", Source: "/a", Target: "/b", Mode: "rw,z,rshared", RW: true, Propagation: "rshared", Relabel: "z"},
+		"vol:/b":             {Type: "volume", Name: "vol", Target: "/b", Mode: "z", RW: true}, "/a:/b/../c": {Type: "bind", Source: "/a", Target: "/c", RW: true},
+		"vol:/b:ro,nocopy,U": {Type: "volume", Name: "vol", Target: "/b", Mode: "ro,nocopy,U"},
+	} {
+		got, err := ParseBind(spec)
+		got.Request, got.Anonymous = container.MountRequest{}, false
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%q: %+v %v", spec, got, err)
+		}
+	}
+	for spec, want := range map[string]string{
+		"": "invalid volume specification: ''", "a:b:c:d": "invalid volume specification: 'a:b:c:d'", ":/b": "invalid volume specification: ':/b'",
+		"/a:ro": "invalid volume specification: '/a:ro'", "/a:/b:nope": "invalid mode: nope", "/a:/b:ro,rw": "invalid mode: ro,rw",
+		"/a:/":         `invalid volume specification: '/a:/': invalid mount config for type "bind": invalid specification: destination can't be '/'`,
+		"v1:b":         `invalid volume specification: 'v1:b': invalid mount config for type "volume": invalid mount path: 'b' mount path must be absolute`,
+		"v1:/b:rslave": `invalid volume specification: 'v1:/b:rslave': invalid mount config for type "volume": field BindOptions must not be specified`,
+		"/a:/b:nocopy": `invalid volume specification: '/a:/b:nocopy': invalid mount config for type "bind": field VolumeOptions must not be specified`,
+		"/a:/b\x00":    `invalid volume specification: '/a:/b\0'`, "/a:/b:idmap=x": `invalid idmap "x": want uids=FS-MOUNT-LENGTH and gids=FS-MOUNT-LENGTH, split by ";"`,
+	} {
+		if got, err := ParseBind(spec); !errors.Is(err, errs.Invalid) || err.Error() != want {
+			t.Errorf("%q: %+v %v", spec, got, err)
+		}
+	}
+}
+
 func FuzzParseBind(f *testing.F) {
-	for _, s := range []string{"/a:/b", "/a:/b:ro", "name:/x:nocopy", "/only", "a:b:c:d", "/a:/b:ro,rshared,z", ":/x", "/a/../b:/c/"} {
+	for _, s := range []string{"/a:/b", "/a:/b:ro", "name:/x:nocopy", "/only", "a:b:c:d", "/a:/b:ro,rshared,z", ":/x", "/a/../b:/c/", "/a:/b:U,idmap=uids=0-1000-1#1-1-5;gids=0-5-1", "/a:/b:idmap"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -27,7 +57,7 @@ func FuzzParseBind(f *testing.F) {
 		if !path.IsAbs(mnt.Target) || mnt.Target == "/" || path.Clean(mnt.Target) != mnt.Target {
 			t.Errorf("%q: target %q", s, mnt.Target)
 		}
-		if mnt.Type == "bind" && !path.IsAbs(mnt.Source) || mnt.Type == "volume" && (mnt.Source != "" || !mnt.Anonymous && mnt.Name == "") {
+		if mnt.Type == "bind" && !path.IsAbs(mnt.Source) || mnt.Type == "volume" && (mnt.Source != "" || mnt.Anonymous != (mnt.Name == "")) {
 			t.Errorf("%q: %+v", s, mnt)
 		}
 	})

@@ -170,3 +170,12 @@ func labels(spec *specs.Spec, sec SecurityOpt, privileged bool) error {
 	spec.Process.SelinuxLabel, spec.Linux.MountLabel = process, mount
 	return nil
 }
+
+// Relabel gives a directory or file and all below it the container's SELinux label, or with shared the one that all containers may use. Without SELinux, and for a container
+// without a label, it does nothing.
+func Relabel(spec *specs.Spec, path string, shared bool) error {
+	if !selinux.GetEnabled() || spec.Linux.MountLabel == "" {
+		return nil
+	}
+	return label.Relabel(path, spec.Linux.MountLabel, shared)
+}

@@ -39,10 +39,12 @@ type Run struct {
 	Files  Files
 	// Sources are the directories or files on the host, by the target of their mount.
 	Sources map[string]string
-	Extra   []specs.Mount // mounts that are none of a container's
-	Shm     string        // host path of a shared /dev/shm; empty for one of its own
-	Init    string        // host path of the init program; empty without --init
-	Joins   map[specs.LinuxNamespaceType]string
+	// IDMaps are the mappings of ids on mounts, by their target.
+	IDMaps map[string]Mapping
+	Extra  []specs.Mount // mounts that are none of a container's
+	Shm    string        // host path of a shared /dev/shm; empty for one of its own
+	Init   string        // host path of the init program; empty without --init
+	Joins  map[specs.LinuxNamespaceType]string
 }
 
 // Files are the paths of the three files that every container gets; an empty one is left out.
@@ -331,7 +333,8 @@ func askedMounts(r *Run) ([]specs.Mount, error) {
 			if err != nil {
 				return nil, err
 			}
-			list = append(list, specs.Mount{Destination: mnt.Target, Type: "bind", Source: r.Sources[mnt.Target], Options: opts})
+			ids := r.IDMaps[mnt.Target]
+			list = append(list, specs.Mount{Destination: mnt.Target, Type: "bind", Source: r.Sources[mnt.Target], Options: opts, UIDMappings: ids.UIDs, GIDMappings: ids.GIDs})
 		}
 	}
 	for _, target := range slices.Sorted(maps.Keys(r.Host.Tmpfs)) {

@@ -51,6 +51,8 @@ func Memory() int64 {
 // fileSystems are the names that people and tools know the magic numbers by.
 var fileSystems = map[int64]string{
 	unix.EXT4_SUPER_MAGIC: "extfs", unix.XFS_SUPER_MAGIC: "xfs", unix.BTRFS_SUPER_MAGIC: "btrfs", unix.TMPFS_MAGIC: "tmpfs", unix.OVERLAYFS_SUPER_MAGIC: "overlayfs", 0x2fc12fc1: "zfs",
+	unix.SYSFS_MAGIC: "sysfs", unix.PROC_SUPER_MAGIC: "proc", unix.NFS_SUPER_MAGIC: "nfs", unix.SMB2_SUPER_MAGIC: "smb2", unix.CIFS_SUPER_MAGIC: "cifs", unix.FUSE_SUPER_MAGIC: "fuse",
+	unix.V9FS_MAGIC: "9p", unix.F2FS_SUPER_MAGIC: "f2fs", unix.SQUASHFS_MAGIC: "squashfs", unix.EROFS_SUPER_MAGIC_V1: "erofs", unix.RAMFS_MAGIC: "ramfs", unix.DEVPTS_SUPER_MAGIC: "devpts",
 }
 
 // FileSystem names the kind of file system that a path lies on; one without a name here is called by its number.

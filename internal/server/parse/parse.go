@@ -1,4 +1,4 @@
-// Package parse reads the small languages inside Docker's requests: `-v` binds, `--tmpfs` options, `--add-host` entries, host port ranges.
+// Package parse reads the small languages inside Docker's requests: `--tmpfs` options, `--add-host` entries, host port ranges.
 //
 // It owns their syntax and the words of their refusals. It is pure: it never looks at the host. It promises that what it accepts has one meaning only.
 package parse
@@ -11,74 +11,6 @@ import (
 
 	"corten.dev/corten/internal/errs"
 )
-
-// Volume is one parsed `-v [source:]target[:mode]`.
-type Volume struct {
-	// Source is an absolute host path, a volume's name, or empty for an anonymous volume.
-	Source string
-	Target string
-	Mode   string // as written, comma separated
-}
-
-// Named tells that the source is a volume's name.
-func (v Volume) Named() bool { return v.Source != "" && !strings.HasPrefix(v.Source, "/") }
-
-// Bind parses one entry of HostConfig.Binds.
-func Bind(spec string) (Volume, error) {
-	parts := strings.Split(spec, ":")
-	var v Volume
-	switch len(parts) {
-	case 1:
-		v.Target = parts[0]
-	case 2:
-		v.Source, v.Target = parts[0], parts[1]
-		// "target:mode" is accepted when the second part can only be a mode.
-		if !strings.HasPrefix(parts[1], "/") && strings.HasPrefix(parts[0], "/") && modeOf(parts[1]) == nil {
-			v = Volume{Target: parts[0], Mode: parts[1]}
-		}
-	case 3:
-		v.Source, v.Target, v.Mode = parts[0], parts[1], parts[2]
-		if v.Source == "" || v.Mode == "" {
-			return v, badVolume(spec)
-		}
-	default:
-		return v, badVolume(spec)
-	}
-	if err := modeOf(v.Mode); err != nil {
-		return v, errs.New(errs.Invalid, "invalid mode: %s", v.Mode)
-	}
-	return v, v.check(spec)
-}
-
-func badVolume(spec string) error {
-	return errs.New(errs.Invalid, "invalid volume specification: '%s'", spec)
-}
-
-func (v Volume) check(spec string) error {
-	switch {
-	case v.Target == "" || strings.Count(spec, ":") > 0 && v.Source == "" && v.Mode == "":
-		return badVolume(spec)
-	case !strings.HasPrefix(v.Target, "/"):
-		return errs.New(errs.Invalid, "invalid volume specification: '%s': invalid mount config for type %q: invalid mount path: '%s' mount path must be absolute", spec, v.kind(), v.Target)
-	case path.Clean(v.Target) == "/":
-		return errs.New(errs.Invalid, "invalid volume specification: '%s': invalid mount config: destination can't be '/'", spec)
-	case strings.ContainsRune(spec, 0):
-		return badVolume(strings.ReplaceAll(spec, "\x00", "\\0"))
-	}
-	if v.Named() {
-		if err := VolumeName(v.Source); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (v Volume) kind() string {
-	if strings.HasPrefix(v.Source, "/") {
-		return "bind"
-	}
-	return "volume"
-}
 
 // VolumeName checks the name of a volume.
 func VolumeName(name string) error {
@@ -108,28 +40,6 @@ func Name(s string) bool {
 	return true
 }
 
-// modeGroups are the modes of a bind; of each group at most one may be given.
-var modeGroups = map[string]string{
-	"ro": "access", "rw": "access", "z": "label", "Z": "label", "nocopy": "copy",
-	"private": "propagation", "rprivate": "propagation", "shared": "propagation", "rshared": "propagation", "slave": "propagation", "rslave": "propagation",
-	"consistent": "consistency", "cached": "consistency", "delegated": "consistency", "default": "consistency",
-}
-
-func modeOf(mode string) error {
-	if mode == "" {
-		return nil
-	}
-	seen := map[string]bool{}
-	for word := range strings.SplitSeq(mode, ",") {
-		group, ok := modeGroups[word]
-		if !ok || seen[group] {
-			return errs.New(errs.Invalid, "invalid mode: %s", mode)
-		}
-		seen[group] = true
-	}
-	return nil
-}
-
 // tmpfsFlags are the options of a tmpfs that take no value.
 var tmpfsFlags = map[string]bool{
 	"rw": true, "ro": true, "exec": true, "noexec": true, "suid": true, "nosuid": true, "dev": true, "nodev": true,
@@ -146,10 +56,10 @@ var tmpfsValues = map[string]bool{"size": true, "mode": true, "uid": true, "gid"
 // Tmpfs checks one entry of HostConfig.Tmpfs.
 func Tmpfs(target, options string) error {
 	if !strings.HasPrefix(target, "/") {
-		return errs.New(errs.Invalid, "invalid tmpfs mount: invalid mount path: '%s' mount path must be absolute", target)
+		return errs.New(errs.Invalid, "invalid mount path: '%s' mount path must be absolute", target)
 	}
 	if path.Clean(target) == "/" {
-		return errs.New(errs.Invalid, "invalid tmpfs mount: destination can't be '/'")
+		return errs.New(errs.Invalid, "invalid specification: destination can't be '/'")
 	}
 	if options == "" {
 		return nil
@@ -157,7 +67,7 @@ func Tmpfs(target, options string) error {
 	for option := range strings.SplitSeq(options, ",") {
 		key, _, hasValue := strings.Cut(option, "=")
 		if hasValue && !tmpfsValues[key] || !hasValue && !tmpfsFlags[key] {
-			return errs.New(errs.Invalid, "invalid tmpfs option %q", option)
+			return errs.New(errs.Invalid, "invalid tmpfs option [%q]", option)
 		}
 	}
 	return nil

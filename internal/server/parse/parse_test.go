@@ -1,36 +1,10 @@
 package parse_test
 
 import (
-	"errors"
-	"fmt"
-	"strings"
 	"testing"
 
-	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/server/parse"
 )
-
-func ExampleBind() {
-	v, err := parse.Bind("data:/var/lib/data:ro,nocopy")
-	fmt.Println(v.Source, v.Named(), v.Target, v.Mode, err)
-	// Output: data true /var/lib/data ro,nocopy <nil>
-}
-
-func TestBind(t *testing.T) {
-	for spec, want := range map[string]parse.Volume{
-		"/a": {Target: "/a"}, "/a:/b": {Source: "/a", Target: "/b"}, "/a:/b:rw,z,rshared": {Source: "/a", Target: "/b", Mode: "rw,z,rshared"},
-		"vol:/b": {Source: "vol", Target: "/b"}, "/a:ro": {Target: "/a", Mode: "ro"}, "/a:/b/../c": {Source: "/a", Target: "/b/../c"},
-	} {
-		if got, err := parse.Bind(spec); err != nil || got != want {
-			t.Errorf("%q: %+v %v", spec, got, err)
-		}
-	}
-	for _, spec := range []string{"", ":", "::", "a", "a:b", "/a:/b:", ":/b", ":/b:ro", "/a:/b:ro,rw", "/a:/b:nope", "/a:/", "/a:/b/..", "/a:/b:ro:x", "-x:/b", "v:/b", "/a:/b\x00", "a/b:/c"} {
-		if got, err := parse.Bind(spec); !errors.Is(err, errs.Invalid) {
-			t.Errorf("%q: %+v %v", spec, got, err)
-		}
-	}
-}
 
 func TestHostPort(t *testing.T) {
 	for text, want := range map[string][2]uint16{"": {}, "0": {}, "80": {80, 80}, "80-90": {80, 90}, "65535": {65535, 65535}} {
@@ -67,24 +41,6 @@ func TestSmallLanguages(t *testing.T) {
 			t.Errorf("%q %q was accepted", target, options)
 		}
 	}
-}
-
-func FuzzBind(f *testing.F) {
-	for _, seed := range []string{"/a:/b:ro", "v1:/b", "/a", ":::", "/a:ro"} {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, spec string) {
-		v, err := parse.Bind(spec)
-		if err != nil {
-			return
-		}
-		if !strings.HasPrefix(v.Target, "/") || strings.ContainsRune(v.Source+v.Target, 0) {
-			t.Errorf("%q gave %+v", spec, v)
-		}
-		if v.Named() && !parse.Name(v.Source) {
-			t.Errorf("%q names the volume %q", spec, v.Source)
-		}
-	})
 }
 
 func FuzzHostPort(f *testing.F) {
