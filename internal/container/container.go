@@ -225,6 +225,7 @@ type EndpointSettings struct {
 	Aliases    []string
 	Links      []string
 	IPv4, IPv6 netip.Addr
+	LinkLocal  []netip.Addr `json:",omitempty"`
 	MAC        string
 	DriverOpts map[string]string
 	GwPriority int

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -73,7 +74,7 @@ func (l *Local) wholeTable(all bool) (*nft.Tx, uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if all {
-		for _, s := range append(natMaps[:4:4], selfSets...) {
+		for _, s := range portSets {
 			tx.FlushSet(l.opt.Table, s.Name)
 		}
 	}
@@ -194,15 +195,11 @@ func (l *Local) forgetUnanswered() error {
 
 // forgetWhich removes the flows to the ports of which which says so.
 func (l *Local) forgetWhich(bindings []*binding, which func(proto string, answered bool) bool) error {
-	ports := map[[3]byte]string{}
-	for _, b := range bindings {
-		if which(b.Proto, false) {
-			ports[[3]byte{protoNumber[b.Proto], byte(b.HostPort >> 8), byte(b.HostPort)}] = b.Proto
-		}
-	}
-	if len(ports) == 0 {
+	wanted := slices.DeleteFunc(slices.Clone(bindings), func(b *binding) bool { return b.HostPort == 0 || !which(b.Proto, false) })
+	if len(wanted) == 0 {
 		return nil
 	}
+	protoOf := portsIndex(wanted)
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return err
@@ -226,7 +223,7 @@ func (l *Local) forgetWhich(bindings []*binding, which func(proto string, answer
 				answered = binary.BigEndian.Uint32(data)&2 != 0 // IPS_SEEN_REPLY
 			}
 		})
-		if proto := ports[destination(tuple)]; proto != "" && which(proto, answered) {
+		if proto := protoOf(destination(tuple)); proto != "" && which(proto, answered) {
 			del.Begin("forget connection", ctnetlink|2, 0, []byte{p[0], 0, 0, 0}) // IPCTNL_MSG_CT_DELETE
 			del.Bytes(1|unix.NLA_F_NESTED, tuple)
 			del.End()
@@ -242,8 +239,30 @@ func (l *Local) forgetWhich(bindings []*binding, which func(proto string, answer
 	return errors.Join(err, c.Close())
 }
 
+// portsIndex finds the protocol of the bindings that a destination belongs to, or none.
+func portsIndex(bindings []*binding) func(proto byte, port uint16) string {
+	single := map[portKey]bool{}
+	var runs []*binding
+	names := map[byte]string{}
+	for _, b := range bindings {
+		names[protoNumber[b.Proto]] = b.Proto
+		if b.Len() > 1 {
+			runs = append(runs, b)
+		} else {
+			single[portKey{b.Proto, b.HostPort}] = true
+		}
+	}
+	return func(number byte, port uint16) string {
+		proto := names[number]
+		if single[portKey{proto, port}] || slices.ContainsFunc(runs, func(b *binding) bool { return b.Proto == proto && b.HostPort <= port && port <= b.HostPort+b.more() }) {
+			return proto
+		}
+		return ""
+	}
+}
+
 // destination reads protocol and destination port out of a connection's tuple.
-func destination(tuple []byte) (out [3]byte) {
+func destination(tuple []byte) (proto byte, port uint16) {
 	_ = netlink.Attrs(tuple, func(typ uint16, data []byte) {
 		if typ != 2 { // CTA_TUPLE_PROTO
 			return
@@ -251,13 +270,13 @@ func destination(tuple []byte) (out [3]byte) {
 		_ = netlink.Attrs(data, func(typ uint16, data []byte) {
 			switch {
 			case typ == 1 && len(data) >= 1: // CTA_PROTO_NUM
-				out[0] = data[0]
+				proto = data[0]
 			case typ == 3 && len(data) >= 2: // CTA_PROTO_DST_PORT
-				binary.BigEndian.PutUint16(out[1:], binary.BigEndian.Uint16(data))
+				port = binary.BigEndian.Uint16(data)
 			}
 		})
 	})
-	return out
+	return proto, port
 }
 
 // takeDown removes what is the room's own on the host: bridges without containers and the table, unless the administrator wrote into it.

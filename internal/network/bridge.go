@@ -2,33 +2,17 @@ package network
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"net"
 	"net/netip"
 	"os"
-	"strconv"
 	"strings"
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/netlink"
 	"golang.org/x/sys/unix"
 )
-
-// The options of a bridge network, as Docker names them.
-const (
-	optName   = "com.docker.network.bridge.name"
-	optICC    = "com.docker.network.bridge.enable_icc"
-	optMasq   = "com.docker.network.bridge.enable_ip_masquerade"
-	optHostIP = "com.docker.network.bridge.host_binding_ipv4"
-	optMTU    = "com.docker.network.driver.mtu"
-	optIfName = "com.docker.network.endpoint.ifname" // of an endpoint, not of the network
-	optDflt   = "com.docker.network.bridge.default_bridge"
-)
-
-// goodLinkName says whether the kernel takes s as the name of an interface.
-func goodLinkName(s string) bool {
-	return s != "" && len(s) < unix.IFNAMSIZ && !strings.ContainsAny(s, "/: \t\n") && s != "." && s != ".." && s != "lo" && s != "all" && s != "default"
-}
 
 // bridge is the driver of that name: a bridge of the kernel, and a veth for each endpoint, one end in the bridge.
 type bridge struct {
@@ -42,34 +26,8 @@ var _ publisher = (*bridge)(nil)
 func newBridge(l *Local, nw *network) (*bridge, error) {
 	nw.icc, nw.masq = true, true
 	nw.br = "br-" + nw.rec.ID[:12]
-	for key, val := range nw.rec.Options {
-		var err error
-		switch key {
-		case optName:
-			if !goodLinkName(val) {
-				err = errors.New("not a name of an interface")
-			}
-			nw.br = val
-		case optICC:
-			nw.icc, err = strconv.ParseBool(val)
-		case optMasq:
-			nw.masq, err = strconv.ParseBool(val)
-		case optHostIP:
-			nw.hostIP, err = netip.ParseAddr(val)
-		case optMTU:
-			if nw.mtu, err = strconv.Atoi(val); err == nil && (nw.mtu < 68 || nw.mtu > 65535) {
-				return nil, errs.New(errs.Invalid, "invalid MTU number: %d", nw.mtu)
-			}
-		case optDflt:
-			_, err = strconv.ParseBool(val)
-		default:
-			if strings.HasPrefix(key, "com.docker.network.") {
-				err = errors.New("not supported by driver bridge")
-			}
-		}
-		if err != nil {
-			return nil, errs.New(errs.Invalid, "failed to parse %s value: %s (%w)", key, val, err)
-		}
+	if err := nw.readOptions(); err != nil {
+		return nil, err
 	}
 	return &bridge{l, nw}, nil
 }
@@ -142,7 +100,9 @@ func (d *bridge) raise(context.Context) error {
 		b.SetUp(link.Index)
 	}
 	for _, p := range nw.rec.IPAM.Pools {
-		b.AddAddr(link.Index, netip.PrefixFrom(p.Gateway, p.Subnet.Bits()))
+		if nw.onBridge(p) {
+			b.AddAddr(link.Index, netip.PrefixFrom(p.Gateway, p.Subnet.Bits()))
+		}
 	}
 	if err := c.Do(&b); err != nil && !onlyErrno(err, unix.EEXIST) {
 		return err
@@ -162,8 +122,12 @@ func bridgeMAC(nw *network) net.HardwareAddr {
 			return macOf(p.Gateway)
 		}
 	}
-	raw := nw.gw6.As16()
-	return net.HardwareAddr{0x02, 0x42, raw[12], raw[13], raw[14], raw[15]}
+	if nw.gw6.IsValid() {
+		raw := nw.gw6.As16()
+		return net.HardwareAddr{0x02, 0x42, raw[12], raw[13], raw[14], raw[15]}
+	}
+	id, _ := hex.DecodeString(nw.rec.ID[:8]) // made by us, or checked when it was read
+	return net.HardwareAddr(append([]byte{0x02, 0x42}, id...))
 }
 
 // onlyErrno says whether every joined error is the one errno.

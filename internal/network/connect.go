@@ -86,6 +86,9 @@ func (l *Local) reserveConnect(owner string, req EndpointRequest) (*box, *networ
 	if bx == nil || !bx.ready {
 		return nil, nil, Endpoint{}, errs.New(errs.NotFound, "sandbox of %s not found", short(owner))
 	}
+	if nw.rec.ConfigOnly {
+		return nil, nil, Endpoint{}, errConfigOnly
+	}
 	if nw.drv == nil {
 		return nil, nil, Endpoint{}, errs.New(errs.Forbidden, "container cannot be connected to %s network while it runs", nw.rec.Name)
 	}
@@ -103,12 +106,12 @@ func (l *Local) reserveConnect(owner string, req EndpointRequest) (*box, *networ
 	if err != nil {
 		return nil, nil, Endpoint{}, err
 	}
-	for i := 0; ep.Interface == ""; i++ {
-		name := fmt.Sprintf("eth%d", i)
-		if !slices.ContainsFunc(bx.sb.Endpoints, func(ep Endpoint) bool { return ep.Interface == name }) {
-			ep.Interface = name
-		}
+	named := []Endpoint{ep}
+	if err := nameInterfaces(named, []*network{nw}, bx.sb.Endpoints); err != nil {
+		l.dropEndpoint("", ep, true)
+		return nil, nil, Endpoint{}, err
 	}
+	ep = named[0]
 	ep.Aliases = req.Aliases
 	ep.DNSNames = dnsNames(nw, &bx.req, req.Aliases)
 	nw.enter(owner, ep)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -25,6 +24,12 @@ func (l *Local) Create(ctx context.Context, nw Network) (_ Network, err error) {
 		return Network{}, err
 	}
 	rec.ID, rec.Created, rec.Predefined = newID(), time.Now().UTC(), false
+	if rec.ConfigOnly {
+		return l.createConfig(rec)
+	}
+	if err := errors.Join(l.fromConfig(&rec), l.withDefaults(&rec)); err != nil {
+		return Network{}, err
+	}
 	if err := l.chooseSubnets(&rec); err != nil {
 		return Network{}, err
 	}
@@ -61,6 +66,29 @@ func (l *Local) Create(ctx context.Context, nw Network) (_ Network, err error) {
 	return clone(rec), nil
 }
 
+// createConfig keeps a configuration-only network.
+func (l *Local) createConfig(rec Network) (Network, error) {
+	for _, p := range rec.IPAM.Pools {
+		if p.Subnet.IsValid() {
+			if err := checkPool(p); err != nil {
+				return Network{}, err
+			}
+		}
+	}
+	rec.Driver = driverNull // as Docker: which driver is for those to say that use it
+	if err := l.save(rec); err != nil {
+		return Network{}, err
+	}
+	made, err := l.live(rec)
+	if err != nil {
+		return Network{}, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.put(made)
+	return clone(rec), nil
+}
+
 func (l *Local) checkNew(rec *Network) error {
 	if strings.TrimSpace(rec.Name) == "" || len(rec.Name) > 255 || strings.ContainsFunc(rec.Name, func(r rune) bool { return r == '/' || unicode.IsSpace(r) || unicode.IsControl(r) }) {
 		return errs.New(errs.Invalid, "invalid network name: %q", rec.Name)
@@ -69,16 +97,21 @@ func (l *Local) checkNew(rec *Network) error {
 	case nameBridge, nameHost, nameNone, "default":
 		return errs.New(errs.Forbidden, "operation is not permitted on predefined %s network", rec.Name)
 	}
+	if rec.ConfigOnly {
+		if err := checkConfigOnly(rec); err != nil {
+			return err
+		}
+	}
 	switch rec.Driver {
 	case "":
 		rec.Driver = nameBridge
-	case nameHost, "null":
+	case nameHost, driverNull:
 		return errs.New(errs.Forbidden, "only one instance of %q network is allowed", rec.Driver)
 	}
-	if d := rec.IPAM.Driver; d != "" && d != "default" {
+	if d := rec.IPAM.Driver; d != "" && d != ipamDefault {
 		return errs.New(errs.NotFound, "plugin %q not found", d)
 	}
-	rec.IPAM.Driver = "default"
+	rec.IPAM.Driver = ipamDefault
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -94,75 +127,11 @@ func (l *Local) checkBridgeName(br string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, other := range l.nets {
-		if other.br == br {
-			return errs.New(errs.Forbidden, "bridge name %s is already used by network %s", br, other.rec.Name)
+		if br != "" && other.br == br {
+			return errs.New(errs.Forbidden, "bridge name %s conflicts with network %s: networks have same bridge name", br, other.rec.Name)
 		}
 	}
 	return nil
-}
-
-// chooseSubnets checks the pools that were asked for and finds those that were not.
-func (l *Local) chooseSubnets(rec *Network) error {
-	var have4, have6 int
-	for i, p := range rec.IPAM.Pools {
-		if !p.Subnet.IsValid() {
-			if p.Range.IsValid() || p.Gateway.IsValid() || len(p.Aux) > 0 {
-				return errs.New(errs.Invalid, "invalid subnet: a gateway, ip-range or auxiliary address needs one")
-			}
-			continue
-		}
-		var err error
-		if rec.IPAM.Pools[i], err = checkPool(p); err != nil {
-			return err
-		}
-		if p.Subnet.Addr().Is4() {
-			have4++
-		} else {
-			have6++
-		}
-	}
-	if have6 > 0 && !rec.EnableIPv6 { // as Docker: files that name a subnet of each family are common, and IPv6 is asked for apart
-		l.log.Warn("IPv6 subnet is left out: IPv6 is not enabled for the network", "network", rec.Name)
-		have6 = 0
-	}
-	rec.IPAM.Pools = slices.DeleteFunc(rec.IPAM.Pools, func(p Pool) bool { return !p.Subnet.IsValid() || p.Subnet.Addr().Is6() && !rec.EnableIPv6 })
-	if have4 > 1 || have6 > 1 {
-		return errs.New(errs.Forbidden, "bridge driver doesn't support multiple subnets")
-	}
-	rec.EnableIPv4 = rec.EnableIPv4 || have4 > 0 || !rec.EnableIPv6
-	taken, _, err := l.takenSubnets("")
-	if err != nil {
-		return err
-	}
-	ours := l.ourSubnets()
-	for _, p := range rec.IPAM.Pools {
-		if overlapsAny(p.Subnet, ours) {
-			return errs.New(errs.Forbidden, "invalid pool request: Pool overlaps with other one on this address space")
-		}
-	}
-	if rec.EnableIPv4 && have4 == 0 {
-		subnet, err := freeSubnet(l.opt.Pools, taken)
-		if err != nil {
-			return err
-		}
-		rec.IPAM.Pools = append(rec.IPAM.Pools, Pool{Subnet: subnet, Gateway: subnet.Addr().Next()})
-	}
-	if rec.EnableIPv6 && have6 == 0 {
-		subnet := uniqueLocal(newID())
-		rec.IPAM.Pools = append(rec.IPAM.Pools, Pool{Subnet: subnet, Gateway: subnet.Addr().Next()})
-	}
-	return nil
-}
-
-func (l *Local) ourSubnets() (all []netip.Prefix) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, nw := range l.nets {
-		for _, p := range nw.rec.IPAM.Pools {
-			all = append(all, p.Subnet)
-		}
-	}
-	return all
 }
 
 // Remove removes a network that nobody is on.
@@ -176,6 +145,9 @@ func (l *Local) Remove(ctx context.Context, ref string) error {
 	}
 	if err == nil && len(nw.eps) > 0 {
 		err = l.inUse(nw)
+	}
+	if err == nil && l.madeFrom(nw) != "" {
+		err = errs.New(errs.Forbidden, "error while removing network: configuration network %q is in use", nw.rec.Name)
 	}
 	if err != nil {
 		l.mu.Unlock()
@@ -224,5 +196,8 @@ func (l *Local) lower(ctx context.Context, nw *network) error {
 			all = append(all, err)
 		}
 	}
-	return errors.Join(append(all, nw.drv.lower(ctx))...)
+	if nw.drv != nil {
+		all = append(all, nw.drv.lower(ctx))
+	}
+	return errors.Join(all...)
 }

@@ -45,7 +45,7 @@ func (l *Local) newDriver(nw *network) (driver, error) {
 	switch nw.rec.Driver {
 	case nameBridge:
 		return newBridge(l, nw)
-	case nameHost, nameNone, "null":
+	case nameHost, nameNone, driverNull:
 		return nil, nil
 	case "macvlan", "ipvlan", "overlay":
 		return nil, errs.New(errs.NotImplemented, "network driver %s is not supported", nw.rec.Driver)

@@ -29,15 +29,10 @@ func (l *Local) newEndpoint(nw *network, er EndpointRequest, again string) (Endp
 	if (er.IPv4.IsValid() || er.IPv6.IsValid()) && nw.rec.Predefined {
 		return ep, errs.New(errs.Invalid, "user specified IP address is supported on user defined networks only")
 	}
-	for key, val := range er.Options {
-		if key != optIfName {
-			return ep, errs.New(errs.NotImplemented, "endpoint option %s is not supported", key)
-		}
-		if !goodLinkName(val) {
-			return ep, errs.New(errs.Invalid, "endpoint option %s=%s: not a name of an interface", key, val)
-		}
-		ep.Interface = val
+	if err := errors.Join(ep.readOptions(er.Options), checkLinkLocal(er.LinkLocal)); err != nil {
+		return ep, err
 	}
+	ep.LinkLocal = er.LinkLocal
 	if nw.index == 0 {
 		return ep, errs.New(errs.Unavailable, "network %s has no bridge on this host", nw.rec.Name)
 	}

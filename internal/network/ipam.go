@@ -1,7 +1,6 @@
 package network
 
 import (
-	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -108,75 +107,59 @@ func (s *subnet) remember(owner string, a netip.Addr, foreign bool) {
 	s.last[owner], s.lastOf[a] = a, tenant{owner: owner, left: time.Now(), foreign: foreign}
 }
 
-// checkPool completes and checks what a maker of a network asked for.
-func checkPool(p Pool) (Pool, error) {
+// checkPool checks what a maker of a network asked for.
+func checkPool(p Pool) error {
 	if p.Subnet.Addr().Is4In6() {
-		return p, errs.New(errs.Invalid, "invalid subnet %s : IPv4 in IPv6", p.Subnet)
+		return errs.New(errs.Invalid, "invalid subnet %s : IPv4 in IPv6", p.Subnet)
 	}
 	if p.Subnet != p.Subnet.Masked() {
-		return p, errs.New(errs.Invalid, "invalid subnet %s: it should be %s", p.Subnet, p.Subnet.Masked())
+		return errs.New(errs.Invalid, "invalid subnet %s: it should be %s", p.Subnet, p.Subnet.Masked())
 	}
 	if p.Subnet.Addr().Is4() && p.Subnet.Bits() > 30 || p.Subnet.Bits() < 4 || p.Subnet.Bits() > 126 {
-		return p, errs.New(errs.Invalid, "failed to allocate gateway (): No available addresses on this pool: %s has no room for a gateway and a container", p.Subnet)
+		return errs.New(errs.Invalid, "failed to allocate gateway (): No available addresses on this pool: %s has no room for a gateway and a container", p.Subnet)
 	}
 	if p.Range.IsValid() {
 		if p.Range != p.Range.Masked() {
-			return p, errs.New(errs.Invalid, "invalid ip-range %s: it should be %s", p.Range, p.Range.Masked())
+			return errs.New(errs.Invalid, "invalid ip-range %s: it should be %s", p.Range, p.Range.Masked())
 		}
 		if p.Range.Bits() < p.Subnet.Bits() {
-			return p, errs.New(errs.Invalid, "invalid ip-range %s: CIDR block is bigger than its parent subnet %s", p.Range, p.Subnet)
+			return errs.New(errs.Invalid, "invalid ip-range %s: CIDR block is bigger than its parent subnet %s", p.Range, p.Subnet)
 		}
 		if !p.Subnet.Contains(p.Range.Addr()) {
-			return p, errs.New(errs.Invalid, "invalid ip-range %s: parent subnet %s doesn't contain ip-range", p.Range, p.Subnet)
+			return errs.New(errs.Invalid, "invalid ip-range %s: parent subnet %s doesn't contain ip-range", p.Range, p.Subnet)
 		}
 	}
 	for name, a := range p.Aux {
 		if !p.Subnet.Contains(a) {
-			return p, errs.New(errs.Invalid, "invalid auxiliary address %s: parent subnet %s doesn't contain this address (%s)", a, p.Subnet, name)
+			return errs.New(errs.Invalid, "invalid auxiliary address %s: parent subnet %s doesn't contain this address (%s)", a, p.Subnet, name)
 		}
 	}
-	if !p.Gateway.IsValid() {
-		// The first address that is not kept for something else, of the range if there is one, as Docker.
-		s := newSubnet(p)
-		gw, ok := s.take()
-		if !ok {
-			return p, errs.New(errs.Invalid, "failed to allocate gateway (): No available addresses on this pool: %s", p.Subnet)
-		}
-		p.Gateway = gw
+	if p.Gateway.IsValid() && !p.Subnet.Contains(p.Gateway) {
+		return errs.New(errs.Invalid, "invalid gateway %s: parent subnet %s doesn't contain this address", p.Gateway, p.Subnet)
 	}
-	if !p.Subnet.Contains(p.Gateway) {
-		return p, errs.New(errs.Invalid, "invalid gateway %s: parent subnet %s doesn't contain this address", p.Gateway, p.Subnet)
-	}
-	return p, nil
+	return nil
 }
 
-// freeSubnet finds a subnet of the ranges that overlaps none of the taken ones.
-func freeSubnet(ranges []PoolRange, taken []netip.Prefix) (netip.Prefix, error) {
-	for _, r := range ranges {
-		base := r.Base.Masked()
-		if !base.Addr().Is4() || r.Size < base.Bits() || r.Size > 30 {
+// chooseGateways gives the pools that name no gateway one: the first address that is not kept for something else, of the range if there is one, as Docker. A network that the
+// host has no part in has none.
+func (nw *Network) chooseGateways() error {
+	read := &network{rec: *nw}
+	if nw.Driver == nameBridge {
+		if err := read.readOptions(); err != nil {
+			return err
+		}
+	}
+	for i, p := range nw.IPAM.Pools {
+		if p.Gateway.IsValid() || read.mode(p.Subnet.Addr()) == modeIsolated {
 			continue
 		}
-		start := binary.BigEndian.Uint32(base.Addr().AsSlice())
-		for i := uint64(0); i < 1<<(r.Size-base.Bits()); i++ {
-			var raw [4]byte
-			binary.BigEndian.PutUint32(raw[:], start+uint32(i<<(32-r.Size)))
-			p := netip.PrefixFrom(netip.AddrFrom4(raw), r.Size)
-			if !overlapsAny(p, taken) {
-				return p, nil
-			}
+		gw, ok := newSubnet(p).take()
+		if !ok {
+			return errs.New(errs.Invalid, "failed to allocate gateway (): No available addresses on this pool: %s", p.Subnet)
 		}
+		nw.IPAM.Pools[i].Gateway = gw
 	}
-	return netip.Prefix{}, errs.New(errs.Conflict, "all predefined address pools have been fully subnetted")
-}
-
-func overlapsAny(p netip.Prefix, taken []netip.Prefix) bool {
-	for _, t := range taken {
-		if t.IsValid() && p.Overlaps(t) {
-			return true
-		}
-	}
-	return false
+	return nil
 }
 
 // macOf derives a hardware address from an IPv4 address, as Docker long did: who gets an address again after another

@@ -3,7 +3,6 @@ package network
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -105,6 +104,9 @@ func (l *Local) tryReserve(req *JoinRequest, bx *box, again string) (p plan, rea
 		if nw.drv == nil && len(req.Endpoints) > 1 {
 			return p, nil, errs.New(errs.Invalid, "conflicting options: container cannot be connected to network %s and to another", nw.rec.Name)
 		}
+		if nw.rec.ConfigOnly {
+			return p, nil, errConfigOnly
+		}
 		if slices.Contains(p.nets, nw) {
 			return p, nil, errs.New(errs.Invalid, "network %s is named twice", nw.rec.Name)
 		}
@@ -120,11 +122,11 @@ func (l *Local) tryReserve(req *JoinRequest, bx *box, again string) (p plan, rea
 			if err != nil {
 				return p, nil, err
 			}
-			if ep.Interface == "" {
-				ep.Interface = fmt.Sprintf("eth%d", i)
-			}
 			p.eps = append(p.eps, ep)
 			p.told = p.told || p.nets[i].unexpected(ep)
+		}
+		if err := nameInterfaces(p.eps, p.nets, nil); err != nil {
+			return p, nil, err
 		}
 	} else {
 		p.eps = ready.eps
@@ -279,6 +281,9 @@ func configure(in *netlink.Conn, p plan) error {
 	if err := settleInside(in, p.eps); err != nil {
 		return err
 	}
+	if err := applySysctls(p.eps); err != nil {
+		return err
+	}
 	return awaitIPv6(in, p.eps)
 }
 
@@ -305,6 +310,9 @@ func addAddrs(b *netlink.Batch, index int, ep Endpoint) {
 	}
 	if ep.IPv6.IsValid() {
 		b.AddAddr(index, ep.IPv6)
+	}
+	for _, a := range ep.LinkLocal {
+		b.AddAddr(index, linkLocalPrefix(a))
 	}
 }
 

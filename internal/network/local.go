@@ -59,6 +59,7 @@ type network struct {
 	gw4, gw6  netip.Addr // what containers use, normally the bridge's own
 	icc, masq bool
 	hostIP    netip.Addr
+	bridgeOptions
 	isDefault bool
 	foreign   bool                 // the bridge was there before us: it is never removed
 	eps       map[string]*Endpoint // by owner
@@ -210,6 +211,7 @@ func (l *Local) defaultNet() *network {
 // The predefined networks and the drivers.
 const (
 	nameBridge, nameHost, nameNone = "bridge", "host", "none"
+	driverNull                     = "null" // of none, and of configuration-only networks
 )
 
 func newID() string {

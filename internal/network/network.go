@@ -25,9 +25,12 @@ type Network struct {
 	EnableIPv4 bool
 	EnableIPv6 bool
 	IPAM       IPAM
-	Options    map[string]string // com.docker.network.bridge.* and com.docker.network.driver.mtu
+	Options    map[string]string // of the driver
 	Labels     map[string]string
 	Predefined bool // bridge, host, none
+	// ConfigOnly networks are nothing but settings (IPAM, Options, Labels, EnableIPv6 …), for others that name them in ConfigFrom.
+	ConfigOnly bool   `json:",omitempty"`
+	ConfigFrom string `json:",omitempty"`
 }
 
 // IPAM is the address configuration of a network.
@@ -51,18 +54,24 @@ type Port struct {
 	ContainerPort         uint16
 	HostIP                netip.Addr // the zero Addr: all addresses, v4 and v6
 	HostPort, HostPortEnd uint16
+	// Count, above 1, makes it that many ports in a row, from ContainerPort and from HostPort (which is the same) on. See Runs and Each.
+	Count uint16 `json:",omitempty"`
 }
 
 // EndpointRequest asks for one network of a container.
 type EndpointRequest struct {
-	Network  string // id or name
-	IPv4     netip.Addr
-	IPv6     netip.Addr
-	MAC      string
-	Aliases  []string
-	Gateway  bool // the default route goes here
-	Priority int
-	Options  map[string]string
+	Network string // id or name
+	IPv4    netip.Addr
+	IPv6    netip.Addr
+	MAC     string
+	// LinkLocal are further addresses, of 169.254.0.0/16 or fe80::/10.
+	LinkLocal []netip.Addr
+	Aliases   []string
+	Gateway   bool // the default route goes here
+	Priority  int
+	Options   map[string]string
+	// Links are names that only this container knows: alias -> owner, who is on the network too, now or later.
+	Links map[string]string
 }
 
 // JoinRequest asks for a whole network namespace.
@@ -74,7 +83,15 @@ type JoinRequest struct {
 	Ports     []Port
 	// DNS as given by --dns, --dns-search, --dns-option; empty means the host's.
 	DNS, DNSSearch, DNSOptions []string
+	// Openings are the owners whose ports it reaches on the default bridge even where containers there do not reach each other (--link with icc off).
+	Openings []Opening
 	// Sysctls of net.* are set by the runtime, not here.
+}
+
+// Opening is a way to some ports of another owner.
+type Opening struct {
+	Owner string
+	Ports []Port // Proto, ContainerPort and Count
 }
 
 // Endpoint is one made interface.
@@ -88,8 +105,11 @@ type Endpoint struct {
 	IPv6      netip.Prefix
 	Gateway4  netip.Addr
 	Gateway6  netip.Addr
+	LinkLocal []netip.Addr `json:",omitempty"`
 	Aliases   []string
 	DNSNames  []string
+
+	sysctls []setting
 }
 
 // Sandbox is the made network of one container.

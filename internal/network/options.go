@@ -26,15 +26,18 @@ type Options struct {
 	FixedCIDR, FixedCIDRv6 netip.Prefix
 	// DefaultGateway replaces the bridge's address as the containers' gateway.
 	DefaultGateway, DefaultGateway6 netip.Addr
-	Pools                           []PoolRange // default: Docker's
+	Pools                           []PoolRange // of either family; default: Docker's, then more
 	MTU                             int         // of the default bridge; default: that of the host's default route
 	IPv6                            bool        // of the default bridge
 	NoICC                           bool        // containers on the default bridge do not reach each other
 	NoMasquerade                    bool
 	NoForward                       bool // do not switch the host's forwarding on
-	NoRules                         bool // no nftables at all: published ports then fail
-	HostIP                          netip.Addr
-	HostGateway                     netip.Addr // --host-gateway-ip; default: the default bridge's address
+	// DriverOptions are options, by driver, of networks that do not say otherwise when they are made.
+	DriverOptions map[string]map[string]string
+	DirectRouting bool // published ports are reached at the containers' own addresses, too, by whoever routes there
+	NoRules       bool // no nftables at all: published ports then fail
+	HostIP        netip.Addr
+	HostGateway   netip.Addr // --host-gateway-ip; default: the default bridge's address
 	// DNS, DNSSearch, DNSOptions are the engine's defaults for containers that name none.
 	DNS, DNSSearch, DNSOptions []string
 	ResolvConf                 string // default /etc/resolv.conf, or systemd-resolved's own where that is a stub
@@ -62,7 +65,8 @@ func (o Options) withDefaults() Options {
 		for i := 17; i < 32; i++ {
 			o.Pools = append(o.Pools, PoolRange{netip.PrefixFrom(netip.AddrFrom4([4]byte{172, byte(i), 0, 0}), 16), 16})
 		}
-		o.Pools = append(o.Pools, PoolRange{netip.MustParsePrefix("192.168.0.0/16"), 20})
+		// Docker's end here, after 31 networks. Ours go on, far from where most people's own networks are.
+		o.Pools = append(o.Pools, PoolRange{netip.MustParsePrefix("192.168.0.0/16"), 20}, PoolRange{netip.MustParsePrefix("10.224.0.0/12"), 24})
 	}
 	if o.PoolSize == 0 {
 		o.PoolSize = 8

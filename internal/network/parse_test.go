@@ -7,9 +7,9 @@ import (
 )
 
 func TestSubnetHandsOutLowestFirst(t *testing.T) {
-	p, err := checkPool(Pool{Subnet: netip.MustParsePrefix("10.1.0.0/29"), Aux: map[string]netip.Addr{"router": netip.MustParseAddr("10.1.0.2")}})
-	check(t, err)
-	s := newSubnet(p)
+	nw := Network{Driver: nameBridge, IPAM: IPAM{Pools: []Pool{{Subnet: netip.MustParsePrefix("10.1.0.0/29"), Aux: map[string]netip.Addr{"router": netip.MustParseAddr("10.1.0.2")}}}}}
+	check(t, nw.chooseGateways())
+	s := newSubnet(nw.IPAM.Pools[0])
 	var got []string
 	for a, ok := s.take(); ok; a, ok = s.take() {
 		got = append(got, a.String())
@@ -66,7 +66,7 @@ func TestBadPools(t *testing.T) {
 		{Pool{Subnet: pfx("10.1.2.0/24"), Range: pfx("10.2.0.0/24")}, "invalid ip-range"},
 		{Pool{Subnet: pfx("10.1.2.0/24"), Aux: map[string]netip.Addr{"x": addr("10.1.3.1")}}, "invalid auxiliary address"},
 	} {
-		if _, err := checkPool(c.pool); err == nil || !strings.Contains(err.Error(), c.want) {
+		if err := checkPool(c.pool); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: got %v, want %s", c.pool, err, c.want)
 		}
 	}

@@ -47,7 +47,7 @@ func (p *readyPool) takeLocked(nets []*network, req *JoinRequest, again string) 
 	list := &p.bridge
 	er := req.Endpoints[0]
 	switch {
-	case len(er.Options) > 0:
+	case len(er.Options)+len(er.LinkLocal) > 0:
 		return nil
 	case nets[0].isDefault && er.MAC == "" && !er.IPv4.IsValid() && !er.IPv6.IsValid():
 	case nets[0].rec.Name == nameNone && nets[0].rec.Predefined:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -24,23 +25,27 @@ type binding struct {
 	Port
 	owner  string
 	target netip.AddrPort
-	rules  bool // passed on by the table's maps
-	proxy  bool // passed on by the port proxy, all of it or what comes by [::1]
-	file   *os.File
+	rules  bool       // passed on by the table's maps
+	proxy  bool       // passed on by the port proxy, all of it or what comes by [::1]
+	direct bool       // reached at the container's own address
+	files  []*os.File // one for each port, nil where the proxy kept it from an earlier engine; none where nothing is held
 }
 
 func (b *binding) closeFiles() error {
-	if b.file == nil {
-		return nil
+	var all []error
+	for _, f := range b.files {
+		if f != nil {
+			all = append(all, f.Close())
+		}
 	}
-	f := b.file
-	b.file = nil
-	return f.Close()
+	b.files = nil
+	return errors.Join(all...)
 }
 
 // portTable knows the host ports that our containers hold. Guarded by Local.mu.
 type portTable struct {
 	held map[portKey][]*binding
+	runs []*binding // those of several ports
 	next uint16
 }
 
@@ -51,19 +56,45 @@ type portKey struct {
 
 func (t *portTable) init() { t.held = map[portKey][]*binding{} }
 
-// claim takes host port n of the address for b; false when one of our containers has it.
-func (t *portTable) claim(b *binding) bool {
-	key := portKey{b.Proto, b.HostPort}
-	for _, other := range t.held[key] {
-		if other.HostIP.Is4() == b.HostIP.Is4() && (other.HostIP == b.HostIP || other.HostIP.IsUnspecified() || b.HostIP.IsUnspecified()) {
-			return false
+// claim takes the host ports of b; when one of our containers has one of them it takes nothing and says which.
+func (t *portTable) claim(b *binding) (taken uint16, ok bool) {
+	for _, other := range t.runs {
+		if other.meets(b) {
+			return max(b.HostPort, other.HostPort), false
 		}
 	}
-	t.held[key] = append(t.held[key], b)
-	return true
+	key := portKey{b.Proto, b.HostPort}
+	if b.Len() == 1 {
+		for _, other := range t.held[key] {
+			if other.meets(b) {
+				return b.HostPort, false
+			}
+		}
+		t.held[key] = append(t.held[key], b)
+		return 0, true
+	}
+	for _, list := range t.held {
+		for _, other := range list {
+			if other.meets(b) {
+				return other.HostPort, false
+			}
+		}
+	}
+	t.runs = append(t.runs, b)
+	return 0, true
+}
+
+// meets says whether two bindings share a host port of an address.
+func (b *binding) meets(o *binding) bool {
+	return b.Proto == o.Proto && b.HostPort <= o.HostPort+o.more() && o.HostPort <= b.HostPort+b.more() &&
+		b.HostIP.Is4() == o.HostIP.Is4() && (b.HostIP == o.HostIP || b.HostIP.IsUnspecified() || o.HostIP.IsUnspecified())
 }
 
 func (t *portTable) release(b *binding) {
+	if b.Len() > 1 {
+		t.runs = slices.DeleteFunc(t.runs, func(o *binding) bool { return o == b })
+		return
+	}
 	key := portKey{b.Proto, b.HostPort}
 	list := t.held[key]
 	for i, other := range list {
@@ -92,7 +123,7 @@ func (l *Local) publish(ctx context.Context, bx *box, p plan) error {
 	if l.opt.NoRules {
 		return errs.New(errs.Unavailable, "ports cannot be published: the engine runs without rules (iptables=false)")
 	}
-	for _, port := range bx.req.Ports {
+	for _, port := range inRuns(bx.req.Ports) {
 		made, err := l.bindPort(port, ep, nw, bx.req.Owner)
 		if err != nil {
 			return fmt.Errorf("driver failed programming external connectivity on endpoint %s (%s): %w", bx.req.Name, ep.ID, err)
@@ -144,6 +175,9 @@ func (l *Local) bindPort(port Port, ep Endpoint, nw *network, owner string) ([]*
 	if err != nil {
 		return nil, err
 	}
+	if !slices.ContainsFunc(wants, func(b binding) bool { return b.rules || b.proxy }) {
+		return l.tryBind(wants, 0, owner)
+	}
 	first, last := port.HostPort, max(port.HostPort, port.HostPortEnd)
 	tries := int(last-first) + 1
 	at := first
@@ -194,28 +228,47 @@ func (l *Local) hostAddrs(port Port, ep Endpoint, nw *network) ([]binding, error
 	var wants []binding
 	for _, ip := range ips {
 		b := binding{Port: port}
-		b.HostIP = ip.Unmap()
-		b.HostPortEnd = 0
-		to := ep.IPv4.Addr()
+		b.HostIP, b.HostPortEnd = ip.Unmap(), 0
+		ok, err := l.aim(&b, ep, nw)
 		switch {
-		case b.HostIP == netip.IPv6Loopback() && ep.IPv6.IsValid() && l.proxyFor(port.Proto):
-			to, b.proxy = ep.IPv6.Addr(), true
-		case b.HostIP.Is6() && ep.IPv6.IsValid(): // no route leads from [::1] into a bridge, so that part is the proxy's
-			to, b.rules, b.proxy = ep.IPv6.Addr(), true, b.HostIP.IsUnspecified() && l.proxyFor(port.Proto)
-		case b.HostIP.Is6() || !ep.IPv4.IsValid():
-			b.proxy = true
-			if !to.IsValid() {
-				to = ep.IPv6.Addr()
-			}
-			if !l.proxyFor(port.Proto) {
-				return nil, errs.New(errs.Invalid, "port %s cannot be published on %s: container has no address of that family", portText(port), b.HostIP)
-			}
+		case err != nil && port.HostIP.IsValid():
+			return nil, err
+		case ok:
+			wants = append(wants, b)
 		}
-		b.rules = b.rules || !b.proxy
-		b.target = netip.AddrPortFrom(to, port.ContainerPort)
-		wants = append(wants, b)
 	}
 	return wants, nil
+}
+
+// aim finds out how a binding's address of the host leads to the endpoint. An error says that it does not.
+func (l *Local) aim(b *binding, ep Endpoint, nw *network) (bool, error) {
+	own := ep.IPv4
+	if b.HostIP.Is6() {
+		own = ep.IPv6
+	}
+	b.target = netip.AddrPortFrom(own.Addr(), b.ContainerPort)
+	wide := b.Len() > mostHeld // too many for a process: only rules pass them on
+	proxied := !wide && l.proxyFor(b.Proto)
+	switch {
+	case own.IsValid() && nw.mode(b.HostIP) == modeRouted:
+		b.direct, b.HostPort = true, 0
+		return true, nil
+	case b.HostIP == netip.IPv6Loopback() && own.IsValid() && proxied:
+		b.proxy = true
+		return true, nil
+	case own.IsValid(): // no route leads from [::1] into a bridge, so that part is the proxy's
+		b.rules, b.proxy = true, b.HostIP == netip.IPv6Unspecified() && proxied
+		b.direct = l.opt.DirectRouting || len(nw.trusted) > 0
+		return true, nil
+	case !proxied:
+		return false, errs.New(errs.Invalid, "port %s cannot be published on %s: container has no address of that family", portText(b.Port), b.HostIP)
+	}
+	other := ep.IPv4
+	if !other.IsValid() {
+		other = ep.IPv6
+	}
+	b.proxy, b.target = true, netip.AddrPortFrom(other.Addr(), b.ContainerPort)
+	return true, nil
 }
 
 func portText(p Port) string { return fmt.Sprintf("%d/%s", p.ContainerPort, p.Proto) }
@@ -235,27 +288,48 @@ func (l *Local) tryBind(wants []binding, hostPort uint16, owner string) (made []
 	}()
 	for _, want := range wants {
 		b := want
-		b.HostPort, b.owner = hostPort, owner
+		b.owner = owner
+		if b.direct && !b.rules {
+			made = append(made, &b) // no port of the host's
+			continue
+		}
+		b.HostPort = hostPort
 		l.mu.Lock()
-		ok := l.ports.claim(&b)
+		taken, ok := l.ports.claim(&b)
 		l.mu.Unlock()
 		if !ok {
-			return made, errs.New(errs.Conflict, "Bind for %s failed: port is already allocated", netip.AddrPortFrom(b.HostIP, hostPort))
+			return made, errs.New(errs.Conflict, "Bind for %s failed: port is already allocated", netip.AddrPortFrom(b.HostIP, taken))
 		}
 		made = append(made, &b)
-		if b.file, err = hold(&b); err != nil {
+		if failed, err := b.hold(); err != nil {
 			kind := errs.Unavailable
 			if errors.Is(err, unix.EADDRINUSE) {
 				kind = errs.Conflict
 			}
-			return made, errs.New(kind, "failed to bind host port %s/%s: %w", netip.AddrPortFrom(b.HostIP, hostPort), b.Proto, err)
+			return made, errs.New(kind, "failed to bind host port %s/%s: %w", netip.AddrPortFrom(b.HostIP, failed), b.Proto, err)
 		}
 	}
 	return made, nil
 }
 
-// hold binds the host port. A protocol that the host cannot speak needs no holding.
-func hold(b *binding) (*os.File, error) {
+// hold binds the host ports, and keeps them if they are not too many. It says which one was not to be had.
+func (b *binding) hold() (failed uint16, err error) {
+	for i := range b.Len() {
+		f, err := b.bind(b.HostPort + uint16(i))
+		if err == nil && b.Len() > mostHeld && f != nil {
+			err = f.Close()
+		} else {
+			b.files = append(b.files, f)
+		}
+		if err != nil {
+			return b.HostPort + uint16(i), errors.Join(err, b.closeFiles())
+		}
+	}
+	return 0, nil
+}
+
+// bind binds a host port. A protocol that the host cannot speak needs no holding.
+func (b *binding) bind(port uint16) (*os.File, error) {
 	kind := unix.SOCK_STREAM
 	if b.Proto == "udp" {
 		kind = unix.SOCK_DGRAM
@@ -275,9 +349,9 @@ func hold(b *binding) (*os.File, error) {
 		_ = unix.Close(fd)
 		return nil, err
 	}
-	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(b.HostPort), Addr: as4(b.HostIP)}
+	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(port), Addr: as4(b.HostIP)}
 	if fam == unix.AF_INET6 {
-		sa = &unix.SockaddrInet6{Port: int(b.HostPort), Addr: b.HostIP.As16()}
+		sa = &unix.SockaddrInet6{Port: int(port), Addr: b.HostIP.As16()}
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
 			return fail(err)
 		}

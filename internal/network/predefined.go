@@ -37,7 +37,7 @@ func (l *Local) load(ctx context.Context) error {
 		if !ok {
 			driver := name
 			if name == nameNone {
-				driver = "null"
+				driver = driverNull
 			}
 			rec = Network{ID: newID(), Name: name, Driver: driver, Created: time.Now().UTC(), EnableIPv4: true, Predefined: true, IPAM: IPAM{Driver: "default"}}
 			if err := l.save(rec); err != nil {
@@ -118,7 +118,7 @@ func (l *Local) defaultPool4(old Network) (Pool, error) {
 		p.Range = l.opt.FixedCIDR
 		return p, nil
 	}
-	subnet, err := freeSubnet(l.opt.Pools, taken)
+	subnet, err := freeSubnet(ofFamily(l.opt.Pools, true), taken)
 	if err != nil {
 		return Pool{}, err
 	}

@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
 	"os"
 	"sync"
@@ -15,12 +16,39 @@ type proxyLink struct {
 	*helper
 
 	mu   sync.Mutex
-	held map[string]string   // what a proxy of an earlier engine had when we came, until Settle
-	want map[string]*binding // what the proxy is to hold
+	held map[string]string  // what a proxy of an earlier engine had when we came, until Settle
+	want map[string]proxied // what the proxy is to hold
 }
 
-func proxyKey(b *binding) string {
-	return b.Proto + "/" + netip.AddrPortFrom(b.HostIP, b.HostPort).String()
+// proxied is one port of a binding.
+type proxied struct {
+	*binding
+	i int
+}
+
+func (p proxied) key() string {
+	return p.Proto + "/" + netip.AddrPortFrom(p.HostIP, p.HostPort+uint16(p.i)).String()
+}
+
+func (p proxied) to() string {
+	return netip.AddrPortFrom(p.target.Addr(), p.target.Port()+uint16(p.i)).String()
+}
+
+func (p proxied) file() *os.File {
+	if p.i < len(p.files) {
+		return p.files[p.i]
+	}
+	return nil
+}
+
+// proxies are the ports of a binding that the proxy is to pass on.
+func (b *binding) proxies() (all []proxied) {
+	if b.proxy {
+		for i := range b.Len() {
+			all = append(all, proxied{b, i})
+		}
+	}
+	return all
 }
 
 // proxyFor says whether a protocol can be passed on by the proxy.
@@ -28,7 +56,7 @@ func (l *Local) proxyFor(proto string) bool { return len(l.opt.PortProxy) > 0 &&
 
 // startProxyLink finds the proxy that an earlier engine left, if any.
 func (l *Local) startProxyLink(ctx context.Context) {
-	p := &proxyLink{helper: newHelper(l, "port proxy", "portproxy.sock", l.opt.PortProxy), held: map[string]string{}, want: map[string]*binding{}}
+	p := &proxyLink{helper: newHelper(l, "port proxy", "portproxy.sock", l.opt.PortProxy), held: map[string]string{}, want: map[string]proxied{}}
 	l.proxy = p
 	p.all, p.idle = p.packets, p.nothing
 	if len(l.opt.PortProxy) == 0 {
@@ -55,45 +83,40 @@ func (p *proxyLink) nothing() bool {
 // packets hand over everything that a fresh proxy is to hold.
 func (p *proxyLink) packets() (all []packet) {
 	p.mu.Lock()
-	want := make(map[string]*binding, len(p.want))
-	for key, b := range p.want {
-		want[key] = b
-	}
+	want := maps.Clone(p.want)
 	p.mu.Unlock()
-	for key, b := range want {
-		if b.file == nil {
-			f, err := hold(b)
+	for key, one := range want {
+		if one.file() == nil {
+			f, err := one.bind(one.HostPort + uint16(one.i))
 			if err != nil {
 				p.log.Error("port is not passed on again", "port", key, "err", err)
 				continue
 			}
-			b.file = f
+			one.files[one.i] = f
 		}
-		all = append(all, addPort(key, b))
+		all = append(all, addPort(one))
 	}
 	return all
 }
 
-func addPort(key string, b *binding) packet {
-	return packet{req: portproxy.Request{Op: "add", Key: key, To: b.target.String()}, files: []*os.File{b.file}}
+func addPort(p proxied) packet {
+	return packet{req: portproxy.Request{Op: "add", Key: p.key(), To: p.to()}, files: []*os.File{p.file()}}
 }
 
 // proxyAdd hands the bindings that the kernel cannot pass on to the proxy. Those that an earlier engine handed over are there already.
 func (l *Local) proxyAdd(list []*binding) {
 	for _, b := range list {
-		if !b.proxy {
-			continue
-		}
-		key := proxyKey(b)
-		l.proxy.mu.Lock()
-		l.proxy.want[key] = b
-		l.proxy.mu.Unlock()
-		if b.file == nil {
-			continue
-		}
-		select {
-		case l.proxy.queue <- helperOp{packet: func() packet { return addPort(key, b) }}:
-		case <-l.done:
+		for _, one := range b.proxies() {
+			l.proxy.mu.Lock()
+			l.proxy.want[one.key()] = one
+			l.proxy.mu.Unlock()
+			if one.file() == nil {
+				continue
+			}
+			select {
+			case l.proxy.queue <- helperOp{packet: func() packet { return addPort(one) }}:
+			case <-l.done:
+			}
 		}
 	}
 }
@@ -102,16 +125,15 @@ func (l *Local) proxyAdd(list []*binding) {
 func (l *Local) proxyDrop(ctx context.Context, list []*binding) error {
 	var all []error
 	for _, b := range list {
-		if !b.proxy {
-			continue
-		}
-		key := proxyKey(b)
-		l.proxy.mu.Lock()
-		_, there := l.proxy.want[key]
-		delete(l.proxy.want, key)
-		l.proxy.mu.Unlock()
-		if there {
-			all = append(all, l.dropPort(ctx, key))
+		for _, one := range b.proxies() {
+			key := one.key()
+			l.proxy.mu.Lock()
+			_, there := l.proxy.want[key]
+			delete(l.proxy.want, key)
+			l.proxy.mu.Unlock()
+			if there {
+				all = append(all, l.dropPort(ctx, key))
+			}
 		}
 	}
 	return errors.Join(all...)
@@ -127,7 +149,7 @@ func (l *Local) proxySettle(ctx context.Context) error {
 	l.proxy.mu.Lock()
 	var gone []string
 	for key := range l.proxy.held {
-		if l.proxy.want[key] == nil {
+		if _, wanted := l.proxy.want[key]; !wanted {
 			gone = append(gone, key)
 		}
 	}
@@ -141,13 +163,23 @@ func (l *Local) proxySettle(ctx context.Context) error {
 	return errors.Join(all...)
 }
 
-// holdAgain holds a host port after a restart, unless the proxy kept it through.
-func (l *Local) holdAgain(b *binding) (err error) {
-	l.proxy.mu.Lock()
-	kept := b.proxy && l.proxy.held[proxyKey(b)] == b.target.String()
-	l.proxy.mu.Unlock()
-	if !kept {
-		b.file, err = hold(b)
+// holdAgain holds the host ports of a binding after a restart, unless the proxy kept them through, or they were not held before either.
+func (l *Local) holdAgain(b *binding) error {
+	if b.Len() > mostHeld || !b.rules && !b.proxy {
+		return nil
 	}
-	return err
+	b.files = make([]*os.File, b.Len())
+	var all []error
+	for i := range b.files {
+		one := proxied{b, i}
+		l.proxy.mu.Lock()
+		kept := b.proxy && l.proxy.held[one.key()] == one.to()
+		l.proxy.mu.Unlock()
+		if !kept {
+			var err error
+			b.files[i], err = b.bind(b.HostPort + uint16(i))
+			all = append(all, err)
+		}
+	}
+	return errors.Join(all...)
 }

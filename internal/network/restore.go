@@ -69,9 +69,12 @@ func (l *Local) rebind(ctx context.Context, bx *box, p plan, ports []Port) error
 		for _, want := range wants {
 			b := want
 			b.owner = bx.req.Owner
-			l.mu.Lock()
-			ok := l.ports.claim(&b)
-			l.mu.Unlock()
+			ok := b.direct && !b.rules
+			if !ok {
+				l.mu.Lock()
+				_, ok = l.ports.claim(&b)
+				l.mu.Unlock()
+			}
 			if !ok {
 				l.log.Warn("port is not published again: another container has it", "owner", bx.req.Owner, "port", b.HostPort)
 				continue

@@ -2,6 +2,7 @@ package network
 
 import (
 	"net/netip"
+	"slices"
 
 	"corten.dev/corten/internal/linux/nft"
 	"golang.org/x/sys/unix"
@@ -9,12 +10,18 @@ import (
 
 // The table, "inet corten" unless the engine was told another name:
 //
-//	map any4, any6     proto . port            : address . port    ports published on all addresses
-//	map host4, host6   proto . address . port  : address . port    ports published on one address
-//	set bridges        our bridges              set masq    bridges whose containers leave with the host's address
-//	set same           bridge . bridge, for every network; set icc: for those whose containers may reach each other
-//	set internal       bridges of internal networks
-//	set self4, self6   address . the same address, of containers with published ports
+//	map any4, any6         proto . port            : address . port    ports published on all addresses
+//	map host4, host6       proto . address . port  : address . port    ports published on one address
+//	map any4r … host6r     proto . ports, proto . address . ports : address    the same for ranges that keep their numbers: one element each
+//	set direct4, direct6   address . proto . ports of containers that are reached at their own address (routed networks, trusted interfaces)
+//	set bridges            our bridges
+//	set same               bridge . bridge, for every network; set icc: for those whose containers may reach each other
+//	set internal           bridges of internal networks
+//	set masq4, masq6       bridges whose containers leave with the host's address; map snat4, snat6: with this address
+//	set routed4, routed6   bridges of networks in gateway mode routed; set open4, open6: in nat-unprotected
+//	set trusted            interface of the host . bridge, from where direct4 and direct6 are let in
+//	set links              address . address . proto . ports, what --link opens where icc is off
+//	set self4, self6       address . the same address, of containers with published ports
 //
 //	chain corten-user  is the administrator's: made once, never changed or emptied by us, entered before any of our accepts. "accept" there ends
 //	                   the administrator's own judging and ours; "drop" is final; "return", or the end, goes on with ours.
@@ -22,22 +29,24 @@ import (
 //	guard       (prerouting, raw)     from our bridges to 127.0.0.0/8: drop, because the bridges route it for published ports
 //	prerouting  (nat, dstnat)         to an address of this host, not loopback from outside → ports
 //	output      (nat, dstnat)         to an address of this host → ports
-//	ports                             not for [::1]; dnat by the four maps, which no two ports can both be in
-//	forward     (filter)              jump corten-user; established: accept; same network: accept; internal: drop; published: accept;
-//	                                  other packets into our bridges: drop; out of them: accept
+//	ports                             not for [::1]; dnat by the maps, which no two ports can both be in
+//	forward     (filter)              jump corten-user; established: accept; same network: accept; links: accept; internal: drop; published: accept;
+//	                                  reached at their own address: direct, open; other packets into our bridges: drop; out of them: accept
 //	postrouting (nat, srcnat)         from 127.0.0.0/8 into our bridges, and published ports reached from their own network or container: masquerade;
-//	                                  out of masq bridges to elsewhere: masquerade
+//	                                  out of snat and masq bridges to elsewhere: snat, masquerade
 //
 // Only elements change while containers come and go. The rest is written at start and again, with all elements, in one transaction, when someone flushed it.
 const (
 	chainUser = "corten-user"
 
-	setAny4, setAny6, setHost4, setHost6                                  = "any4", "any6", "host4", "host6"
-	setBridges, setMasq, setSame, setICC, setInternal, setSelf4, setSelf6 = "bridges", "masq", "same", "icc", "internal", "self4", "self6"
-	chainGuard, chainPre, chainOut, chainPorts                            = "guard", "prerouting", "output", "ports"
-	chainForward, chainPost                                               = "forward", "postrouting"
-	prioRaw, prioDstNAT, prioFilter, prioSrcNAT                           = -300, -100, 0, 100
-	stateEstablished, stateRelated, statusDNATbit                         = 1 << 1, 1 << 2, 1 << 5
+	setAny4, setAny6, setHost4, setHost6                         = "any4", "any6", "host4", "host6"
+	setBridges, setSame, setICC, setInternal, setSelf4, setSelf6 = "bridges", "same", "icc", "internal", "self4", "self6"
+	setMasq, setSNAT, setRouted, setOpen, setDirect              = "masq", "snat", "routed", "open", "direct" // and 4 or 6
+	setTrusted, setLinks, ranged                                 = "trusted", "links", "r"
+	chainGuard, chainPre, chainOut, chainPorts                   = "guard", "prerouting", "output", "ports"
+	chainForward, chainPost                                      = "forward", "postrouting"
+	prioRaw, prioDstNAT, prioFilter, prioSrcNAT                  = -300, -100, 0, 100
+	stateEstablished, stateRelated, statusDNATbit                = 1 << 1, 1 << 2, 1 << 5
 )
 
 var (
@@ -47,6 +56,18 @@ var (
 		{Name: setHost4, Key: []nft.Type{nft.Proto, nft.IPv4, nft.Service}, Data: []nft.Type{nft.IPv4, nft.Service}},
 		{Name: setHost6, Key: []nft.Type{nft.Proto, nft.IPv6, nft.Service}, Data: []nft.Type{nft.IPv6, nft.Service}},
 	}
+	rangeMaps = []nft.Set{
+		{Name: setAny4 + ranged, Key: []nft.Type{nft.Proto, nft.Service}, Data: []nft.Type{nft.IPv4}, Ranges: true},
+		{Name: setAny6 + ranged, Key: []nft.Type{nft.Proto, nft.Service}, Data: []nft.Type{nft.IPv6}, Ranges: true},
+		{Name: setHost4 + ranged, Key: []nft.Type{nft.Proto, nft.IPv4, nft.Service}, Data: []nft.Type{nft.IPv4}, Ranges: true},
+		{Name: setHost6 + ranged, Key: []nft.Type{nft.Proto, nft.IPv6, nft.Service}, Data: []nft.Type{nft.IPv6}, Ranges: true},
+	}
+	// portSets hold what belongs to containers, bridgeSets what belongs to networks.
+	portSets = slices.Concat(natMaps, rangeMaps, selfSets, []nft.Set{
+		{Name: setDirect + "4", Key: []nft.Type{nft.IPv4, nft.Proto, nft.Service}, Ranges: true},
+		{Name: setDirect + "6", Key: []nft.Type{nft.IPv6, nft.Proto, nft.Service}, Ranges: true},
+		{Name: setLinks, Key: []nft.Type{nft.IPv4, nft.IPv4, nft.Proto, nft.Service}, Ranges: true},
+	})
 	selfSets  = []nft.Set{{Name: setSelf4, Key: []nft.Type{nft.IPv4, nft.IPv4}}, {Name: setSelf6, Key: []nft.Type{nft.IPv6, nft.IPv6}}}
 	ownChains = []nft.Chain{
 		{Name: chainPorts},
@@ -57,18 +78,19 @@ var (
 		{Name: chainPost, Type: "nat", Hook: unix.NF_INET_POST_ROUTING, Priority: prioSrcNAT},
 	}
 	bridgeSets = []nft.Set{
-		{Name: setBridges, Key: []nft.Type{nft.IfName}}, {Name: setMasq, Key: []nft.Type{nft.IfName}},
-		{Name: setSame, Key: []nft.Type{nft.IfName, nft.IfName}}, {Name: setICC, Key: []nft.Type{nft.IfName, nft.IfName}}, {Name: setInternal, Key: []nft.Type{nft.IfName}},
+		{Name: setBridges, Key: []nft.Type{nft.IfName}}, {Name: setInternal, Key: []nft.Type{nft.IfName}},
+		{Name: setSame, Key: []nft.Type{nft.IfName, nft.IfName}}, {Name: setICC, Key: []nft.Type{nft.IfName, nft.IfName}}, {Name: setTrusted, Key: []nft.Type{nft.IfName, nft.IfName}},
+		{Name: setMasq + "4", Key: []nft.Type{nft.IfName}}, {Name: setMasq + "6", Key: []nft.Type{nft.IfName}},
+		{Name: setRouted + "4", Key: []nft.Type{nft.IfName}}, {Name: setRouted + "6", Key: []nft.Type{nft.IfName}},
+		{Name: setOpen + "4", Key: []nft.Type{nft.IfName}}, {Name: setOpen + "6", Key: []nft.Type{nft.IfName}},
+		{Name: setSNAT + "4", Key: []nft.Type{nft.IfName}, Data: []nft.Type{nft.IPv4}}, {Name: setSNAT + "6", Key: []nft.Type{nft.IfName}, Data: []nft.Type{nft.IPv6}},
 	}
 )
 
 // writeRules puts the whole table but its elements into the transaction.
 func writeRules(tx *nft.Tx, table string) {
 	tx.AddTable(table)
-	for _, s := range natMaps {
-		tx.AddSet(table, s)
-	}
-	for _, s := range append(selfSets[:2:2], bridgeSets...) {
+	for _, s := range slices.Concat(portSets, bridgeSets) {
 		tx.AddSet(table, s)
 	}
 	tx.AddChain(table, nft.Chain{Name: chainUser})
@@ -99,7 +121,7 @@ func writeNAT(tx *nft.Tx, table string) {
 	add(chainOut, "", local, one(nft.Jump(chainPorts)))
 	add(chainPorts, "no route leads from there: the port proxy", isFamily(unix.NFPROTO_IPV6),
 		one(nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 24, 16, nft.R(0)), nft.Cmp(nft.R(0), netip.IPv6Loopback().AsSlice(), false), nft.Return()))
-	for _, s := range natMaps {
+	for _, s := range slices.Concat(natMaps, rangeMaps) {
 		add(chainPorts, "", dnatBy(s))
 	}
 	dnated := one(nft.CtStatus(nft.R(0)), nft.And(nft.R(0), nft.Host(statusDNATbit)), nft.Cmp(nft.R(0), nft.Host(0), true))
@@ -108,7 +130,12 @@ func writeNAT(tx *nft.Tx, table string) {
 	// Under br_netfilter such a packet never leaves its bridge, and the interface that it came from is not known here.
 	add(chainPost, "published port reached from its own container", fromSelf(unix.NFPROTO_IPV4, 12, 4, setSelf4), one(nft.Masquerade()))
 	add(chainPost, "published port reached from its own container", fromSelf(unix.NFPROTO_IPV6, 8, 16, setSelf6), one(nft.Masquerade()))
-	add(chainPost, "to the outside", viaSet(unix.NFT_META_IIFNAME, setMasq, false), viaSet(unix.NFT_META_OIFNAME, setBridges, true), one(nft.Masquerade()))
+	for _, f := range families {
+		outside := viaSet(unix.NFT_META_OIFNAME, setBridges, true)
+		add(chainPost, "to the outside, with an address of its own", isFamily(f.proto), outside,
+			one(nft.Meta(unix.NFT_META_IIFNAME, nft.R(0)), nft.Map(setSNAT+f.name, nft.R(0), nft.R(0)), nft.SNAT(uint32(f.proto), nft.R(0))))
+		add(chainPost, "to the outside", isFamily(f.proto), viaSet(unix.NFT_META_IIFNAME, setMasq+f.name, false), outside, one(nft.Masquerade()))
+	}
 }
 
 func writeFilter(tx *nft.Tx, table string) {
@@ -127,11 +154,35 @@ func writeFilter(tx *nft.Tx, table string) {
 	add("", nft.Accept(), established, out)
 	add("", nft.Accept(), established, in)
 	add("within a network", nft.Accept(), samePair(setICC))
+	add("linked containers", nft.Accept(), samePair(setSame), isFamily(unix.NFPROTO_IPV4), portsOf(setLinks, 12, 8))
 	add("internal networks", nft.Drop(), viaSet(unix.NFT_META_IIFNAME, setInternal, false))
 	add("internal networks", nft.Drop(), viaSet(unix.NFT_META_OIFNAME, setInternal, false))
 	add("published ports", nft.Accept(), dnated, out)
+	for _, f := range families {
+		routed, direct := append(isFamily(f.proto), viaSet(unix.NFT_META_OIFNAME, setRouted+f.name, false)...), portsOf(setDirect+f.name, f.daddr, f.size)
+		add("published ports of routed networks", nft.Accept(), routed, direct)
+		add("echo requests to routed networks", nft.Accept(), routed, []nft.Expr{nft.Meta(unix.NFT_META_L4PROTO, nft.R(0)), nft.Cmp(nft.R(0), []byte{f.icmp}, false),
+			nft.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, nft.R(0)), nft.Cmp(nft.R(0), []byte{f.echo}, false)})
+		add("published ports, from trusted interfaces", nft.Accept(), isFamily(f.proto), samePair(setTrusted), direct)
+		add("networks without protection", nft.Accept(), isFamily(f.proto), viaSet(unix.NFT_META_IIFNAME, setBridges, true), viaSet(unix.NFT_META_OIFNAME, setOpen+f.name, false))
+	}
 	add("everything else into a network", nft.Drop(), out)
 	add("to the outside", nft.Accept(), in)
+}
+
+// families are what the rules of both address families differ in.
+var families = []struct {
+	name        string
+	proto       byte
+	daddr, size uint32 // where the destination is in the header
+	icmp, echo  byte
+}{{"4", unix.NFPROTO_IPV4, 16, 4, unix.IPPROTO_ICMP, 8}, {"6", unix.NFPROTO_IPV6, 24, 16, unix.IPPROTO_ICMPV6, 128}}
+
+// portsOf matches packets whose address (or addresses, side by side in the header), protocol and destination port are in the set.
+func portsOf(set string, offset, size uint32) []nft.Expr {
+	after := size / 4
+	return []nft.Expr{nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, size, nft.R(0)), nft.Meta(unix.NFT_META_L4PROTO, nft.R(after)),
+		nft.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, nft.R(after+1)), nft.In(set, nft.R(0), false)}
 }
 
 func isFamily(fam byte) []nft.Expr {
@@ -170,25 +221,37 @@ func dnatBy(s nft.Set) []nft.Expr {
 		all = append(all, nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, daddr, size, next))
 		next += size / 4
 	}
-	return append(all, nft.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, next), nft.Map(s.Name, nft.R(0), nft.R(0)), nft.DNAT(uint32(fam), nft.R(0), nft.R(size/4)))
+	all = append(all, nft.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, next), nft.Map(s.Name, nft.R(0), nft.R(0)))
+	if s.Ranges {
+		return append(all, nft.DNATAddr(uint32(fam), nft.R(0)))
+	}
+	return append(all, nft.DNAT(uint32(fam), nft.R(0), nft.R(size/4)))
 }
 
-// elements sorts bindings into the maps.
+// elements sorts bindings into the sets.
 func elements(bindings []*binding) map[string][]nft.Elem {
 	by, seen := map[string][]nft.Elem{}, map[netip.Addr]bool{}
 	for _, b := range bindings {
+		to, last := b.target.Addr(), b.target.Port()+b.more()
+		if b.direct {
+			set, proto := setDirect+"4", []byte{protoNumber[b.Proto]}
+			if to.Is6() {
+				set = setDirect + "6"
+			}
+			by[set] = append(by[set], nft.Elem{Key: nft.Cat(to.AsSlice(), proto, nft.Port(b.target.Port())), End: nft.Cat(to.AsSlice(), proto, nft.Port(last))})
+		}
 		if !b.rules {
 			continue
 		}
-		self, to := setSelf4, b.target.Addr().AsSlice()
-		if b.target.Addr().Is6() {
+		self := setSelf4
+		if to.Is6() {
 			self = setSelf6
 		}
-		if at := b.target.Addr(); !seen[at] {
-			seen[at] = true
-			by[self] = append(by[self], nft.Elem{Key: nft.Cat(to, to)})
+		if !seen[to] {
+			seen[to] = true
+			by[self] = append(by[self], nft.Elem{Key: nft.Cat(to.AsSlice(), to.AsSlice())})
 		}
-		set, key := setAny4, [][]byte{{protoNumber[b.Proto]}, b.HostIP.AsSlice(), nft.Port(b.HostPort)}
+		set, head := setAny4, [][]byte{{protoNumber[b.Proto]}}
 		switch {
 		case b.HostIP.IsUnspecified() && b.HostIP.Is6():
 			set = setAny6
@@ -197,10 +260,14 @@ func elements(bindings []*binding) map[string][]nft.Elem {
 		case !b.HostIP.IsUnspecified():
 			set = setHost4
 		}
-		if b.HostIP.IsUnspecified() {
-			key = [][]byte{key[0], key[2]}
+		if !b.HostIP.IsUnspecified() {
+			head = append(head, b.HostIP.AsSlice())
 		}
-		by[set] = append(by[set], nft.Elem{Key: nft.Cat(key...), Data: nft.Cat(b.target.Addr().AsSlice(), nft.Port(b.target.Port()))})
+		e := nft.Elem{Key: nft.Cat(append(head, nft.Port(b.HostPort))...), Data: nft.Cat(to.AsSlice(), nft.Port(b.target.Port()))}
+		if b.more() > 0 {
+			set, e.End, e.Data = set+ranged, nft.Cat(append(head, nft.Port(b.HostPort+b.more()))...), to.AsSlice()
+		}
+		by[set] = append(by[set], e)
 	}
 	return by
 }
@@ -220,11 +287,32 @@ func delElements(tx *nft.Tx, table string, bindings []*binding) {
 // bridgeElements are the entries of one network in the sets of bridges.
 func bridgeElements(nw *network) map[string][]nft.Elem {
 	name := nft.Name(nw.br)
-	by := map[string][]nft.Elem{setBridges: {{Key: name}}, setSame: {{Key: nft.Cat(name, name)}}}
+	one := []nft.Elem{{Key: name}}
+	by := map[string][]nft.Elem{setBridges: one, setSame: {{Key: nft.Cat(name, name)}}}
 	if nw.rec.Internal {
-		by[setInternal] = []nft.Elem{{Key: name}}
-	} else if nw.masq {
-		by[setMasq] = []nft.Elem{{Key: name}}
+		by[setInternal] = one
+	}
+	for _, from := range nw.trusted {
+		by[setTrusted] = append(by[setTrusted], nft.Elem{Key: nft.Cat(nft.Name(from), name)})
+	}
+	for i, mode := range []gatewayMode{nw.mode4, nw.mode6} {
+		snat, fam := nw.snat4, families[i].name
+		if i == 1 {
+			snat = nw.snat6
+		}
+		switch {
+		case nw.rec.Internal:
+		case mode == modeRouted:
+			by[setRouted+fam] = one
+		case !nw.masq:
+		case snat.IsValid():
+			by[setSNAT+fam] = []nft.Elem{{Key: name, Data: snat.AsSlice()}}
+		default:
+			by[setMasq+fam] = one
+		}
+		if mode == modeOpen && !nw.rec.Internal {
+			by[setOpen+fam] = one
+		}
 	}
 	if nw.icc {
 		by[setICC] = []nft.Elem{{Key: nft.Cat(name, name)}}

@@ -101,7 +101,7 @@ func parseRecord(raw []byte, id string) (Network, error) {
 		return nw, errors.New("id or name does not fit")
 	}
 	for _, p := range nw.IPAM.Pools {
-		if _, err := checkPool(p); err != nil || !p.Gateway.IsValid() {
+		if err := checkPool(p); err != nil {
 			return nw, errors.Join(errors.New("bad address pool"), err)
 		}
 	}

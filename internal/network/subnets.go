@@ -2,7 +2,11 @@ package network
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
+
+	"corten.dev/corten/internal/errs"
+	"golang.org/x/sys/unix"
 )
 
 // takenSubnets are the subnets of the host's routes and addresses and of all our networks. The address of the interface named own is told apart.
@@ -58,7 +62,7 @@ func (l *Local) hostMTU() int {
 		return 1500
 	}
 	for _, r := range routes {
-		if r.Dst.IsValid() && r.Dst.Bits() > 0 || !r.Via.Is4() {
+		if r.Table != unix.RT_TABLE_MAIN || r.Dst.IsValid() && r.Dst.Bits() > 0 || !r.Via.Is4() {
 			continue
 		}
 		links, err := c.Links("")
@@ -82,4 +86,121 @@ func uniqueLocal(id string) netip.Prefix {
 		raw[i] = byte(v)
 	}
 	return netip.PrefixFrom(netip.AddrFrom16(raw), 64)
+}
+
+// chooseSubnets checks the pools that were asked for and finds those that were not.
+func (l *Local) chooseSubnets(rec *Network) error {
+	var have4, have6 int
+	for _, p := range rec.IPAM.Pools {
+		if !p.Subnet.IsValid() {
+			if p.Range.IsValid() || p.Gateway.IsValid() || len(p.Aux) > 0 {
+				return errs.New(errs.Invalid, "invalid subnet: a gateway, ip-range or auxiliary address needs one")
+			}
+			continue
+		}
+		if err := checkPool(p); err != nil {
+			return err
+		}
+		if p.Subnet.Addr().Is4() {
+			have4++
+		} else {
+			have6++
+		}
+	}
+	if have6 > 0 && !rec.EnableIPv6 { // as Docker: files that name a subnet of each family are common, and IPv6 is asked for apart
+		l.log.Warn("IPv6 subnet is left out: IPv6 is not enabled for the network", "network", rec.Name)
+		have6 = 0
+	}
+	rec.IPAM.Pools = slices.DeleteFunc(rec.IPAM.Pools, func(p Pool) bool { return !p.Subnet.IsValid() || p.Subnet.Addr().Is6() && !rec.EnableIPv6 })
+	if have4 > 1 || have6 > 1 {
+		return errs.New(errs.Forbidden, "bridge driver doesn't support multiple subnets")
+	}
+	rec.EnableIPv4 = rec.EnableIPv4 || have4 > 0 || !rec.EnableIPv6
+	taken, _, err := l.takenSubnets("")
+	if err != nil {
+		return err
+	}
+	ours := l.ourSubnets()
+	for _, p := range rec.IPAM.Pools {
+		if overlapsAny(p.Subnet, ours) {
+			return errs.New(errs.Forbidden, "invalid pool request: Pool overlaps with other one on this address space")
+		}
+	}
+	if rec.EnableIPv4 && have4 == 0 {
+		subnet, err := freeSubnet(ofFamily(l.opt.Pools, true), taken)
+		if err != nil {
+			return err
+		}
+		rec.IPAM.Pools = append(rec.IPAM.Pools, Pool{Subnet: subnet})
+	}
+	if rec.EnableIPv6 && have6 == 0 {
+		subnet := uniqueLocal(newID())
+		if ranges := ofFamily(l.opt.Pools, false); len(ranges) > 0 {
+			if subnet, err = freeSubnet(ranges, taken); err != nil {
+				return err
+			}
+		}
+		rec.IPAM.Pools = append(rec.IPAM.Pools, Pool{Subnet: subnet})
+	}
+	slices.SortStableFunc(rec.IPAM.Pools, func(a, b Pool) int { return a.Subnet.Addr().BitLen() - b.Subnet.Addr().BitLen() })
+	return rec.chooseGateways()
+}
+
+func (l *Local) ourSubnets() (all []netip.Prefix) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, nw := range l.nets {
+		for _, p := range nw.rec.IPAM.Pools {
+			all = append(all, p.Subnet)
+		}
+	}
+	return all
+}
+
+// freeSubnet finds a subnet of the ranges of a family that overlaps none of the taken ones.
+func freeSubnet(ranges []PoolRange, taken []netip.Prefix) (netip.Prefix, error) {
+	for _, r := range ranges {
+		base := r.Base.Masked()
+		if r.Size < base.Bits() || r.Size > base.Addr().BitLen()-2 {
+			continue
+		}
+		for i := uint32(0); i>>min(r.Size-base.Bits(), maxSubnetBits) == 0; i++ {
+			if p := nthSubnet(base, r.Size, i); !overlapsAny(p, taken) {
+				return p, nil
+			}
+		}
+	}
+	return netip.Prefix{}, errs.New(errs.Conflict, "all predefined address pools have been fully subnetted")
+}
+
+// maxSubnetBits bounds how many subnets of one range are looked at: a million.
+const maxSubnetBits = 20
+
+// nthSubnet is the subnet number i, of size bits, of a prefix.
+func nthSubnet(base netip.Prefix, size int, i uint32) netip.Prefix {
+	raw := base.Addr().AsSlice()
+	for bit := size - 1; i > 0; bit, i = bit-1, i>>1 {
+		raw[bit/8] |= byte(i&1) << (7 - bit%8)
+	}
+	a, _ := netip.AddrFromSlice(raw)
+	return netip.PrefixFrom(a, size)
+}
+
+// ofFamily are the ranges of IPv4 or IPv6.
+func ofFamily(ranges []PoolRange, is4 bool) (list []PoolRange) {
+	for _, r := range ranges {
+		if r.Base.Addr().Is4() == is4 {
+			list = append(list, r)
+		}
+	}
+	return list
+}
+
+func overlapsAny(p netip.Prefix, taken []netip.Prefix) bool {
+	for _, t := range taken {
+		if t.IsValid() && p.Overlaps(t) {
+			return true
+		}
+	}
+	return false
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	wirenet "github.com/moby/moby/api/types/network"
@@ -30,10 +31,12 @@ func toEndpoint(e *wirenet.EndpointSettings, version int) (container.EndpointSet
 		if c.IPv6Address.IsValid() && !c.IPv6Address.Is6() {
 			return out, errs.New(errs.Invalid, "invalid IPv6 address: %s", c.IPv6Address)
 		}
-		if len(c.LinkLocalIPs) > 0 {
-			return out, errs.New(errs.NotImplemented, "link-local addresses of an endpoint are not part of this version")
+		for _, a := range c.LinkLocalIPs {
+			if !a.IsLinkLocalUnicast() {
+				return out, errs.New(errs.Invalid, "invalid link-local IP address: %s", a)
+			}
 		}
-		out.IPv4, out.IPv6 = c.IPv4Address, c.IPv6Address
+		out.IPv4, out.IPv6, out.LinkLocal = c.IPv4Address, c.IPv6Address, c.LinkLocalIPs
 	}
 	if version >= 44 && len(e.MacAddress) > 0 {
 		if err := checkMAC(net.HardwareAddr(e.MacAddress)); err != nil {
@@ -106,8 +109,8 @@ func fromEndpoint(asked container.EndpointSettings, made *network.Endpoint) *wir
 	out := &wirenet.EndpointSettings{
 		Links: asked.Links, Aliases: asked.Aliases, DriverOpts: asked.DriverOpts, GwPriority: asked.GwPriority,
 	}
-	if asked.IPv4.IsValid() || asked.IPv6.IsValid() {
-		out.IPAMConfig = &wirenet.EndpointIPAMConfig{IPv4Address: asked.IPv4, IPv6Address: asked.IPv6}
+	if asked.IPv4.IsValid() || asked.IPv6.IsValid() || len(asked.LinkLocal) > 0 {
+		out.IPAMConfig = &wirenet.EndpointIPAMConfig{IPv4Address: asked.IPv4, IPv6Address: asked.IPv6, LinkLocalIPs: asked.LinkLocal}
 	}
 	if asked.MAC != "" {
 		out.MacAddress = hardware(asked.MAC)
@@ -174,17 +177,24 @@ func endpoints(r container.Record, version int) map[string]*wirenet.EndpointSett
 func toNetwork(req wirenet.CreateRequest) (network.Network, error) {
 	var nw network.Network
 	switch {
-	case req.Ingress || req.Scope == "swarm" || req.Scope == "global":
+	case req.ConfigOnly && (req.Ingress || req.Scope != ""):
+		return nw, errs.New(errs.Forbidden, "configuration network can only contain network specific fields. Network operator fields like [ ingress | internal | attachable | scope ] are not supported.")
+	case req.Ingress && req.Scope != "swarm" && req.Scope != "global":
+		return nw, errs.New(errs.Forbidden, "Ingress network can only be global scope network")
+	case req.Scope == "swarm":
+		return nw, errs.New(errs.Forbidden, "cannot create a swarm scoped network when swarm is not active")
+	case req.Ingress || req.Scope == "global":
 		return nw, errs.New(errs.Unavailable, "%s", notManager)
-	case req.ConfigOnly || req.ConfigFrom != nil && req.ConfigFrom.Network != "":
-		return nw, errs.New(errs.NotImplemented, "configuration-only networks are not part of this version")
 	case req.Scope != "" && req.Scope != "local":
 		return nw, errs.New(errs.Invalid, "invalid network scope %q", req.Scope)
 	}
 	nw = network.Network{
 		Name: req.Name, Driver: req.Driver, Internal: req.Internal, Attachable: req.Attachable,
 		EnableIPv4: req.EnableIPv4 == nil || *req.EnableIPv4, EnableIPv6: req.EnableIPv6 != nil && *req.EnableIPv6,
-		Options: req.Options, Labels: req.Labels,
+		Options: familyOptions(req), Labels: req.Labels, ConfigOnly: req.ConfigOnly,
+	}
+	if req.ConfigFrom != nil {
+		nw.ConfigFrom = req.ConfigFrom.Network
 	}
 	if req.IPAM != nil {
 		nw.IPAM = network.IPAM{Driver: req.IPAM.Driver, Options: req.IPAM.Options}
@@ -196,6 +206,23 @@ func toNetwork(req wirenet.CreateRequest) (network.Network, error) {
 		}
 	}
 	return nw, nil
+}
+
+// familyOptions are the options with what was said of the address families by fields: the engine's settings have a say only where nothing was.
+func familyOptions(req wirenet.CreateRequest) map[string]string {
+	if req.ConfigOnly || req.ConfigFrom != nil && req.ConfigFrom.Network != "" {
+		return req.Options
+	}
+	out := req.Options
+	for key, said := range map[string]*bool{"com.docker.network.enable_ipv4": req.EnableIPv4, "com.docker.network.enable_ipv6": req.EnableIPv6} {
+		if said != nil {
+			if out = maps.Clone(out); out == nil {
+				out = map[string]string{}
+			}
+			out[key] = strconv.FormatBool(*said)
+		}
+	}
+	return out
 }
 
 func checkPool(c wirenet.IPAMConfig) error {
@@ -259,9 +286,7 @@ func fromNetwork(nw network.Network) wirenet.Network {
 		EnableIPv4: nw.EnableIPv4, EnableIPv6: nw.EnableIPv6,
 		IPAM:     wirenet.IPAM{Driver: nw.IPAM.Driver, Options: nw.IPAM.Options, Config: []wirenet.IPAMConfig{}},
 		Internal: nw.Internal, Attachable: nw.Attachable, Options: orEmptyMap(nw.Options), Labels: orEmptyMap(nw.Labels),
-	}
-	if nw.Driver == "none" { // Docker's word for it
-		out.Driver = "null"
+		ConfigOnly: nw.ConfigOnly, ConfigFrom: wirenet.ConfigReference{Network: nw.ConfigFrom},
 	}
 	if out.IPAM.Driver == "" {
 		out.IPAM.Driver = "default"

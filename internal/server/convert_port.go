@@ -13,7 +13,7 @@ import (
 	"corten.dev/corten/internal/server/parse"
 )
 
-// toPorts converts PortBindings, sorted, so that equal requests make equal records.
+// toPorts converts PortBindings, sorted and in runs, so that equal requests make equal records.
 func toPorts(m wirenet.PortMap, version int) ([]network.Port, []string, error) {
 	var out []network.Port
 	var warnings []string
@@ -35,19 +35,14 @@ func toPorts(m wirenet.PortMap, version int) ([]network.Port, []string, error) {
 			out = append(out, network.Port{Proto: string(p.Proto()), ContainerPort: p.Num(), HostIP: b.HostIP, HostPort: start, HostPortEnd: end})
 		}
 	}
-	slices.SortStableFunc(out, comparePorts)
 	slices.Sort(warnings)
-	return out, warnings, nil
-}
-
-func comparePorts(a, b network.Port) int {
-	return cmp.Or(cmp.Compare(a.ContainerPort, b.ContainerPort), cmp.Compare(a.Proto, b.Proto), a.HostIP.Compare(b.HostIP), cmp.Compare(a.HostPort, b.HostPort))
+	return network.Runs(out), warnings, nil
 }
 
 // bindings is the way back.
 func bindings(list []network.Port) wirenet.PortMap {
 	out := wirenet.PortMap{}
-	for _, p := range list {
+	for p := range network.Each(list) {
 		key, ok := wirenet.PortFrom(p.ContainerPort, wirenet.IPProtocol(p.Proto))
 		if !ok {
 			continue
@@ -81,14 +76,14 @@ func publishedPorts(sb *network.Sandbox, exposed map[string]struct{}) wirenet.Po
 
 // hostPorts names the address of ports that listen everywhere.
 func hostPorts(list []network.Port) []network.Port {
-	out := slices.Clone(list)
+	out := slices.Collect(network.Each(list))
 	for i := range out {
 		if !out[i].HostIP.IsValid() {
 			out[i].HostIP = netip.IPv4Unspecified()
 		}
 		out[i].HostPortEnd = 0
 	}
-	slices.SortStableFunc(out, comparePorts)
+	slices.SortStableFunc(out, network.ComparePorts)
 	return out
 }
 
@@ -98,12 +93,15 @@ func portSummaries(sb *network.Sandbox, exposed map[string]struct{}) []wire.Port
 	if sb == nil {
 		return out
 	}
-	public := hostPorts(sb.Ports)
-	for _, p := range public {
+	public := map[wirenet.Port]bool{}
+	for _, p := range hostPorts(sb.Ports) {
+		if key, ok := wirenet.PortFrom(p.ContainerPort, wirenet.IPProtocol(p.Proto)); ok {
+			public[key] = true
+		}
 		out = append(out, wire.PortSummary{IP: p.HostIP, PrivatePort: p.ContainerPort, PublicPort: p.HostPort, Type: p.Proto})
 	}
 	for p := range ports(exposed) {
-		if !slices.ContainsFunc(public, func(q network.Port) bool { return q.ContainerPort == p.Num() && q.Proto == string(p.Proto()) }) {
+		if !public[p] {
 			out = append(out, wire.PortSummary{PrivatePort: p.Num(), Type: string(p.Proto())})
 		}
 	}

@@ -134,7 +134,7 @@ func (f fakeNetworks) Create(_ context.Context, nw network.Network) (network.Net
 	return nw, err
 }
 func (f fakeNetworks) List(_ context.Context, args filter.Args) ([]networks.View, error) {
-	none := networks.View{Network: network.Network{ID: strings.Repeat("0", 64), Name: "none", Driver: "none", Created: birth, EnableIPv4: true, Predefined: true}}
+	none := networks.View{Network: network.Network{ID: strings.Repeat("0", 64), Name: "none", Driver: "null", Created: birth, EnableIPv4: true, Predefined: true}}
 	return []networks.View{blue(), none}, f.e.note("networks", args)
 }
 func (f fakeNetworks) Inspect(_ context.Context, ref string) (networks.View, error) {

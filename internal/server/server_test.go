@@ -145,7 +145,7 @@ func TestBodies(t *testing.T) {
 		{"/networks/n/connect", `{"Container":"c","EndpointConfig":{"IPAMConfig":{"IPv4Address":"foo","IPv6Address":"10.0","LinkLocalIPs":["x"]}}}`,
 			"invalid endpoint settings:\ninvalid IPv4 address: foo\ninvalid IPv6 address: 10.0\ninvalid link-local IP address: x", 400},
 		{"/containers/create", `{"Image":"x","NetworkingConfig":{"EndpointsConfig":{"blue":{"IPAMConfig":{"IPv4Address":"foo"}}}}}`, "invalid endpoint settings:\ninvalid IPv4 address: foo", 400},
-		{"/networks/create", `{"Name":"x","ConfigOnly":true}`, "not part of this version", 501},
+		{"/networks/create", `{"Name":"x","ConfigOnly":true,"Scope":"swarm"}`, "configuration network can only contain network specific fields", 403},
 		{"/volumes/create", `{"Name":"a/b"}`, "includes invalid characters for a local volume name", 400},
 		{"/containers/web/start", `{"Image":1}`, "non-empty request body", 400},
 		{"/containers/web/wait?condition=never", "", `invalid condition: "never"`, 400},

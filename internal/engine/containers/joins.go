@@ -87,12 +87,20 @@ func JoinRequest(rec *container.Record) (network.JoinRequest, error) {
 // Endpoint is what a container asks of one network.
 func Endpoint(rec *container.Record, name string, ep container.EndpointSettings) network.EndpointRequest {
 	return network.EndpointRequest{
-		Network: name, IPv4: ep.IPv4, IPv6: ep.IPv6, MAC: ep.MAC, Aliases: append(slices.Clone(ep.Aliases), rec.ID[:12]), Priority: ep.GwPriority, Options: ep.DriverOpts,
+		Network: name, IPv4: ep.IPv4, IPv6: ep.IPv6, LinkLocal: ep.LinkLocal, MAC: ep.MAC, Aliases: append(slices.Clone(ep.Aliases), rec.ID[:12]), Priority: ep.GwPriority, Options: ep.DriverOpts,
 	}
 }
 
 // exposed lists the ports that -P publishes: all that are exposed and not published by hand.
 func exposed(ports map[string]struct{}, have []network.Port) ([]network.Port, error) {
+	type key struct {
+		proto string
+		port  uint16
+	}
+	taken := map[key]bool{}
+	for p := range network.Each(have) {
+		taken[key{p.Proto, p.ContainerPort}] = true
+	}
 	var list []network.Port
 	for _, spec := range slices.Sorted(maps.Keys(ports)) {
 		numbers, proto, _ := strings.Cut(spec, "/")
@@ -112,8 +120,7 @@ func exposed(ports map[string]struct{}, have []network.Port) ([]network.Port, er
 			return nil, errs.New(errs.Invalid, "invalid exposed port %q", spec)
 		}
 		for p := first; p <= last; p++ {
-			taken := func(h network.Port) bool { return h.Proto == proto && h.ContainerPort == uint16(p) }
-			if !slices.ContainsFunc(have, taken) {
+			if !taken[key{proto, uint16(p)}] {
 				list = append(list, network.Port{Proto: proto, ContainerPort: uint16(p), HostIP: netip.Addr{}})
 			}
 		}

@@ -353,9 +353,9 @@ func exposedPorts(rec *container.Record) []string {
 }
 
 func portNames(from []network.Port, number func(network.Port) uint16) []string {
-	list := make([]string, len(from))
-	for i, p := range from {
-		list[i] = fmt.Sprintf("%d/%s", number(p), p.Proto)
+	list := make([]string, 0, len(from))
+	for p := range network.Each(from) {
+		list = append(list, fmt.Sprintf("%d/%s", number(p), p.Proto))
 	}
 	return list
 }

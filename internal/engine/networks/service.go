@@ -191,7 +191,7 @@ func fixed(rec *container.Record, nw network.Network) error {
 		return errs.New(errs.Forbidden, "container sharing network namespace with another container or host cannot be connected to any other network")
 	case mode == "host" || nw.Driver == "host":
 		return errs.New(errs.Forbidden, "container cannot be disconnected from host network or connected to host network")
-	case nw.Driver == "none":
+	case nw.Driver == "null":
 		return errs.New(errs.Forbidden, "container cannot be connected to multiple networks with one of the networks in private (none) mode")
 	}
 	return nil
@@ -261,7 +261,7 @@ func (s *Service) Disconnect(ctx context.Context, ref, containerRef string, forc
 	if err != nil {
 		return err
 	}
-	if err := fixed(&rec, nw); err != nil && nw.Driver != "none" {
+	if err := fixed(&rec, nw); err != nil && nw.Driver != "null" {
 		return err
 	}
 	key, on := onNetwork(&rec, nw)

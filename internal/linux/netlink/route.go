@@ -358,24 +358,30 @@ func (c *Conn) Addrs() ([]AddrOn, error) {
 	return all, err
 }
 
-// Route is a route of the main table.
+// Route is a route of any table.
 type Route struct {
+	Table uint32 // unix.RT_TABLE_MAIN, or that of a policy (a VPN's, a VRF's)
 	Index int
 	Dst   netip.Prefix // the zero prefix for the default route
 	Via   netip.Addr
 }
 
-// Routes lists the unicast routes of the namespace's main table.
+// Routes lists the routes of all the namespace's tables but those of its own addresses: also the ones that refuse or swallow packets.
 func (c *Conn) Routes() ([]Route, error) {
 	var b Batch
 	b.Begin("list routes", unix.RTM_GETROUTE, 0, make([]byte, unix.SizeofRtMsg))
 	b.End()
 	var all []Route
 	err := c.Dump(&b, func(typ uint16, p []byte) error {
-		if typ != unix.RTM_NEWROUTE || len(p) < unix.SizeofRtMsg || p[4] != unix.RT_TABLE_MAIN || p[7] != unix.RTN_UNICAST {
+		if typ != unix.RTM_NEWROUTE || len(p) < unix.SizeofRtMsg || p[4] == unix.RT_TABLE_LOCAL {
 			return nil
 		}
-		r, bits := Route{}, int(p[1])
+		switch p[7] {
+		case unix.RTN_UNICAST, unix.RTN_BLACKHOLE, unix.RTN_UNREACHABLE, unix.RTN_PROHIBIT:
+		default:
+			return nil
+		}
+		r, bits := Route{Table: uint32(p[4])}, int(p[1])
 		err := Attrs(p[unix.SizeofRtMsg:], func(typ uint16, data []byte) {
 			switch typ {
 			case unix.RTA_DST:
@@ -386,6 +392,8 @@ func (c *Conn) Routes() ([]Route, error) {
 				r.Via, _ = netip.AddrFromSlice(data)
 			case unix.RTA_OIF:
 				r.Index = int(u32(data))
+			case unix.RTA_TABLE:
+				r.Table = u32(data)
 			}
 		})
 		all = append(all, r)

@@ -109,6 +109,24 @@ func DNAT(family, addrReg, portReg uint32) Expr {
 	}}
 }
 
+// DNATAddr sends the connection to the address in the register; the port stays.
+func DNATAddr(family, addrReg uint32) Expr {
+	return Expr{"nat", func(b *netlink.Batch) {
+		b.BE32(unix.NFTA_NAT_TYPE, unix.NFT_NAT_DNAT)
+		b.BE32(unix.NFTA_NAT_FAMILY, family)
+		b.BE32(unix.NFTA_NAT_REG_ADDR_MIN, addrReg)
+	}}
+}
+
+// SNAT gives the connection the address in the register as its source.
+func SNAT(family, addrReg uint32) Expr {
+	return Expr{"nat", func(b *netlink.Batch) {
+		b.BE32(unix.NFTA_NAT_TYPE, unix.NFT_NAT_SNAT)
+		b.BE32(unix.NFTA_NAT_FAMILY, family)
+		b.BE32(unix.NFTA_NAT_REG_ADDR_MIN, addrReg)
+	}}
+}
+
 // Masquerade gives the connection the address of the interface that it leaves by.
 func Masquerade() Expr {
 	return Expr{"masq", func(*netlink.Batch) {}}

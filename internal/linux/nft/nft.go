@@ -120,6 +120,8 @@ type Set struct {
 	Name string
 	Key  []Type
 	Data []Type
+	// Ranges says that each element is a range in every part of its key (Elem.Key to Elem.End); only for concatenations. The kernel copies such a set with every change.
+	Ranges bool
 }
 
 // AddSet makes the set if it is not there.
@@ -134,6 +136,9 @@ func (t *Tx) AddSet(table string, s Set) {
 	}
 	if len(s.Key) > 1 {
 		flags |= 0x80 // NFT_SET_CONCAT
+	}
+	if s.Ranges {
+		flags |= unix.NFT_SET_INTERVAL
 	}
 	id, size := typeOf(s.Key)
 	t.b.BE32(unix.NFTA_SET_FLAGS, flags)
@@ -179,8 +184,8 @@ func (t *Tx) FlushSet(table, set string) {
 	t.b.End()
 }
 
-// Elem is an element: its key, and its data when the set is a map. Both are made by [Cat].
-type Elem struct{ Key, Data []byte }
+// Elem is an element: its key, the key's end in a set of ranges, and its data when the set is a map. All are made by [Cat].
+type Elem struct{ Key, End, Data []byte }
 
 // Cat concatenates parts the way the kernel lays them into registers: each begins at a multiple of four bytes.
 func Cat(parts ...[]byte) []byte {
@@ -231,6 +236,9 @@ func (t *Tx) elems(what string, typ, flags uint16, table, set string, elems []El
 			for _, e := range part {
 				t.b.Nest(unix.NFTA_LIST_ELEM, func() {
 					t.b.Nest(unix.NFTA_SET_ELEM_KEY, func() { t.b.Bytes(unix.NFTA_DATA_VALUE, e.Key) })
+					if len(e.End) > 0 {
+						t.b.Nest(10 /* NFTA_SET_ELEM_KEY_END */, func() { t.b.Bytes(unix.NFTA_DATA_VALUE, e.End) })
+					}
 					if len(e.Data) > 0 && typ == unix.NFT_MSG_NEWSETELEM {
 						t.b.Nest(unix.NFTA_SET_ELEM_DATA, func() { t.b.Bytes(unix.NFTA_DATA_VALUE, e.Data) })
 					}
