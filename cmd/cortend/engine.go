@@ -33,7 +33,6 @@ import (
 	"corten.dev/corten/internal/snapshot/overlay"
 	"corten.dev/corten/internal/snapshot/plain"
 	"corten.dev/corten/internal/version"
-	"corten.dev/corten/internal/volume"
 )
 
 // engine is everything joined. closers run backwards.
@@ -71,7 +70,8 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 	}
 	e.closers = append(e.closers, store.Close)
 	imgs := &withHello{Images: store}
-	vols, err := volume.New(volume.Options{Root: filepath.Join(set.DataRoot, "volumes"), Logger: log})
+	plugins := openPlugins(set, log)
+	vols, err := e.openVolumes(set, plugins)
 	if err != nil {
 		return nil, err
 	}
@@ -131,7 +131,7 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 		Networks:   networks.New(networks.Options{Networks: nets, Containers: ctrs, Events: bus}),
 		System: system.New(system.Options{
 			Containers: ctrs, Images: imgs, Volumes: vols, Trees: trees, Events: bus, Devices: devices,
-			DataRoot: set.DataRoot, Labels: set.Labels, HTTPProxy: set.Proxies.HTTP, HTTPSProxy: set.Proxies.HTTPS, NoProxy: set.Proxies.No, SystemdCgroup: systemd, Debug: log.Enabled(background(), slog.LevelDebug), Version: version.Version,
+			Plugins: plugins.Active, DataRoot: set.DataRoot, Labels: set.Labels, HTTPProxy: set.Proxies.HTTP, HTTPSProxy: set.Proxies.HTTPS, NoProxy: set.Proxies.No, SystemdCgroup: systemd, Debug: log.Enabled(background(), slog.LevelDebug), Version: version.Version,
 		}),
 		Version:         server.VersionInfo{Version: version.Version, Commit: version.Commit},
 		DefaultRegistry: set.DefaultRegistry, Mirrors: set.RegistryMirrors, Insecure: set.InsecureRegistries,

@@ -30,7 +30,7 @@ func noPlugin(_ http.ResponseWriter, r *request) error {
 // absentRoutes are swarm and plugins.
 func (s *Server) absentRoutes() []entry {
 	const swarm = "swarm mode is not part of this version"
-	const plugins = "installing plugins is not part of this version"
+	const plugins = "plugins that docker installs from images are not supported: run the plugin on the host, with its socket, .spec or .json file in a plugin folder"
 	list := []entry{
 		{"GET /swarm", notSwarm},
 		{"GET /swarm/unlockkey", notSwarm},

@@ -18,6 +18,8 @@ import (
 	"corten.dev/corten/internal/engine/images"
 	"corten.dev/corten/internal/engine/system"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/filter"
+	"corten.dev/corten/internal/volume"
 )
 
 // usageView is system df: by type since 1.52, flat lists until 1.52.
@@ -157,7 +159,7 @@ func (u *usageOf) images(ctx context.Context, out *usageView) error {
 }
 
 func (u *usageOf) volumes(ctx context.Context, out *usageView) error {
-	list, err := u.s.Volumes.List(ctx, nil)
+	list, _, err := u.s.Volumes.List(ctx, filter.Args{"driver": {volume.LocalDriver}}) // as Docker does: what plugins keep takes no room here
 	if err != nil {
 		return err
 	}

@@ -99,8 +99,8 @@ func vol() volume.Volume {
 func (f fakeVolumes) Create(_ context.Context, o volume.CreateOptions) (volume.Volume, error) {
 	return vol(), f.e.note("volume", o)
 }
-func (f fakeVolumes) List(_ context.Context, args filter.Args) ([]volume.Volume, error) {
-	return []volume.Volume{vol()}, f.e.note("volumes", args)
+func (f fakeVolumes) List(_ context.Context, args filter.Args) ([]volume.Volume, []string, error) {
+	return []volume.Volume{vol()}, nil, f.e.note("volumes", args)
 }
 func (f fakeVolumes) Inspect(_ context.Context, name string) (volume.Volume, error) {
 	if name != "data" {

@@ -24,7 +24,10 @@ func (s *Server) volumeRoutes() []entry {
 }
 
 func fromVolume(vol volume.Volume) wire.Volume {
-	out := wire.Volume{Name: vol.Name, Driver: vol.Driver, Mountpoint: vol.Mountpoint, Labels: vol.Labels, Options: vol.Options, Scope: "local"}
+	out := wire.Volume{Name: vol.Name, Driver: vol.Driver, Mountpoint: vol.Mountpoint, Labels: vol.Labels, Options: vol.Options, Scope: vol.Scope, Status: vol.Status}
+	if out.Scope == "" {
+		out.Scope = "local"
+	}
 	if !vol.Created.IsZero() {
 		out.CreatedAt = vol.Created.Format(time.RFC3339)
 	}
@@ -36,11 +39,11 @@ func (s *Server) volumesList(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	list, err := s.Volumes.List(r.Context(), filters)
+	list, warnings, err := s.Volumes.List(r.Context(), filters)
 	if err != nil {
 		return err
 	}
-	out := wire.ListResponse{Volumes: make([]wire.Volume, len(list)), Warnings: nil}
+	out := wire.ListResponse{Volumes: make([]wire.Volume, len(list)), Warnings: warnings}
 	for i, vol := range list {
 		out.Volumes[i] = fromVolume(vol)
 	}
@@ -55,7 +58,7 @@ func (s *Server) volumeCreate(w http.ResponseWriter, r *request) error {
 	if body.ClusterVolumeSpec != nil {
 		return notSwarm(w, r)
 	}
-	if body.Name != "" {
+	if body.Name != "" && (body.Driver == "" || body.Driver == volume.LocalDriver) { // plugins have rules of their own
 		if err := parse.VolumeName(body.Name); err != nil {
 			return err
 		}

@@ -51,6 +51,7 @@ type Settings struct {
 	ShmSize      Bytes              `json:"default-shm-size,omitempty"`
 	Ulimits      map[string]*Ulimit `json:"default-ulimits,omitempty"`
 	CDISpecDirs  []string           `json:"cdi-spec-dirs,omitempty"`
+	PluginDirs   []string           `json:"plugin-dirs,omitempty"`
 	ExecOpts     []string           `json:"exec-opts,omitempty"`
 	CgroupParent string             `json:"cgroup-parent,omitempty"`
 	Storage      string             `json:"storage-driver,omitempty"`
@@ -190,6 +191,7 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 	set.Var(&s.ShmSize, "default-shm-size", "Size of /dev/shm")
 	set.Var(&ulimitFlag{s}, "default-ulimit", "Default ulimit (name=soft[:hard])")
 	set.StringArrayVar(&s.CDISpecDirs, "cdi-spec-dir", s.CDISpecDirs, "Folder with descriptions of devices (Container Device Interface); an empty one for none")
+	set.StringArrayVar(&s.PluginDirs, "plugin-dir", nil, "Folder in which plugins are looked for, instead of \"plugins\" in the exec root, /run/docker/plugins, and \"plugins\" in /etc/corten, /usr/lib/corten, /etc/docker, /usr/lib/docker; may be given several times")
 	set.StringArrayVar(&s.ExecOpts, "exec-opt", nil, "Runtime option native.cgroupdriver=cgroupfs|systemd; cgroupfs is the default on every host, systemd or not: a start needs no round trip to systemd, and its daemon-reload cannot take devices away from containers")
 	set.StringVar(&s.CgroupParent, "cgroup-parent", "", "Parent cgroup of all containers")
 	set.StringVarP(&s.Storage, "storage-driver", "s", "", "Snapshot driver (overlay, plain)")
@@ -209,7 +211,7 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 // flagKeys are the keys whose flag has another name.
 var flagKeys = map[string]string{
 	"hosts": "host", "labels": "label", "default-address-pools": "default-address-pool", "dns-opts": "dns-opt",
-	"log-opts": "log-opt", "cdi-spec-dirs": "cdi-spec-dir", "default-ulimits": "default-ulimit", "exec-opts": "exec-opt",
+	"log-opts": "log-opt", "cdi-spec-dirs": "cdi-spec-dir", "plugin-dirs": "plugin-dir", "default-ulimits": "default-ulimit", "exec-opts": "exec-opt",
 	"insecure-registries": "insecure-registry", "registry-mirrors": "registry-mirror", "registry-certs": "registry-certs-dir",
 }
 
@@ -268,7 +270,7 @@ func (s *Settings) check() error {
 	if !slices.Contains([]string{"local", "json-file", "none"}, s.LogDriver) {
 		return errs.New(errs.Invalid, "log driver %q is not part of this version: choose json-file, local or none", s.LogDriver)
 	}
-	for _, folder := range []string{s.DataRoot, s.ExecRoot} {
+	for _, folder := range append([]string{s.DataRoot, s.ExecRoot}, s.PluginDirs...) {
 		if !strings.HasPrefix(folder, "/") {
 			return errs.New(errs.Invalid, "folder %q: give an absolute path", folder)
 		}

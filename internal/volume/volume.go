@@ -64,10 +64,24 @@ type Store interface {
 	LastUsage(name string) (bytes int64, counted time.Time, counting bool)
 }
 
+// Settler is a store that has to know when everybody who survived an engine has mounted again.
+type Settler interface {
+	// Settle is called once, after that: mounts of the last engine that nobody asked for again are taken back.
+	Settle(ctx context.Context) error
+}
+
 // Warner is a store some of whose volumes are kept by others, who may be away.
 type Warner interface {
 	// ListWarned is List, and says what may be missing or old in it.
 	ListWarned(ctx context.Context) (list []Volume, warnings []string, err error)
+}
+
+// LocalOf is the part of a store that keeps the volumes of this host, for those who want no others.
+func LocalOf(s Store) Store {
+	if part, ok := s.(interface{ Local() Store }); ok {
+		return part.Local()
+	}
+	return s
 }
 
 // List lists a store's volumes, with warnings where the store has any to tell.

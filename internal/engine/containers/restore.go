@@ -16,6 +16,7 @@ import (
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/pidfd"
 	"corten.dev/corten/internal/monitor"
+	"corten.dev/corten/internal/volume"
 )
 
 // restore finds every container again as it really is. A record says what was; the monitor, or what it wrote before it ended, says what is:
@@ -73,6 +74,11 @@ func (s *Service) restore(ctx context.Context) error {
 	if rest, ok := s.Networks.(interface{ Settle(context.Context) error }); ok {
 		if err := rest.Settle(ctx); err != nil {
 			s.Log.Error("settle the networks", "error", err)
+		}
+	}
+	if rest, ok := s.Volumes.(volume.Settler); ok {
+		if err := rest.Settle(ctx); err != nil {
+			s.Log.Error("settle the volumes", "error", err)
 		}
 	}
 	s.boot()

@@ -64,8 +64,10 @@ type Options struct {
 	Trees      Trees
 	Events     *events.Bus
 	Devices    Devices // nil: none have names
-	DataRoot   string
-	Labels     []string
+	// Plugins names the plugins in use that implement an interface ("VolumeDriver", "NetworkDriver"); nil: there are none.
+	Plugins  func(iface string) []string
+	DataRoot string
+	Labels   []string
 	// HTTPProxy, HTTPSProxy and NoProxy are the operator's; what is empty is the environment's.
 	HTTPProxy, HTTPSProxy, NoProxy string
 
@@ -101,6 +103,13 @@ func engineID(root string) string {
 	return id
 }
 
+func (s *Service) plugins(iface string) []string {
+	if s.Plugins == nil {
+		return nil
+	}
+	return s.Plugins(iface)
+}
+
 // Info implements [API].
 func (s *Service) Info(ctx context.Context) (Info, error) {
 	list, err := s.Containers.List(ctx, containers.ListOptions{All: true})
@@ -114,8 +123,8 @@ func (s *Service) Info(ctx context.Context) (Info, error) {
 	info := Info{
 		ID: s.id, Containers: len(list), Images: len(imgs), Driver: s.Trees.Name(), DriverStatus: s.driverStatus(), DataRoot: s.DataRoot, Debug: s.Debug, Labels: s.Labels,
 		OSType: "linux", Architecture: machine(), NCPU: goruntime.NumCPU(), DefaultRuntime: "corten", Runtimes: map[string]string{"corten": "built in"},
-		Goroutines: goruntime.NumGoroutine(), FDs: descriptors(), LogDrivers: []string{"json-file", "local", "none"}, VolumeDrivers: []string{"local"},
-		NetworkDrivers: []string{"bridge", "host", "null"}, HTTPProxy: proxy(s.HTTPProxy, "HTTP_PROXY"), HTTPSProxy: proxy(s.HTTPSProxy, "HTTPS_PROXY"), NoProxy: proxy(s.NoProxy, "NO_PROXY"), InitBinary: "corten-init",
+		Goroutines: goruntime.NumGoroutine(), FDs: descriptors(), LogDrivers: []string{"json-file", "local", "none"}, VolumeDrivers: append([]string{"local"}, s.plugins("VolumeDriver")...),
+		NetworkDrivers: append([]string{"bridge", "host", "null"}, s.plugins("NetworkDriver")...), HTTPProxy: proxy(s.HTTPProxy, "HTTP_PROXY"), HTTPSProxy: proxy(s.HTTPSProxy, "HTTPS_PROXY"), NoProxy: proxy(s.NoProxy, "NO_PROXY"), InitBinary: "corten-init",
 	}
 	for _, view := range list {
 		switch view.State.Status {

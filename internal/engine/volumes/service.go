@@ -44,24 +44,28 @@ func (s *Service) Create(ctx context.Context, opts volume.CreateOptions) (volume
 }
 
 // List implements [API].
-func (s *Service) List(ctx context.Context, filters filter.Args) ([]volume.Volume, error) {
+func (s *Service) List(ctx context.Context, filters filter.Args) (list []volume.Volume, warnings []string, err error) {
 	if err := filters.Accept("dangling", "driver", "label", "name"); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	dangling, err := filters.Bool("dangling", false)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	all, err := s.Store.List(ctx)
+	store := s.Store
+	if slices.Equal(filters["driver"], []string{volume.LocalDriver}) {
+		store = volume.LocalOf(store) // without asking any plugin
+	}
+	all, warnings, err := volume.List(ctx, store)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	list := slices.DeleteFunc(all, func(vol volume.Volume) bool {
+	list = slices.DeleteFunc(all, func(vol volume.Volume) bool {
 		return !filters.Exact("driver", vol.Driver) || !filters.Labels("label", vol.Labels) || !filters.Match("name", vol.Name) ||
 			filters.Has("dangling") && dangling != (len(s.Store.Users(vol.Name)) == 0)
 	})
 	slices.SortFunc(list, func(a, b volume.Volume) int { return strings.Compare(a.Name, b.Name) })
-	return list, nil
+	return list, warnings, nil
 }
 
 // Inspect implements [API].
@@ -69,14 +73,16 @@ func (s *Service) Inspect(ctx context.Context, name string) (volume.Volume, erro
 	return s.Store.Get(ctx, name)
 }
 
-// Remove implements [API]. Force forgives a volume that is not there.
+// Remove implements [API]. Force forgives a volume that is not there, and forgets one whose driver is away.
 func (s *Service) Remove(ctx context.Context, name string, force bool) error {
 	vol, err := s.Store.Get(ctx, name)
 	if err != nil {
 		if force && errors.Is(err, errs.NotFound) {
 			return nil
 		}
-		return err
+		if !errors.Is(err, errs.Unavailable) { // then the store has the last word
+			return err
+		}
 	}
 	if err := s.Store.Remove(ctx, name, force); err != nil {
 		return err
@@ -85,7 +91,7 @@ func (s *Service) Remove(ctx context.Context, name string, force bool) error {
 	return nil
 }
 
-// Prune implements [API].
+// Prune implements [API]. As with Docker, volumes that plugins keep stay.
 func (s *Service) Prune(ctx context.Context, filters filter.Args) (Pruned, error) {
 	var pruned Pruned
 	if err := filters.Accept("all", "label", "label!"); err != nil {
@@ -95,7 +101,7 @@ func (s *Service) Prune(ctx context.Context, filters filter.Args) (Pruned, error
 	if err != nil {
 		return pruned, err
 	}
-	all, err := s.Store.List(ctx)
+	all, err := volume.LocalOf(s.Store).List(ctx)
 	if err != nil {
 		return pruned, err
 	}

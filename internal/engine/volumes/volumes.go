@@ -19,7 +19,8 @@ type Pruned struct {
 // API is everything that doors may ask of this service: the verbs of the noun.
 type API interface {
 	Create(ctx context.Context, opts volume.CreateOptions) (volume.Volume, error)
-	List(ctx context.Context, filters filter.Args) ([]volume.Volume, error) // name, label, driver, dangling
+	// List takes the filters name, label, driver and dangling. Warnings tell which driver did not answer.
+	List(ctx context.Context, filters filter.Args) (list []volume.Volume, warnings []string, err error)
 	Inspect(ctx context.Context, name string) (volume.Volume, error)
 	Remove(ctx context.Context, name string, force bool) error
 	Prune(ctx context.Context, filters filter.Args) (Pruned, error) // anonymous ones; all with all=true

@@ -88,12 +88,14 @@ type Store struct {
 	vols    map[string]*entry
 	seen    map[string]string // volumes without a record, and whose they were when someone looked
 	scopes  map[string]string // of drivers that told
+	slow    map[string]bool   // drivers that kept the last unmount waiting: nobody waits for the next one
 	retries bool              // a goroutine works on what is owed
 }
 
 var (
-	_ volume.Store  = (*Store)(nil)
-	_ volume.Warner = (*Store)(nil)
+	_ volume.Store   = (*Store)(nil)
+	_ volume.Warner  = (*Store)(nil)
+	_ volume.Settler = (*Store)(nil)
 )
 
 // The states of a mount.
@@ -156,7 +158,7 @@ func New(opts Options) (*Store, error) {
 		}
 		opts.Boot = strings.TrimSpace(string(boot))
 	}
-	s := &Store{opts: opts, log: opts.Logger, vols: map[string]*entry{}, seen: map[string]string{}, scopes: map[string]string{}}
+	s := &Store{opts: opts, log: opts.Logger, vols: map[string]*entry{}, seen: map[string]string{}, scopes: map[string]string{}, slow: map[string]bool{}}
 	var err error
 	if s.records, err = record.Open[stored](filepath.Join(opts.Root, folder), opts.Logger); err != nil {
 		return nil, fmt.Errorf("open volumes of drivers: %w", err)
@@ -313,6 +315,9 @@ func (s *Store) learn(ctx context.Context, d driver.Driver) {
 	defer s.mu.Unlock()
 	s.scopes[d.Name()] = scope
 }
+
+// Local is the local store.
+func (s *Store) Local() volume.Store { return s.opts.Local }
 
 // Users lists who uses a volume.
 func (s *Store) Users(name string) []string {

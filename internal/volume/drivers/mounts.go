@@ -95,6 +95,7 @@ func (s *Store) leave(ctx context.Context, d driver.Driver, name, user string) e
 	if away(err) || errors.Is(err, errs.NotFound) {
 		return lookup(d.Name(), err)
 	}
+	s.setSlow(d.Name(), false)
 	if err != nil {
 		s.log.Warn("a volume plugin refuses an unmount", "plugin", d.Name(), "volume", name, "id", user, "error", err)
 	}
@@ -114,17 +115,30 @@ func (s *Store) Unmount(ctx context.Context, name, user string) error {
 	if !s.background(func(ctx context.Context) { done <- s.unmount(ctx, name, user) }) {
 		return errs.New(errs.Unavailable, "unmount volume %s: the engine ends", name)
 	}
+	patience := unmountTime
+	s.mu.Lock()
+	if s.slow[rec.Driver] {
+		patience = 0
+	}
+	s.mu.Unlock()
 	select {
 	case err := <-done:
 		if err != nil {
 			return fmt.Errorf("unmount volume %s: %w", name, err)
 		}
 		return nil
-	case <-time.After(unmountTime):
+	case <-time.After(patience):
+		s.setSlow(rec.Driver, true)
 		return errs.New(errs.Unavailable, "unmount volume %s: plugin %s does not answer; it is asked again until it does", name, rec.Driver)
 	case <-ctx.Done():
 		return fmt.Errorf("unmount volume %s: %w", name, context.Cause(ctx))
 	}
+}
+
+func (s *Store) setSlow(driver string, slow bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.slow[driver] = slow
 }
 
 func (s *Store) unmount(ctx context.Context, name, user string) (err error) {
