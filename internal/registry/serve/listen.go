@@ -52,7 +52,7 @@ func (d *doors) handler() http.Handler {
 	// Not through the mux, which cleans paths: what a path means is the registry's affair.
 	routes := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if strings.HasPrefix(req.URL.Path, "/v2") {
-			withNamespace(spaces, req)
+			withNamespace(spaces, w, req)
 			d.r.reg.ServeHTTP(w, req)
 			return
 		}

@@ -119,8 +119,8 @@ func namespaces(conf *config.Config) map[string]string {
 	return m
 }
 
-// withNamespace rewrites /v2/NAME/…?ns=docker.io to /v2/docker.io/NAME/….
-func withNamespace(spaces map[string]string, req *http.Request) {
+// withNamespace rewrites /v2/NAME/…?ns=docker.io to /v2/docker.io/NAME/…, and says so (specification, "Registry Proxying").
+func withNamespace(spaces map[string]string, w http.ResponseWriter, req *http.Request) {
 	if len(spaces) == 0 || req.URL.RawQuery == "" {
 		return
 	}
@@ -128,7 +128,9 @@ func withNamespace(spaces map[string]string, req *http.Request) {
 	if !ok || rest == "" || strings.HasPrefix(rest, "_") {
 		return
 	}
-	if prefix := spaces[req.URL.Query().Get("ns")]; prefix != "" {
+	ns := req.URL.Query().Get("ns")
+	if prefix := spaces[ns]; prefix != "" {
+		w.Header().Set("OCI-Namespace", ns)
 		req.URL.Path, req.URL.RawPath = "/v2/"+prefix+"/"+rest, ""
 	}
 }

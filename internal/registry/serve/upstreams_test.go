@@ -20,8 +20,8 @@ func TestCache(t *testing.T) {
 	}}})
 	wantError(t, "by prefix", front.pull("mirror/one/team/app:1", ""), "")
 	status, h, _ := front.get("/v2/team/app/manifests/1?ns=one.example", "")
-	if status != http.StatusOK || h.Get("Docker-Content-Digest") == "" {
-		t.Errorf("by namespace: %d", status)
+	if status != http.StatusOK || h.Get("Docker-Content-Digest") == "" || h.Get("OCI-Namespace") != "one.example" {
+		t.Errorf("by namespace: %d, %v", status, h)
 	}
 	if status, _, _ := front.get("/v2/team/app/manifests/1?ns=two.example", ""); status != http.StatusNotFound {
 		t.Errorf("by another namespace: %d", status)

@@ -12,7 +12,7 @@ type span struct {
 }
 
 // parseRange reads a Range header (RFC 9110 section 14) for something of that size. One that is not understood, or asks for several parts, is ignored
-// as the RFC allows: all is sent. ok is false when nothing of it lies inside (416).
+// as the RFC allows: all is sent. ok is false when nothing of it lies inside, or it ends before it begins (416).
 func parseRange(header string, size int64) (s span, ok bool) {
 	all := span{length: size}
 	set, found := strings.CutPrefix(header, "bytes=")
@@ -41,8 +41,11 @@ func parseRange(header string, size int64) (s span, ok bool) {
 	end := size - 1
 	if last != "" {
 		n, valid := number(last)
-		if !valid || n < start {
+		if !valid {
 			return all, true
+		}
+		if n < start {
+			return span{}, false
 		}
 		end = min(end, n)
 	}

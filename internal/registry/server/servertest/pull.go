@@ -208,7 +208,7 @@ func pullBlobRange(s *suite) {
 		}
 	}
 	// "An origin server MUST ignore a Range header field that contains a range unit it does not understand", and may one that is invalid.
-	for _, bad := range []string{"lines=1-2", "bytes=5-2", "bytes=x-y", "bytes 1-2", "bytes=-", "bytes=+1-2", "bytes=99999999999999999999-"} {
+	for _, bad := range []string{"lines=1-2", "bytes=x-y", "bytes 1-2", "bytes=-", "bytes=+1-2", "bytes=99999999999999999999-"} {
 		re := s.do("GET", path, nil, header{"Range", bad})
 		s.want(re, 200, 416)
 	}
@@ -220,7 +220,7 @@ func pullBlobRange(s *suite) {
 
 func pullBlobRangeBad(s *suite) {
 	desc := s.push(random(s, 1000))
-	for _, bad := range []string{"bytes=1000-", "bytes=5000-6000", "bytes=-0"} {
+	for _, bad := range []string{"bytes=1000-", "bytes=5000-6000", "bytes=-0", "bytes=500-0"} {
 		re := s.do("GET", s.path("blobs/%s", desc.Digest), nil, header{"Range", bad})
 		s.want(re, 416)
 		s.wantHeader(re, "Content-Range", "bytes */1000")
