@@ -101,7 +101,7 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 		Runtime:  containers.OverRuntime(runtime.New(runtime.Options{Root: filepath.Join(set.ExecRoot, "runtime"), Systemd: systemd, Logger: log})),
 		Monitors: monitors, Trees: trees, Images: imgs, Networks: nets, Volumes: vols, Events: bus, Log: log,
 		ReadExit: monitor.ReadExit, CgroupParent: set.CgroupParent, Network: defaultNetwork(set), SystemdCgroup: systemd, Init: set.Init,
-		Ulimits: ulimits(set), CDI: devices, ShmSize: int64(set.ShmSize), LogConfig: container.LogConfig{Type: set.LogDriver, Config: set.LogOpts},
+		Ulimits: ulimits(set), CDI: devices, ShmSize: int64(set.ShmSize), LogConfig: defaultLog(set), LogDrivers: logDrivers(),
 	})
 	if err != nil {
 		return nil, err
@@ -131,7 +131,7 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 		Networks:   networks.New(networks.Options{Networks: nets, Containers: ctrs, Events: bus}),
 		System: system.New(system.Options{
 			Containers: ctrs, Images: imgs, Volumes: vols, Trees: trees, Events: bus, Devices: devices,
-			Plugins: plugins.Active, DataRoot: set.DataRoot, Labels: set.Labels, HTTPProxy: set.Proxies.HTTP, HTTPSProxy: set.Proxies.HTTPS, NoProxy: set.Proxies.No, SystemdCgroup: systemd, Debug: log.Enabled(background(), slog.LevelDebug), Version: version.Version,
+			Plugins: plugins.Active, DataRoot: set.DataRoot, Labels: set.Labels, HTTPProxy: set.Proxies.HTTP, HTTPSProxy: set.Proxies.HTTPS, NoProxy: set.Proxies.No, SystemdCgroup: systemd, Debug: log.Enabled(background(), slog.LevelDebug), Version: version.Version, LogDriver: defaultLog(set).Type, LogDrivers: logDriverNames(),
 		}),
 		Version:         server.VersionInfo{Version: version.Version, Commit: version.Commit},
 		DefaultRegistry: set.DefaultRegistry, Mirrors: set.RegistryMirrors, Insecure: set.InsecureRegistries,

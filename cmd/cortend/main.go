@@ -52,6 +52,9 @@ func run(args []string) int {
 		}
 	}
 	set, err := settings.Parse(args, os.Stdout)
+	if err == nil {
+		err = checkLogs(set)
+	}
 	switch {
 	case errors.Is(err, pflag.ErrHelp):
 		return 0

@@ -96,8 +96,10 @@ type Host struct {
 
 // LogConfig chooses where output is kept.
 type LogConfig struct {
-	Type   string
+	Type   string // a log driver, or several with commas between them
 	Config map[string]string
+	// Own is set when nobody named a driver: the engine's own format alone, whatever Type says. Type is then what clients are shown, who read logs back of drivers they know only.
+	Own bool `json:",omitempty"`
 }
 
 // RestartPolicy is "no", "always", "unless-stopped", "on-failure" or, ours, "on-unhealthy": as unless-stopped, and a container that its health check finds unhealthy is

@@ -1,6 +1,7 @@
 package logs
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"io/fs"
@@ -16,6 +17,7 @@ const bufferSize = 512 << 10
 // cursor walks the records of a folder, from file to file.
 type cursor struct {
 	dir  string
+	size int // of the buffer; 0: bufferSize
 	f    *os.File
 	num  int64
 	off  int64 // where the bytes behind buf[w] are in the file
@@ -99,7 +101,7 @@ func (c *cursor) at() int64 { return c.off - int64(c.w-c.r) }
 // fill reads more behind what the buffer holds; false when the file has no more for now. Data of earlier records is overwritten.
 func (c *cursor) fill(need int) (bool, error) {
 	if c.buf == nil {
-		c.buf = make([]byte, bufferSize)
+		c.buf = make([]byte, cmp.Or(c.size, bufferSize))
 	}
 	copy(c.buf, c.buf[c.r:c.w])
 	c.r, c.w = 0, c.w-c.r
@@ -170,6 +172,23 @@ func (c *cursor) next(r *logfile.Record) (bool, error) {
 			return false, err
 		}
 		c.gap = c.gap || gap
+	}
+}
+
+// fits reads the next record of this file if it is not younger than ns.
+func (c *cursor) fits(r *logfile.Record, ns int64) (bool, error) {
+	for {
+		size, need, ok := logfile.DecodeRecord(c.buf[c.r:c.w], r)
+		if ok && r.Time <= ns {
+			c.r += size
+			return true, nil
+		}
+		if ok || size > 0 {
+			return false, nil
+		}
+		if more, err := c.fill(need); !more || err != nil {
+			return false, err
+		}
 	}
 }
 

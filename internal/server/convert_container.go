@@ -163,6 +163,18 @@ type inspectView struct {
 	HostConfig      hostView
 	Config          configView
 	NetworkSettings any
+	// LogDestinations is ours: where the log is handed on to, and how that goes.
+	LogDestinations []logDestination `json:",omitempty"`
+}
+
+// logDestination is one destination of a container's log.
+type logDestination struct {
+	Driver  string
+	State   string // "waiting", "connected", "away", "idle"
+	Error   string `json:",omitempty"`
+	Sent    int64  // messages
+	Lost    int64  // lines that the bound of the container's own log took before they were sent
+	Refused int64  // messages that were given up
 }
 
 // oldNetworkSettings is NetworkSettings until 1.51, with the default bridge's endpoint at the top.
@@ -244,6 +256,9 @@ func inspection(view containers.View, version int) inspectView {
 		if profile, found := strings.CutPrefix(strings.Replace(opt, ":", "=", 1), "apparmor="); found {
 			out.AppArmorProfile = profile
 		}
+	}
+	for _, d := range view.LogDestinations {
+		out.LogDestinations = append(out.LogDestinations, logDestination{Driver: d.Driver, State: d.State, Error: d.Error, Sent: d.Sent, Lost: d.Lost, Refused: d.Refused})
 	}
 	nets := endpoints(view.Record, version)
 	if version < 52 {

@@ -46,7 +46,7 @@ func (s *Server) info(w http.ResponseWriter, r *request) error {
 func (s *Server) fromInfo(i system.Info, version int, now time.Time) infoView {
 	out := infoView{Info: wire.Info{
 		ID: i.ID, Name: i.Name, Containers: i.Containers, ContainersRunning: i.Running, ContainersPaused: i.Paused, ContainersStopped: i.Stopped, Images: i.Images,
-		Driver: i.Driver, DriverStatus: orEmpty(i.DriverStatus),
+		Driver: i.Driver, DriverStatus: orEmpty(i.DriverStatus), LoggingDriver: i.LogDriver,
 		Plugins: wire.PluginsInfo{
 			Volume: orEmpty(i.VolumeDrivers), Network: orEmpty(i.NetworkDrivers), Authorization: nil, Log: orEmpty(i.LogDrivers),
 		},
@@ -64,9 +64,6 @@ func (s *Server) fromInfo(i system.Info, version int, now time.Time) infoView {
 		LiveRestoreEnabled: true, Isolation: wirec.IsolationEmpty, InitBinary: i.InitBinary,
 		SecurityOptions: orEmpty(i.SecurityOptions), CDISpecDirs: orEmpty(i.CDISpecDirs), Warnings: i.Warnings,
 	}}
-	if len(i.LogDrivers) > 0 {
-		out.LoggingDriver = i.LogDrivers[0]
-	}
 	for name, path := range i.Runtimes {
 		out.Runtimes[name] = wire.RuntimeWithStatus{Runtime: wire.Runtime{Path: path}}
 	}

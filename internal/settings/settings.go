@@ -127,7 +127,7 @@ func (b *Bytes) Type() string { return "bytes" }
 func Default() Settings {
 	return Settings{
 		Hosts: nil, DataRoot: "/var/lib/corten", ExecRoot: "/run/corten", LogLevel: "info", LogFormat: "text",
-		Group: "docker", NftTable: "", IPForward: true, MTU: 0, LogDriver: "json-file", ShmSize: 64 << 20, CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
+		Group: "docker", NftTable: "", IPForward: true, MTU: 0, ShmSize: 64 << 20, CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
 		RegistryCerts: []string{"/etc/corten/certs.d", "/etc/docker/certs.d"}, MaxDownloads: 6, MaxUploads: 5, MaxAttempts: 5,
 		ImageGC: ImageGC{High: 85, Low: 75, Keep: Duration(7 * 24 * time.Hour)}, ImageBlobs: "auto",
 	}
@@ -186,8 +186,8 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 	set.StringArrayVar(&s.DNS, "dns", nil, "DNS server for containers")
 	set.StringArrayVar(&s.DNSSearch, "dns-search", nil, "DNS search domain for containers")
 	set.StringArrayVar(&s.DNSOptions, "dns-opt", nil, "DNS option for containers")
-	set.StringVar(&s.LogDriver, "log-driver", s.LogDriver, "Default log driver (json-file, local, none)")
-	set.StringToStringVar(&s.LogOpts, "log-opt", nil, "Default log options")
+	set.StringVar(&s.LogDriver, "log-driver", s.LogDriver, "Default log driver, or several with commas between them (local, json-file, syslog, journald, fluentd, gelf, none); without one the engine keeps logs in its own format, which clients are shown as json-file")
+	set.StringToStringVar(&s.LogOpts, "log-opt", nil, "Option of the default log driver (name=value); containers that choose the same driver get it too")
 	set.Var(&s.ShmSize, "default-shm-size", "Size of /dev/shm")
 	set.Var(&ulimitFlag{s}, "default-ulimit", "Default ulimit (name=soft[:hard])")
 	set.StringArrayVar(&s.CDISpecDirs, "cdi-spec-dir", s.CDISpecDirs, "Folder with descriptions of devices (Container Device Interface); an empty one for none")
@@ -266,9 +266,6 @@ func (s *Settings) check() error {
 	}
 	if !slices.Contains([]string{"", "overlay", "overlay2", "plain", "vfs"}, s.Storage) {
 		return errs.New(errs.Invalid, "storage driver %q: choose overlay or plain", s.Storage)
-	}
-	if !slices.Contains([]string{"local", "json-file", "none"}, s.LogDriver) {
-		return errs.New(errs.Invalid, "log driver %q is not part of this version: choose json-file, local or none", s.LogDriver)
 	}
 	for _, folder := range append([]string{s.DataRoot, s.ExecRoot}, s.PluginDirs...) {
 		if !strings.HasPrefix(folder, "/") {

@@ -13,6 +13,7 @@ import (
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/filter"
+	"corten.dev/corten/internal/logs/ship"
 	"corten.dev/corten/internal/runtime"
 	"corten.dev/corten/internal/snapshot"
 )
@@ -35,12 +36,14 @@ type Created struct {
 // View is a container as it is now: the record with a fresh state, and what only live parts know.
 type View struct {
 	container.Record
-	Execs      []string
-	LogPath    string
-	Driver     string         // snapshot driver
-	Place      snapshot.Place // of the tree, for inspection; empty where the driver has no such thing
-	SizeRw     *int64         // only when asked
-	SizeRootFs *int64
+	Execs   []string
+	LogPath string
+	// LogDestinations are those that the log is handed on to; empty where the log stays here.
+	LogDestinations []ship.Status
+	Driver          string         // snapshot driver
+	Place           snapshot.Place // of the tree, for inspection; empty where the driver has no such thing
+	SizeRw          *int64         // only when asked
+	SizeRootFs      *int64
 	// Paths of the generated files.
 	ResolvConfPath, HostnamePath, HostsPath string
 }

@@ -262,12 +262,7 @@ func (s *Service) complete(rec *container.Record) error {
 	if _, ok := rec.Networks[host.NetworkMode]; !ok && !strings.HasPrefix(host.NetworkMode, "container:") {
 		rec.Networks[host.NetworkMode] = container.EndpointSettings{}
 	}
-	if host.Log.Type == "" {
-		host.Log.Type = s.LogConfig.Type
-		if host.Log.Config == nil {
-			host.Log.Config = maps.Clone(s.LogConfig.Config)
-		}
-	}
+	s.defaultLog(&host.Log)
 	if host.Restart.Name == "" {
 		host.Restart.Name = "no"
 	}

@@ -84,6 +84,7 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 	s.emitNetworks(ctx, ctr.id, "disconnect", sandbox)
 	s.dropSessions(ctr)
 	if remove {
+		s.drainLogs(ctx, ctr)
 		if err := s.vanish(ctx, ctr); err != nil {
 			s.Log.Error("remove a container after its end", "container", rec.Name, "error", err)
 		}

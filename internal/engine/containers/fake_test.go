@@ -503,8 +503,8 @@ func TestRefusals(t *testing.T) {
 		"the working directory 'rel' is invalid, it needs to be an absolute path": func(r *containers.CreateRequest) { r.Config.WorkingDir = "rel" },
 		"invalid signal: SIGNONE":                                                 func(r *containers.CreateRequest) { r.Config.StopSignal = "SIGNONE" },
 		"unknown or invalid runtime name: kata":                                   func(r *containers.CreateRequest) { r.Host.Runtime = "kata" },
-		"log driver \"syslog\" is not supported":                                  func(r *containers.CreateRequest) { r.Host.Log.Type = "syslog" },
-		"unknown log opt 'colour' for local log driver": func(r *containers.CreateRequest) {
+		"logger: no log driver named 'splunk' is registered":                      func(r *containers.CreateRequest) { r.Host.Log.Type = "splunk" },
+		"unknown log opt 'colour' for log driver local": func(r *containers.CreateRequest) {
 			r.Host.Log = container.LogConfig{Type: "local", Config: map[string]string{"colour": "red"}}
 		},
 		"user namespace mode \"keep-id\" is not supported": func(r *containers.CreateRequest) { r.Host.UsernsMode = "keep-id" },

@@ -92,6 +92,9 @@ func (s *Service) Inspect(ctx context.Context, ref string, size bool) (View, err
 	view := s.view(*ctr.shown())
 	ctr.mu.Lock()
 	view.Execs = ctr.execs
+	for _, f := range ctr.shipping {
+		view.LogDestinations = append(view.LogDestinations, f.Status())
+	}
 	ctr.mu.Unlock()
 	if at, ok := s.Trees.(snapshot.Locator); ok {
 		if view.Place, err = at.Locate(ctr.id); err != nil && !errors.Is(err, errs.NotFound) { // one that is being removed has lost its tree
@@ -109,9 +112,7 @@ func (s *Service) Inspect(ctx context.Context, ref string, size bool) (View, err
 func (s *Service) view(rec container.Record) View {
 	files := s.generatedFiles(&rec)
 	view := View{Record: rec, Driver: s.Trees.Name(), ResolvConfPath: files.ResolvConf, HostnamePath: files.Hostname, HostsPath: files.Hosts}
-	if rec.Host.Log.Type != "none" {
-		view.LogPath = s.logDir(rec.ID)
-	}
+	view.LogPath = s.logPath(&rec)
 	if sec, err := hostspec.ParseSecurityOpt(rec.Host.SecurityOpt); err == nil {
 		view.Host.MaskedPaths, view.Host.ReadonlyPaths = hostspec.HiddenPaths(&rec.Host, sec)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/logs/ship"
 	"corten.dev/corten/internal/monitor"
 )
 
@@ -36,6 +37,7 @@ type live struct {
 	execs    []string           // ids of its exec sessions
 	sick     bool               // the engine ends this run because it is unhealthy
 	oomTold  bool               // the event of an out-of-memory kill in this run went out
+	shipping []*ship.Follower   // who hands its log on
 }
 
 type waiter struct {

@@ -6,11 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"regexp"
-	"slices"
-	"strings"
 
-	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/logs"
 )
@@ -25,7 +21,11 @@ func (s *Service) Logs(ctx context.Context, ref string, opts LogOptions, begin f
 	if !opts.Stdout && !opts.Stderr {
 		return errs.New(errs.Invalid, "You must choose at least one stream")
 	}
-	if rec.Host.Log.Type == "none" {
+	cfg, err := s.logConfig(rec.Host.Log)
+	if err != nil {
+		return err
+	}
+	if cfg.None || cfg.Unreadable {
 		return errs.New(errs.NotImplemented, "configured logging driver does not support reading")
 	}
 	ctr.mu.Lock()
@@ -50,32 +50,12 @@ func (s *Service) Logs(ctx context.Context, ref string, opts LogOptions, begin f
 	defer log.Close()
 	copts := logs.CopyOptions{Framed: !rec.Config.Tty, Timestamps: opts.Timestamps}
 	if opts.Details {
-		copts.Details = details(rec)
+		if copts.Details, err = s.logInfo(rec, cfg.Shared()).Details(); err != nil {
+			return errors.Join(err, log.Close())
+		}
 	}
 	if err := log.Copy(ctx, w, copts); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("logs of container %s: %w", rec.Name, err)
 	}
 	return nil
-}
-
-// details are the labels and variables that the log options name, "k=v,k=v".
-func details(rec *container.Record) string {
-	opts := rec.Host.Log.Config
-	var list []string
-	pick := func(names, pattern, key, value string) {
-		if names != "" && slices.Contains(strings.Split(names, ","), key) {
-			list = append(list, key+"="+value)
-		} else if re, err := regexp.Compile(pattern); pattern != "" && err == nil && re.MatchString(key) {
-			list = append(list, key+"="+value)
-		}
-	}
-	for key, value := range rec.Config.Labels {
-		pick(opts["labels"], opts["labels-regex"], key, value)
-	}
-	for _, kv := range rec.Config.Env {
-		key, value, _ := strings.Cut(kv, "=")
-		pick(opts["env"], opts["env-regex"], key, value)
-	}
-	slices.Sort(list)
-	return strings.Join(list, ",")
 }

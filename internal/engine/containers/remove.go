@@ -33,6 +33,7 @@ func (s *Service) removeFound(ctx context.Context, ctr *live, opts RemoveOptions
 		return fmt.Errorf("cannot remove container %q: %w", "/"+ctr.record().Name, err)
 	}
 	ctr.waitCleaned()
+	s.drainLogs(ctx, ctr)
 	rec := ctr.record()
 	if err := s.releaseVolumes(ctx, rec, opts.Volumes); err != nil {
 		return s.failRemoval(ctr, err)

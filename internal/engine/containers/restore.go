@@ -161,6 +161,7 @@ func (s *Service) takeOver(ctx context.Context, ctr *live, mon monitor.Monitor, 
 	for id, p := range mon.Sessions() {
 		s.takeOverSession(ctr, id, p)
 	}
+	s.goOnWithLogs(ctr, mon.Exited())
 	if ended { // now, not in the background: the caller wants to see it as it is
 		s.ended(ctx, ctr, mon)
 		return
@@ -269,6 +270,9 @@ func (s *Service) atRest(ctr *live) {
 		ctr.change(func(rec *container.Record) { rec.State.Status = container.Dead })
 	}
 	rec = ctr.record()
+	over := make(chan struct{})
+	close(over)
+	s.goOnWithLogs(ctr, over)
 	if rec.Host.AutoRemove && (rec.State.Status == container.Exited || rec.State.Status == container.Dead) {
 		if err := s.removeFound(s.ctx, ctr, RemoveOptions{Volumes: true}); err != nil {
 			s.Log.Error("remove a container that ended while the engine was away", "container", rec.Name, "error", err)

@@ -2,6 +2,7 @@ package containers
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -18,6 +19,8 @@ import (
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/linux/cgroup"
+	"corten.dev/corten/internal/logs"
+	"corten.dev/corten/internal/logs/ship"
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/monitor"
 	"corten.dev/corten/internal/network"
@@ -122,7 +125,8 @@ type Options struct {
 	Ulimits       map[string]container.Ulimit // defaults of all containers
 	CDI           *hostspec.CDI               // devices by name; nil: none
 	ShmSize       int64                       // default 64 MB
-	LogConfig     container.LogConfig         // default "json-file"
+	LogConfig     container.LogConfig         // of containers that name no driver; default: the own format, shown as "json-file"
+	LogDrivers    map[string]ship.Driver      // by name, beside "local" and "none"
 	Seccomp       string                      // default profile: "" built in, "unconfined", or JSON
 	NoNewPrivs    bool                        // default of all containers
 	StopTimeout   int                         // seconds, default 10
@@ -150,6 +154,8 @@ type Service struct {
 	table table
 	execs execTable
 	plain plainNetworks
+	// watches tells those who hand logs on that there is more.
+	watches *logs.Watches
 }
 
 var _ API = (*Service)(nil)
@@ -164,6 +170,10 @@ func New(opts Options) (*Service, error) {
 	s.maker = &hostspec.Maker{
 		Security: hostspec.NewSecurity(opts.Seccomp, opts.Log), CgroupParent: opts.CgroupParent, SystemdCgroup: opts.SystemdCgroup, NoNewPrivs: opts.NoNewPrivs, Ulimits: opts.Ulimits, CDI: opts.CDI,
 	}
+	if _, err := s.logConfig(s.LogConfig); err != nil {
+		return nil, fmt.Errorf("default log driver: %w", err)
+	}
+	s.watches = logs.NewWatches()
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.table.byID, s.table.byName = map[string]*live{}, map[string]*live{}
 	s.execs.byID = map[string]*session{}
@@ -203,7 +213,7 @@ func (o *Options) fill() error {
 		o.ShmSize = 64 << 20
 	}
 	if o.LogConfig.Type == "" {
-		o.LogConfig.Type = "json-file" // client libraries read the logs of json-file and journald only
+		o.LogConfig.Type, o.LogConfig.Own = "json-file", true // client libraries read the logs of json-file and journald only
 	}
 	if o.StopTimeout == 0 {
 		o.StopTimeout = 10
@@ -231,6 +241,7 @@ func (s *Service) Close() error {
 	s.closed = true
 	s.closing.Unlock()
 	s.work.Wait()
+	s.closeLogs()
 	for _, ctr := range s.table.all() {
 		ctr.mu.Lock()
 		mon := ctr.mon

@@ -109,6 +109,9 @@ func (s *Service) startSteps(ctx context.Context, ctr *live, undo *task.Undo) er
 	r := &run{ctr: ctr, rec: ctr.record(), sources: map[string]string{}, trees: map[string]*os.File{}, idmaps: map[string]hostspec.Mapping{}, joins: map[specs.LinuxNamespaceType]string{}}
 	r.files = s.generatedFiles(r.rec)
 	defer r.release()
+	if err := s.reachLogs(ctx, ctr); err != nil {
+		return err
+	}
 
 	joined := make(chan error, 1)
 	go func() { joined <- s.guard(ctr, func() error { return s.joinNetwork(ctx, r) }) }()
@@ -402,6 +405,7 @@ func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *t
 	s.emitNetworks(ctx, ctr.id, "connect", r.sandbox)
 	s.emit(ctr, "start", nil)
 	s.attachLate(ctx, ctr, mon)
+	s.followLogs(ctr, mon.Exited())
 	s.watch(ctr, mon)
 	s.watchHealth(ctr, mon, proc)
 	s.limitRun(ctr, mon)
@@ -443,15 +447,9 @@ func (s *Service) oomPath(rec *container.Record) string {
 
 func (s *Service) launch(r *run, program []byte, files []*os.File) (monitor.Launch, error) {
 	cfg, host := &r.rec.Config, &r.rec.Host
-	log, err := parseLogConfig(host.Log)
+	log, err := s.ownLog(r.rec)
 	if err != nil {
 		return monitor.Launch{}, err
-	}
-	if host.Log.Type != "none" {
-		log.Path = s.logDir(r.ctr.id)
-		if err := os.Mkdir(log.Path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return monitor.Launch{}, err
-		}
 	}
 	return monitor.Launch{
 		ID: r.ctr.id, Program: program, Files: files, OOMPath: s.oomPath(r.rec), Log: log, ExitPath: s.exitFile(r.ctr.id), Durable: !host.AutoRemove, Attached: r.ctr.takePending(),

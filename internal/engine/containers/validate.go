@@ -67,7 +67,9 @@ func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 			}
 		}
 	}
-	if _, err := parseLogConfig(host.Log); err != nil {
+	log := host.Log
+	s.defaultLog(&log)
+	if _, err := s.logConfig(log); err != nil {
 		return nil, err
 	}
 	if _, err := caps.Resolve(host.CapAdd, nil, false); err != nil {

@@ -88,7 +88,6 @@ func FuzzWords(f *testing.F) {
 		_, _ = parseSet(s)
 		_, _ = Moment(s, time.Now())
 		_, _ = portFilter([]string{s})
-		_, _ = parseLogConfig(container.LogConfig{Config: map[string]string{"max-size": s, "max-file": s}})
 	})
 }
 

@@ -33,6 +33,7 @@ type Info struct {
 	Warnings                                                                                        []string
 	MemoryLimit, SwapLimit, CPUCfsPeriod, CPUCfsQuota, CPUShares, CPUSet, PidsLimit, OomKillDisable bool
 	IPv4Forwarding                                                                                  bool
+	LogDriver                                                                                       string
 	LogDrivers, VolumeDrivers, NetworkDrivers                                                       []string
 	HTTPProxy, HTTPSProxy, NoProxy                                                                  string
 	InitBinary                                                                                      string

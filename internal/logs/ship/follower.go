@@ -1,0 +1,512 @@
+package ship
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"corten.dev/corten/internal/logs"
+	"corten.dev/corten/internal/task"
+)
+
+// Options make a follower.
+type Options struct {
+	Dir     string // the container's log
+	State   string // file of the place in it; its folder is made
+	Driver  Driver
+	Info    Info
+	Watches *logs.Watches
+	Log     *slog.Logger
+}
+
+// Status is how a follower is doing.
+type Status struct {
+	Driver string
+	// State is "connected", "away" (it tries again), "idle" (everything was sent and the container does not run) or "waiting" (not opened yet).
+	State string
+	Error string `json:",omitempty"` // why it is away
+	Sent  int64  // messages
+	// Lost counts lines that the log's bound took before they could be sent; Refused messages that were given up, or that the destination cannot take.
+	Lost, Refused int64
+}
+
+// Follower hands one container's log to one destination.
+type Follower struct {
+	opts   Options
+	policy Policy
+
+	mu      sync.Mutex // guards what follows
+	done    <-chan struct{}
+	turns   chan struct{} // closed and renewed when done changes
+	running bool
+	closing bool
+	ended   chan struct{} // closes when the goroutine has ended
+	cancel  context.CancelFunc
+	status  Status
+	ready   Destination // opened before the start
+}
+
+// New makes a follower that does nothing yet.
+func New(opts Options) *Follower {
+	p := opts.Driver.Policy(opts.Info.Config)
+	p.Wait, p.MaxWait, p.Batch = cmp.Or(p.Wait, 500*time.Millisecond), cmp.Or(p.MaxWait, 30*time.Second), cmp.Or(p.Batch, 256<<10)
+	return &Follower{opts: opts, policy: p, turns: make(chan struct{}), status: Status{Driver: opts.Driver.Name(), State: "waiting"}}
+}
+
+// Reach opens the destination before a container's process starts, unless that may be late or it is open.
+func (f *Follower) Reach(ctx context.Context) error {
+	f.mu.Lock()
+	have := f.policy.Lazy || f.ready != nil || f.running && f.status.State == "connected"
+	f.mu.Unlock()
+	if have {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
+	defer cancel()
+	dest, err := f.opts.Driver.Open(ctx, &f.opts.Info)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.running || f.ready != nil {
+		return dest.Close()
+	}
+	f.ready = dest
+	return nil
+}
+
+const reachTimeout = 10 * time.Second
+
+// Run follows the log until done closes and everything is handed over. A follower that runs goes on with the new done: the container was started again.
+func (f *Follower) Run(done <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closing {
+		return
+	}
+	f.done = done
+	close(f.turns)
+	f.turns = make(chan struct{})
+	if f.running {
+		return
+	}
+	var ctx context.Context
+	ctx, f.cancel = context.WithCancel(context.Background())
+	f.running, f.ended = true, make(chan struct{})
+	go f.run(ctx, f.ended)
+}
+
+// Unreach closes what Reach opened, when the start fails after it.
+func (f *Follower) Unreach() {
+	f.mu.Lock()
+	ready := f.ready
+	f.ready = nil
+	f.mu.Unlock()
+	if ready != nil {
+		ready.Close()
+	}
+}
+
+// Running tells whether there is more to do.
+func (f *Follower) Running() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.running
+}
+
+// Status tells how it is doing.
+func (f *Follower) Status() Status {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.status
+}
+
+// Drain waits until everything was handed over after done closed, as long as the destination takes it; a destination that is away is given up on after grace.
+func (f *Follower) Drain(ctx context.Context, grace time.Duration) {
+	t := time.NewTicker(drainLook)
+	defer t.Stop()
+	away := time.Now()
+	sent := int64(-1)
+	for {
+		f.mu.Lock()
+		running, ended, st := f.running, f.ended, f.status
+		f.mu.Unlock()
+		if !running {
+			return
+		}
+		if st.Sent != sent {
+			sent, away = st.Sent, time.Now()
+		}
+		if time.Since(away) > grace {
+			return
+		}
+		select {
+		case <-ended:
+			return
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+	}
+}
+
+const drainLook = 50 * time.Millisecond
+
+// Close stops the follower where it is. What was not handed over goes on with the next one on the same state.
+func (f *Follower) Close() {
+	f.mu.Lock()
+	f.closing = true
+	cancel, ended := f.cancel, f.ended
+	f.mu.Unlock()
+	f.Unreach()
+	if cancel != nil {
+		cancel()
+		<-ended
+	}
+}
+
+// run is the follower's goroutine. A bug in a driver ends this follower, not the engine; it starts again after a while.
+func (f *Follower) run(ctx context.Context, ended chan struct{}) {
+	defer close(ended)
+	for {
+		err := f.contained(ctx)
+		if ctx.Err() != nil || err == nil && f.finish() {
+			return
+		}
+		if err == nil { // the container was started again
+			continue
+		}
+		f.away(err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(f.policy.MaxWait):
+		}
+	}
+}
+
+// finish ends the goroutine unless the container was started again meanwhile.
+func (f *Follower) finish() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	select {
+	case <-f.done:
+	default:
+		return false
+	}
+	f.running = false
+	f.status.State, f.status.Error = "idle", ""
+	return true
+}
+
+func (f *Follower) contained(ctx context.Context) (err error) {
+	defer task.Contain(f.opts.Log, "log driver "+f.opts.Driver.Name(), &err)
+	return f.follow(ctx)
+}
+
+// course is one pass of a follower, from opening its state to the end of the log.
+type course struct {
+	f      *Follower
+	keeper *keeper
+	state  kept
+	cut    *cutter
+	dest   Destination
+	batch  batch
+}
+
+func (f *Follower) follow(ctx context.Context) error {
+	if err := os.MkdirAll(filepath.Dir(f.opts.State), 0o700); err != nil {
+		return err
+	}
+	keeper, state, err := openKeeper(f.opts.State)
+	if err != nil {
+		return err
+	}
+	c := &course{f: f, keeper: keeper, state: state, cut: newCutter(f.opts.Dir, state.place)}
+	c.batch.limit = f.policy.Batch
+	f.count(&state)
+	defer c.close()
+	changed, remove := f.opts.Watches.Add(f.opts.Dir)
+	defer remove()
+	for {
+		over, turns := f.over()
+		c.cut.ended = over
+		if err := c.drain(ctx); err != nil {
+			return err
+		}
+		if over {
+			return nil
+		}
+		c.cut.tape.Idle()
+		c.batch = batch{limit: c.batch.limit}
+		if err := f.wait(ctx, changed, turns); err != nil {
+			return err
+		}
+	}
+}
+
+func (c *course) close() {
+	c.cut.tape.Close()
+	if c.dest != nil {
+		c.dest.Close()
+	}
+	if err := c.keeper.close(); err != nil {
+		c.f.opts.Log.Warn("close the place in a log", "container", c.f.opts.Info.Name(), "error", err)
+	}
+}
+
+// over tells whether the container's process has ended, and with it the log.
+func (f *Follower) over() (bool, <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	select {
+	case <-f.done:
+		return true, f.turns
+	default:
+		return false, f.turns
+	}
+}
+
+// How often a follower looks when nothing tells it: where the folder cannot be watched, and where it can, in case an event was lost.
+const (
+	lookUnwatched = 100 * time.Millisecond
+	lookWatched   = 5 * time.Second
+)
+
+func (f *Follower) wait(ctx context.Context, changed, turns <-chan struct{}) error {
+	f.mu.Lock()
+	done := f.done
+	f.mu.Unlock()
+	look := lookWatched
+	if changed == nil {
+		look = lookUnwatched
+	}
+	t := time.NewTimer(look)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-changed:
+	case <-done:
+	case <-turns:
+	case <-t.C:
+	}
+	return nil
+}
+
+// drain hands over what there is.
+func (c *course) drain(ctx context.Context) error {
+	for {
+		if err := c.batch.collect(c.cut); err != nil {
+			return err
+		}
+		c.tellMissed()
+		if len(c.batch.msgs) == 0 {
+			return nil
+		}
+		if err := c.deliver(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// tellMissed counts lines that are gone.
+func (c *course) tellMissed() {
+	if c.cut.missed == 0 {
+		return
+	}
+	f := c.f
+	f.opts.Log.Warn("lines of a log were dropped by its bound (max-size, max-file) before they could be sent", "container", f.opts.Info.Name(), "driver", f.opts.Driver.Name(), "lines", c.cut.missed)
+	c.state.Lost += c.cut.missed
+	c.cut.missed = 0
+	f.count(&c.state)
+}
+
+// deliver hands the batch over, however long it takes. It returns early only when ctx ends.
+func (c *course) deliver(ctx context.Context) error {
+	f := c.f
+	wait, tries := f.policy.Wait, 0
+	for len(c.batch.msgs) > 0 {
+		n, err := c.send(ctx)
+		if n > 0 {
+			c.state.place = c.batch.places[n-1]
+			c.state.Sent += int64(n)
+			c.batch.drop(n)
+			wait, tries = f.policy.Wait, 0
+			if kerr := c.kept(); kerr != nil {
+				return kerr
+			}
+		}
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err == nil:
+			f.back()
+			continue
+		case errors.Is(err, ErrRefused) && len(c.batch.msgs) > 0:
+			if err := c.giveUp(1, err); err != nil {
+				return err
+			}
+			continue
+		}
+		if c.dest != nil {
+			c.dest.Close()
+			c.dest = nil
+		}
+		if errors.Is(err, errAgain) {
+			continue
+		}
+		f.away(err)
+		if tries++; f.policy.Tries > 0 && tries >= f.policy.Tries {
+			if err := c.giveUp(len(c.batch.msgs), err); err != nil {
+				return err
+			}
+			tries = 0
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, f.policy.MaxWait)
+	}
+	return nil
+}
+
+// giveUp passes over messages that cannot be delivered.
+func (c *course) giveUp(n int, why error) error {
+	c.f.opts.Log.Warn("messages of a log were given up", "container", c.f.opts.Info.Name(), "driver", c.f.opts.Driver.Name(), "messages", n, "error", why)
+	c.state.place = c.batch.places[n-1]
+	c.state.Refused += int64(n)
+	c.batch.drop(n)
+	return c.kept()
+}
+
+func (c *course) kept() error {
+	if m, ok := c.dest.(Marked); ok {
+		c.state.Mark = m.Mark()
+	}
+	c.f.count(&c.state)
+	return c.keeper.keep(&c.state)
+}
+
+func (c *course) send(ctx context.Context) (int, error) {
+	if c.dest == nil {
+		if err := c.open(ctx); err != nil {
+			return 0, err
+		}
+	}
+	return c.dest.Send(ctx, c.batch.msgs)
+}
+
+func (c *course) open(ctx context.Context) error {
+	f := c.f
+	f.mu.Lock()
+	dest := f.ready
+	f.ready = nil
+	f.mu.Unlock()
+	if dest == nil {
+		octx, cancel := context.WithTimeout(ctx, reachTimeout)
+		defer cancel()
+		var err error
+		if dest, err = f.opts.Driver.Open(octx, &f.opts.Info); err != nil {
+			return err
+		}
+	}
+	c.dest = dest
+	if m, ok := dest.(Marked); ok {
+		if err := m.Resume(c.state.Mark); err != nil {
+			return fmt.Errorf("go on where the last engine stopped: %w", err)
+		}
+	}
+	return nil
+}
+
+// count shows the counters.
+func (f *Follower) count(state *kept) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.status.Sent, f.status.Lost, f.status.Refused = state.Sent, state.Lost, state.Refused
+}
+
+// away notes that the destination is away; the log is told once.
+func (f *Follower) away(err error) {
+	f.mu.Lock()
+	was := f.status.State
+	f.status.State, f.status.Error = "away", err.Error()
+	f.mu.Unlock()
+	if was != "away" {
+		f.opts.Log.Warn("a log's destination is away; what the container says meanwhile is sent later", "container", f.opts.Info.Name(), "driver", f.opts.Driver.Name(), "error", err)
+	}
+}
+
+// back notes that the destination took something.
+func (f *Follower) back() {
+	f.mu.Lock()
+	was := f.status.State
+	f.status.State, f.status.Error = "connected", ""
+	f.mu.Unlock()
+	if was == "away" {
+		f.opts.Log.Info("a log's destination is back", "container", f.opts.Info.Name(), "driver", f.opts.Driver.Name())
+	}
+}
+
+// batch collects messages with memory of its own.
+type batch struct {
+	limit  int
+	msgs   []Message
+	places []place // behind each message
+	arena  []byte
+	left   *Message // did not fit in
+	behind place
+}
+
+// maxBatch bounds the messages of a batch.
+const maxBatch = 4096
+
+func (b *batch) collect(c *cutter) error {
+	b.msgs, b.places, b.arena = b.msgs[:0], b.places[:0], b.arena[:0]
+	for len(b.msgs) < maxBatch {
+		if b.left == nil {
+			var m Message
+			ok, err := c.next(&m, &b.behind)
+			if err != nil {
+				return err
+			}
+			if !ok {
+				break
+			}
+			b.left = &m
+		}
+		if len(b.arena)+len(b.left.Line) > b.limit && len(b.msgs) > 0 {
+			break
+		}
+		b.add()
+	}
+	return nil
+}
+
+// add copies the message into the arena, which must not move while messages point into it.
+func (b *batch) add() {
+	m := *b.left
+	b.left = nil
+	if need := len(b.arena) + len(m.Line); need > cap(b.arena) {
+		grown := make([]byte, len(b.arena), max(need, min(2*cap(b.arena)+4<<10, b.limit)))
+		copy(grown, b.arena)
+		b.arena = grown // the old one lives on in the messages that point into it
+	}
+	at := len(b.arena)
+	b.arena = append(b.arena, m.Line...)
+	m.Line = b.arena[at:len(b.arena):len(b.arena)]
+	b.msgs, b.places = append(b.msgs, m), append(b.places, b.behind)
+}
+
+func (b *batch) drop(n int) { b.msgs, b.places = b.msgs[n:], b.places[n:] }
