@@ -99,7 +99,7 @@ func (s service) Status(req *control.StatusRequest, stream grpc.ServerStreamingS
 	ctx := stream.Context()
 	deadline := time.Now().Add(refWait)
 	for {
-		err := s.Builds.Status(ctx, req.Ref, func(st build.Status) error { return sendStatus(stream, st) })
+		err := s.Builds.Status(ctx, req.Ref, func(st build.Status) error { return eachMessage(st, stream.Send) })
 		if !errors.Is(err, errs.NotFound) || time.Now().After(deadline) {
 			return frontend.WireError(ctx, err)
 		}

@@ -7,8 +7,8 @@ import (
 	control "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/solver/pb"
 	rpc "google.golang.org/genproto/googleapis/rpc/status"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"corten.dev/corten/internal/build"
@@ -20,8 +20,18 @@ import (
 // maxLogs bounds one message of status: clients take 4 MB.
 const maxLogs = 1 << 20
 
-// sendStatus sends what happened, in as many messages as it takes.
-func sendStatus(stream grpc.ServerStreamingServer[control.StatusResponse], st build.Status) error {
+// Trace gives what happened as a client without the control API gets it: the same messages, marshalled, one in each "moby.buildkit.trace" of the stream of POST /build?version=2.
+func (d *Door) Trace(st build.Status) (all [][]byte, err error) {
+	err = eachMessage(st, func(msg *control.StatusResponse) error {
+		raw, err := proto.Marshal(msg)
+		all = append(all, raw)
+		return err
+	})
+	return all, err
+}
+
+// eachMessage puts what happened into as many messages as it takes.
+func eachMessage(st build.Status, send func(*control.StatusResponse) error) error {
 	msg := &control.StatusResponse{}
 	for i := range st.Vertexes {
 		msg.Vertexes = append(msg.Vertexes, wireVertex(&st.Vertexes[i]))
@@ -42,7 +52,7 @@ func sendStatus(stream grpc.ServerStreamingServer[control.StatusResponse], st bu
 			part := data[:min(len(data), maxLogs)]
 			data = data[len(part):]
 			if size += len(part); size > maxLogs {
-				if err := stream.Send(msg); err != nil {
+				if err := send(msg); err != nil {
 					return err
 				}
 				msg, size = &control.StatusResponse{}, len(part)
@@ -50,7 +60,7 @@ func sendStatus(stream grpc.ServerStreamingServer[control.StatusResponse], st bu
 			msg.Logs = append(msg.Logs, &control.VertexLog{Vertex: string(l.Vertex), Timestamp: timestamppb.New(l.Timestamp), Stream: int64(l.Stream), Msg: part})
 		}
 	}
-	return stream.Send(msg)
+	return send(msg)
 }
 
 func wireVertex(v *build.VertexStatus) *control.Vertex {

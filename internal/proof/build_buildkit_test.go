@@ -29,37 +29,10 @@ import (
 // buildKit is BuildKit's own client on the engine's socket, connected as buildx connects it: /grpc for requests, /session for what the engine asks back.
 func buildKit(t *testing.T, e *enginetest.Engine) *bk.Client {
 	t.Helper()
-	upgrade := func(ctx context.Context, path string, meta map[string][]string) (net.Conn, error) {
-		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", strings.TrimPrefix(e.Socket(), "unix://"))
-		if err != nil {
-			return nil, err
-		}
-		req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://engine"+path, nil)
-		if err != nil {
-			return nil, err
-		}
-		req.Header.Set("Connection", "Upgrade")
-		req.Header.Set("Upgrade", "h2c")
-		for key, values := range meta {
-			req.Header[http.CanonicalHeaderKey(key)] = values
-		}
-		if err := req.Write(conn); err != nil {
-			return nil, err
-		}
-		r := bufio.NewReader(conn)
-		resp, err := http.ReadResponse(r, req)
-		if err != nil {
-			return nil, err
-		}
-		if resp.StatusCode != http.StatusSwitchingProtocols {
-			return nil, fmt.Errorf("%s: %s", path, resp.Status)
-		}
-		return &readAhead{Conn: conn, r: r}, nil
-	}
 	client, err := bk.New(t.Context(), "",
-		bk.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return upgrade(ctx, "/grpc", nil) }),
+		bk.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return upgraded(ctx, e, "/grpc", nil) }),
 		bk.WithSessionDialer(func(ctx context.Context, _ string, meta map[string][]string) (net.Conn, error) {
-			return upgrade(ctx, "/session", meta)
+			return upgraded(ctx, e, "/session", meta)
 		}))
 	if err != nil {
 		t.Fatal(err)
@@ -70,6 +43,35 @@ func buildKit(t *testing.T, e *enginetest.Engine) *bk.Client {
 		}
 	})
 	return client
+}
+
+// upgraded is a connection that the engine speaks HTTP/2 on.
+func upgraded(ctx context.Context, e *enginetest.Engine, path string, meta map[string][]string) (net.Conn, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", strings.TrimPrefix(e.Socket(), "unix://"))
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://engine"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", "h2c")
+	for key, values := range meta {
+		req.Header[http.CanonicalHeaderKey(key)] = values
+	}
+	if err := req.Write(conn); err != nil {
+		return nil, err
+	}
+	r := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(r, req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusSwitchingProtocols {
+		return nil, fmt.Errorf("%s: %s", path, resp.Status)
+	}
+	return &readAhead{Conn: conn, r: r}, nil
 }
 
 type readAhead struct {

@@ -1,12 +1,21 @@
 package server
 
-import "net/http"
+import (
+	"context"
+	"net/http"
+
+	"corten.dev/corten/internal/build"
+)
 
 // BuildKit answers BuildKit's clients: it takes the connection of a request for good.
 type BuildKit interface {
 	// Session returns when the session has ended.
 	Session(w http.ResponseWriter, r *http.Request) error
 	GRPC(w http.ResponseWriter, r *http.Request) error
+	// BuildSession gives an open session for a build that was asked for beside it; errs.NotFound.
+	BuildSession(ctx context.Context, id string) (*build.Session, error)
+	// Trace gives what happened as BuildKit's clients read it.
+	Trace(st build.Status) ([][]byte, error)
 }
 
 // buildKitRoutes are the doors of buildx and of the docker client; what is said on the connections, package buildkitapi knows.

@@ -36,6 +36,9 @@ func (s *Server) buildRoutes() []entry {
 
 // build runs a Dockerfile of the tar in the body, or of an address.
 func (s *Server) build(w http.ResponseWriter, r *request) error {
+	if r.query.get("version") == "2" {
+		return s.sessionBuild(w, r)
+	}
 	req, err := s.classicRequest(r)
 	if err != nil {
 		return err
@@ -57,9 +60,12 @@ func (s *Server) build(w http.ResponseWriter, r *request) error {
 	}
 	p := newProgress(w, false)
 	told := &classic{out: p, quiet: r.query.flag("q")}
+	if req.Session.Contexts != nil {
+		told.plan = planOf(ctx, req.Session.Contexts, r.query.get("dockerfile"), r.query.get("target"))
+	}
 	req.Status = told.update
 	resp, err := s.Builds.Build(ctx, req)
-	told.finish()
+	told.finish(err)
 	if err != nil {
 		return p.finish(classicError(p, err))
 	}
@@ -133,8 +139,8 @@ func (s *Server) classicRequest(r *request) (builds.Request, error) {
 	if q.flag("squash") {
 		return req, errs.New(errs.NotImplemented, "squash is not supported: a multi-stage build leaves one layer of a stage")
 	}
-	if v := q.get("version"); v != "" && v != "1" {
-		return req, errs.New(errs.NotImplemented, "builder version %s by /build is not supported: BuildKit's clients use /grpc and /session", v)
+	if v := q.get("version"); v != "" && v != "1" && v != "2" {
+		return req, errs.New(errs.Invalid, "invalid version %q: 1 is the classic builder, 2 is BuildKit", v)
 	}
 	if v := q.get("isolation"); v != "" && v != "default" {
 		return req, errs.New(errs.Invalid, "Unsupported isolation: %q", v)
@@ -151,7 +157,9 @@ func (s *Server) classicRequest(r *request) (builds.Request, error) {
 	set("filename", q.get("dockerfile"))
 	set("target", q.get("target"))
 	set("platform", q.get("platform"))
-	set("context", q.get("remote"))
+	if remote := q.get("remote"); remote != clientSession && remote != uploadRequest {
+		set("context", remote)
+	}
 	set("cgroup-parent", q.get("cgroupparent"))
 	if q.flag("nocache") {
 		attrs["no-cache"] = ""

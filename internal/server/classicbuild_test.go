@@ -49,7 +49,7 @@ func contextTar(t *testing.T) io.Reader {
 	t.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
-	text := "FROM busybox\n"
+	text := "FROM busybox\nENV A=b\nRUN echo hi\nCMD [\"x\"]\n"
 	if err := w.WriteHeader(&tar.Header{Name: "Dockerfile", Mode: 0o644, Size: int64(len(text))}); err != nil {
 		t.Fatal(err)
 	}
@@ -95,10 +95,12 @@ func TestClassicBuild(t *testing.T) {
 	r.Header.Set("X-Registry-Config", "eyJodHRwczovL2luZGV4LmRvY2tlci5pby92MS8iOnsidXNlcm5hbWUiOiJtZSIsInBhc3N3b3JkIjoicHcifX0=")
 	w := httptest.NewRecorder()
 	s.ServeHTTP(w, r)
-	want := `{"stream":"Step 1/2 : FROM busybox\n"}
+	want := `{"stream":"Step 1/4 : FROM busybox\n"}
 {"stream":" ---> Using cache\n"}
-{"stream":"Step 2/2 : RUN echo hi\n"}
+{"stream":"Step 2/4 : ENV A=b\n"}
+{"stream":"Step 3/4 : RUN echo hi\n"}
 {"stream":"hi\n"}
+{"stream":"Step 4/4 : CMD [\"x\"]\n"}
 {"aux":{"ID":"sha256:0123456789abcdef"}}
 {"stream":"Successfully built 0123456789ab\n"}
 {"stream":"Successfully tagged app:latest\n"}
@@ -122,7 +124,7 @@ func TestClassicBuildFails(t *testing.T) {
 		t.Error(w.Body)
 	}
 	for query, part := range map[string]string{
-		"squash=1": "squash is not supported", "version=2": "BuildKit's clients use /grpc", "networkmode=container:x": "is not supported for builds", "buildargs={": "invalid buildargs",
+		"squash=1": "squash is not supported", "version=2": "without the service for builds", "version=3": "2 is BuildKit", "networkmode=container:x": "is not supported for builds", "buildargs={": "invalid buildargs",
 		"memory=lots": "invalid value for memory", "isolation=hyperv": "Unsupported isolation", "securityopt=x": "security options on build", // both were read by nobody
 	} {
 		w := httptest.NewRecorder()
@@ -130,6 +132,44 @@ func TestClassicBuildFails(t *testing.T) {
 		if w.Code < 400 || !strings.Contains(w.Body.String(), part) {
 			t.Errorf("%s: %d %s", query, w.Code, w.Body)
 		}
+	}
+}
+
+// Every instruction is a step, as with docker's builder: ENV and CMD, too, and those of stages that are needed.
+func TestClassicPlan(t *testing.T) {
+	p := parsePlan([]byte("ARG V=1\nFROM base:$V AS one\nENV A=b\nRUN a\nFROM base AS unused\nRUN u\nFROM one\nWORKDIR /w\nCOPY --from=one /x /y\nCMD [\"x\"]\nFROM one AS after\nRUN z\n"), "2")
+	at := func(stage string, i, of int, text string) *classicStep {
+		full := fmt.Sprintf("[%s %d/%d] %s", stage, i, of, text)
+		return &classicStep{name: text, full: full}
+	}
+	for _, step := range []*classicStep{
+		at("one", 1, 3, "FROM docker.io/library/base:1"), at("one", 2, 3, "ONBUILD RUN t"), at("one", 3, 3, "RUN a"),
+		at("stage-2", 1, 2, "WORKDIR /w"), at("linux/amd64 stage-2", 2, 2, "COPY --from=one /x /y"),
+	} {
+		p = p.join(step)
+	}
+	var got []string
+	for i, one := range p {
+		n, of := p.numbers(i)
+		what := ""
+		if one.step != nil {
+			what = one.step.full
+		}
+		got = append(got, fmt.Sprintf("%d/%d %s | %s", n, of, one.text, what))
+	}
+	want := `1/10 ARG V=1 | 
+2/10 FROM base:$V AS one | [one 1/3] FROM docker.io/library/base:1
+2/10  | [one 2/3] ONBUILD RUN t
+3/10 ENV A=b | 
+4/10 RUN a | [one 3/3] RUN a
+5/10 FROM base AS unused | 
+6/10 RUN u | 
+7/10 FROM one | 
+8/10 WORKDIR /w | [stage-2 1/2] WORKDIR /w
+9/10 COPY --from=one /x /y | [linux/amd64 stage-2 2/2] COPY --from=one /x /y
+10/10 CMD ["x"] | `
+	if strings.Join(got, "\n") != want || !p.left("unused") || p.left("one") {
+		t.Error(strings.Join(got, "\n"))
 	}
 }
 

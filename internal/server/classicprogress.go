@@ -12,12 +12,16 @@ import (
 
 // classic tells a build as Docker's first builder did: one step after the other. Steps that run side by side are told in their order, the output of later ones waits.
 //
-//	Step 1/3 : FROM docker.io/library/busybox
-//	Step 2/3 : RUN make
+//	Step 1/4 : FROM docker.io/library/busybox
+//	Step 2/4 : ENV A=b
+//	Step 3/4 : RUN make
 //	 ---> Using cache
+//
+// Every instruction of the Dockerfile is a step, as far as a stage is needed. Where the Dockerfile is not at hand (a context at an address), only what has a vertex counts.
 type classic struct {
 	out   *progress
 	quiet bool
+	plan  plan
 	steps []*classicStep
 	by    map[digest.Digest]*classicStep
 	head  int // the step that is being told
@@ -25,6 +29,7 @@ type classic struct {
 
 type classicStep struct {
 	name      string
+	full      string // with its place in front
 	begun     bool
 	completed bool
 	cached    bool
@@ -48,7 +53,31 @@ func (c *classic) update(st build.Status) {
 	for i := range st.Warnings {
 		c.say("[Warning] " + string(st.Warnings[i].Short) + "\n")
 	}
-	for c.head < len(c.steps) && c.tell(c.steps[c.head]) {
+	c.advance(false)
+}
+
+// advance tells what can be told in order. last: nothing else will happen.
+func (c *classic) advance(last bool) {
+	if c.plan == nil {
+		for c.head < len(c.steps) && (c.tell(c.steps[c.head], c.head+1, len(c.steps)) || last) {
+			c.head++
+		}
+		return
+	}
+	for c.head < len(c.plan) && (len(c.steps) > 0 || last) {
+		one := c.plan[c.head]
+		n, of := c.plan.numbers(c.head)
+		switch {
+		case one.step != nil:
+			if one.text != "" {
+				one.step.name = one.text
+			}
+			if !c.tell(one.step, n, of) {
+				return
+			}
+		case one.text != "" && !c.plan.left(one.stage): // no vertex of its own: none at all, or that of an equal step
+			c.say(fmt.Sprintf("Step %d/%d : %s\n", n, of, one.text))
+		}
 		c.head++
 	}
 }
@@ -60,9 +89,10 @@ func (c *classic) vertex(v *build.VertexStatus) {
 			return
 		}
 		_, name, _ := strings.Cut(v.Name, "] ")
-		step = &classicStep{name: name}
+		step = &classicStep{name: name, full: v.Name}
 		c.by[v.Digest] = step
 		c.steps = append(c.steps, step)
+		c.plan = c.plan.join(step)
 	}
 	step.begun = step.begun || v.Started != nil
 	step.completed = step.completed || v.Completed != nil
@@ -70,13 +100,17 @@ func (c *classic) vertex(v *build.VertexStatus) {
 }
 
 // tell says what is new of a step, and whether that was all.
-func (c *classic) tell(step *classicStep) (over bool) {
+func (c *classic) tell(step *classicStep, n, of int) (over bool) {
 	if !step.begun && !step.completed {
 		return false
 	}
 	if !step.told {
 		step.told = true
-		c.say(fmt.Sprintf("Step %d/%d : %s\n", c.head+1, len(c.steps), step.name))
+		if trigger, ok := strings.CutPrefix(step.name, "ONBUILD "); ok && c.plan != nil {
+			c.say("# Executing build trigger: " + trigger + "\n")
+		} else {
+			c.say(fmt.Sprintf("Step %d/%d : %s\n", n, of, step.name))
+		}
 	}
 	if len(step.output) > 0 {
 		c.say(string(step.output))
@@ -88,12 +122,8 @@ func (c *classic) tell(step *classicStep) (over bool) {
 	return step.completed
 }
 
-// finish tells what waited for a step that never ran.
-func (c *classic) finish() {
-	for ; c.head < len(c.steps); c.head++ {
-		c.tell(c.steps[c.head])
-	}
-}
+// finish tells what waited for a step that never ran, unless the build failed there.
+func (c *classic) finish(err error) { c.advance(err == nil || c.plan == nil) }
 
 func (c *classic) say(text string) {
 	if !c.quiet {

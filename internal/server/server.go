@@ -79,6 +79,7 @@ type Server struct {
 	name    string // of the Server header
 	kernel  atomic.Pointer[string]
 	cancels cancels
+	uploads handIns
 
 	// streams is cancelled by Shutdown, so that answers without an end (events, followed logs, stats) end too.
 	streams context.Context
