@@ -103,6 +103,9 @@ func New(t testing.TB, flags ...string) *Engine {
 // Socket is the address for -H.
 func (e *Engine) Socket() string { return "unix://" + filepath.Join(e.Dir, "e", "corten.sock") }
 
+// Plugins is the only folder that the engine looks through for plugins.
+func (e *Engine) Plugins() string { return filepath.Join(e.Dir, "p") }
+
 // Up starts the engine and waits for its first answer.
 func (e *Engine) Up() {
 	e.t.Helper()
@@ -116,7 +119,8 @@ func (e *Engine) Up() {
 	}
 	defer log.Close()
 	args := append([]string{"-H", e.Socket(), "--data-root", filepath.Join(e.Dir, "d"), "--exec-root", filepath.Join(e.Dir, "e"),
-		"--bridge", e.Bridge, "--bip", e.Subnet, "--nft-table", e.Table, "--config-file", config, "--log-level", "debug"}, e.Flags...)
+		"--bridge", e.Bridge, "--bip", e.Subnet, "--nft-table", e.Table, "--config-file", config, "--log-level", "debug",
+		"--plugin-dir", e.Plugins()}, e.Flags...)
 	if _, err := os.Stat("/run/systemd/system"); err != nil { // systemd has units, not folders
 		args = append(args, "--cgroup-parent", e.Table)
 	}
