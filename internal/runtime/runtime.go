@@ -37,6 +37,7 @@ import (
 	"context"
 	"os"
 
+	"corten.dev/corten/internal/linux/cgroup"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -101,18 +102,17 @@ type Stats struct {
 	PerCPU                                 []uint64
 	ThrottledPeriods, Periods, ThrottledNS uint64
 	MemoryUsage, MemoryLimit, MemoryMax    uint64
-	MemoryStat                             map[string]uint64
-	Failcnt                                uint64
+	MemoryStat                             []Counter // memory.stat, in its order
+	Failcnt, OOMKills, Swap                uint64
 	Pids, PidsLimit                        uint64
 	BlkioServiceBytes, BlkioServiced       []BlkioEntry
 }
 
+// Counter is one line of a file of counters.
+type Counter = cgroup.Counter
+
 // BlkioEntry is one line of a blkio file.
-type BlkioEntry struct {
-	Major, Minor uint64
-	Op           string
-	Value        uint64
-}
+type BlkioEntry = cgroup.BlkioEntry
 
 // Exec describes another process in a running container.
 type Exec struct {

@@ -6,6 +6,7 @@ import (
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/cgroup"
+	"corten.dev/corten/internal/linux/counters"
 )
 
 // Stats are the kernel's figures at this moment.
@@ -14,25 +15,40 @@ func (ctr *Container) Stats() (Stats, error) {
 	if err != nil {
 		return Stats{}, ctr.wrap("stats of", err)
 	}
-	memory, err := ctr.cg.MemoryStat()
+	return fromCgroup(&s), nil
+}
+
+// Meter reads the figures of one container again and again, cheaply. It belongs to one goroutine at a time.
+type Meter struct {
+	ctr *Container
+	cg  *cgroup.Meter
+}
+
+// Meter makes one that keeps its files open as far as the budget goes.
+func (ctr *Container) Meter(keep *counters.Budget) *Meter {
+	return &Meter{ctr: ctr, cg: ctr.cg.Meter(keep)}
+}
+
+// Read reads the figures as they are now; errs.NotFound when the cgroup is gone.
+func (m *Meter) Read() (Stats, error) {
+	s, err := m.cg.Read()
 	if err != nil {
-		return Stats{}, ctr.wrap("stats of", err)
+		return Stats{}, m.ctr.wrap("stats of", err)
 	}
+	return fromCgroup(&s), nil
+}
+
+// Close lets the files go.
+func (m *Meter) Close() { m.cg.Close() }
+
+func fromCgroup(s *cgroup.Stats) Stats {
 	return Stats{
 		CPUTotal: s.CPU.Total, CPUUser: s.CPU.User, CPUSystem: s.CPU.System, PerCPU: s.CPU.PerCPU,
 		Periods: s.CPU.Periods, ThrottledPeriods: s.CPU.ThrottledPeriods, ThrottledNS: s.CPU.ThrottledNS,
-		MemoryUsage: s.Memory.Usage, MemoryLimit: s.Memory.Limit, MemoryMax: s.Memory.MaxUsage, MemoryStat: memory, Failcnt: s.Memory.Failcnt,
-		Pids: s.Pids.Current, PidsLimit: s.Pids.Limit,
-		BlkioServiceBytes: entries(s.Blkio.ServiceBytes), BlkioServiced: entries(s.Blkio.Serviced),
-	}, nil
-}
-
-func entries(list []cgroup.BlkioEntry) []BlkioEntry {
-	out := make([]BlkioEntry, len(list))
-	for i, e := range list {
-		out[i] = BlkioEntry{e.Major, e.Minor, e.Op, e.Value}
+		MemoryUsage: s.Memory.Usage, MemoryLimit: s.Memory.Limit, MemoryMax: s.Memory.MaxUsage, MemoryStat: s.Memory.Stat, Failcnt: s.Memory.Failcnt,
+		OOMKills: s.Memory.OOMKills, Swap: s.Memory.Swap, Pids: s.Pids.Current, PidsLimit: s.Pids.Limit,
+		BlkioServiceBytes: s.Blkio.ServiceBytes, BlkioServiced: s.Blkio.Serviced,
 	}
-	return out
 }
 
 // Event is something that happened to a container.

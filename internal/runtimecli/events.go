@@ -66,9 +66,12 @@ type statsJSON struct {
 func toJSON(s runtime.Stats) (out statsJSON) {
 	out.CPU.Usage = usageJSON{s.CPUTotal, s.PerCPU, s.CPUSystem, s.CPUUser}
 	out.CPU.Throttling = throttlingJSON{s.Periods, s.ThrottledPeriods, s.ThrottledNS}
-	out.Memory.Cache = s.MemoryStat["cache"]
 	out.Memory.Usage = entryJSON{s.MemoryLimit, s.MemoryUsage, s.MemoryMax, s.Failcnt}
-	out.Memory.Raw = s.MemoryStat
+	out.Memory.Raw = make(map[string]uint64, len(s.MemoryStat))
+	for _, c := range s.MemoryStat {
+		out.Memory.Raw[c.Name] = c.Value
+	}
+	out.Memory.Cache = out.Memory.Raw["cache"]
 	out.Pids.Current, out.Pids.Limit = s.Pids, s.PidsLimit
 	for _, e := range s.BlkioServiceBytes {
 		out.Blkio.ServiceBytes = append(out.Blkio.ServiceBytes, blkioJSON(e))

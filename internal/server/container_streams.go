@@ -146,25 +146,35 @@ func (s *Server) containerStats(w http.ResponseWriter, r *request) error {
 	}
 	ctx, cancel := s.endless(r)
 	defer cancel()
-	out := &lazyStream{w: w, contentType: types.MediaTypeJSON}
-	enc := json.NewEncoder(out)
-	err := s.Containers.Stats(ctx, r.id(), once, func(prior, now containers.Stats) error {
+	rc, begun := http.NewResponseController(w), false
+	var line []byte
+	err := s.Containers.Stats(ctx, r.id(), once, func(prior, now *containers.Stats) error {
 		// Without a stream the answer is the first reading that has one before it to compare with; a stopped container has nothing to compare.
 		if !streaming && !once && now.Running && prior.Read.IsZero() {
 			return nil
 		}
-		if err := enc.Encode(statsView(prior, now, r.version)); err != nil {
-			return err
+		if !begun {
+			w.Header()["Content-Type"] = []string{types.MediaTypeJSON}
+			begun = true
+		}
+		// A client that is slow makes the engine wait here and nowhere else: it gets the newest reading next.
+		line = appendStats(line[:0], prior, now, r.version)
+		if _, err := w.Write(line); err != nil {
+			return errEnough // it is gone
 		}
 		if !streaming {
 			return errEnough
 		}
-		return nil
+		return rc.Flush()
 	})
-	if errors.Is(err, errEnough) || ctx.Err() != nil {
-		err = nil
+	switch {
+	case errors.Is(err, errEnough), ctx.Err() != nil, err == nil:
+		return nil
+	case !begun:
+		return err
 	}
-	return out.finish(err)
+	cut(w)
+	return nil
 }
 
 func (s *Server) containerExport(w http.ResponseWriter, r *request) error {

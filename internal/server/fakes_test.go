@@ -246,15 +246,15 @@ func (f fakeContainers) Inspect(_ context.Context, ref string, size bool) (conta
 func (f fakeContainers) Top(_ context.Context, ref string, args []string) ([]string, [][]string, error) {
 	return []string{"PID", "CMD"}, [][]string{{"4711", "httpd"}}, f.verb("top", ref, args)
 }
-func (f fakeContainers) Stats(ctx context.Context, ref string, once bool, fn func(prior, now containers.Stats) error) error {
+func (f fakeContainers) Stats(ctx context.Context, ref string, once bool, fn func(prior, now *containers.Stats) error) error {
 	if err := f.verb("stats", ref, once); err != nil {
 		return err
 	}
-	var prior containers.Stats
+	prior := &containers.Stats{}
 	for i := uint64(1); i <= 3; i++ {
-		now := containers.Stats{ID: webID, Name: "web", Read: birth.Add(time.Duration(i) * time.Second), Running: true, OnlineCPUs: 2, SystemCPU: i * 1e9,
+		now := &containers.Stats{ID: webID, Name: "web", Read: birth.Add(time.Duration(i) * time.Second), Running: true, OnlineCPUs: 2, SystemCPU: i * 1e9,
 			Stats:    runtime.Stats{CPUTotal: i * 1e8, MemoryUsage: 1 << 20, MemoryLimit: 1 << 26, Pids: 3, BlkioServiceBytes: []runtime.BlkioEntry{{Major: 8, Op: "read", Value: 4096}}},
-			Networks: map[string]containers.NetStats{"eth0": {RxBytes: 100 * i, TxBytes: 200 * i}}}
+			Networks: []containers.NetStats{{Name: "eth0", RxBytes: 100 * i, TxBytes: 200 * i}}}
 		if err := fn(prior, now); err != nil {
 			return err
 		}

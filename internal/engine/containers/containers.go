@@ -131,12 +131,16 @@ type Stats struct {
 	Running    bool
 	OnlineCPUs int
 	SystemCPU  uint64 // ns, of the whole host
+	CgroupV2   bool
 	runtime.Stats
-	Networks map[string]NetStats
+	Networks []NetStats
+
+	fault error // why there are none
 }
 
 // NetStats are an interface's counters.
 type NetStats struct {
+	Name                                    string
 	RxBytes, RxPackets, RxErrors, RxDropped uint64
 	TxBytes, TxPackets, TxErrors, TxDropped uint64
 }
@@ -191,8 +195,8 @@ type API interface {
 	List(ctx context.Context, opts ListOptions) ([]View, error)
 	Inspect(ctx context.Context, ref string, size bool) (View, error)
 	Top(ctx context.Context, ref string, psArgs []string) (titles []string, rows [][]string, err error)
-	// Stats gives a reading a second until ctx ends; with once a single one (and with prior a one-second comparison reading first).
-	Stats(ctx context.Context, ref string, once bool, fn func(prior, now Stats) error) error
+	// Stats gives a reading at once and one a second until ctx ends, each with the one before it; with once a single one. Readings are shared: they must not be changed.
+	Stats(ctx context.Context, ref string, once bool, fn func(prior, now *Stats) error) error
 
 	Attach(ctx context.Context, ref string, opts AttachOptions) error
 	// Logs calls begin once the container was found (the door then sends its headers, framed unless tty) and writes to what it returns.

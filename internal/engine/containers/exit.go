@@ -47,6 +47,7 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 	}
 	ctr.mon, ctr.proc = nil, nil
 	told := ctr.oomTold
+	s.figures.ended(ctr)
 	ctr.oomTold, ctr.sick = false, false
 	cleaned := make(chan struct{})
 	ctr.cleaned = cleaned

@@ -19,6 +19,7 @@ import (
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/linux/counters"
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/monitor"
 	"corten.dev/corten/internal/monitor/monitortest"
@@ -316,8 +317,13 @@ func (p *fakeProcess) Resume(context.Context) error { return p.step("resume") }
 func (p *fakeProcess) Update(context.Context, *specs.LinuxResources) error {
 	return p.step("update")
 }
-func (p *fakeProcess) Stats(context.Context) (runtime.Stats, error) { return runtime.Stats{}, nil }
-func (p *fakeProcess) PIDs(context.Context) ([]int, error)          { return []int{p.pid}, nil }
+func (p *fakeProcess) Meter(*counters.Budget) containers.Meter { return fakeMeter{} }
+
+type fakeMeter struct{}
+
+func (fakeMeter) Read() (runtime.Stats, error)             { return runtime.Stats{Pids: 1}, nil }
+func (fakeMeter) Close()                                   {}
+func (p *fakeProcess) PIDs(context.Context) ([]int, error) { return []int{p.pid}, nil }
 func (p *fakeProcess) Delete(context.Context) error {
 	p.mu.Lock()
 	_, here := p.procs[p.id]
@@ -496,7 +502,7 @@ func TestRefusals(t *testing.T) {
 		"No such image: nope":                 func(r *containers.CreateRequest) { r.Config.Image = "nope" },
 		"Minimum memory limit allowed is 6MB": func(r *containers.CreateRequest) { r.Host.Resources.Memory = 1 },
 		"invalid restart policy: unknown policy 'often'; use one of 'no', 'always', 'on-failure', 'unless-stopped', or 'on-unhealthy'": func(r *containers.CreateRequest) { r.Host.Restart.Name = "often" },
-		"can't create 'AutoRemove' container with restart policy":                                                      func(r *containers.CreateRequest) { r.Host.AutoRemove, r.Host.Restart.Name = true, "always" },
+		"can't create 'AutoRemove' container with restart policy":                                                                      func(r *containers.CreateRequest) { r.Host.AutoRemove, r.Host.Restart.Name = true, "always" },
 		"Duplicate mount point: /bind":                                            func(r *containers.CreateRequest) { r.Host.Tmpfs = map[string]string{"/bind": ""} },
 		"invalid mode: sideways":                                                  func(r *containers.CreateRequest) { r.Host.Binds = []string{"/a:/b:sideways"} },
 		"invalid specification: destination can't be '/'":                         func(r *containers.CreateRequest) { r.Host.Binds = []string{"/a:/"} },
@@ -511,8 +517,8 @@ func TestRefusals(t *testing.T) {
 		"a health check given at create": func(r *containers.CreateRequest) {
 			r.Config.Healthcheck = &image.Healthcheck{Test: []string{"CMD", "true"}}
 		},
-		"a health check given at create is not supported": func(r *containers.CreateRequest) { r.Config.Healthcheck = &image.Healthcheck{Retries: 2} },
-		`invalid CapAdd: unknown capability: "CAP_FLY"`:   func(r *containers.CreateRequest) { r.Host.CapAdd = []string{"FLY"} },
+		"a health check given at create is not supported":                          func(r *containers.CreateRequest) { r.Config.Healthcheck = &image.Healthcheck{Retries: 2} },
+		`invalid CapAdd: unknown capability: "CAP_FLY"`:                            func(r *containers.CreateRequest) { r.Host.CapAdd = []string{"FLY"} },
 		"conflicting options: port publishing and the container type network mode": func(r *containers.CreateRequest) { r.Host.NetworkMode, r.Host.PublishAll = "container:x", true },
 		"invalid device cgroup rule format: 'x'":                                   func(r *containers.CreateRequest) { r.Host.Resources.DeviceCgroupRules = []string{"x"} },
 		"invalid ulimit type: speed":                                               func(r *containers.CreateRequest) { r.Host.Resources.Ulimits = []container.Ulimit{{Name: "speed"}} },

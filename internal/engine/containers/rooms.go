@@ -9,6 +9,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/counters"
 	"corten.dev/corten/internal/linux/pidfd"
 	"corten.dev/corten/internal/runtime"
 )
@@ -88,7 +89,7 @@ func (p theProcess) PIDs(context.Context) ([]int, error) { return p.Pids() }
 
 func (p theProcess) Delete(ctx context.Context) error { return p.Container.Delete(ctx, true) }
 
-func (p theProcess) Stats(context.Context) (runtime.Stats, error) { return p.Container.Stats() }
+func (p theProcess) Meter(keep *counters.Budget) Meter { return p.Container.Meter(keep) }
 
 // bare takes the room's own "verb container id:" away: this service says it by name.
 func bare(err error) error {

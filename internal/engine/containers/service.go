@@ -19,6 +19,7 @@ import (
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/linux/cgroup"
+	"corten.dev/corten/internal/linux/counters"
 	"corten.dev/corten/internal/logs"
 	"corten.dev/corten/internal/logs/ship"
 	"corten.dev/corten/internal/manifest"
@@ -50,7 +51,8 @@ type Process interface {
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
 	Update(ctx context.Context, res *specs.LinuxResources) error
-	Stats(ctx context.Context) (runtime.Stats, error)
+	// Meter reads the figures again and again, by files that stay open as far as the budget goes.
+	Meter(keep *counters.Budget) Meter
 	PIDs(ctx context.Context) ([]int, error)
 	// Delete kills what is left and removes state and cgroups.
 	Delete(ctx context.Context) error
@@ -142,6 +144,7 @@ type Service struct {
 	host  func() (*cgroup.Host, error) // looked at once
 	// supports is what the cgroups of this host can limit; looked at once.
 	supports func() cgroup.Support
+	figures  *figures
 
 	// ctx ends with Close; background work belongs to it.
 	ctx    context.Context
@@ -166,7 +169,7 @@ func New(opts Options) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{Options: opts, host: sync.OnceValues(cgroup.Discover), init: &initProgram{dir: opts.ExecRoot}}
-	s.supports = sync.OnceValue(supports(s.host))
+	s.supports, s.figures = sync.OnceValue(supports(s.host)), newFigures()
 	s.maker = &hostspec.Maker{
 		Security: hostspec.NewSecurity(opts.Seccomp, opts.Log), CgroupParent: opts.CgroupParent, SystemdCgroup: opts.SystemdCgroup, NoNewPrivs: opts.NoNewPrivs, Ulimits: opts.Ulimits, CDI: opts.CDI,
 	}

@@ -93,7 +93,7 @@ func TestLifeOfAContainer(t *testing.T) {
 	if strings.Join(titles, " ") != "UID PID PPID C STIME TTY TIME CMD" || len(rows) == 0 || len(rows[0]) != 8 || !strings.HasPrefix(rows[0][7], "sh -c trap") {
 		t.Errorf("top: %v %v", titles, rows)
 	}
-	must(t, h.svc.Stats(bg, "shop", true, func(_, now containers.Stats) error {
+	must(t, h.svc.Stats(bg, "shop", true, func(_, now *containers.Stats) error {
 		if !now.Running || now.MemoryUsage == 0 || now.CPUTotal == 0 || now.SystemCPU == 0 || len(now.Networks) != 1 || now.Pids == 0 {
 			t.Errorf("stats: %+v", now)
 		}
@@ -102,7 +102,7 @@ func TestLifeOfAContainer(t *testing.T) {
 	n := int64(50)
 	_, err = h.svc.Update(bg, "shop", containers.UpdateRequest{Resources: &container.Resources{PidsLimit: &n}})
 	must(t, err)
-	must(t, h.svc.Stats(bg, "shop", true, func(_, now containers.Stats) error {
+	must(t, h.svc.Stats(bg, "shop", true, func(_, now *containers.Stats) error {
 		if now.PidsLimit != 50 {
 			t.Errorf("pids limit %d", now.PidsLimit)
 		}

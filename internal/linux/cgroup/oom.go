@@ -66,7 +66,8 @@ func (m *Manager) OOMKilled() (bool, error) {
 	if v2 {
 		file = "memory.events"
 	}
-	var r reader
+	r := reader{buf: buffers.Get().(*[16384]byte)}
+	defer buffers.Put(r.buf)
 	killed := false
 	lines(r.bytes(dir, file), func(key []byte, val uint64) {
 		if string(key) == "oom_kill" {

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/counters"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -165,11 +167,31 @@ func TestV2Stats(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := "{CPU:{Total:30000 User:20000 System:10000 PerCPU:[] Periods:5 ThrottledPeriods:2 ThrottledNS:7000 BurstPeriods:0 BurstNS:0} " +
-		"Memory:{Usage:1000 MaxUsage:2000 Limit:18446744073709551615 Failcnt:4 Cache:400 RSS:300 InactiveFile:100 Swap:5 SwapLimit:6 Kernel:50 KernelTCP:0 PageFaults:9 MajorFaults:1 OOMKills:2} " +
-		"Pids:{Current:7 Limit:0} Blkio:{ServiceBytes:[{Major:8 Minor:0 Op:Read Value:1} {Major:8 Minor:0 Op:Write Value:2} {Major:8 Minor:0 Op:Discard Value:0}] " +
-		"Serviced:[{Major:8 Minor:0 Op:Read Value:3} {Major:8 Minor:0 Op:Write Value:4} {Major:8 Minor:0 Op:Discard Value:0}]} Hugetlb:[{PageSize:2MB Usage:4096 MaxUsage:0 Failcnt:3}]}"
+		"Memory:{Usage:1000 MaxUsage:2000 Limit:18446744073709551615 Failcnt:3 Cache:400 RSS:300 InactiveFile:100 Swap:5 SwapLimit:6 Kernel:50 KernelTCP:0 PageFaults:9 MajorFaults:1 OOMKills:2 Stat:[{Name:anon Value:300} {Name:file Value:400} {Name:kernel Value:50} {Name:inactive_file Value:100} {Name:pgfault Value:9} {Name:pgmajfault Value:1}]} " +
+		"Pids:{Current:7 Limit:0} Blkio:{ServiceBytes:[{Major:8 Minor:0 Op:read Value:1} {Major:8 Minor:0 Op:write Value:2} {Major:8 Minor:0 Op:discard Value:0}] " +
+		"Serviced:[{Major:8 Minor:0 Op:read Value:3} {Major:8 Minor:0 Op:write Value:4} {Major:8 Minor:0 Op:discard Value:0}]} Hugetlb:[{PageSize:2MB Usage:4096 MaxUsage:0 Failcnt:3}]}"
 	if got := fmt.Sprintf("%+v", st); got != want {
 		t.Errorf("figures\n%s\nwant\n%s", got, want)
+	}
+	// A meter says the same, again and again, and what changed.
+	keep := counters.NewBudget(100)
+	meter := m.Meter(keep)
+	for i := range 2 {
+		again, err := meter.Read()
+		again.Hugetlb = st.Hugetlb
+		if err != nil || !reflect.DeepEqual(again, st) || keep.Used() == 0 {
+			t.Errorf("reading %d: %+v, %v, %d files open", i, again, err, keep.Used())
+		}
+	}
+	if err := os.WriteFile(m.v2+"/pids.current", []byte("9\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := meter.Read(); err != nil || again.Pids.Current != 9 {
+		t.Errorf("%+v, %v", again.Pids, err)
+	}
+	meter.Close()
+	if keep.Used() != 0 {
+		t.Errorf("%d files stay open", keep.Used())
 	}
 	if killed, err := m.OOMKilled(); err != nil || !killed {
 		t.Errorf("oom: %v, %v", killed, err)
