@@ -11,6 +11,7 @@ import (
 
 	"corten.dev/corten/internal/cli/engineapi"
 	"corten.dev/corten/internal/cli/parse"
+	"corten.dev/corten/internal/runwire"
 )
 
 func newCreate() *verb {
@@ -52,6 +53,14 @@ func withHelp(verb string, err error, code int) error {
 
 // create makes the container; a missing image is pulled when --pull allows.
 func (a *app) create(ctx context.Context, api *engineapi.Client, o *ctrFlags, req *container.CreateRequest) (string, error) {
+	return a.making(ctx, api, o, req, func(r engineapi.Request) (made runwire.Made, err error) {
+		err = api.Call(ctx, r, &made)
+		return made, err
+	})
+}
+
+// making is create with a request that may do more than create; send may be called twice.
+func (a *app) making(ctx context.Context, api *engineapi.Client, o *ctrFlags, req *container.CreateRequest, send func(engineapi.Request) (runwire.Made, error)) (string, error) {
 	cid, err := newCIDFile(o.cidfile)
 	if err != nil {
 		return "", err
@@ -66,10 +75,8 @@ func (a *app) create(ctx context.Context, api *engineapi.Client, o *ctrFlags, re
 			return "", err
 		}
 	}
-	q := query("name", o.name, "platform", o.platform)
-	var made container.CreateResponse
-	body := createBody{req, &hostBody{req.HostConfig, o.mounts}}
-	err = api.Post(ctx, "/containers/create", q, body, &made)
+	r := engineapi.Request{Method: "POST", Path: "/containers/create", Query: query("name", o.name, "platform", o.platform), In: createBody{req, &hostBody{req.HostConfig, o.mounts}}}
+	made, err := send(r)
 	var apiErr *engineapi.Error
 	if errors.As(err, &apiErr) && apiErr.Status == 404 && noImage(apiErr.Message) && o.pull == "missing" {
 		if !o.quiet {
@@ -78,7 +85,7 @@ func (a *app) create(ctx context.Context, api *engineapi.Client, o *ctrFlags, re
 		if err := a.pull(ctx, api, req.Image, o); err != nil {
 			return "", err
 		}
-		err = api.Post(ctx, "/containers/create", q, body, &made)
+		made, err = send(r)
 	}
 	if err != nil {
 		return "", err

@@ -99,6 +99,10 @@ func (o *runOptions) run(ctx context.Context, a *app, v *verb, args []string) er
 	if _, err := parseDetachKeys(keys); err != nil {
 		return err
 	}
+	job := &attachment{app: a, api: api, tty: o.tty, keys: keys, rm: o.rm, sigProxy: o.sigProxy && !o.tty, stdin: req.AttachStdin, stdout: req.AttachStdout, stderr: req.AttachStderr}
+	if !o.detach && !o.tty && o.cidfile == "" && (job.stdin || job.stdout || job.stderr) { // an ID that cannot be written to its file must stop the container from being started
+		return job.runAtOnce(ctx, &o.ctrFlags, req)
+	}
 	id, err := a.create(ctx, api, &o.ctrFlags, req)
 	if err != nil {
 		return err
@@ -110,8 +114,7 @@ func (o *runOptions) run(ctx context.Context, a *app, v *verb, args []string) er
 		fmt.Fprintln(a.Out, id)
 		return nil
 	}
-	job := &attachment{app: a, api: api, id: id, tty: o.tty, keys: keys, rm: o.rm, sigProxy: o.sigProxy && !o.tty,
-		stdin: req.AttachStdin, stdout: req.AttachStdout, stderr: req.AttachStderr}
+	job.id = id
 	return job.run(ctx)
 }
 
@@ -221,6 +224,10 @@ func (j *attachment) wait(ctx context.Context) waited {
 	if j.rm {
 		condition = "removed"
 	}
+	return j.waitFor(ctx, condition)
+}
+
+func (j *attachment) waitFor(ctx context.Context, condition string) waited {
 	resp, err := j.api.Do(ctx, engineapi.Request{Method: "POST", Path: "/containers/" + esc(j.id) + "/wait", Query: query("condition", condition)})
 	return waited{resp, err}
 }

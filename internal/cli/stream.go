@@ -28,6 +28,8 @@ type session struct {
 	out, err   io.Writer
 	detachKeys []byte
 	resize     func(term.Size) // tells the engine; nil without a terminal
+	atOnce     bool            // the connection is that of a run in one request
+	last       []byte          // its last word, once run returned
 }
 
 // errDetached is the end of a session by the detach keys.
@@ -166,7 +168,11 @@ func (s *session) run(ctx context.Context) error {
 }
 
 // receive copies the container's output to ours.
-func (s *session) receive() error {
+func (s *session) receive() (err error) {
+	if s.atOnce {
+		s.last, err = engineapi.DemuxRun(s.out, s.err, s.conn)
+		return err
+	}
 	if !s.tty {
 		return engineapi.Demux(s.out, s.err, s.conn)
 	}

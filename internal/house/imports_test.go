@@ -35,6 +35,7 @@ var table = []room{
 	{"reference", "errs", "names of images, for the engine and the client alike"},
 	{"manifest", "errs", "what registries and layouts keep, as pure values"},
 	{"buildwire", "errs", "the words between the client and its door for builds, without BuildKit's weight"},
+	{"runwire", "", "the words between the client and its engine for a run in one request"},
 	// Floor 1: tools. They know words and, where named, each other.
 	{"task", "errs", "undo stacks know nothing"},
 	{"events", words, "a bus of plain values"},
@@ -66,10 +67,10 @@ var table = []room{
 	// Floor 3: the engine's services.
 	{"engine", tools + " probe content snapshot image runtime logs monitor network volume container registry/client build", "one service per noun over the rooms"},
 	// Floor 4: doors translate, never decide.
-	{"server", words + " buildwire task events container image network volume snapshot runtime build engine", "the Docker API"},
+	{"server", words + " buildwire runwire task events container image network volume snapshot runtime build engine", "the Docker API"},
 	{"buildkitapi", words + " build engine", "BuildKit's clients"},
 	{"runtimecli", tools + " runtime", "the OCI command line of the runtime room"},
-	{"cli", words + " buildwire http1", "the client knows the API, not the engine"},
+	{"cli", words + " buildwire runwire http1", "the client knows the API, not the engine"},
 	{"settings", words + " registry/client/rules", "what an operator says"},
 	{"bench", words, "whole commands, from outside"},
 	{"demo", words, "whole commands, from outside"},

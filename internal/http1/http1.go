@@ -129,7 +129,7 @@ func (u *Upgraded) CloseWrite() error {
 }
 
 // Upgrade sends the request with an upgrade to protocol and hands over the connection when the peer agrees (101, or
-// 200 as peers before HTTP upgrades did). Any other answer is returned as a response and keeps the connection.
+// to "tcp" 200 as peers before HTTP upgrades did). Any other answer is returned as a response and keeps the connection.
 func (c *Conn) Upgrade(ctx context.Context, req *Request, protocol string) (*Upgraded, *Response, error) {
 	r := *req
 	r.Header = append([]Field{{"Connection", "Upgrade"}, {"Upgrade", protocol}}, req.Header...)
@@ -140,7 +140,7 @@ func (c *Conn) Upgrade(ctx context.Context, req *Request, protocol string) (*Upg
 		return nil, nil, err
 	}
 	resp, err := c.readHead()
-	if err == nil && (resp.Status == 101 || resp.Status == 200) {
+	if err == nil && (resp.Status == 101 || resp.Status == 200 && protocol == "tcp") {
 		if !stop() {
 			return nil, nil, ctx.Err()
 		}

@@ -23,12 +23,12 @@ func (m *monitor) hand(req *wire.Message, pc *parcel, conn net.Conn, o AttachOpt
 	for _, x := range []struct {
 		on  bool
 		bit uint8
-	}{{o.Stdin, wire.WantStdin}, {o.Stdout, wire.WantStdout}, {o.Stderr, wire.WantStderr}, {o.Framed, wire.Framed}} {
+	}{{o.Stdin, wire.WantStdin}, {o.Stdout, wire.WantStdout}, {o.Stderr, wire.WantStderr}, {o.Framed, wire.Framed}, {o.Shared, wire.Shared}} {
 		if x.on {
 			a.Flags |= x.bit
 		}
 	}
-	fd, begin, err := descriptor(conn, o.Preread)
+	fd, begin, err := descriptor(conn, o.Preread, o.Shared)
 	if err != nil {
 		return fmt.Errorf("attach: %w", err)
 	}
@@ -87,7 +87,7 @@ func (h *handover) finish(end func()) {
 
 // descriptor gives a copy of the connection's own descriptor. A connection that has none of its own (TLS, a websocket), or of which more was read already than
 // fits a packet, gets a socket pair; begin then starts (or gives up) copying, and its channel closes when all output was copied.
-func descriptor(conn net.Conn, preread []byte) (fd int, begin func(start bool) <-chan struct{}, err error) {
+func descriptor(conn net.Conn, preread []byte, shared bool) (fd int, begin func(start bool) <-chan struct{}, err error) {
 	if len(preread) <= maxPreread {
 		switch conn.(type) {
 		case *net.UnixConn, *net.TCPConn:
@@ -112,7 +112,7 @@ func descriptor(conn net.Conn, preread []byte) (fd int, begin func(start bool) <
 			return nil
 		}
 		done := make(chan struct{})
-		go through(conn, inner.(*net.UnixConn), preread, done)
+		go through(conn, inner.(*net.UnixConn), preread, shared, done)
 		return done
 	}, nil
 }
@@ -129,7 +129,7 @@ func duplicate(c syscall.Conn) (fd int, err error) {
 }
 
 // through copies between a connection and the monitor's end until the monitor has sent everything or the client is gone.
-func through(conn net.Conn, inner *net.UnixConn, preread []byte, done chan struct{}) {
+func through(conn net.Conn, inner *net.UnixConn, preread []byte, shared bool, done chan struct{}) {
 	defer close(done)
 	var input sync.WaitGroup
 	input.Add(1)
@@ -151,7 +151,7 @@ func through(conn net.Conn, inner *net.UnixConn, preread []byte, done chan struc
 		input.Wait()
 		return
 	}
-	if c, ok := conn.(interface{ CloseWrite() error }); ok {
+	if c, ok := conn.(interface{ CloseWrite() error }); ok && !shared {
 		c.CloseWrite()
 	}
 	conn.Close()

@@ -88,6 +88,9 @@ type AttachOptions struct {
 	Framed bool
 	// Preread are bytes of stdin that the HTTP server had read already.
 	Preread []byte
+	// Shared leaves the end of the connection to the caller, who kept a copy of its descriptor and says more on it once the attachment ended: the monitor neither ends its sending
+	// side nor waits for the client's. For connections that have a descriptor of their own.
+	Shared bool
 	// DetachKeys is the byte sequence that ends the attachment; empty for none. Only watched with a terminal.
 	DetachKeys []byte
 }

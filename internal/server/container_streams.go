@@ -83,7 +83,7 @@ func attachOptions(r *request) containers.AttachOptions {
 
 // session translates the end of an attach or exec: before the hijack an error is an HTTP error, after it the connection is the monitor's.
 func (s *Server) session(h *hijack, err error) error {
-	if h.taken == nil {
+	if !h.begun {
 		return err
 	}
 	if err != nil {

@@ -113,7 +113,11 @@ func (s *Server) containerCreate(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusCreated, wire.CreateResponse{ID: created.ID, Warnings: append(orEmpty(warnings), created.Warnings...)})
+	made := wire.CreateResponse{ID: created.ID, Warnings: append(orEmpty(warnings), created.Warnings...)}
+	if runs(r, &req) {
+		return s.containerRun(w, r, made)
+	}
+	return writeJSON(w, http.StatusCreated, made)
 }
 
 // toCreate converts the body of create.

@@ -72,7 +72,7 @@ func (s *Server) execStart(w http.ResponseWriter, r *request) error {
 	opts.Hijack = h.take
 	err := s.Containers.ExecStart(r.steady(), r.id(), opts)
 	// A command that is not there is told inside the session: the client then asks for the exit code, which is 126 or 127.
-	if err != nil && h.taken == nil && (errors.Is(err, errs.NoCommand) || errors.Is(err, errs.NotExecutable)) {
+	if err != nil && !h.begun && (errors.Is(err, errs.NoCommand) || errors.Is(err, errs.NotExecutable)) {
 		err = h.say(err.Error())
 	}
 	return s.session(h, err)

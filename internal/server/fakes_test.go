@@ -41,6 +41,8 @@ type engine struct {
 	mu    sync.Mutex
 	asked map[string]any
 	err   error // given by every verb when set
+	// refused is given by Run once it has the connection.
+	refused error
 }
 
 func (e *engine) note(verb string, what any) error {
@@ -308,6 +310,17 @@ func (f fakeContainers) Attach(_ context.Context, ref string, o containers.Attac
 	o.Hijack = nil
 	f.e.note("attach", o)
 	return talk(hijack, v.Config.Tty)
+}
+func (f fakeContainers) Run(_ context.Context, ref string, o containers.AttachOptions, last func(containers.Ended, error) []byte) error {
+	conn, _, err := o.Hijack(false)
+	if err != nil {
+		return err
+	}
+	o.Hijack = nil
+	f.e.note("run", o)
+	io.WriteString(conn, "\x01\x00\x00\x00\x00\x00\x00\x04out\n")
+	conn.Write(last(containers.Ended{Code: 3}, f.e.refused))
+	return conn.Close()
 }
 func (f fakeContainers) Logs(_ context.Context, ref string, o containers.LogOptions, begin func(bool) (io.Writer, error)) error {
 	v, err := find(ref)

@@ -19,26 +19,36 @@ import (
 type hijack struct {
 	w       http.ResponseWriter
 	r       *request
-	taken   net.Conn
+	begun   bool     // the connection is not the HTTP server's any more: whatever happens now, the request cannot be answered again
+	taken   net.Conn // nil also when it broke while it was taken
 	tty     bool
 	preread []byte
 }
 
 // take sends the header and gives the connection away with what was read of it already. Nothing here touches the connection afterwards.
 func (h *hijack) take(tty bool) (net.Conn, []byte, error) {
-	if h.taken != nil {
+	return h.takeWith(tty, upgradeHeader(h.r, tty))
+}
+
+// takeWith is take with what else is to be said first.
+func (h *hijack) takeWith(tty bool, header []byte) (net.Conn, []byte, error) {
+	switch {
+	case h.taken != nil:
 		return h.taken, h.preread, nil
+	case h.begun:
+		return nil, nil, net.ErrClosed
 	}
 	conn, buf, err := http.NewResponseController(h.w).Hijack()
 	if err != nil {
 		return nil, nil, err
 	}
+	h.begun = true
 	// The read deadline of the header must not end a quiet session.
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		_ = conn.Close()
 		return nil, nil, err
 	}
-	if _, err := conn.Write(upgradeHeader(h.r, tty)); err != nil {
+	if _, err := conn.Write(header); err != nil {
 		_ = conn.Close()
 		return nil, nil, err
 	}

@@ -142,13 +142,13 @@ type Request struct {
 
 // Do sends the request and returns the answer if its status is below 400; else an *Error. Close the body.
 func (c *Client) Do(ctx context.Context, r Request) (*http1.Response, error) {
-	resp, _, err := c.do(ctx, r, false)
+	resp, _, err := c.do(ctx, r, "")
 	return resp, err
 }
 
 // Hijack sends the request with an upgrade to a raw stream. Cancelling ctx does not close the stream.
 func (c *Client) Hijack(ctx context.Context, r Request) (*http1.Upgraded, error) {
-	resp, up, err := c.do(ctx, r, true)
+	resp, up, err := c.do(ctx, r, "tcp")
 	if err != nil {
 		return nil, err
 	}
@@ -159,12 +159,23 @@ func (c *Client) Hijack(ctx context.Context, r Request) (*http1.Upgraded, error)
 	return up, nil
 }
 
+// Upgrade sends the request with an upgrade that the engine may not know: then its answer is the ordinary one, and is given. Cancelling ctx does not close the stream.
+func (c *Client) Upgrade(ctx context.Context, r Request, protocol string) (*http1.Upgraded, *http1.Response, error) {
+	resp, up, err := c.do(ctx, r, protocol)
+	return up, resp, err
+}
+
 // Call sends the request and unmarshals the answer into out (nil discards it).
 func (c *Client) Call(ctx context.Context, r Request, out any) error {
 	resp, err := c.Do(ctx, r)
 	if err != nil {
 		return err
 	}
+	return r.Read(resp, out)
+}
+
+// Read reads the answer to the request into out (nil discards it), and closes its body.
+func (r Request) Read(resp *http1.Response, out any) error {
 	defer resp.Body.Close()
 	data, err := io.ReadAll(resp.Body)
 	if err != nil {
@@ -198,7 +209,7 @@ func (c *Client) Delete(ctx context.Context, path string, q url.Values, out any)
 	return c.Call(ctx, Request{Method: "DELETE", Path: path, Query: q}, out)
 }
 
-func (c *Client) do(ctx context.Context, r Request, upgrade bool) (*http1.Response, *http1.Upgraded, error) {
+func (c *Client) do(ctx context.Context, r Request, upgrade string) (*http1.Response, *http1.Upgraded, error) {
 	var payload []byte
 	if r.In != nil {
 		var buf bytes.Buffer
@@ -240,7 +251,7 @@ func (c *Client) isSettled() bool {
 }
 
 // once sends one request on an idle or a new connection.
-func (c *Client) once(ctx context.Context, r Request, payload []byte, upgrade bool) (*http1.Response, *http1.Upgraded, error) {
+func (c *Client) once(ctx context.Context, r Request, payload []byte, upgrade string) (*http1.Response, *http1.Upgraded, error) {
 	for {
 		conn, used, err := c.conn(ctx)
 		if err != nil {
@@ -249,8 +260,8 @@ func (c *Client) once(ctx context.Context, r Request, payload []byte, upgrade bo
 		req := c.build(r, payload)
 		var resp *http1.Response
 		var up *http1.Upgraded
-		if upgrade {
-			up, resp, err = conn.Upgrade(ctx, req, "tcp")
+		if upgrade != "" {
+			up, resp, err = conn.Upgrade(ctx, req, upgrade)
 		} else {
 			resp, err = conn.Do(ctx, req)
 		}

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+
+	"corten.dev/corten/internal/runwire"
 )
 
 // Demux splits docker's multiplexed stream to out and errw. Each frame is
@@ -14,8 +16,20 @@ import (
 // write would else cost a system call per line here, too. Large frames go to a pipe without being copied here, if r has a Direct() net.Conn that is a
 // unix socket's. A stream that ends inside a frame is an error.
 func Demux(out, errw io.Writer, r io.Reader) error {
-	d := demuxer{out: out, err: errw, in: make([]byte, 256<<10), pack: make([]byte, 0, 256<<10)}
-	d.direct[1], d.direct[2] = newSplicer(out, r), newSplicer(errw, r)
+	d := demuxer{out: out, err: errw, last: 3}
+	return d.run(r)
+}
+
+// DemuxRun is Demux for a run in one request (see runwire): it gives the last frame that the engine added to the output, nil when the stream ended without.
+func DemuxRun(out, errw io.Writer, r io.Reader) ([]byte, error) {
+	d := demuxer{out: out, err: errw, last: runwire.Stream}
+	err := d.run(r)
+	return d.word, err
+}
+
+func (d *demuxer) run(r io.Reader) error {
+	d.in, d.pack = make([]byte, 256<<10), make([]byte, 0, 256<<10)
+	d.direct[1], d.direct[2] = newSplicer(d.out, r), newSplicer(d.err, r)
 	for {
 		if d.end == len(d.in) {
 			copy(d.in, d.in[d.start:d.end])
@@ -47,8 +61,10 @@ type demuxer struct {
 	stream     byte
 	pack       []byte // data for one writer, gathered from several frames
 	packFor    byte
+	last       byte // the highest number of a stream that is known here
 	fault      []byte
-	direct     [4]*splicer // by stream
+	word       []byte      // the last frame of runwire.Stream
+	direct     [5]*splicer // by stream
 	large      bool        // the last frame was spliced; the next will be
 }
 
@@ -84,14 +100,19 @@ func (d *demuxer) drain() error {
 			break
 		}
 		head := d.in[d.start : d.start+8]
-		if head[0] > 3 {
+		if head[0] > d.last {
 			return fmt.Errorf("unrecognized stream: %d", head[0])
 		}
 		size := binary.BigEndian.Uint32(head[4:])
 		if size > 1<<31-1 {
 			return fmt.Errorf("frame of %d bytes in stream", size)
 		}
-		d.stream, d.left = head[0], int(size)
+		if d.stream, d.left = head[0], int(size); d.stream == runwire.Stream {
+			if size > runwire.Limit {
+				return fmt.Errorf("last frame of %d bytes in stream", size)
+			}
+			d.word = nil
+		}
 		d.start += 8
 	}
 	if d.start == d.end {
@@ -117,6 +138,10 @@ func (d *demuxer) take(p []byte) error {
 		if len(d.fault) < 64<<10 {
 			d.fault = append(d.fault, p...)
 		}
+		return nil
+	}
+	if d.stream == runwire.Stream {
+		d.word = append(d.word, p...)
 		return nil
 	}
 	if d.packFor != d.stream || len(d.pack)+len(p) > cap(d.pack) || len(p) >= joinMax {

@@ -199,6 +199,9 @@ type API interface {
 	Stats(ctx context.Context, ref string, once bool, fn func(prior, now *Stats) error) error
 
 	Attach(ctx context.Context, ref string, opts AttachOptions) error
+	// Run starts a container with a client attached from its first byte on. When all output was delivered and the process has ended (when it is to be removed: when it is gone), or
+	// when it could not be started, it sends what last says of that, and ends the connection. It returns when that is done, or nobody is there any more to be told.
+	Run(ctx context.Context, ref string, opts AttachOptions, last func(end Ended, refused error) []byte) error
 	// Logs calls begin once the container was found (the door then sends its headers, framed unless tty) and writes to what it returns.
 	Logs(ctx context.Context, ref string, opts LogOptions, begin func(tty bool) (io.Writer, error)) error
 	Resize(ctx context.Context, ref string, height, width uint) error

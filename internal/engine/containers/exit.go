@@ -34,7 +34,7 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 		ctr.mu.Unlock()
 		return
 	}
-	proc := ctr.proc
+	proc, mounts := ctr.proc, ctr.mounts
 	rec := ctr.record()
 	sandbox := rec.Sandbox
 	again := s.restarts(ctr, rec, exit)
@@ -45,7 +45,7 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 	if exit.At.IsZero() {
 		exit.At = time.Now()
 	}
-	ctr.mon, ctr.proc = nil, nil
+	ctr.mon, ctr.proc, ctr.mounts = nil, nil, nil
 	told := ctr.oomTold
 	s.figures.ended(ctr)
 	ctr.oomTold, ctr.sick = false, false
@@ -92,6 +92,7 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 	}
 	s.background(func(context.Context) {
 		defer close(cleaned)
+		mounts.Close() // nil, too
 		s.clear(ctx, rec, mon, proc)
 		if remove {
 			s.clearFolder(ctr)

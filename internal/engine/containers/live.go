@@ -3,6 +3,7 @@ package containers
 import (
 	"context"
 	"fmt"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -28,6 +29,7 @@ type live struct {
 	from     container.Status // what Starting or Removing came from
 	mon      monitor.Monitor
 	proc     Process
+	mounts   *os.File // the run's mount namespace, or nil: see keepMounts
 	waiters  map[*waiter]struct{}
 	pending  []*attachment      // clients that attached before the start
 	cleaned  chan struct{}      // closes when what the last run left was cleared away; nil when there is nothing

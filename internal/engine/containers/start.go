@@ -380,11 +380,12 @@ func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *t
 	if err != nil {
 		return fmt.Errorf("%s: %w", notCreated, err)
 	}
+	mounts := keepMounts(rec, mon)
 	now := time.Now().UTC()
 	kept := *r.sandbox
 	kept.NS = nil // a handle is not part of a record
 	ctr.mu.Lock()
-	ctr.mon, ctr.proc = mon, proc
+	ctr.mon, ctr.proc, ctr.mounts = mon, proc, mounts
 	ctr.changeLocked(func(rec *container.Record) {
 		rec.State = container.State{Status: container.Running, PID: mon.PID(), StartedAt: now, FinishedAt: rec.State.FinishedAt, Boot: s.BootID, Health: firstHealth(&rec.Config)}
 		rec.Sandbox = &kept

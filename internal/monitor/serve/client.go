@@ -12,6 +12,8 @@ import (
 //	   │                          │                        (sending side shut: the client has everything; what it still sends is thrown away,
 //	   │ detach keys ─────────────┼───────────────────────▶  because closing with unread bytes would reset the connection under its output)
 //	   └─ client gone, or stalled ┴──────────────────────────────────────────────────────────▶ removed
+//
+// A shared connection does not linger: the engine has more to say on it, and ends it.
 type client struct {
 	s         *Server
 	p         *process
@@ -286,6 +288,10 @@ func (c *client) detach() {
 func (c *client) linger() {
 	c.lingering, c.finishing = true, false
 	c.out.free()
+	if c.flags&wire.Shared != 0 {
+		c.remove()
+		return
+	}
 	c.since = monotonic()
 	syscall.Shutdown(c.fd, syscall.SHUT_WR)
 	c.tellEnd(0)

@@ -67,6 +67,7 @@ const (
 	WantStdout
 	WantStderr
 	Framed
+	Shared // the engine ends the connection
 )
 
 // Log and launch flags.
