@@ -17,9 +17,9 @@ func (s *Server) volumeRoutes() []entry {
 		{"GET /volumes", s.volumesList},
 		{"POST /volumes/create", s.volumeCreate},
 		{"POST /volumes/prune", s.volumesPrune},
-		{"GET /volumes/*", s.volumeInspect},
-		{"PUT /volumes/*", notSwarm},
-		{"DELETE /volumes/*", s.volumeRemove},
+		{"GET /volumes/**", s.volumeInspect},
+		{"PUT /volumes/**", notSwarm},
+		{"DELETE /volumes/**", s.volumeRemove},
 	}
 }
 

@@ -192,7 +192,10 @@ func (f fakeVolumes) Create(_ context.Context, opts volume.CreateOptions) (volum
 	if name == "" {
 		name = fmt.Sprintf("anon%d", len(f.vols))
 	}
-	vol := volume.Volume{Name: name, Driver: "local", Mountpoint: "/tmp", Anonymous: opts.Name == ""}
+	if err := volume.CheckName(name); err != nil {
+		return volume.Volume{}, err
+	}
+	vol := volume.Volume{Name: name, Driver: "local", Mountpoint: "/tmp", Anonymous: opts.Name == "", Made: true}
 	f.mu.Lock()
 	f.vols[name] = vol
 	f.mu.Unlock()
@@ -513,11 +516,7 @@ func TestRefusals(t *testing.T) {
 		"unknown log opt 'colour' for log driver local": func(r *containers.CreateRequest) {
 			r.Host.Log = container.LogConfig{Type: "local", Config: map[string]string{"colour": "red"}}
 		},
-		"user namespace mode \"keep-id\" is not supported": func(r *containers.CreateRequest) { r.Host.UsernsMode = "keep-id" },
-		"a health check given at create": func(r *containers.CreateRequest) {
-			r.Config.Healthcheck = &image.Healthcheck{Test: []string{"CMD", "true"}}
-		},
-		"a health check given at create is not supported":                          func(r *containers.CreateRequest) { r.Config.Healthcheck = &image.Healthcheck{Retries: 2} },
+		"user namespace mode \"keep-id\" is not supported":                         func(r *containers.CreateRequest) { r.Host.UsernsMode = "keep-id" },
 		`invalid CapAdd: unknown capability: "CAP_FLY"`:                            func(r *containers.CreateRequest) { r.Host.CapAdd = []string{"FLY"} },
 		"conflicting options: port publishing and the container type network mode": func(r *containers.CreateRequest) { r.Host.NetworkMode, r.Host.PublishAll = "container:x", true },
 		"invalid device cgroup rule format: 'x'":                                   func(r *containers.CreateRequest) { r.Host.Resources.DeviceCgroupRules = []string{"x"} },

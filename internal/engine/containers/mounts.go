@@ -185,9 +185,6 @@ func (s *Service) claimMounts(ctx context.Context, ctr *live, undo *task.Undo) e
 func (s *Service) volumeFor(ctx context.Context, mnt container.Mount) (made bool, vol volume.Volume, err error) {
 	opts := volume.CreateOptions{Name: mnt.Name, Driver: mnt.Driver, Labels: mnt.Request.Labels, Options: mnt.Request.DriverOptions}
 	if mnt.Name != "" {
-		if err := volume.CheckName(mnt.Name); err != nil {
-			return false, vol, err
-		}
 		vol, err = s.Volumes.Get(ctx, mnt.Name)
 		if err == nil && len(opts.Options) == 0 && (opts.Driver == "" || opts.Driver == vol.Driver) {
 			return false, vol, nil
@@ -197,6 +194,6 @@ func (s *Service) volumeFor(ctx context.Context, mnt container.Mount) (made bool
 			return false, vol, err
 		}
 	}
-	vol, err = s.Volumes.Create(ctx, opts)
-	return err == nil, vol, err
+	vol, err = s.Volumes.Create(ctx, opts) // also when the driver of one that exists is away: mounting it waits for the driver
+	return vol.Made, vol, err
 }
