@@ -28,8 +28,8 @@ func (s *LocalStore) Fill(ctx context.Context, name string, src *os.File) error 
 	if rec.Filled {
 		return nil
 	}
-	if len(rec.Options) > 0 {
-		err = s.fillMounted(ctx, &rec, src)
+	if rec.isMount() {
+		err = s.fillMounted(ctx, e, &rec, src)
 	} else {
 		err = s.fillPlain(ctx, e, &rec, src)
 	}
@@ -76,7 +76,7 @@ func (s *LocalStore) fillPlain(ctx context.Context, e *entry, rec *stored, src *
 	defer from.Close() //nolint:errcheck // read only
 	defer to.Close()   //nolint:errcheck // a directory
 	aside := filepath.Join(s.dir(rec.Name), fillDir)
-	dir, err := gather(ctx, from, aside)
+	dir, err := gather(ctx, rec, from, aside)
 	if err != nil {
 		return err
 	}
@@ -102,8 +102,8 @@ func (s *LocalStore) adopt(e *entry, rec *stored) {
 	s.mu.Unlock()
 }
 
-// fillMounted fills a volume with options, whose file system is mounted or gets mounted for the while. It is filled whenever it is empty: a tmpfs is new every time.
-func (s *LocalStore) fillMounted(ctx context.Context, rec *stored, src *os.File) (err error) {
+// fillMounted fills a volume whose file system is mounted or gets mounted for the while. It is filled whenever it is empty, since a tmpfs is new every time; only an image knows that it was filled.
+func (s *LocalStore) fillMounted(ctx context.Context, e *entry, rec *stored, src *os.File) (err error) {
 	mounted, err := isMountpoint(s.data(rec.Name))
 	if err != nil {
 		return err
@@ -114,48 +114,79 @@ func (s *LocalStore) fillMounted(ctx context.Context, rec *stored, src *os.File)
 		}
 		defer func() { err = errors.Join(err, s.unmount(rec)) }()
 	}
-	return FillDirectory(ctx, src, s.data(rec.Name))
-}
-
-// FillDirectory copies the tree below src into a directory that is empty, on whatever file system it is; one that is not empty stays as it is.
-func FillDirectory(ctx context.Context, src *os.File, data string) error {
-	aside := filepath.Join(data, inMountFill)
-	if err := removeTree(aside); err != nil {
+	if err := FillDirectory(ctx, src, s.data(rec.Name)); err != nil || !rec.Image {
 		return err
 	}
-	from, to, fill, err := target(src, data)
-	if err != nil || !fill {
-		return err
-	}
-	defer from.Close() //nolint:errcheck // read only
-	defer to.Close()   //nolint:errcheck // a directory
-	dir, err := gather(ctx, from, aside)
+	to, err := openDir(unix.AT_FDCWD, s.data(rec.Name), 0)
 	if err != nil {
 		return err
 	}
-	err = moveEntries(dir, to)
-	if err = errors.Join(err, dir.Close(), removeTree(aside)); err != nil {
+	empty, err := isEmpty(to)
+	if err = errors.Join(err, to.Close()); err != nil || empty {
 		return err
 	}
-	return copyAttributes(from, to)
+	rec.Filled = true
+	return s.save(e, rec, true)
+}
+
+// FillDirectory copies the tree below src into a directory that is empty, on whatever file system it is; one that is not empty stays as it is. It is what Fill does, with both stages
+// inside of the directory: what an earlier attempt did not move to the end is moved first.
+func FillDirectory(ctx context.Context, src *os.File, data string) error {
+	aside, done := filepath.Join(data, inMountFill), filepath.Join(data, inMountFilled)
+	dir, err := openDir(unix.AT_FDCWD, done, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		from, to, fill, err := target(src, data)
+		if err != nil || !fill {
+			return errors.Join(err, removeTree(aside))
+		}
+		dir, err = gather(ctx, &stored{}, from, aside)
+		if err = errors.Join(err, from.Close(), to.Close()); err != nil {
+			return err
+		}
+		if err := os.Rename(aside, done); err != nil {
+			return errors.Join(err, dir.Close(), removeTree(aside))
+		}
+		if err := syncDir(data); err != nil {
+			return errors.Join(err, dir.Close())
+		}
+	} else if err != nil {
+		return err
+	}
+	defer dir.Close()  //nolint:errcheck // a directory
+	var st unix.Stat_t // as it was before moving changes its times
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
+		return &os.PathError{Op: "stat", Path: done, Err: err}
+	}
+	to, err := openDir(unix.AT_FDCWD, data, 0)
+	if err != nil {
+		return err
+	}
+	defer to.Close() //nolint:errcheck // a directory
+	if err := moveEntries(dir, to); err != nil {
+		return err
+	}
+	if err := setAttributes(dir, to, &st); err != nil {
+		return err
+	}
+	return removeTree(done)
 }
 
 // gather copies the tree to a new directory. On an error nothing is left of it.
-func gather(ctx context.Context, from *os.File, aside string) (*os.File, error) {
-	if err := removeTree(aside); err != nil {
+func gather(ctx context.Context, rec *stored, from *os.File, at string) (*os.File, error) {
+	if err := removeTree(at); err != nil {
 		return nil, err
 	}
-	if err := os.Mkdir(aside, 0o700); err != nil {
+	if err := aside(rec, at); err != nil {
 		return nil, err
 	}
-	dir, err := openDir(unix.AT_FDCWD, aside, 0)
+	dir, err := openDir(unix.AT_FDCWD, at, 0)
 	if err == nil {
 		if err = copyTree(ctx, from, dir); err != nil {
 			err = errors.Join(err, dir.Close())
 		}
 	}
 	if err != nil {
-		return nil, errors.Join(err, removeTree(aside))
+		return nil, errors.Join(err, removeTree(at))
 	}
 	return dir, nil
 }

@@ -36,7 +36,8 @@ type Options struct {
 //
 //	<root>/.records/<name>.json    what a volume is; durable before Create returns
 //	<root>/.trash/<name>@<n>       volumes whose removal was begun; finished at start
-//	<root>/<name>/_data            the content, or where the file system of a volume with options is mounted
+//	<root>/<name>/_data            the content, or where the file system of a volume that is one of its own is mounted
+//	<root>/<name>/_image           the file system of a volume with a size, where there are no project quotas; _image@new before it has a record
 //	<root>/<name>/_fill            content from an image on its way in, not complete: dropped when found
 //	<root>/<name>/_filled          the same, complete: what is left of it is moved into _data when found
 //
@@ -68,6 +69,9 @@ type stored struct {
 	// goes. They count only within one Boot of the machine.
 	Mounters []string `json:",omitempty"`
 	Boot     string   `json:",omitempty"`
+	// Project is the project quota of a volume with a size, if that is what bounds it; Image tells that its content is an image.
+	Project uint32 `json:",omitempty"`
+	Image   bool   `json:",omitempty"`
 }
 
 // entry is a volume in memory.
@@ -121,7 +125,7 @@ func (s *LocalStore) data(name string) string { return filepath.Join(s.root, nam
 func (s *LocalStore) volume(rec *stored) Volume {
 	return Volume{
 		Name: rec.Name, Driver: LocalDriver, Mountpoint: s.data(rec.Name), Created: rec.Created,
-		Labels: maps.Clone(rec.Labels), Options: maps.Clone(rec.Options), Anonymous: rec.Anonymous,
+		Labels: maps.Clone(rec.Labels), Options: maps.Clone(rec.Options), Anonymous: rec.Anonymous, Status: rec.status(),
 	}
 }
 
@@ -234,6 +238,9 @@ func newRecord(opts CreateOptions) (*stored, error) {
 	if _, err := parseOptions(rec.Options); err != nil {
 		return nil, fmt.Errorf("create %s: %w", rec.Name, err)
 	}
+	if _, err := sizeOf(rec.Options); err != nil {
+		return nil, fmt.Errorf("create %s: %w", rec.Name, err)
+	}
 	return rec, nil
 }
 
@@ -247,13 +254,22 @@ func (s *LocalStore) make(rec *stored) error {
 		err = os.Chmod(s.data(rec.Name), 0o755) // whatever the umask
 	}
 	if err == nil {
+		err = bound(rec, s.dir(rec.Name))
+	}
+	if err == nil {
 		err = s.records.Put(rec.Name, *rec, true)
+	}
+	if err == nil {
+		err = settleImage(rec, s.dir(rec.Name))
 	}
 	if err != nil {
 		if rerr := s.records.Delete(rec.Name, false); rerr != nil {
 			err = errors.Join(err, rerr)
 		}
-		for _, p := range []string{s.data(rec.Name), s.dir(rec.Name)} {
+		if rerr := unbound(rec, s.dir(rec.Name)); rerr != nil {
+			err = errors.Join(err, rerr)
+		}
+		for _, p := range []string{filepath.Join(s.dir(rec.Name), newImage), s.data(rec.Name), s.dir(rec.Name)} {
 			if rerr := os.Remove(p); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
 				err = errors.Join(err, rerr)
 			}
@@ -331,6 +347,9 @@ func (s *LocalStore) discard(rec *stored) (trash string, err error) {
 	if err := s.unmount(rec); err != nil {
 		return "", err
 	}
+	if err := unbound(rec, s.dir(rec.Name)); err != nil {
+		s.log.Warn("the quota of a removed volume stays", "volume", rec.Name, "project", rec.Project, "err", err)
+	}
 	trash = s.trashName(rec.Name)
 	if err := os.Rename(s.dir(rec.Name), trash); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
@@ -388,9 +407,9 @@ func (s *LocalStore) Usage(ctx context.Context, name string) (int64, error) {
 	if rec == nil {
 		return 0, notFound(name)
 	}
-	if len(rec.Options) > 0 {
+	if rec.isMount() {
 		if mounted, err := isMountpoint(s.data(name)); err != nil || !mounted {
-			return -1, err
+			return s.imageUsage(rec, err)
 		}
 	}
 	dir, err := openDir(unix.AT_FDCWD, s.data(name), 0)
@@ -403,6 +422,18 @@ func (s *LocalStore) Usage(ctx context.Context, name string) (int64, error) {
 		return 0, fmt.Errorf("size of volume %s: %w", name, err)
 	}
 	return size, nil
+}
+
+// imageUsage is what an image that is not mounted takes on disk; what else is not mounted has no size to tell.
+func (s *LocalStore) imageUsage(rec *stored, err error) (int64, error) {
+	if err != nil || !rec.Image {
+		return -1, err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(s.dir(rec.Name), imageFile), &st); err != nil {
+		return -1, fmt.Errorf("size of volume %s: %w", rec.Name, err)
+	}
+	return st.Blocks * 512, nil
 }
 
 // LastUsage implements [Store].

@@ -157,7 +157,11 @@ func TestOptionsRefused(t *testing.T) {
 		{map[string]string{"device": "tmpfs"}, `missing required option: "type"`},
 		{map[string]string{"type": "tmpfs"}, `missing required option: "device"`},
 		{map[string]string{"o": "size=1m"}, `missing required option: "device"`},
-		{map[string]string{"size": "1m"}, "quota size requested but no quota support"},
+		{map[string]string{"size": "1m", "type": "tmpfs", "device": "tmpfs"}, "o=size=… of a tmpfs"},
+		{map[string]string{"size": "1k"}, "is not between"},
+		{map[string]string{"size": "much"}, "is no number of bytes"},
+		{map[string]string{"type": "nfs", "device": "h:/x", "o": "bg,soft"}, "option of mount.nfs"},
+		{map[string]string{"type": "ext4", "device": "img", "o": "loop"}, "absolute path of an image"},
 		{map[string]string{"type": "none", "device": "rel", "o": "bind"}, "absolute path"},
 		{map[string]string{"type": "none", "device": "/x", "o": "remount"}, "remount"},
 	} {

@@ -4,17 +4,20 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/linux/loop"
 )
 
 // Mount returns the directory of a volume. One without options is a directory and nothing else; one with options is mounted for its first user.
 func (s *LocalStore) Mount(ctx context.Context, name, user string) (string, error) {
 	s.mu.Lock()
 	e := s.vols[name]
-	if e != nil && e.rec != nil && len(e.rec.Options) == 0 {
+	if e != nil && e.rec != nil && !e.rec.isMount() {
 		s.mu.Unlock()
 		return s.data(name), nil
 	}
@@ -54,7 +57,7 @@ func (s *LocalStore) Mount(ctx context.Context, name, user string) (string, erro
 func (s *LocalStore) Unmount(ctx context.Context, name, user string) error {
 	s.mu.Lock()
 	e := s.vols[name]
-	if e == nil || e.rec == nil || len(e.rec.Options) == 0 {
+	if e == nil || e.rec == nil || !e.rec.isMount() {
 		s.mu.Unlock()
 		return nil
 	}
@@ -94,28 +97,49 @@ func isMountpoint(path string) (bool, error) {
 	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
 }
 
-// mount mounts the file system of a volume with options on its directory.
+// mount mounts the file system of a volume on its directory.
 func (s *LocalStore) mount(ctx context.Context, rec *stored) error {
-	mo, err := parseOptions(rec.Options)
-	if err == nil {
-		err = mo.resolve(ctx, lookupHost)
-	}
-	if err == nil {
-		err = mo.mountOn(s.data(rec.Name))
-	}
-	if err != nil {
+	if err := s.mountOn(ctx, rec, s.data(rec.Name)); err != nil {
 		return fmt.Errorf("mount volume %s: %w", rec.Name, err)
 	}
 	return nil
+}
+
+func (s *LocalStore) mountOn(ctx context.Context, rec *stored, target string) error {
+	if rec.Image {
+		return mountImage(filepath.Join(filepath.Dir(target), imageFile), target)
+	}
+	mo, err := parseOptions(rec.Options)
+	if err == nil {
+		err = mo.complete(ctx, theHost())
+	}
+	if err == nil {
+		err = mo.mountOn(target)
+	}
+	return err
+}
+
+// mountImage mounts the file system in the image of a volume with a size. What is deleted in it takes no room in the image any more.
+func mountImage(image, target string) error {
+	mo := mountOptions{fstype: "ext4", device: image, data: []string{"discard"}, loop: true}
+	return mo.mountOn(target)
 }
 
 // bindKeeps are the flags that a bind mount takes only afterwards, by a remount of itself.
 const bindKeeps = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOATIME | unix.MS_NODIRATIME | unix.MS_RELATIME | unix.MS_STRICTATIME
 
 func (mo *mountOptions) mountOn(target string) (err error) {
-	data := strings.Join(mo.data, ",")
-	if err := unix.Mount(mo.device, target, mo.fstype, mo.flags, data); err != nil {
-		return fmt.Errorf("mount %s on %s (type %s, data %q): %w", mo.device, target, mo.fstype, data, err)
+	device := mo.device
+	if mo.loop {
+		dev, err := loop.Attach(device, loop.Options{ReadOnly: mo.flags&unix.MS_RDONLY != 0})
+		if err != nil {
+			return err
+		}
+		defer dev.Close() // the mount holds it, and the last one lets it go
+		device = dev.Name()
+	}
+	if err := unix.Mount(device, target, mo.fstype, mo.flags, strings.Join(mo.data, ",")); err != nil {
+		return fmt.Errorf("mount %s on %s (type %s, data %q): %w", mo.device, target, mo.fstype, mo.shown(), mo.explain(err))
 	}
 	defer func() {
 		if err == nil {
@@ -141,23 +165,30 @@ func (mo *mountOptions) mountOn(target string) (err error) {
 // unmount takes away what is mounted on a volume's directory, however often; nothing mounted is no error. A file system that is still in use by a process is let go of
 // when that ends.
 func (s *LocalStore) unmount(rec *stored) error {
-	if len(rec.Options) == 0 {
+	if !rec.isMount() {
 		return nil
 	}
+	if err := unmountAll(s.data(rec.Name)); err != nil {
+		return fmt.Errorf("unmount volume %s: %w", rec.Name, err)
+	}
+	return nil
+}
+
+func unmountAll(target string) error {
 	for {
-		mounted, err := isMountpoint(s.data(rec.Name))
+		mounted, err := isMountpoint(target)
 		if errors.Is(err, unix.ENOENT) || err == nil && !mounted {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		err = unix.Unmount(s.data(rec.Name), unix.UMOUNT_NOFOLLOW)
+		err = unix.Unmount(target, unix.UMOUNT_NOFOLLOW)
 		if err == unix.EBUSY {
-			err = unix.Unmount(s.data(rec.Name), unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+			err = unix.Unmount(target, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
 		}
 		if err != nil {
-			return fmt.Errorf("unmount volume %s: %w", rec.Name, err)
+			return err
 		}
 	}
 }

@@ -1,9 +1,6 @@
 package volume
 
 import (
-	"context"
-	"net"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -17,6 +14,7 @@ type mountOptions struct {
 	flags          uintptr   // MS_ flags
 	propagation    []uintptr // MS_ flags that need calls of their own
 	data           []string  // for the file system
+	loop           bool      // device is a file, to be made a block device
 }
 
 // flag is what a word of mount(8) sets or clears.
@@ -34,6 +32,11 @@ var flags = map[string]flag{
 	"nosuid": {false, unix.MS_NOSUID}, "rbind": {false, unix.MS_BIND | unix.MS_REC}, "relatime": {false, unix.MS_RELATIME},
 	"remount": {false, unix.MS_REMOUNT}, "ro": {false, unix.MS_RDONLY}, "rw": {true, unix.MS_RDONLY},
 	"strictatime": {false, unix.MS_STRICTATIME}, "suid": {true, unix.MS_NOSUID}, "sync": {false, unix.MS_SYNCHRONOUS},
+}
+
+// unmeant are words for other readers of fstab(5), which change nothing about a mount.
+var unmeant = map[string]bool{
+	"_netdev": true, "auto": true, "noauto": true, "nofail": true, "user": true, "nouser": true, "users": true, "owner": true, "group": true, "fg": true,
 }
 
 var propagations = map[string]uintptr{
@@ -54,9 +57,7 @@ func parseOptions(opts map[string]string) (mountOptions, error) {
 	slices.Sort(keys)
 	for _, key := range keys {
 		switch key {
-		case "type", "o", "device":
-		case "size":
-			return mo, errs.New(errs.Invalid, "quota size requested but no quota support")
+		case "type", "o", "device", "size":
 		default:
 			return mo, errs.New(errs.Invalid, "invalid option: %q", key)
 		}
@@ -73,9 +74,35 @@ func parseOptions(opts map[string]string) (mountOptions, error) {
 		}
 	}
 	mo.fstype, mo.device = opts["type"], opts["device"]
-	for _, o := range strings.Split(opts["o"], ",") {
-		if o == "" {
+	if err := mo.words(opts["o"]); err != nil {
+		return mo, err
+	}
+	if mo.flags&unix.MS_REMOUNT != 0 {
+		return mo, errs.New(errs.Invalid, "invalid option: %q", "remount")
+	}
+	if mo.flags&unix.MS_BIND != 0 && !strings.HasPrefix(mo.device, "/") {
+		return mo, errs.New(errs.Invalid, "invalid option: %q: a bind mount needs an absolute path as device", mo.device)
+	}
+	if mo.loop && (mo.flags&unix.MS_BIND != 0 || !strings.HasPrefix(mo.device, "/")) {
+		return mo, errs.New(errs.Invalid, "invalid option: %q: device must be the absolute path of an image", "loop")
+	}
+	return mo, nil
+}
+
+// words takes the mount options apart, as mount(8) does.
+func (mo *mountOptions) words(list string) error {
+	for o := range strings.SplitSeq(list, ",") {
+		key, _, _ := strings.Cut(o, "=")
+		switch {
+		case o == "" || unmeant[o] || key == "comment" || strings.HasPrefix(key, "x-"):
 			continue
+		case key == "loop":
+			if mo.loop = true; o != "loop" {
+				return errs.New(errs.Invalid, "invalid option: %q: the loop device is found, not named", o)
+			}
+			continue
+		case o == "bg" || key == "retry":
+			return errs.New(errs.Invalid, "invalid option: %q is an option of mount.nfs, not of the kernel: a mount is tried once, when a container starts", o)
 		}
 		if f, ok := flags[o]; ok {
 			if f.clear {
@@ -89,67 +116,5 @@ func parseOptions(opts map[string]string) (mountOptions, error) {
 			mo.data = append(mo.data, o)
 		}
 	}
-	if mo.flags&unix.MS_REMOUNT != 0 {
-		return mo, errs.New(errs.Invalid, "invalid option: %q", "remount")
-	}
-	if mo.flags&unix.MS_BIND != 0 && !strings.HasPrefix(mo.device, "/") {
-		return mo, errs.New(errs.Invalid, "invalid option: %q: a bind mount needs an absolute path as device", mo.device)
-	}
-	return mo, nil
-}
-
-// resolve finds the address of a network file system's server. The kernel takes numbers only.
-func (mo *mountOptions) resolve(ctx context.Context, lookup func(ctx context.Context, host string) (netip.Addr, error)) error {
-	switch mo.fstype {
-	case "nfs", "nfs4", "cifs", "smb3":
-	default:
-		return nil
-	}
-	host := ""
-	for i, o := range mo.data {
-		key, val, _ := strings.Cut(o, "=")
-		if key != "addr" && key != "ip" || val == "" {
-			continue
-		}
-		if _, err := netip.ParseAddr(val); err == nil {
-			return nil
-		}
-		addr, err := lookup(ctx, val)
-		if err != nil {
-			return errs.New(errs.Unavailable, "find the address of %s: %w", val, err)
-		}
-		mo.data[i] = key + "=" + addr.String()
-		return nil
-	}
-	if mo.fstype == "cifs" || mo.fstype == "smb3" {
-		host, _, _ = strings.Cut(strings.TrimPrefix(mo.device, "//"), "/")
-	} else {
-		host, _, _ = strings.Cut(mo.device, ":/")
-	}
-	host = strings.Trim(host, "[]")
-	if host == "" || host == mo.device {
-		return nil // the kernel will say what it lacks
-	}
-	addr, err := netip.ParseAddr(host)
-	if err != nil {
-		if addr, err = lookup(ctx, host); err != nil {
-			return errs.New(errs.Unavailable, "find the address of %s: %w", host, err)
-		}
-	}
-	mo.data = append(mo.data, "addr="+addr.String())
 	return nil
-}
-
-// lookupHost asks the host's resolver.
-func lookupHost(ctx context.Context, host string) (netip.Addr, error) {
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-	if err != nil {
-		return netip.Addr{}, err
-	}
-	for _, a := range addrs {
-		if a.Unmap().Is4() {
-			return a.Unmap(), nil
-		}
-	}
-	return addrs[0], nil
 }

@@ -37,7 +37,7 @@ func TestResolve(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = mo.resolve(context.Background(), lookup)
+		err = mo.complete(context.Background(), outside{lookup: lookup})
 		if c.err != "" {
 			if !errors.Is(err, errs.Unavailable) || !strings.Contains(err.Error(), c.err) {
 				t.Errorf("%s %s: %v", c.device, c.o, err)
@@ -46,6 +46,39 @@ func TestResolve(t *testing.T) {
 		}
 		if got := strings.Join(mo.data, ","); err != nil || got != c.want {
 			t.Errorf("%s %s: %q, %v; want %q", c.device, c.o, got, err, c.want)
+		}
+	}
+}
+
+// What the kernel is told in place of mount.nfs and mount.cifs, and what a message shows of it.
+func TestComplete(t *testing.T) {
+	out := outside{
+		lookup: func(context.Context, string) (netip.Addr, error) { return netip.MustParseAddr("10.1.2.3"), nil },
+		local:  func(netip.Addr) (netip.Addr, error) { return netip.MustParseAddr("10.1.2.9"), nil },
+		read: func(string) ([]byte, error) {
+			return []byte("# ours\nusername=me\n password=a,b=c\ndomain=D\nother=x\n"), nil
+		},
+	}
+	for _, c := range []struct{ fstype, device, o, want, shown, err string }{
+		{"nfs", "files:/x", "vers=3,nolock,mountaddr=files", "vers=3,nolock,mountaddr=10.1.2.3,addr=10.1.2.3", "", ""},
+		{"nfs", "files:/x", "nfsvers=4.0,_netdev,x-systemd.automount,soft", "nfsvers=4.0,soft,addr=10.1.2.3,clientaddr=10.1.2.9", "", ""},
+		{"nfs4", ":/x", "addr=files,minorversion=0", "addr=10.1.2.3,minorversion=0,clientaddr=10.1.2.9", "", ""},
+		{"nfs4", ":/x", "addr=files,vers=4.2", "addr=10.1.2.3,vers=4.2", "", ""},
+		{"nfs", ":/x", "soft", "", "", "no server in the device"},
+		{"cifs", "//files/s", "credentials=/f,vers=3.0", "username=me,password=a,,b=c,domain=D,vers=3.0,addr=10.1.2.3", "username=me,password=xxxxx,domain=D,vers=3.0,addr=10.1.2.3", ""},
+	} {
+		mo, err := parseOptions(map[string]string{"type": c.fstype, "device": c.device, "o": c.o})
+		if err == nil {
+			err = mo.complete(context.Background(), out)
+		}
+		if c.err != "" {
+			if err == nil || !strings.Contains(err.Error(), c.err) {
+				t.Errorf("%s: %v", c.o, err)
+			}
+			continue
+		}
+		if got := strings.Join(mo.data, ","); err != nil || got != c.want || c.shown != "" && mo.shown() != c.shown {
+			t.Errorf("%s: %q, shown %q, %v", c.o, got, mo.shown(), err)
 		}
 	}
 }
@@ -90,7 +123,11 @@ func FuzzOptions(f *testing.F) {
 			t.Fatalf("%+v", mo)
 		}
 		lookup := func(context.Context, string) (netip.Addr, error) { return netip.MustParseAddr("10.0.0.1"), nil }
-		if err := mo.resolve(context.Background(), lookup); err != nil {
+		out := outside{
+			lookup: lookup, local: func(netip.Addr) (netip.Addr, error) { return netip.MustParseAddr("10.0.0.2"), nil },
+			read: func(string) ([]byte, error) { return []byte("username=u\npassword=p,q\n"), nil },
+		}
+		if err := mo.complete(context.Background(), out); err != nil && !errors.Is(err, errs.Invalid) {
 			t.Fatal(err)
 		}
 		if strings.ContainsRune(strings.Join(mo.data, ","), 0) {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,8 +20,13 @@ const (
 	dataDir    = "_data"
 	fillDir    = "_fill"
 	filledDir  = "_filled"
+	// imageFile is the file system of a volume with a size, where there are no quotas; newImage the same before there is a record of it.
+	imageFile = "_image"
+	newImage  = "_image@new"
 	// inMountFill is where content gathers inside a mounted volume, to be on its file system.
 	inMountFill = ".corten-fill"
+	// inMountFilled is the same, complete.
+	inMountFilled = ".corten-filled"
 )
 
 func (s *LocalStore) trashName(name string) string {
@@ -55,6 +61,9 @@ func (s *LocalStore) recover() error {
 			rec.Filled = false
 		} else if err != nil {
 			return err
+		}
+		if err := settleImage(&rec, s.dir(name)); err != nil {
+			s.log.Error("the image of a volume is missing: it cannot be used", "volume", name, "err", err)
 		}
 		if err := s.recoverFill(&rec); err != nil {
 			// One volume's trouble keeps no other from use.
@@ -101,6 +110,12 @@ func (s *LocalStore) recoverFolders(recs map[string]stored) error {
 		if _, ok := recs[name]; ok || !fe.IsDir() || CheckName(name) != nil {
 			continue
 		}
+		if err := s.adoptImage(name, recs); err != nil {
+			return err
+		}
+		if _, ok := recs[name]; ok {
+			continue
+		}
 		err := os.Remove(s.data(name)) // removes it only if it is empty
 		if err == nil || errors.Is(err, fs.ErrNotExist) {
 			if err := os.Remove(s.dir(name)); err == nil {
@@ -123,6 +138,30 @@ func (s *LocalStore) recoverFolders(recs map[string]stored) error {
 		recs[name] = rec
 		s.log.Warn("a volume without a record has content and is kept, with its labels and options lost", "volume", name)
 	}
+	return nil
+}
+
+// adoptImage keeps a volume whose content is an image and whose record is lost. An image that never got its name goes.
+func (s *LocalStore) adoptImage(name string, recs map[string]stored) error {
+	fi, err := os.Lstat(filepath.Join(s.dir(name), imageFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := unmountAll(s.data(name)); err != nil { // it was tried
+			s.log.Warn("what is mounted on a volume that was not made to the end stays", "volume", name, "err", err)
+		}
+		if err := os.Remove(filepath.Join(s.dir(name), newImage)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	rec := stored{Name: name, Created: fi.ModTime().UTC(), Filled: true, Image: true, Options: map[string]string{"size": strconv.FormatInt(fi.Size(), 10)}}
+	if err := s.records.Put(name, rec, true); err != nil {
+		return err
+	}
+	recs[name] = rec
+	s.log.Warn("a volume without a record has an image and is kept, with its labels lost", "volume", name)
 	return nil
 }
 

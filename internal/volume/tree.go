@@ -93,7 +93,7 @@ var errStop = errors.New("stop")
 func isEmpty(dir *os.File) (bool, error) {
 	empty := true
 	err := each(dir, func(name string) error {
-		if name == inMountFill {
+		if name == inMountFill || name == inMountFilled {
 			return nil
 		}
 		empty = false

@@ -1,0 +1,103 @@
+package quota
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/loop"
+)
+
+// The layouts are those of the kernel's headers.
+func TestLayouts(t *testing.T) {
+	if a, b, c := unsafe.Sizeof(fsxattr{}), unsafe.Sizeof(dqblk{}), unsafe.Offsetof(state{}.flags); a != 28 || b != 72 || c != 2 {
+		t.Error(a, b, c)
+	}
+}
+
+func open(t *testing.T, dir string) *os.File {
+	t.Helper()
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// A file system that only counts, or does not even that, is told apart, by name.
+func TestNotEnforced(t *testing.T) {
+	err := Enforced(open(t, "/proc"))
+	if !errors.Is(err, errs.NotImplemented) || !bytes.Contains([]byte(err.Error()), []byte("(proc) enforces no project quotas")) {
+		t.Error(err)
+	}
+}
+
+// A limit on a file system with prjquota, as a mount of an image with the features that mke2fs gives it. Kernels without quota formats refuse the mount.
+func TestLimit(t *testing.T) {
+	mkfs, err := exec.LookPath("mke2fs")
+	if os.Geteuid() != 0 || err != nil {
+		t.Skip("needs root and mke2fs")
+	}
+	image := filepath.Join(t.TempDir(), "image")
+	if out, err := exec.Command(mkfs, "-q", "-t", "ext4", "-O", "quota,project", "-E", "quotatype=prjquota", image, "64M").CombinedOutput(); err != nil {
+		t.Skipf("mke2fs: %v: %s", err, out)
+	}
+	dev, err := loop.Attach(image, loop.Options{})
+	if err != nil {
+		t.Skip(err)
+	}
+	defer dev.Close()
+	top := t.TempDir()
+	if err := unix.Mount(dev.Name(), top, "ext4", 0, "prjquota"); err != nil {
+		t.Skipf("this kernel mounts no ext4 with project quotas (CONFIG_QFMT_V2): %v", err)
+	}
+	defer func() {
+		if err := unix.Unmount(top, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := os.Mkdir(top+"/vol", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.Open(top + "/vol")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if err := Enforced(dir); err != nil {
+		t.Fatal(err)
+	}
+	id, err := Free(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := Limit(dir, id, 4<<20); err != nil {
+		t.Fatal(err)
+	}
+	if of, err := Of(dir); err != nil || of != id {
+		t.Errorf("project %d, %v; want %d", of, err, id)
+	}
+	if err := os.WriteFile(top+"/vol/ok", make([]byte, 3<<20), 0o600); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(top+"/vol/much", make([]byte, 3<<20), 0o600); !errors.Is(err, unix.EDQUOT) && !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("more than the limit: %v", err)
+	}
+	if use, err := Usage(dir, id); err != nil || use.Limit != 4<<20 || use.Bytes < 3<<20 {
+		t.Errorf("%+v, %v", use, err)
+	}
+	if err := SetLimit(dir, id, 16<<20); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(top+"/vol/much", make([]byte, 3<<20), 0o600); err != nil {
+		t.Error(err)
+	}
+}
