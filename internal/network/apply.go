@@ -88,6 +88,7 @@ func (l *Local) wholeTable(all bool) (*nft.Tx, uint64) {
 		bindings = append(bindings, bx.bindings...)
 	}
 	addElements(tx, l.opt.Table, bindings)
+	tx.AddElems(l.opt.Table, setLinks, l.openingElements())
 	return tx, l.rules.changes
 }
 

@@ -163,6 +163,9 @@ func (l *Local) bridgeSysctls(nw *network) error {
 			return err
 		}
 	}
+	if err := l.letPass(nw); err != nil {
+		return err
+	}
 	if l.opt.NoForward || nw.rec.Internal {
 		return nil
 	}

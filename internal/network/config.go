@@ -64,6 +64,7 @@ func (l *Local) withDefaults(rec *Network) error {
 		rec.Options = all
 	}
 	_, said := rec.Options[optIPv4]
+	rec.EnableIPv4 = rec.EnableIPv4 || !rec.EnableIPv6
 	for key, field := range map[string]*bool{optIPv4: &rec.EnableIPv4, optIPv6: &rec.EnableIPv6} {
 		val, ok := rec.Options[key]
 		if !ok {

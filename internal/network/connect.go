@@ -72,7 +72,13 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 	if err := l.reroute(ctx, bx, ns); err != nil {
 		return Endpoint{}, err
 	}
-	return ep, l.refreshNames(ctx, bx, ns)
+	l.mu.Lock()
+	opens := l.opens(owner)
+	l.mu.Unlock()
+	if opens {
+		err = l.reopen()
+	}
+	return ep, errors.Join(err, l.refreshNames(ctx, bx, ns))
 }
 
 func (l *Local) reserveConnect(owner string, req EndpointRequest) (*box, *network, Endpoint, error) {
@@ -157,7 +163,13 @@ func (l *Local) Disconnect(ctx context.Context, owner string, pid int, network s
 	}
 	l.mu.Lock()
 	nw.free(ep)
+	opens := l.opens(owner)
 	l.mu.Unlock()
+	if opens {
+		if err := l.reopen(); err != nil {
+			return err
+		}
+	}
 	return errors.Join(l.reroute(ctx, bx, ns), l.refreshNames(ctx, bx, ns))
 }
 

@@ -32,7 +32,7 @@ func (l *Local) newEndpoint(nw *network, er EndpointRequest, again string) (Endp
 	if err := errors.Join(ep.readOptions(er.Options), checkLinkLocal(er.LinkLocal)); err != nil {
 		return ep, err
 	}
-	ep.LinkLocal = er.LinkLocal
+	ep.LinkLocal, ep.Links = er.LinkLocal, er.Links
 	if nw.index == 0 {
 		return ep, errs.New(errs.Unavailable, "network %s has no bridge on this host", nw.rec.Name)
 	}

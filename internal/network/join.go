@@ -328,6 +328,14 @@ func (l *Local) finish(ctx context.Context, bx *box, p plan, ns *os.File) (*Sand
 		}
 	}
 	l.mu.Lock()
+	opens := l.opens(bx.req.Owner)
+	l.mu.Unlock()
+	if opens {
+		if err := l.reopen(); err != nil {
+			return nil, err
+		}
+	}
+	l.mu.Lock()
 	defer l.mu.Unlock()
 	bx.sb.ResolvConf = conf
 	bx.ready = true
@@ -356,13 +364,20 @@ func (l *Local) Leave(ctx context.Context, owner string) error {
 	return l.leave(ctx, bx)
 }
 
-func (l *Local) leave(ctx context.Context, bx *box) error {
-	err := errors.Join(l.unpublish(ctx, bx), l.closeNames(ctx, bx))
+func (l *Local) leave(ctx context.Context, bx *box) (err error) {
+	err = errors.Join(l.unpublish(ctx, bx), l.closeNames(ctx, bx))
+	opened := false
+	defer func() {
+		if opened { // addresses are given again: what was open to this one must not be to the next
+			err = errors.Join(err, l.reopen())
+		}
+	}()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.boxes[bx.req.Owner] != bx {
 		return err // another Leave was faster
 	}
+	opened = l.opens(bx.req.Owner)
 	delete(l.boxes, bx.req.Owner)
 	for _, ep := range bx.sb.Endpoints {
 		l.remember(bx.req.Owner, ep)

@@ -209,7 +209,7 @@ func (l *Local) entryOf(bx *box, host []string) dns.Entry {
 		if nw == nil {
 			continue
 		}
-		m := dns.Membership{ID: ep.NetworkID, Name: nw.rec.Name, Internal: nw.rec.Internal, Names: ep.DNSNames}
+		m := dns.Membership{ID: ep.NetworkID, Name: nw.rec.Name, Internal: nw.rec.Internal, Names: ep.DNSNames, Links: ep.Links}
 		for _, p := range []netip.Prefix{ep.IPv4, ep.IPv6} {
 			if p.IsValid() {
 				m.Addrs = append(m.Addrs, p.Addr())

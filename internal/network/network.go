@@ -70,7 +70,7 @@ type EndpointRequest struct {
 	Gateway   bool // the default route goes here
 	Priority  int
 	Options   map[string]string
-	// Links are names that only this container knows: alias -> owner, who is on the network too, now or later.
+	// Links are names that only this container knows: alias -> name on the network, there now or later.
 	Links map[string]string
 }
 
@@ -108,6 +108,7 @@ type Endpoint struct {
 	LinkLocal []netip.Addr `json:",omitempty"`
 	Aliases   []string
 	DNSNames  []string
+	Links     map[string]string `json:",omitempty"`
 
 	sysctls []setting
 }

@@ -315,21 +315,54 @@ func (l *Local) tryBind(wants []binding, hostPort uint16, owner string) (made []
 // hold binds the host ports, and keeps them if they are not too many. It says which one was not to be had.
 func (b *binding) hold() (failed uint16, err error) {
 	for i := range b.Len() {
-		f, err := b.bind(b.HostPort + uint16(i))
-		if err == nil && b.Len() > mostHeld && f != nil {
-			err = f.Close()
-		} else {
-			b.files = append(b.files, f)
+		port := b.HostPort + uint16(i)
+		if b.Len() > mostHeld {
+			fd, err := b.socket(port)
+			if fd >= 0 {
+				err = unix.Close(fd)
+			}
+			if err != nil {
+				return port, err
+			}
+			continue
 		}
+		f, err := b.bind(port)
 		if err != nil {
-			return b.HostPort + uint16(i), errors.Join(err, b.closeFiles())
+			return port, errors.Join(err, b.closeFiles())
 		}
+		b.files = append(b.files, f)
 	}
 	return 0, nil
 }
 
-// bind binds a host port. A protocol that the host cannot speak needs no holding.
+// bind binds a host port for good; nil for a protocol that the host cannot speak.
 func (b *binding) bind(port uint16) (*os.File, error) {
+	fd, err := b.socket(port)
+	if fd < 0 {
+		return nil, err
+	}
+	fail := func(err error) (*os.File, error) {
+		_ = unix.Close(fd)
+		return nil, err
+	}
+	backlog := unix.SOMAXCONN
+	if !b.proxy {
+		backlog = 1
+		none := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
+		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &none[0]}); err != nil {
+			return fail(err)
+		}
+	}
+	if b.Proto != "udp" {
+		if err := unix.Listen(fd, backlog); err != nil {
+			return fail(err)
+		}
+	}
+	return os.NewFile(uintptr(fd), "port"), nil
+}
+
+// socket makes a socket that is bound to a host port; -1 without an error for a protocol that the host cannot speak, which needs no holding.
+func (b *binding) socket(port uint16) (int, error) {
 	kind := unix.SOCK_STREAM
 	if b.Proto == "udp" {
 		kind = unix.SOCK_DGRAM
@@ -341,45 +374,26 @@ func (b *binding) bind(port uint16) (*os.File, error) {
 	fd, err := unix.Socket(fam, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, int(protoNumber[b.Proto]))
 	if err != nil {
 		if b.Proto == "sctp" && (errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ESOCKTNOSUPPORT)) {
-			return nil, nil
+			return -1, nil
 		}
-		return nil, err
-	}
-	fail := func(err error) (*os.File, error) {
-		_ = unix.Close(fd)
-		return nil, err
+		return -1, err
 	}
 	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(port), Addr: as4(b.HostIP)}
 	if fam == unix.AF_INET6 {
 		sa = &unix.SockaddrInet6{Port: int(port), Addr: b.HostIP.As16()}
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
-			return fail(err)
-		}
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
 	}
-	if b.Proto != "udp" { // connections of an earlier user that are still closing do not keep the port
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-			return fail(err)
-		}
+	if err == nil && b.Proto != "udp" { // connections of an earlier user that are still closing do not keep the port
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	}
-	if !b.proxy {
-		none := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: 0}}
-		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &none[0]}); err != nil {
-			return fail(err)
-		}
+	if err == nil {
+		err = unix.Bind(fd, sa)
 	}
-	if err := unix.Bind(fd, sa); err != nil {
-		return fail(err)
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, err
 	}
-	if b.Proto != "udp" {
-		backlog := 1
-		if b.proxy {
-			backlog = unix.SOMAXCONN
-		}
-		if err := unix.Listen(fd, backlog); err != nil {
-			return fail(err)
-		}
-	}
-	return os.NewFile(uintptr(fd), "port"), nil
+	return fd, nil
 }
 
 func as4(a netip.Addr) [4]byte {

@@ -43,7 +43,7 @@ func (l *Local) takenSubnets(own string) (taken []netip.Prefix, ownAddr netip.Pr
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, nw := range l.nets {
-		for _, p := range nw.rec.IPAM.Pools {
+		for _, p := range nw.pools() {
 			taken = append(taken, p.Subnet)
 		}
 	}
@@ -146,11 +146,19 @@ func (l *Local) chooseSubnets(rec *Network) error {
 	return rec.chooseGateways()
 }
 
+// pools are those that are the network's own.
+func (nw *network) pools() []Pool {
+	if nw.rec.ConfigOnly {
+		return nil
+	}
+	return nw.rec.IPAM.Pools
+}
+
 func (l *Local) ourSubnets() (all []netip.Prefix) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, nw := range l.nets {
-		for _, p := range nw.rec.IPAM.Pools {
+		for _, p := range nw.pools() {
 			all = append(all, p.Subnet)
 		}
 	}

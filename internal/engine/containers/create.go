@@ -57,6 +57,9 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (created Create
 	if err := s.complete(&rec); err != nil {
 		return created, err
 	}
+	if err := s.ownLinks(&rec); err != nil {
+		return created, err
+	}
 
 	var undo task.Undo
 	defer undo.OnError(ctx, &err)

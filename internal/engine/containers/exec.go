@@ -265,7 +265,11 @@ func (s *Service) sessionProcess(ses *session, mon monitor.Monitor) (*specs.Proc
 	if cwd == "" {
 		cwd = cfg.WorkingDir
 	}
-	env := hostspec.Environment(cfg.Hostname, req.Tty, cfg.Env, "")
+	more, err := s.linkEnv(rec)
+	if err != nil {
+		s.Log.Debug("variables of a container's links", "container", rec.Name, "error", err) // it runs; what it is linked to does not
+	}
+	env := hostspec.Environment(cfg.Hostname, req.Tty, append(more, cfg.Env...), "")
 	noNewPrivs := s.NoNewPrivs && !host.Privileged
 	if sec.NoNewPrivs != nil {
 		noNewPrivs = *sec.NoNewPrivs

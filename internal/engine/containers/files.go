@@ -130,28 +130,3 @@ func (s *Service) editResolvConf(rec *container.Record, before *network.Sandbox)
 	}
 	return os.WriteFile(path, rec.Sandbox.ResolvConf, 0o644)
 }
-
-// linkHosts writes the names of --link: other:alias.
-func (s *Service) linkHosts(rec *container.Record, b *bytes.Buffer) error {
-	for _, link := range rec.Host.Links {
-		ref, alias, ok := strings.Cut(link, ":")
-		if !ok {
-			alias = ref
-		}
-		alias = alias[strings.LastIndex(alias, "/")+1:]
-		other, err := s.find(ref)
-		if err != nil {
-			return errs.New(errs.Invalid, "could not get container for %s: %w", ref, err)
-		}
-		to := other.record()
-		if to.Sandbox == nil || !to.State.Status.Live() {
-			return errs.New(errs.Conflict, "Cannot link to a non running container: /%s AS /%s/%s", to.Name, rec.Name, alias)
-		}
-		for _, ep := range to.Sandbox.Endpoints {
-			if ep.IPv4.IsValid() {
-				fmt.Fprintf(b, "%s\t%s %s %s\n", ep.IPv4.Addr(), alias, to.Config.Hostname, to.Name)
-			}
-		}
-	}
-	return nil
-}

@@ -32,7 +32,7 @@ func (s *Service) joinNetwork(ctx context.Context, r *run) error {
 		r.sandbox = &network.Sandbox{Owner: r.ctr.id, NS: ns}
 		return nil
 	}
-	req, err := JoinRequest(r.rec)
+	req, err := s.joinRequest(r.rec)
 	if err != nil {
 		return err
 	}
@@ -44,10 +44,10 @@ func (s *Service) joinNetwork(ctx context.Context, r *run) error {
 	return s.writeGenerated(r.rec, sb)
 }
 
-// JoinRequest is what a container asks of the network room.
-func JoinRequest(rec *container.Record) (network.JoinRequest, error) {
+// joinRequest is what a container asks of the network room.
+func (s *Service) joinRequest(rec *container.Record) (network.JoinRequest, error) {
 	cfg, host := &rec.Config, &rec.Host
-	req := network.JoinRequest{Owner: rec.ID, Name: rec.Name, Hostname: cfg.Hostname, DNSSearch: host.DNSSearch, DNSOptions: host.DNSOptions}
+	req := network.JoinRequest{Owner: rec.ID, Name: rec.Name, Hostname: cfg.Hostname, DNSSearch: host.DNSSearch, DNSOptions: host.DNSOptions, Openings: s.openings(rec)}
 	for _, addr := range host.DNS {
 		req.DNS = append(req.DNS, addr.String())
 	}
@@ -62,7 +62,7 @@ func JoinRequest(rec *container.Record) (network.JoinRequest, error) {
 	})
 	best := 0
 	for i, name := range names {
-		req.Endpoints = append(req.Endpoints, Endpoint(rec, name, rec.Networks[name]))
+		req.Endpoints = append(req.Endpoints, s.Endpoint(rec, name, rec.Networks[name]))
 		if rec.Networks[name].GwPriority > rec.Networks[names[best]].GwPriority {
 			best = i
 		}
@@ -85,9 +85,10 @@ func JoinRequest(rec *container.Record) (network.JoinRequest, error) {
 }
 
 // Endpoint is what a container asks of one network.
-func Endpoint(rec *container.Record, name string, ep container.EndpointSettings) network.EndpointRequest {
+func (s *Service) Endpoint(rec *container.Record, name string, ep container.EndpointSettings) network.EndpointRequest {
 	return network.EndpointRequest{
 		Network: name, IPv4: ep.IPv4, IPv6: ep.IPv6, LinkLocal: ep.LinkLocal, MAC: ep.MAC, Aliases: append(slices.Clone(ep.Aliases), rec.ID[:12]), Priority: ep.GwPriority, Options: ep.DriverOpts,
+		Links: s.aliasLinks(ep.Links),
 	}
 }
 

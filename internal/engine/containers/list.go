@@ -111,6 +111,7 @@ func (s *Service) Inspect(ctx context.Context, ref string, size bool) (View, err
 
 func (s *Service) view(rec container.Record) View {
 	files := s.generatedFiles(&rec)
+	rec.Host.Links = s.shownLinks(&rec)
 	view := View{Record: rec, Driver: s.Trees.Name(), ResolvConfPath: files.ResolvConf, HostnamePath: files.Hostname, HostsPath: files.Hosts}
 	view.LogPath = s.logPath(&rec)
 	if sec, err := hostspec.ParseSecurityOpt(rec.Host.SecurityOpt); err == nil {

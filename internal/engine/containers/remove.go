@@ -12,12 +12,12 @@ import (
 
 // Remove removes a container that does not run, or any with Force.
 func (s *Service) Remove(ctx context.Context, ref string, opts RemoveOptions) error {
+	if opts.Link {
+		return s.unlink(ctx, ref)
+	}
 	ctr, err := s.find(ref)
 	if err != nil {
 		return err
-	}
-	if opts.Link {
-		return errs.New(errs.NotImplemented, "removing a link of %s is not supported: links are written when the container starts", ref)
 	}
 	return s.removeFound(context.WithoutCancel(ctx), ctr, opts)
 }

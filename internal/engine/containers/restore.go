@@ -45,8 +45,7 @@ func (s *Service) restore(ctx context.Context) error {
 	for _, e := range entries {
 		kept[strings.TrimSuffix(filepath.Base(e), ".broken")] = true
 	}
-	var group sync.WaitGroup
-	slots := make(chan struct{}, 8)
+	var found []*live
 	for _, rec := range recs {
 		rec.Networks = s.plain.share(rec.Networks)
 		ctr := newLive(rec)
@@ -60,6 +59,11 @@ func (s *Service) restore(ctx context.Context) error {
 			}
 		}
 		s.table.add(ctr)
+		found = append(found, ctr)
+	}
+	var group sync.WaitGroup
+	slots := make(chan struct{}, 8)
+	for _, ctr := range found { // once all are known: some are linked to others
 		group.Add(1)
 		slots <- struct{}{}
 		go func() {
@@ -142,7 +146,7 @@ func (s *Service) takeOver(ctx context.Context, ctr *live, mon monitor.Monitor, 
 	default:
 	}
 	if !ended && rec.Sandbox != nil && !strings.HasPrefix(rec.Host.NetworkMode, "container:") {
-		req, err := JoinRequest(rec)
+		req, err := s.joinRequest(rec)
 		if err == nil {
 			err = s.Networks.Restore(ctx, req, *rec.Sandbox, mon.PID())
 		}
@@ -344,6 +348,8 @@ func (s *Service) sweep(ctx context.Context, kept map[string]bool) {
 // boot starts the containers that should run, a few at a time, without keeping anybody waiting.
 func (s *Service) boot() {
 	slots := make(chan struct{}, s.MaxStarts)
+	under := map[string]chan struct{}{} // closed when the container was tried
+	var all []*live
 	for _, ctr := range s.table.all() {
 		rec := ctr.record()
 		due := rec.State.Status == container.Restarting
@@ -351,10 +357,24 @@ func (s *Service) boot() {
 			up, always := rec.Host.Restart.Keeps()
 			due = up && (always || !rec.StoppedByUser)
 		}
-		if !due {
-			continue
+		if due {
+			under[ctr.id] = make(chan struct{})
+			all = append(all, ctr)
 		}
+	}
+	for _, ctr := range all {
+		rec := ctr.record()
 		s.background(func(ctx context.Context) {
+			defer close(under[ctr.id])
+			for _, text := range rec.Host.Links { // those first; no circle can be made of links
+				if first, ok := under[parseLink(text).ref]; ok {
+					select {
+					case <-first:
+					case <-ctx.Done():
+						return
+					}
+				}
+			}
 			select {
 			case slots <- struct{}{}:
 			case <-ctx.Done():

@@ -36,6 +36,7 @@ type run struct {
 	files   hostspec.Files
 	sources map[string]string // target of a mount → directory or file on the host
 	shm     string            // host path of a shared /dev/shm; empty for one of its own
+	env     []string          // of links
 	init    string            // host path of the init program; empty without --init
 	joins   map[specs.LinuxNamespaceType]string
 	trees   map[string]*os.File // detached mounts by what sources calls them
@@ -133,6 +134,10 @@ func (s *Service) startSteps(ctx context.Context, ctr *live, undo *task.Undo) er
 	if err := s.prepareInit(r); err != nil {
 		return err
 	}
+	var err error
+	if r.env, err = s.linkEnv(r.rec); err != nil {
+		return err
+	}
 	spec, err := s.maker.Spec(r.hostspec())
 	if err != nil {
 		return err
@@ -171,7 +176,7 @@ func (r *run) release() {
 func (r *run) hostspec() *hostspec.Run {
 	return &hostspec.Run{
 		ID: r.rec.ID, Args: append([]string{r.rec.Path}, r.rec.Args...), Config: &r.rec.Config, Host: &r.rec.Host, Mounts: r.rec.Mounts, Root: r.mounted.Root, User: r.user,
-		Files: r.files, Sources: r.sources, IDMaps: r.idmaps, Shm: r.shm, Init: r.init, Joins: r.joins,
+		Files: r.files, Sources: r.sources, IDMaps: r.idmaps, Shm: r.shm, Init: r.init, Env: r.env, Joins: r.joins,
 	}
 }
 
@@ -405,6 +410,7 @@ func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *t
 	}
 	s.emitNetworks(ctx, ctr.id, "connect", r.sandbox)
 	s.emit(ctr, "start", nil)
+	s.relink(ctr)
 	s.attachLate(ctx, ctr, mon)
 	s.followLogs(ctr, mon.Exited())
 	s.watch(ctr, mon)

@@ -44,6 +44,7 @@ type Run struct {
 	Extra  []specs.Mount // mounts that are none of a container's
 	Shm    string        // host path of a shared /dev/shm; empty for one of its own
 	Init   string        // host path of the init program; empty without --init
+	Env    []string      // variables that the image and the user did not set, but may
 	Joins  map[specs.LinuxNamespaceType]string
 }
 
@@ -132,7 +133,7 @@ func (m *Maker) process(r *Run, sec SecurityOpt) (*specs.Process, error) {
 		noNewPrivs = *sec.NoNewPrivs
 	}
 	p := &specs.Process{
-		Terminal: cfg.Tty, User: r.User.User, Args: args, Env: Environment(cfg.Hostname, cfg.Tty, cfg.Env, r.User.Home), Cwd: path.Clean(cwd),
+		Terminal: cfg.Tty, User: r.User.User, Args: args, Env: Environment(cfg.Hostname, cfg.Tty, slices.Concat(r.Env, cfg.Env), r.User.Home), Cwd: path.Clean(cwd),
 		Capabilities: Capabilities(names, r.User.UID), Rlimits: m.Rlimits(host.Resources.Ulimits), NoNewPrivileges: noNewPrivs && !host.Privileged,
 		ApparmorProfile: profile, OOMScoreAdj: &host.OomScoreAdj,
 	}

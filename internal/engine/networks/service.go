@@ -36,6 +36,8 @@ type Live interface {
 type Containers interface {
 	Record(ref string) (container.Record, error)
 	Names() map[string]string
+	// Endpoint is what the container asks of a network.
+	Endpoint(rec *container.Record, name string, ep container.EndpointSettings) network.EndpointRequest
 	// SetNetwork keeps that a container is (nil: is not) on a network.
 	SetNetwork(ref, name string, ep *container.EndpointSettings, change func(rec *container.Record)) error
 }
@@ -218,7 +220,7 @@ func (s *Service) Connect(ctx context.Context, ref, containerRef string, ep cont
 		return errs.New(errs.Forbidden, "endpoint with name %s already exists in network %s", rec.Name, nw.Name)
 	}
 	if live {
-		if _, err = s.Networks.Connect(ctx, rec.ID, rec.State.PID, containers.Endpoint(&rec, nw.Name, ep)); err != nil {
+		if _, err = s.Networks.Connect(ctx, rec.ID, rec.State.PID, s.Containers.Endpoint(&rec, nw.Name, ep)); err != nil {
 			return err
 		}
 	}

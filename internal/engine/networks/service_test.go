@@ -21,6 +21,9 @@ func (nobody) Record(ref string) (container.Record, error) {
 	return container.Record{}, errs.New(errs.NotFound, "No such container: %s", ref)
 }
 func (nobody) Names() map[string]string { return nil }
+func (nobody) Endpoint(*container.Record, string, container.EndpointSettings) network.EndpointRequest {
+	return network.EndpointRequest{}
+}
 func (nobody) SetNetwork(string, string, *container.EndpointSettings, func(*container.Record)) error {
 	return nil
 }

@@ -26,6 +26,8 @@ type Membership struct {
 	Internal bool         `json:"internal,omitempty"`
 	Addrs    []netip.Addr `json:"addrs"`
 	Names    []string     `json:"names,omitempty"`
+	// Links are names that only this owner knows: alias -> name on the network.
+	Links map[string]string `json:"links,omitempty"`
 }
 
 // book is the Directory that is made of entries: who shares a network with an owner is known to it.
@@ -145,7 +147,7 @@ func (b *book) Lookup(owner, name string) (addrs []netip.Addr, found bool) {
 	defer b.mu.RUnlock()
 	for _, m := range b.entries[owner].Networks {
 		pg := b.nets[m.ID]
-		owners := pg.names[name]
+		owners := pg.names[m.real(name)]
 		if len(owners) == 0 {
 			owners = pg.names[strings.TrimSuffix(name, "."+strings.ToLower(m.Name))] // web.blue
 		}
@@ -157,6 +159,16 @@ func (b *book) Lookup(owner, name string) (addrs []netip.Addr, found bool) {
 		}
 	}
 	return nil, false
+}
+
+// real is the name on the network that an owner means by name, in lower case.
+func (m Membership) real(name string) string {
+	for alias, to := range m.Links { // a few at most
+		if strings.EqualFold(alias, name) {
+			return strings.ToLower(to)
+		}
+	}
+	return name
 }
 
 // Reverse implements [Directory].
