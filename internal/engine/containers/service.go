@@ -159,7 +159,7 @@ type Service struct {
 	plain plainNetworks
 	// watches tells those who hand logs on that there is more.
 	watches *logs.Watches
-	links linkBook
+	links   linkBook
 }
 
 var _ API = (*Service)(nil)

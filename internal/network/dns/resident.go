@@ -130,7 +130,17 @@ func Serve(ln net.Listener, resolvConf, program string, log *slog.Logger) error 
 			return errors.Join(err, r.srv.Close())
 		}
 		conn := c.(*net.UnixConn)
-		leave := r.engines.Enter(conn)
+		r.mu.Lock() // who comes while it ends is told so by the end of the connection, and starts another
+		ended := r.ended
+		var leave func()
+		if !ended {
+			leave = r.engines.Enter(conn)
+		}
+		r.mu.Unlock()
+		if ended {
+			_ = conn.Close() // nothing was read from it
+			continue
+		}
 		go func() {
 			r.engine(conn)
 			leave()
