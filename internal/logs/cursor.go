@@ -52,17 +52,17 @@ func (c *cursor) numbers() ([]int64, error) {
 	}
 	var all []int64
 	for _, name := range names {
-		if n := logfile.Number(name, ".log"); n > 0 {
+		if n := max(logfile.Number(name, logfile.Plain), logfile.Number(name, logfile.Compressed)); n > 0 {
 			all = append(all, n)
 		}
 	}
 	slices.Sort(all)
-	return all, nil
+	return slices.Compact(all), nil // while it is compressed a file is there twice
 }
 
 // open goes to the first record of file number. It reports false when the file is gone, or its header is not written yet.
 func (c *cursor) open(number int64) (bool, error) {
-	f, err := os.Open(filepath.Join(c.dir, logfile.Name(number, ".log")))
+	f, err := openPlain(c.dir, number)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -194,7 +194,7 @@ func (c *cursor) fits(r *logfile.Record, ns int64) (bool, error) {
 
 // later is the lowest number above the open file's; 0 if there is none.
 func (c *cursor) later() (int64, error) {
-	if _, err := os.Lstat(filepath.Join(c.dir, logfile.Name(c.num+1, ".log"))); err == nil {
+	if _, err := os.Lstat(filepath.Join(c.dir, logfile.Name(c.num+1, logfile.Plain))); err == nil {
 		return c.num + 1, nil
 	}
 	all, err := c.numbers()
@@ -226,7 +226,7 @@ func (c *cursor) begin(number int64) (bool, error) {
 // index is what the open file's index says, the beginning of the file first.
 func (c *cursor) index() []logfile.Position {
 	all := []logfile.Position{c.head}
-	b, err := os.ReadFile(filepath.Join(c.dir, logfile.Name(c.num, ".idx")))
+	b, err := os.ReadFile(filepath.Join(c.dir, logfile.Name(c.num, logfile.Index)))
 	if err != nil { // it is a hint only
 		return all
 	}

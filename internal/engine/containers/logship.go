@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"time"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/logs"
 	"corten.dev/corten/internal/logs/logfile"
 	"corten.dev/corten/internal/logs/ship"
 	"corten.dev/corten/internal/monitor"
@@ -127,7 +129,11 @@ func (s *Service) followers(ctr *live) ([]*ship.Follower, error) {
 		if f == nil {
 			info := s.logInfo(rec, t.Options)
 			info.Bound = t.Bound
-			f = ship.New(ship.Options{Dir: s.logDir(rec.ID), State: filepath.Join(s.dir(rec.ID), "ship", t.Driver.Name()), Driver: t.Driver, Info: *info, Watches: s.watches, Log: s.Log})
+			opts := ship.Options{Dir: s.logDir(rec.ID), State: filepath.Join(s.dir(rec.ID), "ship", t.Driver.Name()), Driver: t.Driver, Info: *info, Watches: s.watches, Log: s.Log}
+			if cfg.Unreadable {
+				opts.Moved = func() { s.trimLog(ctr) }
+			}
+			f = ship.New(opts)
 		}
 		all = append(all, f)
 	}
@@ -161,6 +167,29 @@ func (s *Service) followLogs(ctr *live, done <-chan struct{}) {
 	ctr.mu.Unlock()
 	for _, f := range all {
 		f.Run(done)
+	}
+	rec := ctr.record()
+	if cfg, err := s.logConfig(rec.Host.Log); err != nil || !cfg.Own.Compress {
+		return
+	}
+	s.background(func(ctx context.Context) {
+		if err := logs.Compress(ctx, s.logDir(ctr.id), s.watches, done); err != nil && ctx.Err() == nil && !errors.Is(err, fs.ErrNotExist) {
+			s.Log.Warn("a container's log stays uncompressed", "container", rec.Name, "error", err)
+		}
+	})
+}
+
+// trimLog lets go of what every destination has, for containers whose log nobody reads here (cache-disabled).
+func (s *Service) trimLog(ctr *live) {
+	ctr.mu.Lock()
+	all := ctr.shipping
+	ctr.mu.Unlock()
+	low := int64(math.MaxInt64)
+	for _, f := range all {
+		low = min(low, f.Passed())
+	}
+	if err := logs.Trim(s.logDir(ctr.id), low); err != nil {
+		s.Log.Warn("let go of what was sent of a log", "container", ctr.record().Name, "error", err)
 	}
 }
 

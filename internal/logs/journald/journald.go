@@ -182,8 +182,17 @@ func (w *writer) large(b []byte) error {
 	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE|unix.F_SEAL_SEAL); err != nil {
 		return fmt.Errorf("seal a memory file: %w", err)
 	}
-	_, _, err = w.conn.WriteMsgUnix(nil, unix.UnixRights(int(f.Fd())), nil)
-	return err
+	raw, err := w.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	rights := unix.UnixRights(int(f.Fd()))
+	var serr error
+	err = raw.Write(func(fd uintptr) bool {
+		serr = unix.Sendmsg(int(fd), nil, rights, nil, 0)
+		return !errors.Is(serr, unix.EAGAIN)
+	})
+	return errors.Join(err, serr)
 }
 
 // Close implements [ship.Destination].

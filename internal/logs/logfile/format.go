@@ -7,6 +7,7 @@
 //
 //	00000007.log   header │ record │ record │ …
 //	00000007.idx   entry │ entry │ …            a hint only: it may be short or gone, and then reading starts at the file's first record
+//	00000006.log.zst                            a finished file that the engine has compressed, instead of its .log (or for a moment beside it)
 //
 //	header   magic "CORTLOG1" │ number u64 │ lines before, of each stream, 3×u64 │ mid u8 │ 0 ×3 │ crc u32                     48 bytes
 //	record   length u32 │ crc u32 │ time i64 │ stream u8 │ mid u8 │ 0 u16 │ bytes                                              20 bytes + length
@@ -36,6 +37,13 @@ const (
 	MaxRecord  = 1 << 20
 	// IndexEvery is how many bytes of a log one index entry stands for.
 	IndexEvery = 128 << 10
+)
+
+// What the names of files end in.
+const (
+	Plain      = ".log"
+	Compressed = ".log.zst"
+	Index      = ".idx"
 )
 
 const magic = "CORTLOG1"

@@ -85,13 +85,13 @@ func (w *Writer) resume() error {
 // reopen goes to the end of file number; false when it is not even a header (made at the moment of a power cut), and then it is removed.
 func (w *Writer) reopen(high int64) (done bool, err error) {
 	w.num = high
-	if w.fd, err = w.openat(Name(high, ".log"), syscall.O_RDWR); err != nil {
+	if w.fd, err = w.openat(Name(high, Plain), syscall.O_RDWR); err != nil {
 		if err == syscall.ENOENT { // a gap in the numbers
 			return false, nil
 		}
 		return false, err
 	}
-	if w.idx, err = w.openat(Name(high, ".idx"), syscall.O_RDWR|syscall.O_CREAT); err != nil {
+	if w.idx, err = w.openat(Name(high, Index), syscall.O_RDWR|syscall.O_CREAT); err != nil {
 		return false, err
 	}
 	if !w.scan() {
@@ -120,7 +120,7 @@ func (w *Writer) list() (low, high int64, err error) {
 		}
 		_, _, names = syscall.ParseDirent(buf[:n], -1, names[:0])
 		for _, name := range names {
-			v := Number(name, ".log")
+			v := max(Number(name, Plain), Number(name, Compressed))
 			if v == 0 {
 				continue
 			}
@@ -213,11 +213,11 @@ func (p *Position) Advance(size int, r *Record) { p.advance(size, r) }
 
 // begin starts file number and drops what is beyond the bound.
 func (w *Writer) begin(number int64) error {
-	fd, err := w.openat(Name(number, ".log"), syscall.O_RDWR|syscall.O_CREAT|syscall.O_EXCL)
+	fd, err := w.openat(Name(number, Plain), syscall.O_RDWR|syscall.O_CREAT|syscall.O_EXCL)
 	if err != nil {
 		return err
 	}
-	idx, err := w.openat(Name(number, ".idx"), syscall.O_RDWR|syscall.O_CREAT|syscall.O_TRUNC)
+	idx, err := w.openat(Name(number, Index), syscall.O_RDWR|syscall.O_CREAT|syscall.O_TRUNC)
 	if err != nil {
 		syscall.Close(fd)
 		return err
@@ -242,7 +242,7 @@ func (w *Writer) begin(number int64) error {
 }
 
 func (w *Writer) unlink(number int64) {
-	for _, ext := range [...]string{".log", ".idx"} {
+	for _, ext := range [...]string{Plain, Compressed, Index} {
 		if p, err := syscall.BytePtrFromString(Name(number, ext)); err == nil {
 			syscall.Syscall(syscall.SYS_UNLINKAT, uintptr(w.dir), uintptr(unsafe.Pointer(p)), 0)
 		}

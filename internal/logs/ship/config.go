@@ -178,9 +178,6 @@ func (c *Config) bounds(opts map[string]string) error {
 			}
 		}
 	}
-	if c.Own.Compress && !slices.ContainsFunc(c.Targets, func(t Target) bool { return t.Bound.Compress }) {
-		return errs.New(errs.NotImplemented, "finished files of the own log are not compressed in this version; bound them with max-size and max-file")
-	}
 	if c.Own.Compress && (c.Own.MaxFiles == 1 || c.Own.MaxSize < 0) {
 		return errs.New(errs.Invalid, "compress cannot be true when max-file is less than 2 or max-size is not set")
 	}

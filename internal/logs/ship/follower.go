@@ -23,6 +23,8 @@ type Options struct {
 	Info    Info
 	Watches *logs.Watches
 	Log     *slog.Logger
+	// Moved, if set, is called when everything in a file of the log was handed over.
+	Moved func()
 }
 
 // Status is how a follower is doing.
@@ -50,6 +52,7 @@ type Follower struct {
 	cancel  context.CancelFunc
 	status  Status
 	ready   Destination // opened before the start
+	passed  int64       // number of the file that it reads
 }
 
 // New makes a follower that does nothing yet.
@@ -119,6 +122,13 @@ func (f *Follower) Running() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.running
+}
+
+// Passed is the number of the file of the log below which everything was handed over; 0 while that is not known.
+func (f *Follower) Passed() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.passed
 }
 
 // Status tells how it is doing.
@@ -394,8 +404,11 @@ func (c *course) kept() error {
 	if m, ok := c.dest.(Marked); ok {
 		c.state.Mark = m.Mark()
 	}
+	if err := c.keeper.keep(&c.state); err != nil {
+		return err
+	}
 	c.f.count(&c.state)
-	return c.keeper.keep(&c.state)
+	return nil
 }
 
 func (c *course) send(ctx context.Context) (int, error) {
@@ -433,8 +446,13 @@ func (c *course) open(ctx context.Context) error {
 // count shows the counters.
 func (f *Follower) count(state *kept) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.status.Sent, f.status.Lost, f.status.Refused = state.Sent, state.Lost, state.Refused
+	moved := f.passed != state.Base.File
+	f.passed = state.Base.File
+	f.mu.Unlock()
+	if moved && f.opts.Moved != nil {
+		f.opts.Moved()
+	}
 }
 
 // away notes that the destination is away; the log is told once.
