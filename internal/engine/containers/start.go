@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"syscall"
 	"time"
 
@@ -281,6 +282,16 @@ func (s *Service) prepareVolume(ctx context.Context, r *run, mnt container.Mount
 		return fmt.Errorf("mount volume %s: %w", mnt.Name, err)
 	}
 	undo.Push(func(ctx context.Context) error { return s.Volumes.Unmount(ctx, mnt.Name, r.ctr.id) })
+	if dir != mnt.Source { // of a plugin's volume it is not known before
+		r.ctr.change(func(rec *container.Record) {
+			rec.Mounts = slices.Clone(rec.Mounts)
+			for i := range rec.Mounts {
+				if rec.Mounts[i].Target == mnt.Target {
+					rec.Mounts[i].Source = dir
+				}
+			}
+		})
+	}
 	if mnt.Request.Subpath != "" {
 		return r.mountSubpath(mnt, dir)
 	}

@@ -35,8 +35,8 @@ type Capabilities struct {
 
 // Driver keeps volumes. It has the nine calls of the protocol, of which none can be left out: it is wide because that is.
 //
-// A volume is made by Create, used between Mount and Unmount, and unmade by Remove. The id of Mount and Unmount is whom it is for: a driver counts ids, and lets go of the volume with the last one. None of the
-// calls but Mount and Create changes what another call answers.
+// A volume is made by Create, used between Mount and Unmount, and unmade by Remove. The id of Mount and Unmount is whom it is for: a driver counts ids, and lets go of the volume with the last one. Mount and
+// Create wait for a driver that is about to come up; nobody needs the others so much.
 type Driver interface {
 	Name() string
 	// Create makes a volume. Whether it may exist already is the driver's to say.
@@ -47,7 +47,7 @@ type Driver interface {
 	Unmount(ctx context.Context, name, id string) error
 	// Path is where a mounted volume is; it may be empty when it is not.
 	Path(ctx context.Context, name string) (string, error)
-	// Get and List ask only, and never wait for a driver that is away.
+	// Get and List ask only.
 	Get(ctx context.Context, name string) (Volume, error)
 	List(ctx context.Context) ([]Volume, error)
 	Capabilities(ctx context.Context) (Capabilities, error)

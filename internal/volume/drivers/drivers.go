@@ -45,8 +45,8 @@ const (
 	askTime     = 10 * time.Second // Get
 	listTime    = 5 * time.Second
 	unmountTime = 5 * time.Second
-	firstRetry  = 2 * time.Second // of an unmount that is owed
-	lastRetry   = time.Minute
+	firstRetry  = time.Second // of an unmount that is owed
+	lastRetry   = 30 * time.Second
 	closeTime   = 2 * time.Second
 )
 

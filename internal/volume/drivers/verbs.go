@@ -275,9 +275,6 @@ func (s *Store) setGoing(name string) (*stored, error) {
 
 func (s *Store) removeRemote(ctx context.Context, rec *stored, force bool) error {
 	d, err := s.driver(rec.Driver)
-	if err == nil && force { // who forces does not wait for a plugin to come up
-		err = s.opts.Plugins.Ready(ctx, rec.Driver)
-	}
 	for user := range rec.Mounts { // what is owed, and what nobody asked to be unmounted
 		if err == nil {
 			if err = d.Unmount(ctx, rec.Name, user); err != nil && !away(err) && !missing(err) {

@@ -83,7 +83,7 @@ func (d *Driver) Create(ctx context.Context, name string, opts map[string]string
 
 // Remove unmakes a volume.
 func (d *Driver) Remove(ctx context.Context, name string) error {
-	return d.call(ctx, plugin.Call{Method: "Remove", In: named{name}, Limit: longTime})
+	return d.call(ctx, plugin.Call{Method: "Remove", In: named{name}, Limit: longTime, NoWait: true})
 }
 
 // Mount mounts a volume for an id. A mount whose answer makes no sense is Uncertain: the plugin counts it.
@@ -104,7 +104,7 @@ func (d *Driver) Mount(ctx context.Context, name, id string) (string, error) {
 
 // Unmount lets go of an id. It may be repeated: the id says whose mount it was.
 func (d *Driver) Unmount(ctx context.Context, name, id string) error {
-	return d.call(ctx, plugin.Call{Method: "Unmount", In: mounting{name, id}, Limit: longTime, Again: true})
+	return d.call(ctx, plugin.Call{Method: "Unmount", In: mounting{name, id}, Limit: longTime, Again: true, NoWait: true})
 }
 
 // Path tells where a volume is mounted.

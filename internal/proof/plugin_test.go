@@ -1,0 +1,185 @@
+package proof
+
+import (
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"corten.dev/corten/internal/enginetest"
+	"corten.dev/corten/internal/plugin/plugintest"
+)
+
+// pluginWorld is an engine and a volume plugin, each of which may be killed.
+type pluginWorld struct {
+	t *testing.T
+	e *enginetest.Engine
+	p *plugintest.Volume
+}
+
+func newPluginWorld(t *testing.T) *pluginWorld {
+	t.Helper()
+	e := enginetest.Start(t)
+	return &pluginWorld{t, e, plugintest.StartVolume(t, plugintest.Build(t, "volume"), filepath.Join(e.Plugins(), "own.sock"))}
+}
+
+// counted waits until the plugin counts these containers, each once, as users of the volume, and the kernel has its mount if and only if there are any.
+func (w *pluginWorld) counted(vol string, ctrs ...string) {
+	w.t.Helper()
+	want := map[string]int{}
+	for _, name := range ctrs {
+		want[w.e.Corten("inspect", "-f", "{{.Id}}", name)] = 1
+	}
+	at := filepath.Join(w.p.Root, "mnt", vol)
+	for until := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		got, mounts := w.p.Mounted(vol), plugintest.MountsBelow(w.t, w.p.Root)
+		if maps.Equal(got, want) && slices.Contains(mounts, at) == (len(want) > 0) {
+			return
+		}
+		if time.Now().After(until) {
+			w.t.Fatalf("the plugin counts %v of volume %s, want %v; mounted: %q\n%s", got, vol, want, mounts, w.e.Log())
+		}
+	}
+}
+
+// inside is what the kernel says is mounted on /d of a container: the folder of the plugin's file system.
+func (w *pluginWorld) inside(ctr string) string {
+	w.t.Helper()
+	text, err := os.ReadFile("/proc/" + w.e.Corten("inspect", "-f", "{{.State.Pid}}", ctr) + "/mountinfo")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 4 && f[4] == "/d" {
+			return f[3]
+		}
+	}
+	return ""
+}
+
+// A volume of a plugin, used by containers of both clients. The engine is killed, the plugin is killed, both are: the data stay where they are, each container is counted once while it runs and not at all
+// afterwards, and nobody waits for a plugin that is away.
+func TestVolumePlugin(t *testing.T) {
+	w := newPluginWorld(t)
+	e, p := w.e, w.p
+	client := "docker"
+	if _, err := exec.LookPath(client); err != nil {
+		client = filepath.Join(e.Bin, "corten")
+	}
+	docker := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command(client, append([]string{"-H", e.Socket()}, args...)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s %s: %v: %s\n%s", client, strings.Join(args, " "), err, out, e.Log())
+		}
+		return strings.TrimSpace(string(out))
+	}
+	docker("volume", "create", "-d", "own", "-o", "size=5", "data")
+	docker("run", "-d", "--name", "one", "-v", "data:/d", enginetest.Busybox, "sh", "-c", "echo kept > /d/f; exec sleep 1000")
+	e.Corten("run", "-d", "--name", "two", "--mount", "type=volume,src=data,dst=/d,volume-driver=own", enginetest.Busybox, "sleep", "1000")
+	w.counted("data", "one", "two")
+	if got := w.inside("two"); !strings.HasSuffix(got, "/vols/data") {
+		t.Errorf("mounted in the container: %q", got)
+	}
+	if got := docker("volume", "inspect", "-f", "{{.Driver}} {{.Mountpoint}} {{.Options.size}} {{.Status.users}}", "data"); got != "own "+p.Root+"/mnt/data 5 2" {
+		t.Errorf("inspect: %q", got)
+	}
+	if got := docker("inspect", "-f", "{{range .Mounts}}{{.Driver}} {{.Source}}{{end}}", "two"); got != "own "+p.Root+"/mnt/data" {
+		t.Errorf("inspect of a container: %q", got)
+	}
+
+	// The engine is killed, and a container while there is none.
+	pid, err := strconv.Atoi(e.Corten("inspect", "-f", "{{.State.Pid}}", "two"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.Kill9()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	e.Up()
+	w.counted("data", "one")
+	if n := len(p.Calls("Mount")); n != 2 {
+		t.Errorf("the engine mounted again what was mounted: %q", p.Calls("Mount"))
+	}
+
+	// The plugin is killed. What it mounted stays, other volumes go on, and a container that ends waits for nobody; its mount is made up for.
+	p.Kill9()
+	if got := docker("exec", "one", "cat", "/d/f"); got != "kept" {
+		t.Errorf("without the plugin: %q", got)
+	}
+	docker("volume", "create", "here")
+	if got := docker("run", "--rm", "-v", "here:/h", enginetest.Busybox, "sh", "-c", "echo ok > /h/f; cat /h/f"); got != "ok" {
+		t.Errorf("a local volume: %q", got)
+	}
+	if got := docker("volume", "ls", "-q"); !strings.Contains(got, "data") || !strings.Contains(got, "here") {
+		t.Errorf("ls: %q", got)
+	}
+	docker("rm", "-f", "one", "two")
+	if got, err := e.Try("volume", "rm", "data"); err == nil || !strings.Contains(err.Error()+got, "rm -f forgets the volume") {
+		t.Errorf("rm: %q, %v", got, err)
+	}
+	p.Up()
+	w.counted("data")
+
+	// Both are killed, and the engine is back first.
+	docker("run", "-d", "--name", "three", "-v", "data:/d", enginetest.Busybox, "sleep", "1000")
+	w.counted("data", "three")
+	p.Kill9()
+	e.Kill9()
+	e.Up()
+	p.Up()
+	w.counted("data", "three")
+	if got := docker("exec", "three", "cat", "/d/f"); got != "kept" {
+		t.Errorf("in the end: %q", got)
+	}
+	docker("rm", "-f", "three")
+	w.counted("data")
+	if n, m := len(p.Calls("Mount")), len(p.Calls("Unmount")); n != 3 || m != 3 {
+		t.Errorf("calls: %q, %q", p.Calls("Mount"), p.Calls("Unmount"))
+	}
+	docker("volume", "rm", "data", "here")
+	if left := p.Calls("Remove"); len(left) != 1 {
+		t.Errorf("removed: %q", left)
+	}
+}
+
+// A plugin that does what no plugin should is an error of one line for who asked for it, and nothing for anybody else.
+func TestBadVolumePlugin(t *testing.T) {
+	w := newPluginWorld(t)
+	e, p := w.e, w.p
+	e.Corten("volume", "create", "-d", "own", "data")
+	for mode, text := range map[string]string{
+		"json": "an answer that makes no sense", "huge": "an answer of more than", "close": "the connection broke", "status": "come back later", "rel": "is not an absolute path", "crash": "the connection broke",
+	} {
+		p.Bad("Mount " + mode)
+		out, err := e.Try("run", "--rm", "-v", "data:/d", enginetest.Busybox, "true")
+		if err == nil || !strings.Contains(out+err.Error(), text) {
+			t.Errorf("%s: %q, %v", mode, out, err)
+		}
+		if mode == "crash" {
+			p.Dead()
+			p.Up()
+		}
+	}
+	p.Bad("Mount slow")
+	if out, err := e.Try("run", "--rm", "-v", "data:/d", enginetest.Busybox, "true"); err != nil {
+		t.Errorf("slow: %s, %v", out, err)
+	}
+	w.counted("data")
+	p.Bad("List never")
+	e.Corten("volume", "create", "here")
+	for range 2 { // the second one does not wait
+		if got := e.Corten("volume", "ls", "-q"); !strings.Contains(got, "data") || !strings.Contains(got, "here") {
+			t.Errorf("ls: %q", got)
+		}
+	}
+	p.Bad()
+	e.Corten("volume", "rm", "data", "here")
+}
