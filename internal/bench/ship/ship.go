@@ -5,7 +5,6 @@
 package ship
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -112,20 +111,37 @@ func (r *Registry) stop() error {
 	return err
 }
 
-// peak is the most memory that the process ever held, its program's pages included, in bytes.
-func (r *Registry) peak() (int64, error) {
-	f, err := os.Open(fmt.Sprintf("/proc/%d/status", r.cmd.Process.Pid))
+// usage is what a registry's process took.
+type usage struct {
+	memory int64         // the most bytes it ever held, its program's pages included
+	cpu    time.Duration // until now
+}
+
+func (r *Registry) usage() (u usage, err error) {
+	dir := fmt.Sprintf("/proc/%d/", r.cmd.Process.Pid)
+	status, err := os.ReadFile(dir + "status")
 	if err != nil {
-		return 0, err
+		return u, err
 	}
-	defer f.Close()
-	for sc := bufio.NewScanner(f); sc.Scan(); {
-		if rest, ok := strings.CutPrefix(sc.Text(), "VmHWM:"); ok {
-			kb, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64)
-			return kb << 10, err
+	_, peak, ok := strings.Cut(string(status), "VmHWM:")
+	if _, err := fmt.Sscan(peak, &u.memory); !ok || err != nil {
+		return u, fmt.Errorf("%sstatus has no VmHWM: %w", dir, err)
+	}
+	u.memory <<= 10
+	stat, err := os.ReadFile(dir + "stat")
+	if err != nil {
+		return u, err
+	}
+	// proc(5): behind the name, which may hold anything, the 12th and 13th are hundredths of seconds.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	for _, at := range []int{11, 12} {
+		ticks, err := strconv.ParseInt(fields[at], 10, 64)
+		if err != nil {
+			return u, err
 		}
+		u.cpu += time.Duration(ticks) * 10 * time.Millisecond
 	}
-	return 0, errors.New("no VmHWM")
+	return u, nil
 }
 
 // Run measures and prints.
