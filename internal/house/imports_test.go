@@ -57,7 +57,7 @@ var table = []room{
 	{"volume/driver", words, "the contract of drivers, light enough for the client"},
 	{"volume/remote", words + " plugin volume/driver", "the driver that is a plugin, likewise"},
 	{"volume", tools + " plugin", "a volume is a directory and a record of who uses it"},
-	{"registry/client", words, "the distribution protocol, asking"},
+	{"registry/client", words + " linux/tcp", "the distribution protocol, asking"},
 	{"registry/server", tools, "the distribution protocol, answering; its disk driver keeps blobs"},
 	{"registry/server/cache", words + " registry/client registry/server", "pull-through asks upstreams by the client's contract"},
 	{"registry/program", tools, "the registry as a program, which the engine's binary carries"},

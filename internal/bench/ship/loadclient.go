@@ -147,10 +147,16 @@ func (c *loadConn) push(repo string, d digest.Digest, data ...[]byte) error {
 	return nil
 }
 
+// unpaced keeps the host's congestion control out of what is measured: bbr would send each piece when a timer says so.
+func unpaced(_, _ string, conn syscall.RawConn) (err error) {
+	cerr := conn.Control(func(fd uintptr) { err = syscall.SetsockoptString(int(fd), syscall.IPPROTO_TCP, syscall.TCP_CONGESTION, "reno") })
+	return errors.Join(err, cerr)
+}
+
 // do sends one request and reads the answer, of which it keeps the Location and counts the body.
 func (c *loadConn) do(method, path, headers string, body ...[]byte) (status int, n int64, err error) {
 	if c.conn == nil {
-		if c.conn, err = net.Dial("tcp", c.addr); err != nil {
+		if c.conn, err = (&net.Dialer{Control: unpaced}).Dial("tcp", c.addr); err != nil {
 			return 0, 0, err
 		}
 		c.r = bufio.NewReaderSize(c.conn, 64<<10)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/tcp"
 )
 
 // Limits of connections. Header bombs end at maxHeader; a host that does not answer, at the dial and handshake limits.
@@ -129,16 +130,19 @@ type dialKey struct{}
 
 func newTransport(conf *tls.Config, proxy func(*http.Request) (*url.URL, error), allowed func(netip.Addr) bool) *transport {
 	dialer := &net.Dialer{Timeout: dialLimit, KeepAlive: 30 * time.Second}
-	dialer.ControlContext = func(ctx context.Context, _, address string, _ syscall.RawConn) error {
-		rule, ok := ctx.Value(dialKey{}).(dialRule)
-		if !ok || rule.proxied {
-			return nil
-		}
+	dialer.ControlContext = func(ctx context.Context, _, address string, conn syscall.RawConn) error {
 		addr, err := netip.ParseAddrPort(address)
 		if err != nil {
 			return fmt.Errorf("dial %s: %w", address, err)
 		}
 		ip := addr.Addr().Unmap()
+		if ip.IsLoopback() {
+			tcp.Hurry(conn)
+		}
+		rule, ok := ctx.Value(dialKey{}).(dialRule)
+		if !ok || rule.proxied {
+			return nil
+		}
 		if rule.led && (elsewhere(ip) || ip.IsLoopback() && !rule.local) {
 			return final{errs.New(errs.Unavailable, "%s is at %s, an address of this host or link only: refused", rule.host, ip)}
 		}

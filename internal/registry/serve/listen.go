@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/tcp"
 	"corten.dev/corten/internal/registry/server/access"
 	"corten.dev/corten/internal/registry/server/config"
 )
@@ -196,9 +197,13 @@ type listener struct {
 
 func (r *registry) serveOn(ctx context.Context, l listener, failed chan<- error) (string, error) {
 	var lc net.ListenConfig
-	conn, err := lc.Listen(ctx, "tcp", l.addr)
+	ln, err := lc.Listen(ctx, "tcp", l.addr)
 	if err != nil {
 		return "", fmt.Errorf("listen on %s: %w", l.addr, lastError(err))
+	}
+	conn := ln
+	if listener, ok := ln.(*net.TCPListener); ok {
+		conn = tcp.Listener{TCPListener: listener}
 	}
 	srv := &http.Server{
 		Handler: l.handler, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: headerSize, TLSConfig: l.tls,

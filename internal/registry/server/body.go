@@ -59,14 +59,13 @@ func (a *answer) Write(p []byte) (int, error) {
 
 // ReadFrom is what io.Copy uses. What is a file goes on to net/http, which has the kernel send it (sendfile: no byte passes through this process).
 //
-// What blobs of 64 MB cost over the loopback, in milliseconds of processor time a megabyte (user + system), beside Debian's docker-registry:
+// What blobs of 64 MB cost over the loopback, in milliseconds of processor time a megabyte, beside Debian's docker-registry:
 //
-//	        ours          its client   docker-registry   its client
-//	pull    0.01 + 0.21   0.18         0.11 + 0.39       0.11
-//	push    0.71 + 0.75   0.20         2.55 + 0.95       0.20
+//	        ours    docker-registry
+//	pull    0.10    0.46
+//	push    1.30    3.20
 //
-// So a push takes less than half in all. A pull cannot on one machine, where the client's part counts too: twice the speed would need a server of 0.13, and sendfile alone, with the
-// handling of pages, segments and packet filter below it, costs 0.21; nothing of it is ours. User time of a push is sha256 as fast as the processor has it.
+// Half of a pull was once timers: the host's congestion control (bbr) paced what stays on the host; see linux/tcp. User time of a push is sha256 as fast as the processor has it.
 func (a *answer) ReadFrom(r io.Reader) (int64, error) {
 	rf, ok := a.ResponseWriter.(io.ReaderFrom)
 	left := int64(1<<63 - 1)
