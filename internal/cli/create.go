@@ -75,7 +75,11 @@ func (a *app) making(ctx context.Context, api *engineapi.Client, o *ctrFlags, re
 			return "", err
 		}
 	}
-	r := engineapi.Request{Method: "POST", Path: "/containers/create", Query: query("name", o.name, "platform", o.platform), In: createBody{req, &hostBody{req.HostConfig, o.mounts}}}
+	body, err := engineapi.Sparse(createBody{req, &hostBody{req.HostConfig, o.mounts}})
+	if err != nil {
+		return "", err
+	}
+	r := engineapi.Request{Method: "POST", Path: "/containers/create", Query: query("name", o.name, "platform", o.platform), In: body}
 	made, err := send(r)
 	var apiErr *engineapi.Error
 	if errors.As(err, &apiErr) && apiErr.Status == 404 && noImage(apiErr.Message) && o.pull == "missing" {

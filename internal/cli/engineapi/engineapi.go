@@ -128,7 +128,7 @@ func (c *Client) failed(r Request, err error) error {
 	return fmt.Errorf("%s %s: %w", r.Method, r.Path, err)
 }
 
-// Request is one call. Path is without version ("/containers/json"). In is marshalled as JSON; Stream is sent as it
+// Request is one call. Path is without version ("/containers/json"). In is marshalled as JSON, or json.RawMessage; Stream is sent as it
 // is, with ContentType. At most one of the two is set.
 type Request struct {
 	Method      string
@@ -211,7 +211,9 @@ func (c *Client) Delete(ctx context.Context, path string, q url.Values, out any)
 
 func (c *Client) do(ctx context.Context, r Request, upgrade string) (*http1.Response, *http1.Upgraded, error) {
 	var payload []byte
-	if r.In != nil {
+	if raw, ok := r.In.(json.RawMessage); ok {
+		payload = raw
+	} else if r.In != nil {
 		var buf bytes.Buffer
 		enc := json.NewEncoder(&buf)
 		enc.SetEscapeHTML(false)
