@@ -5,11 +5,8 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/containerd/platforms"
-
 	"corten.dev/corten/internal/build/cache"
 	"corten.dev/corten/internal/build/source/mirror"
-	"corten.dev/corten/internal/build/step"
 	"corten.dev/corten/internal/buildkitapi"
 	"corten.dev/corten/internal/engine/builds"
 	"corten.dev/corten/internal/engine/builds/joined"
@@ -69,7 +66,7 @@ func (e *engine) openBuilds(b building) (*builders, error) {
 	if out.mirrors, err = mirror.New(mirror.Options{Root: filepath.Join(root, "mirrors"), Log: b.log}); err != nil {
 		return nil, err
 	}
-	out.door, err = buildkitapi.New(buildkitapi.Options{Builds: out.service, Mirrors: out.mirrors, Platforms: platformNames(), Version: version.Version, Logger: b.log})
+	out.door, err = buildkitapi.New(buildkitapi.Options{Builds: out.service, Mirrors: out.mirrors, Version: version.Version, Logger: b.log})
 	if err != nil {
 		return nil, err
 	}
@@ -103,12 +100,4 @@ func buildRules(gc settings.BuilderGC) func(disk int64) []builds.PruneOptions {
 		}
 		return rules
 	}
-}
-
-// platformNames are those that steps can run for when the engine starts, as BuildKit's clients list them.
-func platformNames() (names []string) {
-	for _, p := range step.Platforms() {
-		names = append(names, platforms.Format(p))
-	}
-	return names
 }

@@ -47,10 +47,8 @@ type Mirrors interface {
 type Options struct {
 	Builds  builds.API
 	Mirrors Mirrors
-	// Platforms that steps can run for, as "linux/amd64", the host's first.
-	Platforms []string
-	Version   string
-	Logger    *slog.Logger
+	Version string
+	Logger  *slog.Logger
 }
 
 // Door answers BuildKit's clients.

@@ -36,6 +36,8 @@ type fake struct {
 	filters filter.Args
 }
 
+func (f *fake) PlatformNames() []string { return []string{"linux/amd64"} }
+
 func (f *fake) Build(ctx context.Context, req builds.Request) (builds.Response, error) {
 	return f.build(ctx, req)
 }
@@ -64,7 +66,7 @@ func (f *fake) Prune(_ context.Context, _ builds.PruneOptions, each func(builds.
 // dial serves the door, and connects BuildKit's own client to it as the docker client does.
 func dial(t *testing.T, api builds.API) *bk.Client {
 	t.Helper()
-	door, err := New(Options{Builds: api, Platforms: []string{"linux/amd64"}, Version: "1"})
+	door, err := New(Options{Builds: api, Version: "1"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -129,7 +129,7 @@ func (s service) ListWorkers(context.Context, *control.ListWorkersRequest) (*con
 	return &control.ListWorkersResponse{Record: []*apitypes.WorkerRecord{{
 		ID:              "corten",
 		Labels:          map[string]string{"org.mobyproject.buildkit.worker.executor": "corten", "org.mobyproject.buildkit.worker.snapshotter": "overlayfs"},
-		Platforms:       wirePlatforms(s.Platforms),
+		Platforms:       wirePlatforms(s.Builds.PlatformNames()),
 		BuildkitVersion: s.version(),
 	}}}, nil
 }
@@ -139,11 +139,8 @@ func (s service) Info(context.Context, *control.InfoRequest) (*control.InfoRespo
 	return &control.InfoResponse{BuildkitVersion: s.version()}, nil
 }
 
-// frontendVersion is that of the Dockerfile language and of the wire, which clients compare.
-const frontendVersion = "v0.33.1"
-
 func (s service) version() *apitypes.BuildkitVersion {
-	return &apitypes.BuildkitVersion{Package: "corten.dev/corten", Version: frontendVersion, Revision: "corten-" + s.Version}
+	return &apitypes.BuildkitVersion{Package: "corten.dev/corten", Version: frontend.Version, Revision: "corten-" + s.Version}
 }
 
 // DiskUsage implements the control API.
@@ -211,8 +208,13 @@ func (s service) ListenBuildHistory(req *control.BuildHistoryRequest, stream grp
 
 // UpdateBuildHistory implements the control API as far as there is something to change: finalizing a record is no work here, as traces are not kept.
 func (s service) UpdateBuildHistory(ctx context.Context, req *control.UpdateBuildHistoryRequest) (*control.UpdateBuildHistoryResponse, error) {
-	if req.Pinned || req.Delete {
-		return nil, frontend.WireError(ctx, errs.New(errs.NotImplemented, "records of build history cannot be pinned or removed: the last ones are kept"))
+	if req.Pinned {
+		return nil, frontend.WireError(ctx, errs.New(errs.NotImplemented, "records of build history cannot be pinned: the last ones are kept"))
+	}
+	if req.Delete {
+		if err := s.Builds.Forget(ctx, req.Ref); err != nil {
+			return nil, frontend.WireError(ctx, err)
+		}
 	}
 	return &control.UpdateBuildHistoryResponse{}, nil
 }

@@ -47,6 +47,8 @@ const (
 	HistoryPath = Path + "/history"
 	StatusPath  = Path + "/status"
 	BakePath    = Path + "/bake"
+	FetchPath   = Path + "/fetch"
+	AboutPath   = Path + "/about"
 )
 
 // MaxFrame is the most that a frame carries, Window what may be sent of a stream before the other side has read of it.
@@ -313,11 +315,30 @@ type Bake struct {
 	Targets   []string          `json:"targets,omitempty"`
 	Overrides []string          `json:"overrides,omitempty"`
 	Env       map[string]string `json:"env,omitempty"`
-	Context   string            `json:"context,omitempty"`
 }
 
-// BakeFile is one file of it.
+// BakeFile is one file of it. Extra ones are only what others name.
 type BakeFile struct {
-	Name string `json:"name"`
-	Data []byte `json:"data"`
+	Name  string `json:"name"`
+	Data  []byte `json:"data"`
+	Extra bool   `json:"extra,omitempty"`
+}
+
+// BakeAnswer is the plan, or the files that it takes besides: they are named in those that were sent (extends, include).
+type BakeAnswer struct {
+	Plan    json.RawMessage `json:"plan,omitempty"`
+	Missing []string        `json:"missing,omitempty"`
+}
+
+// Fetch asks for files at an address (POST FetchPath); without names, the address is the file. The answer is a list of BakeFile.
+type Fetch struct {
+	Address string   `json:"address"`
+	Names   []string `json:"names,omitempty"`
+}
+
+// About is what the engine builds with and for (GET AboutPath).
+type About struct {
+	Version   string   `json:"version"`
+	BuildKit  string   `json:"buildkit"` // whose Dockerfile language and wire it speaks
+	Platforms []string `json:"platforms"`
 }

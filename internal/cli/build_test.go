@@ -80,12 +80,20 @@ func (f *fakeBuilds) Status(_ context.Context, ref string, each func(build.Statu
 	return each(steps(1))
 }
 
-func (f *fakeBuilds) Bake(_ context.Context, req builds.BakeRequest) ([]byte, error) {
+func (f *fakeBuilds) Bake(_ context.Context, req builds.BakeRequest) ([]byte, []string, error) {
 	if len(req.Files) == 0 {
-		return nil, errors.New("no files")
+		return nil, nil, errors.New("no files")
 	}
-	return []byte(`{"group":{"default":{"targets":["app","db"]}},"target":{"app":{"context":".","dockerfile":"Dockerfile","tags":["app:1"]},"db":{"context":".","dockerfile":"Dockerfile","target":"db","args":{"V":"2"}}}}`), nil
+	return []byte(`{"group":{"default":{"targets":["app","db"]}},"target":{"app":{"context":".","dockerfile":"Dockerfile","tags":["app:1"]},"db":{"context":".","dockerfile":"Dockerfile","target":"db","args":{"V":"2"}}}}`), nil, nil
 }
+
+func (f *fakeBuilds) PlatformNames() []string { return []string{"linux/amd64", "linux/arm64"} }
+
+func (f *fakeBuilds) Fetch(context.Context, builds.FetchRequest) ([]builds.BakeFile, error) {
+	return nil, errors.New("nothing is fetched")
+}
+
+func (f *fakeBuilds) Forget(context.Context, string) error { return nil }
 
 var sum = digest.FromString
 

@@ -3,6 +3,7 @@ package cli
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +17,7 @@ import (
 //	PATH           a directory, handed over or mirrored      context "context", and "dockerfile" for the folder of the Dockerfile
 //	-              an archive (unpacked to a folder of ours), or a Dockerfile without files
 //	https, git     an address that the engine fetches
-func (o *buildFlags) planContext(a *app, p *buildPlan, context string) error {
+func (o *buildFlags) planContext(a *app, p *buildPlan, from string) error {
 	at := p.req.Attrs
 	if len(o.hosts) > 0 {
 		hosts, err := planHosts(o.hosts, a.hostGateway)
@@ -26,48 +27,55 @@ func (o *buildFlags) planContext(a *app, p *buildPlan, context string) error {
 		at["add-hosts"] = hosts
 	}
 	dockerDir, dockerName := "", ""
-	var fromStdin io.Reader
+	file, text := o.file, a.In
+	var fromStdin io.Reader // or from an address: the text of the Dockerfile
+	if isHTTP(o.file) {
+		var err error
+		if text, err = a.remoteDockerfile(o.file); err != nil {
+			return err
+		}
+		file = "-"
+	}
 	switch {
-	case context == "-" && o.file == "-":
+	case from == "-" && o.file == "-":
 		return invalid("ERROR: invalid argument: can't use stdin for both build context and dockerfile")
-	case context == "-":
+	case from == "-":
 		in, err := o.stdinContext(a, p)
 		if err != nil {
 			return err
 		}
-		fromStdin = in
-	case isRemoteContext(context):
-		at["context"] = context
-		if o.file == "-" {
-			fromStdin = a.In
-		} else if filepath.IsAbs(o.file) {
-			dockerDir, dockerName = filepath.Split(o.file)
+		if fromStdin = in; file == "-" {
+			fromStdin = text
+		}
+	case isRemoteContext(from):
+		at["context"] = from
+		if file == "-" {
+			fromStdin = text
+		} else if filepath.IsAbs(file) {
+			dockerDir, dockerName = filepath.Split(file)
 			at["dockerfilekey"] = "dockerfile"
 		} else {
-			dockerName = o.file
+			dockerName = file
 		}
 	default:
-		if st, err := os.Stat(context); err != nil || !st.IsDir() {
-			return &exitError{code: 1, text: fmt.Sprintf("ERROR: unable to prepare context: path %q not found", context)}
+		if st, err := os.Stat(from); err != nil || !st.IsDir() {
+			return &exitError{code: 1, text: fmt.Sprintf("ERROR: unable to prepare context: path %q not found", from)}
 		}
-		p.dirs["context"] = context
-		switch o.file {
+		p.dirs["context"] = from
+		switch file {
 		case "-":
-			fromStdin = a.In
+			fromStdin = text
 		case "":
-			dockerDir = context
+			dockerDir = from
 		default:
-			dockerDir, dockerName = filepath.Split(o.file)
+			dockerDir, dockerName = filepath.Split(file)
 			if dockerDir == "" {
 				dockerDir = "."
 			}
 		}
 	}
-	if isHTTP(o.file) {
-		return invalid("ERROR: a Dockerfile at an address is fetched together with its context only: name the address as the context")
-	}
-	if context == "-" && fromStdin == nil {
-		dockerDir, dockerName = p.dirs["context"], o.file
+	if from == "-" && fromStdin == nil {
+		dockerDir, dockerName = p.dirs["context"], file
 	}
 	if fromStdin != nil {
 		dir, err := p.stdinDockerfile(fromStdin)
@@ -83,12 +91,21 @@ func (o *buildFlags) planContext(a *app, p *buildPlan, context string) error {
 	if dockerDir != "" {
 		p.dirs["dockerfile"] = dockerDir
 		dockerName = existingName(dockerDir, dockerName)
-		if _, err := os.Stat(filepath.Join(dockerDir, dockerName)); errors.Is(err, os.ErrNotExist) && o.file != "" && context != "-" {
+		if _, err := os.Stat(filepath.Join(dockerDir, dockerName)); errors.Is(err, os.ErrNotExist) && o.file != "" && from != "-" {
 			return &exitError{code: 1, text: fmt.Sprintf("ERROR: failed to build: failed to solve: failed to read dockerfile: open %s: no such file or directory", dockerName)}
 		}
 	}
 	at["filename"] = dockerName
 	return o.namedContexts(p)
+}
+
+// remoteDockerfile has the engine fetch a Dockerfile.
+func (a *app) remoteDockerfile(address string) (io.Reader, error) {
+	files, err := a.fetch(context.Background(), address, nil)
+	if err != nil {
+		return nil, fmt.Errorf("ERROR: fetch the Dockerfile: %w", err)
+	}
+	return bytes.NewReader(files[0].Data), nil
 }
 
 // existingName takes a file "dockerfile" for "Dockerfile" when only that is there.

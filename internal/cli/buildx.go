@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"corten.dev/corten/internal/buildwire"
 	"corten.dev/corten/internal/cli/show"
 	"corten.dev/corten/internal/version"
 )
@@ -19,8 +20,8 @@ func buildxNouns(cmd func(string, func() *verb) *node, noun func(string, string,
 	return []*node{
 		alias(cmd("bake", newBake), "f"), alias(cmd("build", newBuild), "b"), cmd("du", newBuildxDu),
 		noun("history", "Look at builds that were",
-			cmd("inspect", newHistoryInspect), cmd("logs", newHistoryLogs), cmd("ls", newHistoryLs),
-			hidden("rm", "the engine forgets builds by itself, the oldest first"), hidden("open", "there is no Docker Desktop to open it in"), hidden("trace", noFiles), hidden("export", noFiles), hidden("import", noFiles)),
+			cmd("inspect", newHistoryInspect), cmd("logs", newHistoryLogs), cmd("ls", newHistoryLs), cmd("rm", newHistoryRm),
+			hidden("open", "there is no Docker Desktop to open it in"), hidden("trace", noFiles), hidden("export", noFiles), hidden("import", noFiles)),
 		noun("imagetools", "Look at images at registries, and put them together", cmd("create", newImagetoolsCreate), cmd("inspect", newImagetoolsInspect)),
 		cmd("inspect", newBuilderInspect), cmd("ls", newBuilderLs), cmd("prune", newBuildxPrune), cmd("version", newBuildxVersion),
 		hidden("create", oneBuilder), hidden("use", oneBuilder), hidden("rm", oneBuilder), hidden("stop", oneBuilder),
@@ -41,23 +42,13 @@ func refusedVerb(name, why string) func() *verb {
 	}
 }
 
-// builderView is the engine as buildx shows a builder.
-type builderView struct {
-	Version   string
-	Platforms []string
-}
-
 // builder asks the engine what it builds with and for.
-func (a *app) builder(ctx context.Context) (*builderView, error) {
+func (a *app) builder(ctx context.Context) (about buildwire.About, err error) {
 	api, err := a.engine()
 	if err != nil {
-		return nil, err
+		return about, err
 	}
-	var v struct{ Version, Os, Arch string }
-	if err := api.Get(ctx, "/version", nil, &v); err != nil {
-		return nil, err
-	}
-	return &builderView{Version: v.Version, Platforms: []string{v.Os + "/" + v.Arch}}, nil
+	return about, api.Get(ctx, buildwire.AboutPath, nil, &about)
 }
 
 // builderName is what buildx calls the builder of a docker engine.
@@ -90,7 +81,7 @@ func newBuilderLs() *verb {
 			if err != nil {
 				rows = append(rows, &builderRow{name: " \\_ " + builderName, driver: " \\_ " + builderName, status: "error"})
 			} else {
-				rows = append(rows, &builderRow{name: " \\_ " + builderName, driver: " \\_ " + builderName, status: "running", version: b.Version, platforms: strings.Join(b.Platforms, ", ")})
+				rows = append(rows, &builderRow{name: " \\_ " + builderName, driver: " \\_ " + builderName, status: "running", version: b.BuildKit, platforms: strings.Join(b.Platforms, ", ")})
 			}
 			l := show.List{Format: format, Default: "table {{.Name}}\t{{.DriverEndpoint}}\t{{.Status}}\t{{.Buildkit}}\t{{.Platforms}}",
 				Headers: show.Headers{"Name": "NAME/NODE", "DriverEndpoint": "DRIVER/ENDPOINT", "Status": "STATUS", "Buildkit": "BUILDKIT", "Platforms": "PLATFORMS"}}
@@ -118,7 +109,7 @@ func newBuilderInspect() *verb {
 				return err
 			}
 			return show.Tabs(a.Out, 0, 1, []string{"Name:\t" + builderName, "Driver:\tcorten", "", "Nodes:", "Name:\t" + builderName, "Endpoint:\t" + a.ep.Host, "Status:\trunning",
-				"BuildKit version:\t" + b.Version, "Platforms:\t" + strings.Join(b.Platforms, ", ")})
+				"BuildKit version:\t" + b.BuildKit, "Engine version:\t" + b.Version, "Platforms:\t" + strings.Join(b.Platforms, ", ")})
 		},
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"os"
 	"slices"
@@ -24,15 +23,18 @@ type bakeFlags struct {
 	files, sets, allow, vars                                      []string
 	print, push, load, noCache, pull, check                       bool
 	progress, metadataFile, provenance, sbom, builder, call, list string
+
+	remote string // address that the files come from, and contexts that are folders
 }
 
 func newBake() *verb {
 	var o bakeFlags
 	return &verb{
-		use: "[OPTIONS] [TARGET...]", max: -1, short: "Build several targets of a file side by side",
+		use: "[OPTIONS] [ADDRESS] [TARGET...]", max: -1, short: "Build several targets of a file side by side",
 		long: "Reads docker-bake.hcl, docker-bake.json or a compose file, and builds the targets or groups that are named, or \"default\".\n" +
-			"Equal steps of several targets are run once.",
-		example: "corten buildx bake\ncorten buildx bake --print\ncorten buildx bake -f bake.hcl --set app.args.VERSION=2 --push app db",
+			"Equal steps of several targets are run once. The files, and the contexts in them, may lie at an address: in a git repository or an\n" +
+			"archive; names that begin with cwd:// are of this host then.",
+		example: "corten buildx bake\ncorten buildx bake --print\ncorten buildx bake https://git.example.org/team/app.git#v1 app\ncorten buildx bake -f bake.hcl --set app.args.VERSION=2 --push app db",
 		flags: func(f *pflag.FlagSet) {
 			list(f, &o.files, "file", "f", "bake file; may be given several times; - is STDIN")
 			f.BoolVar(&o.print, "print", false, "print the plan and build nothing")
@@ -92,110 +94,6 @@ func defaultBakeFiles() []string {
 
 // maxBakeFile bounds a bake file.
 const maxBakeFile = 2 << 20
-
-// read reads the files.
-func (o *bakeFlags) read(a *app) (files []buildwire.BakeFile, err error) {
-	add := func(name string, r io.Reader) error {
-		data, err := io.ReadAll(io.LimitReader(r, maxBakeFile+1))
-		if err == nil && len(data) > maxBakeFile {
-			err = invalid("%s is larger than %d bytes", name, maxBakeFile)
-		}
-		files = append(files, buildwire.BakeFile{Name: name, Data: data})
-		return err
-	}
-	for _, name := range o.files {
-		if name == "-" {
-			if err := add("stdin", a.In); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		f, err := os.Open(strings.TrimPrefix(name, "cwd://"))
-		if err != nil {
-			return nil, err
-		}
-		if err := errors.Join(add(name, f), f.Close()); err != nil {
-			return nil, err
-		}
-	}
-	if len(o.files) > 0 {
-		return files, nil
-	}
-	for _, name := range defaultBakeFiles() {
-		f, err := os.Open(name)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		if err := errors.Join(add(name, f), f.Close()); err != nil {
-			return nil, err
-		}
-	}
-	if len(files) == 0 {
-		return nil, &exitError{code: 1, text: "ERROR: couldn't find a bake definition"}
-	}
-	return files, nil
-}
-
-// plan has the engine read the files. Of the environment, only variables whose names stand in the files or overrides go along.
-func (o *bakeFlags) plan(ctx context.Context, a *app, targets []string) ([]byte, error) {
-	in := buildwire.Bake{Env: map[string]string{}}
-	if len(targets) > 0 && isRemoteContext(targets[0]) {
-		return nil, &exitError{code: 1, text: "ERROR: bake files at an address are not fetched in this version; clone the repository, and name contexts by address in the file"}
-	}
-	var err error
-	if in.Files, err = o.read(a); err != nil {
-		return nil, err
-	}
-	in.Targets = targets
-	in.Overrides = append(in.Overrides, o.sets...)
-	add := func(on bool, text string) {
-		if on {
-			in.Overrides = append(in.Overrides, text)
-		}
-	}
-	add(o.push, "*.push=true")
-	add(o.load, "*.load=true")
-	add(o.noCache, "*.no-cache=true")
-	add(o.pull, "*.pull=true")
-	for kind, text := range map[string]string{"provenance": o.provenance, "sbom": o.sbom} {
-		on, isBool := boolOf(text)
-		add(isBool, fmt.Sprintf("*.attest=type=%s,disabled=%v", kind, !on))
-		add(text != "" && !isBool, fmt.Sprintf("*.attest=type=%s,%s", kind, text))
-	}
-	mentioned := func(name string) bool {
-		for _, f := range in.Files {
-			if bytes.Contains(f.Data, []byte(name)) {
-				return true
-			}
-		}
-		return slices.ContainsFunc(in.Overrides, func(s string) bool { return strings.HasSuffix(s, "."+name) })
-	}
-	for _, pair := range os.Environ() {
-		name, value, _ := strings.Cut(pair, "=")
-		if base := strings.TrimSuffix(name, "_JSON"); name != "" && (mentioned(name) || mentioned(base)) {
-			in.Env[name] = value
-		}
-	}
-	for _, pair := range o.vars {
-		name, value, ok := strings.Cut(pair, "=")
-		if !ok {
-			return nil, invalid("ERROR: invalid --var %q: use name=value", pair)
-		}
-		in.Env[name] = value
-	}
-	api, err := a.engine()
-	if err != nil {
-		return nil, err
-	}
-	var raw []byte
-	if err := api.Post(ctx, buildwire.BakePath, nil, in, &raw); err != nil {
-		return nil, err
-	}
-	return raw, nil
-}
 
 func (o *bakeFlags) printPlan(a *app, raw []byte) error {
 	var b bytes.Buffer

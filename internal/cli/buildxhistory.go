@@ -248,6 +248,51 @@ func newHistoryLogs() *verb {
 	}
 }
 
+func newHistoryRm() *verb {
+	var all bool
+	return &verb{
+		use: "[OPTIONS] [REF...]", max: -1, short: "Forget builds", long: "Removes builds from the history; what they made stays. The engine forgets the oldest by itself.",
+		example: "corten buildx history rm ^1\ncorten buildx history rm --all",
+		flags:   func(f *pflag.FlagSet) { f.BoolVar(&all, "all", false, "all builds that are over") },
+		run: func(ctx context.Context, a *app, args []string) error {
+			if all == (len(args) > 0) {
+				return &exitError{code: 1, text: "ERROR: give the builds to forget, or --all"}
+			}
+			list, err := a.builds(ctx)
+			if err != nil {
+				return err
+			}
+			var refs []string
+			for _, b := range list {
+				if all && !b.Completed.IsZero() {
+					refs = append(refs, b.Ref)
+				}
+			}
+			for _, word := range args {
+				b, err := findBuild(list, word)
+				if err != nil {
+					return err
+				}
+				refs = append(refs, b.Ref)
+			}
+			api, err := a.engine()
+			if err != nil {
+				return err
+			}
+			for _, ref := range refs {
+				resp, err := api.Do(ctx, engineapi.Request{Method: "DELETE", Path: buildwire.HistoryPath, Query: query("ref", ref)})
+				if err != nil {
+					return err
+				}
+				if err := resp.Body.Close(); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
 // replay shows the status of a build that was, or is under way.
 func (a *app) replay(ctx context.Context, ref, mode string) error {
 	d, err := a.buildDisplay(mode, false, "")

@@ -141,12 +141,20 @@ func (o *bakeFlags) target(a *app, plan *bakePlan, name string, above []string) 
 			linked[key] = other
 			continue
 		}
+		value, err := o.place(value)
+		if err != nil {
+			return nil, nil, err
+		}
 		f.contexts = append(f.contexts, key+"="+value)
 	}
 	slices.Sort(f.contexts)
 	dir := t.Context
 	if dir == "" {
 		dir = "."
+	}
+	dir, err := o.place(dir)
+	if err != nil {
+		return nil, nil, err
 	}
 	if err := t.dockerfile(f, dir); err != nil {
 		return nil, nil, err
@@ -168,9 +176,14 @@ func (o *bakeFlags) target(a *app, plan *bakePlan, name string, above []string) 
 
 // dockerfile finds the file: relative to the context, as in compose files, unless the context is elsewhere.
 func (t *bakeTarget) dockerfile(f *buildFlags, dir string) error {
+	if at, ok := local(t.Dockerfile); ok {
+		at, err := filepath.Abs(at) // of this host, wherever the context is
+		f.file = at
+		return err
+	}
 	switch {
 	case t.Inline != "":
-	case t.Dockerfile == "" || isRemoteContext(dir) || filepath.IsAbs(t.Dockerfile) || dir == "-":
+	case t.Dockerfile == "" || isRemoteContext(dir) || isHTTP(t.Dockerfile) || filepath.IsAbs(t.Dockerfile) || dir == "-":
 		f.file = t.Dockerfile
 	default:
 		f.file = filepath.Join(dir, t.Dockerfile)

@@ -30,6 +30,9 @@ func (s *Server) cortenRoutes() []entry {
 		{"GET " + buildwire.HistoryPath, s.cortenHistory},
 		{"GET " + buildwire.StatusPath, s.cortenStatus},
 		{"POST " + buildwire.BakePath, s.cortenBake},
+		{"POST " + buildwire.FetchPath, s.cortenFetch},
+		{"GET " + buildwire.AboutPath, s.cortenAbout},
+		{"DELETE " + buildwire.HistoryPath, s.cortenForget},
 	}
 	if s.Builds != nil {
 		return list

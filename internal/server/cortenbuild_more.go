@@ -5,10 +5,12 @@ import (
 	"net/http"
 
 	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/build/frontend"
 	"corten.dev/corten/internal/buildwire"
 	"corten.dev/corten/internal/engine/builds"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/filter"
+	"corten.dev/corten/internal/version"
 )
 
 // cortenUsage lists what the cache of builds holds.
@@ -110,21 +112,54 @@ func (s *Server) cortenStatus(w http.ResponseWriter, r *request) error {
 	return out.finish(err)
 }
 
+// cortenForget removes a build of the past.
+func (s *Server) cortenForget(w http.ResponseWriter, r *request) error {
+	ref := r.query.get("ref")
+	if ref == "" {
+		return errs.New(errs.Invalid, "which build is not said (ref)")
+	}
+	if err := s.Builds.Forget(r.Context(), ref); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// cortenAbout tells what the engine builds with and for.
+func (s *Server) cortenAbout(w http.ResponseWriter, _ *request) error {
+	return ok(w, buildwire.About{Version: version.Version, BuildKit: frontend.Version, Platforms: s.Builds.PlatformNames()})
+}
+
 // cortenBake answers the plan of bake files.
 func (s *Server) cortenBake(w http.ResponseWriter, r *request) error {
 	var asked buildwire.Bake
 	if err := readJSON(r.Request, &asked); err != nil {
 		return err
 	}
-	req := builds.BakeRequest{Targets: asked.Targets, Overrides: asked.Overrides, Env: asked.Env, Context: asked.Context}
+	req := builds.BakeRequest{Targets: asked.Targets, Overrides: asked.Overrides, Env: asked.Env}
 	for _, f := range asked.Files {
-		req.Files = append(req.Files, builds.BakeFile{Name: f.Name, Data: f.Data})
+		req.Files = append(req.Files, builds.BakeFile(f))
 	}
-	plan, err := s.Builds.Bake(r.Context(), req)
+	plan, missing, err := s.Builds.Bake(r.Context(), req)
 	if err != nil {
 		return err
 	}
-	w.Header()["Content-Type"] = []string{"application/json"}
-	_, _ = w.Write(plan) // a client that left is not an error of ours
-	return nil
+	return ok(w, buildwire.BakeAnswer{Plan: plan, Missing: missing})
+}
+
+// cortenFetch reads files at an address.
+func (s *Server) cortenFetch(w http.ResponseWriter, r *request) error {
+	var asked buildwire.Fetch
+	if err := readJSON(r.Request, &asked); err != nil {
+		return err
+	}
+	files, err := s.Builds.Fetch(r.Context(), builds.FetchRequest{Address: asked.Address, Names: asked.Names})
+	if err != nil {
+		return err
+	}
+	out := make([]buildwire.BakeFile, 0, len(files))
+	for _, f := range files {
+		out = append(out, buildwire.BakeFile(f))
+	}
+	return ok(w, out)
 }

@@ -28,6 +28,9 @@ import (
 	"corten.dev/corten/internal/snapshot"
 )
 
+// Version is that of the BuildKit packages whose Dockerfile language, and whose wire, this is; clients compare it.
+const Version = "v0.33.1"
+
 // Names of frontends.
 const (
 	Dockerfile = "dockerfile.v0"

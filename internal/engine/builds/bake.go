@@ -2,6 +2,7 @@ package builds
 
 import (
 	"context"
+	"errors"
 
 	"github.com/containerd/platforms"
 
@@ -9,21 +10,31 @@ import (
 	"corten.dev/corten/internal/errs"
 )
 
-// Bake implements [API].
-func (s *Service) Bake(_ context.Context, req BakeRequest) ([]byte, error) {
-	switch {
-	case req.Context != "" && len(req.Files) == 0:
-		return nil, errs.New(errs.NotImplemented, "bake files of %s: this engine reads bake files that the client has", req.Context)
-	case len(req.Files) == 0:
-		return nil, errs.New(errs.Invalid, "no bake file is given")
+// Bake implements [Planner].
+func (s *Service) Bake(_ context.Context, req BakeRequest) (raw []byte, missing []string, err error) {
+	if len(req.Files) == 0 {
+		return nil, nil, errs.New(errs.Invalid, "no bake file is given")
 	}
 	r := bake.Request{Targets: req.Targets, Overrides: req.Overrides, Env: req.Env, Platform: platforms.Format(s.Platforms()[0])}
 	for _, f := range req.Files {
 		r.Files = append(r.Files, bake.File(f))
 	}
 	plan, err := bake.Make(r)
-	if err != nil {
-		return nil, err
+	var more *bake.Missing
+	if errors.As(err, &more) {
+		return nil, more.Names, nil
 	}
-	return plan.JSON()
+	if err != nil {
+		return nil, nil, err
+	}
+	raw, err = plan.JSON()
+	return raw, nil, err
+}
+
+// PlatformNames implements [API].
+func (s *Service) PlatformNames() (names []string) {
+	for _, p := range s.Platforms() {
+		names = append(names, platforms.Format(p))
+	}
+	return names
 }

@@ -116,15 +116,40 @@ type Build struct {
 // API is everything that doors may ask of this service.
 type API interface {
 	Build(ctx context.Context, req Request) (Response, error)
+	Past
+	Planner
+	// Platforms are those that steps can run for now, the host's first: "linux/amd64".
+	PlatformNames() []string
 	DiskUsage(ctx context.Context, filters filter.Args) ([]UsageRecord, error)
 	// Prune removes what is not in use, and tells each record that went.
 	Prune(ctx context.Context, opts PruneOptions, each func(UsageRecord)) (space int64, err error)
+}
+
+// Past are the builds that were, and those under way.
+type Past interface {
 	// History lists builds, the newest last; those under way have no Completed. Follow calls of each go on until ctx ends.
 	History(ctx context.Context, follow bool, each func(Build) error) error
 	// Status follows a build under way by its Ref from its beginning, or replays a past one.
 	Status(ctx context.Context, ref string, each func(build.Status) error) error
-	// Bake reads bake files (HCL, JSON, compose) and gives the plan as `buildx bake --print` does.
-	Bake(ctx context.Context, req BakeRequest) ([]byte, error)
+	// Forget removes a build of the past; errs.NotFound, errs.Conflict while it is under way.
+	Forget(ctx context.Context, ref string) error
+}
+
+// Planner reads files that say what to build.
+type Planner interface {
+	// Bake reads bake files (HCL, JSON, compose) and gives the plan as `buildx bake --print` does. missing are the files that it takes besides, as extra ones; there is no plan then.
+	Bake(ctx context.Context, req BakeRequest) (plan []byte, missing []string, err error)
+	// Fetch reads files at an address.
+	Fetch(ctx context.Context, req FetchRequest) ([]BakeFile, error)
+}
+
+// FetchRequest is which files are wanted.
+type FetchRequest struct {
+	// Address is a git repository, an archive by http, or, without names, one file by http.
+	Address string
+	// Names are those of files in it; those that are not there are left out.
+	Names   []string
+	Session *build.Session
 }
 
 // BakeRequest is what `bake` was asked: files by name with their content, targets, overrides ("app.platform=linux/amd64"), and the environment that variables may take values from.
@@ -133,11 +158,11 @@ type BakeRequest struct {
 	Targets   []string
 	Overrides []string
 	Env       map[string]string
-	Context   string // git or http address, "" for local
 }
 
-// BakeFile is one file.
+// BakeFile is one file. Extra ones are only what others name (extends, include).
 type BakeFile struct {
-	Name string
-	Data []byte
+	Name  string
+	Data  []byte
+	Extra bool
 }

@@ -22,6 +22,8 @@ import (
 type File struct {
 	Name string
 	Data []byte
+	// Extra: it is there only because another one names it (see [Missing]).
+	Extra bool
 }
 
 // Request is what `bake` was asked.
@@ -57,7 +59,7 @@ const maxTargets = 10_000
 // maxFile bounds one file.
 const maxFile = 4 << 20
 
-// Make makes the plan.
+// Make makes the plan; the error is [Missing] when files are needed that were not given.
 func Make(req Request) (Plan, error) {
 	for _, f := range req.Files {
 		if len(f.Data) > maxFile {

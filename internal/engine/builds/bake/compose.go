@@ -6,47 +6,37 @@ import (
 	"strconv"
 	"strings"
 
-	"go.yaml.in/yaml/v3"
-
 	"corten.dev/corten/internal/errs"
 )
 
-// compose reads the services of a compose file that are built as targets, and their group as "default". What a file only gets by other files (extends, include) is refused: reading whole
-// compose projects is `corten compose`'s work.
-func (c *config) compose(f File, env map[string]string) error {
-	var doc map[string]any
-	if err := yaml.Unmarshal(f.Data, &doc); err != nil {
-		return errs.New(errs.Invalid, "%s: %w", f.Name, err)
-	}
+// compose reads the services of a compose file that are built as targets, and their group as "default"; with what it gets by other files (extends, include). Nothing else of a compose
+// project matters here.
+func (c *config) compose(f File, links *composer) error {
 	wrong := func(format string, args ...any) error {
 		return errs.New(errs.Invalid, "%s: %w", f.Name, fmt.Errorf(format, args...))
 	}
-	if _, ok := doc["include"]; ok {
-		return errs.New(errs.NotImplemented, "%s: include: give the files by themselves", f.Name)
-	}
-	filled, err := interpolate(doc, env)
+	doc, err := links.document(f.Name, f.Data)
 	if err != nil {
-		return wrong("%w", err)
+		return err
 	}
-	doc = filled.(map[string]any)
+	if err := links.include(f.Name, doc, 0); err != nil {
+		return err
+	}
 	services, _ := doc["services"].(map[string]any)
 	secrets, _ := doc["secrets"].(map[string]any)
-	if len(services) == 0 {
+	if len(services) == 0 && len(links.missing) == 0 {
 		return wrong("it has no services")
 	}
 	g := c.groups["default"]
 	for _, name := range sortedKeys(services) {
-		svc, ok := services[name].(map[string]any)
-		if !ok {
-			return wrong("service %s is no mapping", name)
-		}
-		if _, ok := svc["extends"]; ok {
-			return errs.New(errs.NotImplemented, "%s: service %s: extends is not read in bake files", f.Name, name)
+		svc, err := links.extend(f.Name, doc, name, nil)
+		if err != nil {
+			return err
 		}
 		if svc["build"] == nil {
 			continue
 		}
-		t, err := service(svc, secrets, env)
+		t, err := service(svc, secrets, links.env)
 		if err != nil {
 			return wrong("service %s: %w", name, err)
 		}

@@ -63,16 +63,31 @@ func read(req Request) (*config, error) {
 		},
 	}
 	c := &config{groups: map[string]Group{}, targets: map[string]Target{}, changes: map[string][]change{}}
+	if at := req.Env["BAKE_CMD_CONTEXT"]; at != "" {
+		r.values["BAKE_CMD_CONTEXT"] = cty.StringVal(at)
+	}
+	links := &composer{extra: map[string][]byte{}, env: req.Env}
 	for _, f := range req.Files {
+		if f.Extra {
+			links.extra[f.Name] = f.Data
+		}
+	}
+	for _, f := range req.Files {
+		if f.Extra {
+			continue
+		}
 		compose, err := r.file(f)
 		if err != nil {
 			return nil, err
 		}
 		if compose {
-			if err := c.compose(f, req.Env); err != nil {
+			if err := c.compose(f, links); err != nil {
 				return nil, err
 			}
 		}
+	}
+	if len(links.missing) > 0 {
+		return nil, &Missing{links.missing}
 	}
 	return c, r.evaluate(c)
 }

@@ -1,0 +1,69 @@
+package bake_test
+
+import (
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+
+	"corten.dev/corten/internal/engine/builds/bake"
+)
+
+// Compose files lead to others: extends and include were refused, and with them the projects of most teams.
+func TestComposeLinks(t *testing.T) {
+	main := bake.File{Name: "compose.yaml", Data: []byte(`
+include:
+  - db/compose.yaml
+services:
+  base:
+    build: {context: app, args: [A=1, B=2], tags: [one]}
+  web:
+    image: web:1
+    extends: base
+    build: {args: {B: "3"}, tags: [two]}
+  far:
+    extends: {service: thing, file: common/base.yaml}
+    build: {target: far}
+`)}
+	req := bake.Request{Files: []bake.File{main}, Platform: "linux/amd64"}
+	_, err := bake.Make(req)
+	var more *bake.Missing
+	if !errors.As(err, &more) || !reflect.DeepEqual(more.Names, []string{"db/compose.yaml", "common/base.yaml"}) {
+		t.Fatal(err)
+	}
+	req.Files = append(req.Files, bake.File{Name: "db/compose.yaml", Extra: true, Data: []byte("services:\n  db:\n    build: .\n    image: db:1\n")},
+		bake.File{Name: "common/base.yaml", Extra: true, Data: []byte("services:\n  root:\n    build: {context: ., args: {R: r}}\n  thing:\n    extends: {service: root}\n    build: {dockerfile: D}\n")})
+	plan, err := bake.Make(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := plan.JSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bake.Target{
+		"web": {"context": "app", "args": map[string]string{"A": "1", "B": "3"}, "tags": []string{"one", "two"}},
+		"db":  {"context": "db", "tags": []string{"db:1"}},
+		"far": {"context": "common", "args": map[string]string{"R": "r"}, "dockerfile": "D", "target": "far"},
+	} {
+		for key, value := range want {
+			if got := plan.Targets[name][key]; !reflect.DeepEqual(got, value) {
+				t.Errorf("%s.%s is %v in\n%s", name, key, got, raw)
+			}
+		}
+	}
+	for text, want := range map[string]string{
+		"services:\n  a:\n    extends: b\n    build: .\n  b:\n    extends: a\n    build: .\n": "extends itself",
+		"services:\n  a:\n    extends: none\n    build: .\n":                                  `there is no service "none"`,
+		"include: [https://x.example/y.yaml]\n":                                               "files at an address are not fetched",
+		"include: [compose.yaml]\nservices:\n  a: {build: .}\n":                               "deeper than",
+		"include: [db/compose.yaml]\nservices:\n  db: {build: .}\n":                           "conflicting service db",
+		"include: [{path: db/compose.yaml, env_file: x}]\n":                                   "env_file is not read",
+		"include: [[1]]\n": "give a path",
+	} {
+		files := append([]bake.File{{Name: "compose.yaml", Data: []byte(text)}, {Name: "compose.yaml", Data: []byte(text), Extra: true}}, req.Files[1:]...)
+		if _, err := bake.Make(bake.Request{Files: files}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
+	}
+}
