@@ -70,7 +70,7 @@ var table = []room{
 	{"server", words + " buildwire runwire task events container image network volume snapshot runtime build engine", "the Docker API"},
 	{"buildkitapi", words + " build engine", "BuildKit's clients"},
 	{"runtimecli", tools + " runtime", "the OCI command line of the runtime room"},
-	{"cli", words + " buildwire runwire http1", "the client knows the API, not the engine"},
+	{"cli", words + " buildwire runwire http1 plugin volume/driver volume/remote", "the client knows the API, not the engine"},
 	{"settings", words + " registry/client/rules", "what an operator says"},
 	{"bench", words, "whole commands, from outside"},
 	{"demo", words, "whole commands, from outside"},

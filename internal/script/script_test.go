@@ -15,6 +15,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"corten.dev/corten/internal/enginetest"
+	"corten.dev/corten/internal/plugin/plugintest"
 )
 
 func TestScripts(t *testing.T) {
@@ -30,6 +31,7 @@ func TestScripts(t *testing.T) {
 	eng.Up()
 	importBusybox(t, eng, busybox)
 	open, private := registries(t, eng.Bin)
+	plugintest.StartVolume(t, plugintest.Build(t, "volume"), filepath.Join(eng.Plugins(), "demo.sock"), "-scope", "global")
 	t.Run("verbs", func(t *testing.T) {
 		testscript.Run(t, testscript.Params{
 			Dir: "script",
@@ -38,6 +40,7 @@ func TestScripts(t *testing.T) {
 				env.Setenv("CORTEN_HOST", eng.Socket())
 				env.Setenv("REGISTRY", open.Addr)
 				env.Setenv("PRIVATE", private.Addr)
+				env.Setenv("PLUGINS", eng.Plugins())
 				env.Setenv("PATH", eng.Bin+string(os.PathListSeparator)+os.Getenv("PATH"))
 				return nil
 			},
