@@ -222,6 +222,13 @@ func openNetwork(set settings.Settings, helpers *os.File, log *slog.Logger) (*ne
 	opts.BIP, _ = netip.ParsePrefix(set.BIP)
 	opts.FixedCIDR, _ = netip.ParsePrefix(set.FixedCIDR)
 	opts.HostIP, _ = netip.ParseAddr(set.PublishIP)
+	opts.IPv6, opts.NoICC, opts.NoMasquerade, opts.NoRules, opts.NoRules6 = set.IPv6, !set.ICC, !set.IPMasq, !set.IPTables, !set.IP6Tables
+	opts.BIP6, _ = netip.ParsePrefix(set.BIP6)
+	opts.FixedCIDRv6, _ = netip.ParsePrefix(set.FixedCIDRv6)
+	opts.DefaultGateway, _ = netip.ParseAddr(set.DefaultGateway)
+	opts.DefaultGateway6, _ = netip.ParseAddr(set.DefaultGatewayV6)
+	opts.HostGateway, _ = netip.ParseAddr(set.HostGatewayIP)
+	opts.DirectRouting, opts.DriverOptions = set.DirectRouting, set.NetworkOpts
 	for _, p := range set.AddressPools {
 		base, _ := netip.ParsePrefix(p.Base)
 		opts.Pools = append(opts.Pools, network.PoolRange{Base: base, Size: p.Size})
@@ -230,7 +237,9 @@ func openNetwork(set settings.Settings, helpers *os.File, log *slog.Logger) (*ne
 	if err != nil {
 		return nil, err
 	}
-	opts.PortProxy = []string{self, "portproxy"}
+	if opts.Names = []string{self, "portproxy", "names"}; set.UserlandProxy {
+		opts.PortProxy = []string{self, "portproxy"}
+	}
 	return network.New(opts)
 }
 

@@ -67,7 +67,7 @@ func (l *Local) applyRules(all bool) error {
 
 func (l *Local) wholeTable(all bool) (*nft.Tx, uint64) {
 	tx := &nft.Tx{}
-	writeRules(tx, l.opt.Table)
+	l.writeRules(tx)
 	for _, s := range bridgeSets {
 		tx.FlushSet(l.opt.Table, s.Name)
 	}

@@ -78,8 +78,10 @@ func (l *Local) address(nw *network, s *subnet, want netip.Addr, again string) (
 		return netip.Prefix{}, errs.New(errs.Invalid, "network %s has no %s subnet for address %s", nw.rec.Name, familyName(want), want)
 	case s == nil:
 		return netip.Prefix{}, nil
+	case want.IsValid() && s.chosen:
+		return netip.Prefix{}, errs.New(errs.Invalid, "user specified IP address is supported only when connecting to networks with user configured subnets")
 	case want.IsValid() && !s.prefix.Contains(want):
-		return netip.Prefix{}, errs.New(errs.Invalid, "invalid address %s: it does not belong to any of this network's subnets", want)
+		return netip.Prefix{}, errs.New(errs.Invalid, "invalid address %s: It does not belong to any of this network's subnets", want)
 	case want.IsValid():
 		if s.claim(want) {
 			return netip.PrefixFrom(want, s.prefix.Bits()), nil

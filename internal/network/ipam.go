@@ -15,6 +15,7 @@ type subnet struct {
 	prefix  netip.Prefix
 	rng     netip.Prefix // addresses are taken from here
 	gateway netip.Addr
+	chosen  bool // by the engine
 	used    map[netip.Addr]struct{}
 	low     netip.Addr // everything of rng below is used
 	// Who left addresses, so that they get them again. Each address and each owner is there at most once.
@@ -33,7 +34,7 @@ type tenant struct {
 const comesBack = 2 * time.Second
 
 func newSubnet(p Pool) *subnet {
-	s := &subnet{prefix: p.Subnet.Masked(), rng: p.Range, gateway: p.Gateway, used: map[netip.Addr]struct{}{},
+	s := &subnet{prefix: p.Subnet.Masked(), rng: p.Range, gateway: p.Gateway, chosen: p.Chosen, used: map[netip.Addr]struct{}{},
 		last: map[string]netip.Addr{}, lastOf: map[netip.Addr]tenant{}}
 	if !s.rng.IsValid() {
 		s.rng = s.prefix
@@ -116,7 +117,7 @@ func checkPool(p Pool) error {
 		return errs.New(errs.Invalid, "invalid subnet %s: it should be %s", p.Subnet, p.Subnet.Masked())
 	}
 	if p.Subnet.Addr().Is4() && p.Subnet.Bits() > 30 || p.Subnet.Bits() < 4 || p.Subnet.Bits() > 126 {
-		return errs.New(errs.Invalid, "failed to allocate gateway (): No available addresses on this pool: %s has no room for a gateway and a container", p.Subnet)
+		return errs.New(errs.Invalid, "failed to allocate gateway (): No available addresses on this pool")
 	}
 	if p.Range.IsValid() {
 		if p.Range != p.Range.Masked() {
@@ -155,7 +156,7 @@ func (nw *Network) chooseGateways() error {
 		}
 		gw, ok := newSubnet(p).take()
 		if !ok {
-			return errs.New(errs.Invalid, "failed to allocate gateway (): No available addresses on this pool: %s", p.Subnet)
+			return errs.New(errs.Invalid, "failed to allocate gateway (): No available addresses on this pool")
 		}
 		nw.IPAM.Pools[i].Gateway = gw
 	}

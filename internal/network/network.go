@@ -46,6 +46,8 @@ type Pool struct {
 	Range   netip.Prefix
 	Gateway netip.Addr
 	Aux     map[string]netip.Addr
+	// Chosen says that the engine chose the subnet; nobody can ask for an address of it, because it is another one when the network is made again.
+	Chosen bool `json:",omitempty"`
 }
 
 // Port is one published port. HostPort 0 asks for a free one of the range [HostPort, HostPortEnd].

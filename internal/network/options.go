@@ -36,6 +36,7 @@ type Options struct {
 	DriverOptions map[string]map[string]string
 	DirectRouting bool // published ports are reached at the containers' own addresses, too, by whoever routes there
 	NoRules       bool // no nftables at all: published ports then fail
+	NoRules6      bool // none for IPv6: nothing is translated or kept out there, and ports are published by the port proxy alone
 	HostIP        netip.Addr
 	HostGateway   netip.Addr // --host-gateway-ip; default: the default bridge's address
 	// DNS, DNSSearch, DNSOptions are the engine's defaults for containers that name none.

@@ -256,7 +256,10 @@ func (l *Local) aim(b *binding, ep Endpoint, nw *network) (bool, error) {
 	case b.HostIP == netip.IPv6Loopback() && own.IsValid() && proxied:
 		b.proxy = true
 		return true, nil
-	case own.IsValid(): // no route leads from [::1] into a bridge, so that part is the proxy's
+	case own.IsValid() && b.HostIP.Is6() && l.opt.NoRules6 && proxied:
+		b.proxy = true
+		return true, nil
+	case own.IsValid() && !(b.HostIP.Is6() && l.opt.NoRules6): // no route leads from [::1] into a bridge, so that part is the proxy's
 		b.rules, b.proxy = true, b.HostIP == netip.IPv6Unspecified() && proxied
 		b.direct = l.opt.DirectRouting || len(nw.trusted) > 0
 		return true, nil

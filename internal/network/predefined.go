@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strconv"
 	"time"
+
+	"corten.dev/corten/internal/errs"
 )
 
 // load brings the stored networks and the predefined ones to life.
@@ -87,6 +89,9 @@ func (l *Local) loadDefault(ctx context.Context, old Network) error {
 		return err
 	}
 	nw.isDefault = true
+	if err := l.fits(nw); err != nil {
+		return err
+	}
 	if l.opt.DefaultGateway.IsValid() {
 		nw.gw4 = l.opt.DefaultGateway
 		nw.v4.claim(nw.gw4)
@@ -100,6 +105,23 @@ func (l *Local) loadDefault(ctx context.Context, old Network) error {
 	}
 	l.put(nw)
 	return l.save(rec)
+}
+
+// fits checks what was set for the default bridge against its subnets.
+func (l *Local) fits(nw *network) error {
+	for _, c := range []struct {
+		key string
+		s   *subnet
+		a   netip.Addr
+	}{
+		{"fixed-cidr", nw.v4, l.opt.FixedCIDR.Addr()}, {"fixed-cidr-v6", nw.v6, l.opt.FixedCIDRv6.Addr()},
+		{"default-gateway", nw.v4, l.opt.DefaultGateway}, {"default-gateway-v6", nw.v6, l.opt.DefaultGateway6},
+	} {
+		if c.a.IsValid() && (c.s == nil || !c.s.prefix.Contains(c.a)) {
+			return errs.New(errs.Invalid, "%s: %s is not in the default bridge's subnet", c.key, c.a)
+		}
+	}
+	return nil
 }
 
 func (l *Local) defaultPool4(old Network) (Pool, error) {

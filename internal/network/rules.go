@@ -88,7 +88,12 @@ var (
 )
 
 // writeRules puts the whole table but its elements into the transaction.
-func writeRules(tx *nft.Tx, table string) {
+func (l *Local) writeRules(tx *nft.Tx) {
+	table := l.opt.Table
+	fams := families
+	if l.opt.NoRules6 {
+		fams = families[:1]
+	}
 	tx.AddTable(table)
 	for _, s := range slices.Concat(portSets, bridgeSets) {
 		tx.AddSet(table, s)
@@ -98,11 +103,11 @@ func writeRules(tx *nft.Tx, table string) {
 		tx.AddChain(table, c)
 		tx.FlushChain(table, c.Name)
 	}
-	writeNAT(tx, table)
-	writeFilter(tx, table)
+	writeNAT(tx, table, fams)
+	writeFilter(tx, table, fams)
 }
 
-func writeNAT(tx *nft.Tx, table string) {
+func writeNAT(tx *nft.Tx, table string, fams []family) {
 	add := func(chain, note string, parts ...[]nft.Expr) {
 		var all []nft.Expr
 		for _, p := range parts {
@@ -130,7 +135,7 @@ func writeNAT(tx *nft.Tx, table string) {
 	// Under br_netfilter such a packet never leaves its bridge, and the interface that it came from is not known here.
 	add(chainPost, "published port reached from its own container", fromSelf(unix.NFPROTO_IPV4, 12, 4, setSelf4), one(nft.Masquerade()))
 	add(chainPost, "published port reached from its own container", fromSelf(unix.NFPROTO_IPV6, 8, 16, setSelf6), one(nft.Masquerade()))
-	for _, f := range families {
+	for _, f := range fams {
 		outside := viaSet(unix.NFT_META_OIFNAME, setBridges, true)
 		add(chainPost, "to the outside, with an address of its own", isFamily(f.proto), outside,
 			one(nft.Meta(unix.NFT_META_IIFNAME, nft.R(0)), nft.Map(setSNAT+f.name, nft.R(0), nft.R(0)), nft.SNAT(uint32(f.proto), nft.R(0))))
@@ -138,7 +143,7 @@ func writeNAT(tx *nft.Tx, table string) {
 	}
 }
 
-func writeFilter(tx *nft.Tx, table string) {
+func writeFilter(tx *nft.Tx, table string, fams []family) {
 	in := viaSet(unix.NFT_META_IIFNAME, setBridges, false)
 	out := viaSet(unix.NFT_META_OIFNAME, setBridges, false)
 	established := []nft.Expr{nft.CtState(nft.R(0)), nft.And(nft.R(0), nft.Host(stateEstablished|stateRelated)), nft.Cmp(nft.R(0), nft.Host(0), true)}
@@ -151,6 +156,9 @@ func writeFilter(tx *nft.Tx, table string) {
 		tx.AddRule(table, chainForward, note, append(all, verdict)...)
 	}
 	add("the administrator's own rules come first", nft.Jump(chainUser))
+	if len(fams) < len(families) {
+		add("IPv6 is somebody else's", nft.Return(), isFamily(unix.NFPROTO_IPV6))
+	}
 	add("", nft.Accept(), established, out)
 	add("", nft.Accept(), established, in)
 	add("within a network", nft.Accept(), samePair(setICC))
@@ -158,7 +166,7 @@ func writeFilter(tx *nft.Tx, table string) {
 	add("internal networks", nft.Drop(), viaSet(unix.NFT_META_IIFNAME, setInternal, false))
 	add("internal networks", nft.Drop(), viaSet(unix.NFT_META_OIFNAME, setInternal, false))
 	add("published ports", nft.Accept(), dnated, out)
-	for _, f := range families {
+	for _, f := range fams {
 		routed, direct := append(isFamily(f.proto), viaSet(unix.NFT_META_OIFNAME, setRouted+f.name, false)...), portsOf(setDirect+f.name, f.daddr, f.size)
 		add("published ports of routed networks", nft.Accept(), routed, direct)
 		add("echo requests to routed networks", nft.Accept(), routed, []nft.Expr{nft.Meta(unix.NFT_META_L4PROTO, nft.R(0)), nft.Cmp(nft.R(0), []byte{f.icmp}, false),
@@ -170,13 +178,15 @@ func writeFilter(tx *nft.Tx, table string) {
 	add("to the outside", nft.Accept(), in)
 }
 
-// families are what the rules of both address families differ in.
-var families = []struct {
+// family is what the rules of the address families differ in.
+type family struct {
 	name        string
 	proto       byte
 	daddr, size uint32 // where the destination is in the header
 	icmp, echo  byte
-}{{"4", unix.NFPROTO_IPV4, 16, 4, unix.IPPROTO_ICMP, 8}, {"6", unix.NFPROTO_IPV6, 24, 16, unix.IPPROTO_ICMPV6, 128}}
+}
+
+var families = []family{{"4", unix.NFPROTO_IPV4, 16, 4, unix.IPPROTO_ICMP, 8}, {"6", unix.NFPROTO_IPV6, 24, 16, unix.IPPROTO_ICMPV6, 128}}
 
 // portsOf matches packets whose address (or addresses, side by side in the header), protocol and destination port are in the set.
 func portsOf(set string, offset, size uint32) []nft.Expr {

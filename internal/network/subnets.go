@@ -131,7 +131,7 @@ func (l *Local) chooseSubnets(rec *Network) error {
 		if err != nil {
 			return err
 		}
-		rec.IPAM.Pools = append(rec.IPAM.Pools, Pool{Subnet: subnet})
+		rec.IPAM.Pools = append(rec.IPAM.Pools, Pool{Subnet: subnet, Chosen: true})
 	}
 	if rec.EnableIPv6 && have6 == 0 {
 		subnet := uniqueLocal(newID())
@@ -140,7 +140,7 @@ func (l *Local) chooseSubnets(rec *Network) error {
 				return err
 			}
 		}
-		rec.IPAM.Pools = append(rec.IPAM.Pools, Pool{Subnet: subnet})
+		rec.IPAM.Pools = append(rec.IPAM.Pools, Pool{Subnet: subnet, Chosen: true})
 	}
 	slices.SortStableFunc(rec.IPAM.Pools, func(a, b Pool) int { return a.Subnet.Addr().BitLen() - b.Subnet.Addr().BitLen() })
 	return rec.chooseGateways()

@@ -186,7 +186,7 @@ func toNetwork(req wirenet.CreateRequest) (network.Network, error) {
 	case req.Ingress || req.Scope == "global":
 		return nw, errs.New(errs.Unavailable, "%s", notManager)
 	case req.Scope != "" && req.Scope != "local":
-		return nw, errs.New(errs.Invalid, "invalid network scope %q", req.Scope)
+		return nw, errs.New(errs.Unavailable, "%s", notManager)
 	}
 	nw = network.Network{
 		Name: req.Name, Driver: req.Driver, Internal: req.Internal, Attachable: req.Attachable,

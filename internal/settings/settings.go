@@ -26,18 +26,19 @@ import (
 
 // Settings are all settings; the JSON names are the keys of the configuration file, which are also the flags' names where the two agree.
 type Settings struct {
-	Hosts        []string           `json:"hosts,omitempty"`
-	DataRoot     string             `json:"data-root,omitempty"`
-	ExecRoot     string             `json:"exec-root,omitempty"`
-	Pidfile      string             `json:"pidfile,omitempty"`
-	LogLevel     string             `json:"log-level,omitempty"`
-	LogFormat    string             `json:"log-format,omitempty"`
-	Debug        bool               `json:"debug,omitempty"`
-	Group        string             `json:"group,omitempty"`
-	Labels       []string           `json:"labels,omitempty"`
-	Bridge       string             `json:"bridge,omitempty"`
-	BIP          string             `json:"bip,omitempty"`
-	FixedCIDR    string             `json:"fixed-cidr,omitempty"`
+	Hosts     []string `json:"hosts,omitempty"`
+	DataRoot  string   `json:"data-root,omitempty"`
+	ExecRoot  string   `json:"exec-root,omitempty"`
+	Pidfile   string   `json:"pidfile,omitempty"`
+	LogLevel  string   `json:"log-level,omitempty"`
+	LogFormat string   `json:"log-format,omitempty"`
+	Debug     bool     `json:"debug,omitempty"`
+	Group     string   `json:"group,omitempty"`
+	Labels    []string `json:"labels,omitempty"`
+	Bridge    string   `json:"bridge,omitempty"`
+	BIP       string   `json:"bip,omitempty"`
+	FixedCIDR string   `json:"fixed-cidr,omitempty"`
+	NetworkSettings
 	AddressPools []AddressPool      `json:"default-address-pools,omitempty"`
 	MTU          int                `json:"mtu,omitempty"`
 	NftTable     string             `json:"nft-table,omitempty"`
@@ -129,7 +130,8 @@ func Default() Settings {
 		Hosts: nil, DataRoot: "/var/lib/corten", ExecRoot: "/run/corten", LogLevel: "info", LogFormat: "text",
 		Group: "docker", NftTable: "", IPForward: true, MTU: 0, ShmSize: 64 << 20, CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"},
 		RegistryCerts: []string{"/etc/corten/certs.d", "/etc/docker/certs.d"}, MaxDownloads: 6, MaxUploads: 5, MaxAttempts: 5,
-		ImageGC: ImageGC{High: 85, Low: 75, Keep: Duration(7 * 24 * time.Hour)}, ImageBlobs: "auto",
+		NetworkSettings: defaultNetwork(),
+		ImageGC:         ImageGC{High: 85, Low: 75, Keep: Duration(7 * 24 * time.Hour)}, ImageBlobs: "auto",
 	}
 }
 
@@ -201,6 +203,7 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 	set.StringVar(&s.TLSCACert, "tlscacert", "", "Certificates that sign clients")
 	set.StringVar(&s.TLSCert, "tlscert", "", "Certificate of the engine")
 	set.StringVar(&s.TLSKey, "tlskey", "", "Key of the engine")
+	s.networkFlags(set)
 	s.registryFlags(set)
 	s.imageFlags(set)
 	set.BoolVar(&s.Validate, "validate", false, "Check the settings and exit")
@@ -212,7 +215,8 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 var flagKeys = map[string]string{
 	"hosts": "host", "labels": "label", "default-address-pools": "default-address-pool", "dns-opts": "dns-opt",
 	"log-opts": "log-opt", "cdi-spec-dirs": "cdi-spec-dir", "plugin-dirs": "plugin-dir", "default-ulimits": "default-ulimit", "exec-opts": "exec-opt",
-	"insecure-registries": "insecure-registry", "registry-mirrors": "registry-mirror", "registry-certs": "registry-certs-dir",
+	"default-network-opts": "default-network-opt",
+	"insecure-registries":  "insecure-registry", "registry-mirrors": "registry-mirror", "registry-certs": "registry-certs-dir",
 }
 
 func (s *Settings) readFile(set *pflag.FlagSet) error {
@@ -300,6 +304,9 @@ func (s *Settings) check() error {
 		return err
 	}
 	if err := s.checkDevices(); err != nil {
+		return err
+	}
+	if err := s.checkNetwork(); err != nil {
 		return err
 	}
 	if err := s.checkRegistries(); err != nil {

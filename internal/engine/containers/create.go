@@ -57,7 +57,7 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (created Create
 	if err := s.complete(&rec); err != nil {
 		return created, err
 	}
-	if err := s.ownLinks(&rec); err != nil {
+	if err := errors.Join(ownAddresses(&rec), s.ownLinks(&rec)); err != nil {
 		return created, err
 	}
 

@@ -66,6 +66,16 @@ func (s *Service) ownLinks(rec *container.Record) error {
 	return nil
 }
 
+// ownAddresses refuses addresses on the networks that the engine chooses the subnets of.
+func ownAddresses(rec *container.Record) error {
+	for name, ep := range rec.Networks {
+		if slices.Contains([]string{"bridge", "host", "none"}, name) && (ep.IPv4.IsValid() || ep.IPv6.IsValid()) {
+			return errs.New(errs.Invalid, "user specified IP address is supported on user defined networks only")
+		}
+	}
+	return nil
+}
+
 // legacy tells whether a container's links are those of the default bridge.
 func legacy(rec *container.Record) bool {
 	return len(rec.Host.Links) > 0 && rec.Host.NetworkMode == "bridge"

@@ -176,8 +176,10 @@ func validateModes(cfg *container.Config, host *container.Host) error {
 		return errs.New(errs.Invalid, "conflicting options: custom host-to-IP mapping and the network mode")
 	case shared && (len(host.Ports) > 0 || host.PublishAll):
 		return errs.New(errs.Invalid, "conflicting options: port publishing and the container type network mode")
-	case (shared || host.NetworkMode == "host") && len(host.Links) > 0:
-		return errs.New(errs.Invalid, "conflicting options: links and the network mode: this could cause undefined behaviour")
+	case shared && len(host.Links) > 0:
+		return errs.New(errs.Invalid, "conflicting options: container type network can't be used with links. This would result in undefined behavior")
+	case host.NetworkMode == "host" && len(host.Links) > 0:
+		return errs.New(errs.Invalid, "conflicting options: host type networking can't be used with links. This would result in undefined behavior")
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package networks
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -168,7 +169,7 @@ func (s *Service) Prune(ctx context.Context, filters filter.Args) (deleted []str
 	}
 	for _, nw := range all {
 		unwanted := slices.ContainsFunc(filters["label!"], func(w string) bool { return (filter.Args{"l": {w}}).Labels("l", nw.Labels) })
-		if nw.Predefined || unwanted || !filters.Labels("label", nw.Labels) || !until.IsZero() && nw.Created.After(until) {
+		if nw.Predefined || nw.ConfigOnly || unwanted || !filters.Labels("label", nw.Labels) || !until.IsZero() && nw.Created.After(until) {
 			continue
 		}
 		err := s.Networks.Remove(ctx, nw.ID)
@@ -215,6 +216,9 @@ func (s *Service) Connect(ctx context.Context, ref, containerRef string, ep cont
 	if rec.Host.NetworkMode == "none" {
 		return errs.New(errs.Forbidden, "container cannot be connected to multiple networks with one of the networks in private (none) mode")
 	}
+	if err := s.mayAsk(nw, ep); err != nil {
+		return err
+	}
 	live := rec.State.Status.Live()
 	if _, on := onNetwork(&rec, nw); on && live {
 		return errs.New(errs.Forbidden, "endpoint with name %s already exists in network %s", rec.Name, nw.Name)
@@ -229,6 +233,29 @@ func (s *Service) Connect(ctx context.Context, ref, containerRef string, ep cont
 		return err
 	}
 	s.emit("connect", nw, map[string]string{"container": rec.ID})
+	return nil
+}
+
+// mayAsk refuses at once what would be refused when the container starts.
+func (s *Service) mayAsk(nw network.Network, ep container.EndpointSettings) error {
+	if nw.ConfigOnly {
+		return errs.New(errs.Forbidden, "cannot create endpoint on configuration-only network")
+	}
+	for _, want := range []netip.Addr{ep.IPv4, ep.IPv6} {
+		if !want.IsValid() {
+			continue
+		}
+		if nw.Predefined {
+			return errs.New(errs.Invalid, "user specified IP address is supported on user defined networks only")
+		}
+		pools := slices.DeleteFunc(slices.Clone(nw.IPAM.Pools), func(p network.Pool) bool { return p.Subnet.Addr().Is4() != want.Is4() })
+		if len(pools) == 0 || pools[0].Chosen {
+			return errs.New(errs.Invalid, "user specified IP address is supported only when connecting to networks with user configured subnets")
+		}
+		if !slices.ContainsFunc(pools, func(p network.Pool) bool { return p.Subnet.Contains(want) }) {
+			return errs.New(errs.Invalid, "invalid address %s: It does not belong to any of this network's subnets", want)
+		}
+	}
 	return nil
 }
 
