@@ -149,7 +149,9 @@ func (c *loadConn) push(repo string, d digest.Digest, data ...[]byte) error {
 
 // unpaced keeps the host's congestion control out of what is measured: bbr would send each piece when a timer says so.
 func unpaced(_, _ string, conn syscall.RawConn) (err error) {
-	cerr := conn.Control(func(fd uintptr) { err = syscall.SetsockoptString(int(fd), syscall.IPPROTO_TCP, syscall.TCP_CONGESTION, "reno") })
+	cerr := conn.Control(func(fd uintptr) {
+		err = syscall.SetsockoptString(int(fd), syscall.IPPROTO_TCP, syscall.TCP_CONGESTION, "reno")
+	})
 	return errors.Join(err, cerr)
 }
 
