@@ -24,7 +24,7 @@ type room struct {
 
 const (
 	words = "errs filter units version reference manifest"
-	tools = words + " task record events safefs tarfs linux"
+	tools = words + " task record events safefs tarfs compressed linux"
 )
 
 var table = []room{
@@ -43,6 +43,7 @@ var table = []room{
 	{"safefs", words + " linux", "paths by descriptor"},
 	{"probe", words + " linux", "one look at a service, from inside a network namespace"},
 	{"tarfs", words + " safefs linux", "trees to tar and back"},
+	{"compressed", words, "bytes and what they were compressed from"},
 	{"http1", "", "a small HTTP/1.1 client, for commands that start fast and calls of plugins"},
 	{"plugin", words + " http1", "programs outside that serve the engine; it knows no noun"},
 	{"linux", words, "kernel facilities know no container words"},
@@ -67,7 +68,7 @@ var table = []room{
 	// Floor 3: the engine's services.
 	{"engine", tools + " probe content snapshot image runtime logs monitor network volume container registry/client build", "one service per noun over the rooms"},
 	// Floor 4: doors translate, never decide.
-	{"server", words + " buildwire runwire task events container image network volume snapshot runtime build engine", "the Docker API"},
+	{"server", words + " compressed buildwire runwire task events container image network volume snapshot runtime build engine", "the Docker API"},
 	{"buildkitapi", words + " build engine", "BuildKit's clients"},
 	{"runtimecli", tools + " runtime", "the OCI command line of the runtime room"},
 	{"cli", words + " buildwire runwire http1 plugin volume/driver volume/remote", "the client knows the API, not the engine"},

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -235,26 +234,6 @@ func TestStartUpCheck(t *testing.T) {
 		}
 	}
 	if _, err := again.Import(ctx, bytes.NewReader(tree(t)), image.ImportOptions{Ref: "other"}); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestImportXz(t *testing.T) {
-	xz, err := exec.LookPath("xz")
-	if err != nil {
-		t.Skip("needs xz")
-	}
-	cmd := exec.Command(xz, "-c")
-	cmd.Stdin = bytes.NewReader(tree(t))
-	data, err := cmd.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	h := open(t, t.TempDir())
-	if _, err := h.Import(ctx, bytes.NewReader(data), image.ImportOptions{Ref: "app"}); err != nil {
-		t.Error(err)
-	}
-	if _, err := h.Import(ctx, bytes.NewReader(data[:len(data)-20]), image.ImportOptions{Ref: "cut"}); !errors.Is(err, errs.Invalid) {
 		t.Error(err)
 	}
 }

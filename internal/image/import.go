@@ -9,6 +9,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"corten.dev/corten/internal/compressed"
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/snapshot"
@@ -30,7 +31,7 @@ func (s *Images) Import(ctx context.Context, r io.Reader, opts ImportOptions) (I
 	if err := ApplyChanges(&run, opts.Changes); err != nil {
 		return Image{}, fmt.Errorf("import: %w", err)
 	}
-	plain, err := decompress(ctx, r)
+	plain, err := compressed.Reader(ctx, r)
 	if err != nil {
 		return Image{}, fmt.Errorf("import: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"corten.dev/corten/internal/compressed"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
@@ -303,7 +304,7 @@ func newPlain(ctx context.Context, src io.Reader) *plain { return &plain{ctx: ct
 
 func (p *plain) Read(b []byte) (int, error) {
 	if p.ahead == nil && p.err == nil {
-		p.zr, p.err = decompress(p.ctx, &ctxReader{p.ctx, p.src})
+		p.zr, p.err = compressed.Reader(p.ctx, &ctxReader{p.ctx, p.src})
 		if p.err == nil {
 			p.ahead = readAhead(p.zr)
 		}

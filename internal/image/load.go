@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"corten.dev/corten/internal/compressed"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
@@ -191,7 +192,7 @@ func (s *Images) Load(ctx context.Context, r io.Reader, progress Progress) ([]st
 	}
 	s.busy.Add(1)
 	defer s.busy.Add(-1)
-	plain, err := decompress(ctx, r)
+	plain, err := compressed.Reader(ctx, r)
 	if err != nil {
 		return nil, fmt.Errorf("load: %w", err)
 	}

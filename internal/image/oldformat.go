@@ -10,6 +10,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"corten.dev/corten/internal/compressed"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/reference"
 )
@@ -133,7 +134,7 @@ func (sp *spool) diffID(ctx context.Context, name string) (digest.Digest, error)
 	if err != nil {
 		return "", err
 	}
-	plain, err := decompress(ctx, r)
+	plain, err := compressed.Reader(ctx, r)
 	if err != nil {
 		return "", err
 	}

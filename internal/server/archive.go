@@ -1,10 +1,6 @@
 package server
 
 import (
-	"bufio"
-	"bytes"
-	"compress/bzip2"
-	"compress/gzip"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -12,9 +8,9 @@ import (
 	"net/http"
 	"os"
 
-	"github.com/klauspost/compress/zstd"
 	wire "github.com/moby/moby/api/types/container"
 
+	"corten.dev/corten/internal/compressed"
 	"corten.dev/corten/internal/engine/containers"
 	"corten.dev/corten/internal/errs"
 )
@@ -74,7 +70,7 @@ func (s *Server) archivePut(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	body, err := plain(r.Body)
+	body, err := compressed.Reader(r.Context(), r.Body)
 	if err != nil {
 		return err
 	}
@@ -84,32 +80,4 @@ func (s *Server) archivePut(w http.ResponseWriter, r *request) error {
 	}
 	w.WriteHeader(http.StatusOK)
 	return nil
-}
-
-// plain unpacks a compressed stream, told by its first bytes.
-func plain(r io.Reader) (io.ReadCloser, error) {
-	buf := bufio.NewReaderSize(r, 64<<10)
-	head, err := buf.Peek(6)
-	if err != nil && err != io.EOF {
-		return nil, err
-	}
-	switch {
-	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
-		z, err := gzip.NewReader(buf)
-		if err != nil {
-			return nil, errs.New(errs.Invalid, "read the archive: %w", err)
-		}
-		return z, nil
-	case bytes.HasPrefix(head, []byte("BZh")):
-		return io.NopCloser(bzip2.NewReader(buf)), nil
-	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		z, err := zstd.NewReader(buf, zstd.WithDecoderConcurrency(1))
-		if err != nil {
-			return nil, errs.New(errs.Invalid, "read the archive: %w", err)
-		}
-		return z.IOReadCloser(), nil
-	case bytes.HasPrefix(head, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		return nil, errs.New(errs.Invalid, "read the archive: xz is not supported here; send it plain, or compressed with gzip, bzip2 or zstd")
-	}
-	return io.NopCloser(buf), nil
 }

@@ -1,10 +1,6 @@
 package mirror
 
 import (
-	"bufio"
-	"bytes"
-	"compress/bzip2"
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -12,9 +8,8 @@ import (
 	"os"
 	"sync"
 
-	"github.com/klauspost/compress/zstd"
-
 	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/compressed"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/tarfs"
 )
@@ -57,7 +52,7 @@ func (m *Mirrors) Unpack(ctx context.Context, r io.Reader, req Request) (_ *buil
 }
 
 func (m *Mirrors) extract(ctx context.Context, dir *os.File, r io.Reader) error {
-	plain, err := decompress(r)
+	plain, err := compressed.Reader(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -78,28 +73,4 @@ func (a *atMost) Read(p []byte) (int, error) {
 		return 0, errs.New(errs.Invalid, "the context is larger than %d bytes", a.max)
 	}
 	return n, err
-}
-
-// decompress finds out by the first bytes how a stream is compressed.
-func decompress(r io.Reader) (io.ReadCloser, error) {
-	buf := bufio.NewReaderSize(r, 64<<10)
-	head, err := buf.Peek(6)
-	if err != nil && err != io.EOF {
-		return nil, err
-	}
-	switch {
-	case bytes.HasPrefix(head, []byte{0x1f, 0x8b}):
-		return gzip.NewReader(buf)
-	case bytes.HasPrefix(head, []byte("BZh")):
-		return io.NopCloser(bzip2.NewReader(buf)), nil
-	case bytes.HasPrefix(head, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		z, err := zstd.NewReader(buf, zstd.WithDecoderMaxMemory(256<<20))
-		if err != nil {
-			return nil, err
-		}
-		return z.IOReadCloser(), nil
-	case bytes.HasPrefix(head, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		return nil, errs.New(errs.NotImplemented, "a context compressed with xz cannot be read: compress it with gzip or zstd")
-	}
-	return io.NopCloser(buf), nil
 }

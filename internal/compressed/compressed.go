@@ -1,4 +1,8 @@
-package image
+// Package compressed reads archives and layers, whatever they are compressed with.
+//
+// It owns nothing. It promises that damage is errs.Invalid, whichever library finds it, that an error of the source is passed on as it is, and that what an archive asks for
+// takes no more memory than its format's own bound.
+package compressed
 
 import (
 	"bufio"
@@ -13,12 +17,12 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"corten.dev/corten/internal/compressed/gunzip"
 	"corten.dev/corten/internal/errs"
-	"corten.dev/corten/internal/image/gunzip"
 )
 
-// decompress looks at the first bytes and undoes gzip, bzip2, zstd or xz. What is none of them is passed on as it is.
-func decompress(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
+// Reader looks at the first bytes and undoes gzip, bzip2, zstd or xz. What is none of them is passed on as it is. errs.NotImplemented: this host has no xz.
+func Reader(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
 	src := &noting{r: r}
 	br := bufio.NewReaderSize(src, 64<<10)
 	head, err := br.Peek(6)
@@ -38,13 +42,13 @@ func decompress(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
 		}
 		return &kinded{zr, src, func() error { zr.Close(); return nil }}, nil
 	case bytes.HasPrefix(head, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
-		return unxz(ctx, br)
+		return unxz(ctx, br, src)
 	}
 	return io.NopCloser(br), nil
 }
 
 // unxz lets the host's xz do it, as Docker does: it is rare enough not to carry a library for it.
-func unxz(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
+func unxz(ctx context.Context, r io.Reader, src *noting) (io.ReadCloser, error) {
 	path, err := exec.LookPath("xz")
 	if err != nil {
 		return nil, errs.New(errs.NotImplemented, "archive is compressed with xz, and this host has no program xz: install xz-utils, or decompress the archive first")
@@ -63,7 +67,7 @@ func unxz(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
 		return nil, fmt.Errorf("start xz: %w", err)
 	}
 	x := &xzReader{out: out, cmd: cmd, said: &said}
-	return &kinded{x, nil, func() error {
+	return &kinded{x, src, func() error {
 		cancel()
 		x.wait() // killed when it was not read to its end; that is no error
 		return nil
@@ -81,7 +85,7 @@ type xzReader struct {
 
 func (x *xzReader) Read(p []byte) (int, error) {
 	n, err := x.out.Read(p)
-	if err == io.EOF {
+	if err != nil { // whatever it is: only when the program has ended is it known what the source said
 		if werr := x.wait(); werr != nil {
 			err = werr
 		}
@@ -122,7 +126,7 @@ type kinded struct {
 
 func (k *kinded) Read(p []byte) (int, error) {
 	n, err := k.Reader.Read(p)
-	if err != nil && k.src != nil && k.src.err != nil {
+	if err != nil && k.src.err != nil {
 		return n, k.src.err
 	}
 	if err != nil && err != io.EOF {
