@@ -12,9 +12,7 @@ import (
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/counters"
-	linuxhost "corten.dev/corten/internal/linux/host"
 	"corten.dev/corten/internal/runtime"
-	"corten.dev/corten/internal/task"
 )
 
 // pace is how often the figures of a container are read while somebody looks at them; tooSoon is what is no second reading: a share of the processor over so short a time
@@ -38,28 +36,7 @@ func (s *Service) Stats(ctx context.Context, ref string, once bool, fn func(prio
 		}
 		return fn(&Stats{}, now)
 	}
-	look := s.figures.look(s, ctr)
-	defer s.figures.leave(ctr, look)
-	prior := &Stats{}
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-s.ctx.Done():
-			return nil
-		case now := <-look.c:
-			if s.table.lost(ctr) {
-				return nil
-			}
-			if now.fault != nil {
-				return now.fault
-			}
-			if err := fn(prior, now); err != nil {
-				return err
-			}
-			prior = now
-		}
-	}
+	return s.figures.watch(ctx, s, ctr, fn)
 }
 
 // Readings are the figures of all containers that run, for those who count everything: those that somebody looks at as they were read last, others read now.
@@ -90,173 +67,6 @@ func (s *Service) reading(ctr *live) (*Stats, error) {
 	defer m.close()
 	now := m.read(systemCPU())
 	return now, now.fault
-}
-
-// figures reads what containers use, for all who look at any of them: one goroutine, at one pace, and only while somebody looks.
-//
-//	look ─▶ wake ─▶ the loop reads what is new ──▶ ┌ each second: all that somebody looks at ─▶ everyone's channel
-//	leave, exit ─▶ wake ─▶ the loop closes files ─▶ └ nobody is left: the loop ends
-//
-// The files stay open meanwhile, as far as the engine's limit of open files allows. The loop alone has them.
-type figures struct {
-	keep *counters.Budget
-	wake chan struct{} // holds one
-
-	mu    sync.Mutex // guards what follows
-	all   map[*live]*watched
-	awake bool
-}
-
-// watched is a container that somebody looks at, or did until just now.
-type watched struct {
-	lookers map[*looker]struct{}
-	last    *Stats
-	meter   meter // the loop's alone
-}
-
-// looker is one who looks. Of several readings that it has no time for it gets the last.
-type looker struct {
-	c    chan *Stats
-	told time.Time // when the last one was read; the loop's alone
-}
-
-func newFigures() *figures {
-	files, _, err := linuxhost.OpenFiles()
-	if err != nil {
-		files = 1024
-	}
-	return &figures{keep: counters.NewBudget(int(min(files/2, 1<<17))), wake: make(chan struct{}, 1), all: map[*live]*watched{}}
-}
-
-func (f *figures) look(s *Service, ctr *live) *looker {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	w := f.all[ctr]
-	if w == nil {
-		w = &watched{lookers: map[*looker]struct{}{}, meter: meter{ctr: ctr, keep: f.keep}}
-		f.all[ctr] = w
-	}
-	look := &looker{c: make(chan *Stats, 1)}
-	w.lookers[look] = struct{}{}
-	if !f.awake {
-		f.awake = true
-		s.background(func(ctx context.Context) { f.loop(ctx, s) })
-	}
-	f.nudge()
-	return look
-}
-
-func (f *figures) leave(ctr *live, look *looker) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if w := f.all[ctr]; w != nil {
-		delete(w.lookers, look)
-		if len(w.lookers) == 0 {
-			f.nudge()
-		}
-	}
-}
-
-// nudge has the loop look at who looks.
-func (f *figures) nudge() {
-	select {
-	case f.wake <- struct{}{}:
-	default:
-	}
-}
-
-// ended lets the files of a container go whose run is over: they hold its network.
-func (f *figures) ended(ctr *live) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.all[ctr] != nil {
-		f.nudge()
-	}
-}
-
-func (f *figures) last(ctr *live) *Stats {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if w := f.all[ctr]; w != nil {
-		return w.last
-	}
-	return nil
-}
-
-func (f *figures) loop(ctx context.Context, s *Service) {
-	tick := time.NewTicker(pace)
-	defer tick.Stop()
-	for {
-		all := true
-		select {
-		case <-ctx.Done():
-		case <-f.wake:
-			all = false
-		case <-tick.C:
-		}
-		round := f.round(ctx.Err() != nil)
-		if round == nil {
-			return
-		}
-		host := systemCPU()
-		for _, w := range round {
-			f.tell(s, w, host, all)
-		}
-	}
-}
-
-// round lists what somebody looks at and lets the rest go; nil when there is nothing left, which ends the loop.
-func (f *figures) round(over bool) []*watched {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	var round []*watched
-	for ctr, w := range f.all {
-		if len(w.lookers) == 0 || over {
-			w.meter.close()
-			delete(f.all, ctr)
-			continue
-		}
-		round = append(round, w)
-	}
-	f.awake = round != nil
-	return round
-}
-
-// tell reads one container's figures and tells those who wait for them: everyone, or only who has none yet.
-func (f *figures) tell(s *Service, w *watched, host uint64, all bool) {
-	f.mu.Lock()
-	waiting := make([]*looker, 0, len(w.lookers))
-	now := time.Now()
-	for look := range w.lookers {
-		if look.told.IsZero() || all && now.Sub(look.told) >= tooSoon {
-			waiting = append(waiting, look)
-		}
-	}
-	f.mu.Unlock()
-	if len(waiting) == 0 {
-		w.meter.settle()
-		return
-	}
-	var st *Stats
-	var err error
-	func() {
-		defer task.Contain(s.Log, "figures of a container", &err)
-		st = w.meter.read(host)
-	}()
-	if err != nil {
-		st = &Stats{fault: err}
-	}
-	f.mu.Lock()
-	w.last = st
-	f.mu.Unlock()
-	for _, look := range waiting {
-		look.told = now
-		select {
-		case <-look.c: // it had no time for the one before
-		default:
-		}
-		look.c <- st // the loop alone sends
-	}
 }
 
 // meter reads the figures of a container, through its runs.

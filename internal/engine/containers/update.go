@@ -65,6 +65,7 @@ func (s *Service) Update(ctx context.Context, ref string, req UpdateRequest) (wa
 	if err := s.save(ctr, true); err != nil {
 		return bad(err)
 	}
+	s.figures.changed(ctr)
 	s.emit(ctr, "update", nil)
 	return warnings, nil
 }

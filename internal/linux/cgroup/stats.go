@@ -76,6 +76,8 @@ type reader struct {
 	kept map[file]*counters.Kept // nil: every reading opens its files
 	keep *counters.Budget
 	stat []Counter // memory.stat of the last reading
+	// last is the reading before; nil has everything read. Else what rarely changes is taken from it.
+	last *Stats
 }
 
 // buffers are for the time of a reading: a thousand meters need one.
@@ -194,12 +196,17 @@ func (m *Manager) figures(r *reader) (st Stats) {
 	return st
 }
 
-// Meter reads the figures of one container again and again, by descriptors that stay open: a tenth of the cost of Stats. It leaves huge pages out. It belongs to one goroutine
-// at a time.
+// Meter reads the figures of one container again and again, by descriptors that stay open: a tenth of the cost of Stats. It leaves huge pages out, and reads limits, swap and
+// out-of-memory kills once in [RareEvery] readings only. It belongs to one goroutine at a time.
 type Meter struct {
-	m *Manager
-	r reader
+	m    *Manager
+	r    reader
+	n    int // readings so far
+	last Stats
 }
+
+// RareEvery is in how many readings of a [Meter] limits are looked at once.
+const RareEvery = 8
 
 // Meter makes one that keeps its files open as far as the budget goes.
 func (m *Manager) Meter(keep *counters.Budget) *Meter {
@@ -208,10 +215,15 @@ func (m *Manager) Meter(keep *counters.Budget) *Meter {
 
 // Read reads the figures as they are now. errs.NotFound when the cgroup is gone.
 func (x *Meter) Read() (Stats, error) {
-	x.r.err, x.r.buf = nil, buffers.Get().(*[16384]byte)
+	x.r.err, x.r.last, x.r.buf = nil, &x.last, buffers.Get().(*[16384]byte)
 	defer buffers.Put(x.r.buf)
+	if x.n%RareEvery == 0 {
+		x.r.last = nil
+	}
 	st := x.m.figures(&x.r)
 	if x.r.err == nil {
+		x.last = st
+		x.n++
 		return st, nil
 	}
 	if isErrno(x.r.err, unix.ENODEV) {
@@ -226,11 +238,18 @@ func (x *Meter) Close() {
 		f.Close()
 	}
 	clear(x.r.kept)
+	x.n = 0
 }
 
 func cpuacctV1(r *reader, dir string, st *Stats) {
-	st.CPU.User = r.uint(dir, "cpuacct.usage_user")
-	st.CPU.System = r.uint(dir, "cpuacct.usage_sys")
+	for line := range bytes.Lines(r.bytes(dir, "cpuacct.usage_all")) {
+		number, rest, _ := bytes.Cut(line, []byte{' '})
+		user, system, _ := bytes.Cut(rest, []byte{' '})
+		if len(number) > 0 && number[0] != 'c' { // not the heading
+			st.CPU.User += parseUint(user)
+			st.CPU.System += parseUint(system)
+		}
+	}
 	for _, f := range bytes.Fields(r.bytes(dir, "cpuacct.usage_percpu")) {
 		n := parseUint(f)
 		st.CPU.PerCPU = append(st.CPU.PerCPU, n)
@@ -285,16 +304,27 @@ func memoryV1Stats(r *reader, dir string, st *Stats) {
 	mem := &st.Memory
 	mem.Usage = r.uint(dir, "memory.usage_in_bytes")
 	mem.MaxUsage = r.uint(dir, "memory.max_usage_in_bytes")
-	mem.Failcnt = r.uint(dir, "memory.failcnt")
-	if mem.Limit = r.uint(dir, "memory.limit_in_bytes"); mem.Limit >= noLimitV1 {
-		mem.Limit = math.MaxUint64
+	if r.last == nil {
+		if mem.Limit = r.uint(dir, "memory.limit_in_bytes"); mem.Limit >= noLimitV1 {
+			mem.Limit = math.MaxUint64
+		}
+		if mem.SwapLimit = r.uint(dir, "memory.memsw.limit_in_bytes"); mem.SwapLimit >= noLimitV1 {
+			mem.SwapLimit = math.MaxUint64
+		}
+		mem.Swap = r.uint(dir, "memory.memsw.usage_in_bytes")
+		mem.Kernel = r.uint(dir, "memory.kmem.usage_in_bytes")
+		mem.KernelTCP = r.uint(dir, "memory.kmem.tcp.usage_in_bytes")
+		lines(r.bytes(dir, "memory.oom_control"), func(key []byte, val uint64) {
+			if string(key) == "oom_kill" {
+				mem.OOMKills = val
+			}
+		})
+	} else {
+		mem.rare(&r.last.Memory)
 	}
-	mem.Swap = r.uint(dir, "memory.memsw.usage_in_bytes")
-	if mem.SwapLimit = r.uint(dir, "memory.memsw.limit_in_bytes"); mem.SwapLimit >= noLimitV1 {
-		mem.SwapLimit = math.MaxUint64
+	if mem.Limit != math.MaxUint64 { // without a limit nothing fails for it
+		mem.Failcnt = r.uint(dir, "memory.failcnt")
 	}
-	mem.Kernel = r.uint(dir, "memory.kmem.usage_in_bytes")
-	mem.KernelTCP = r.uint(dir, "memory.kmem.tcp.usage_in_bytes")
 	r.memoryStat(dir, mem, func(key []byte, val uint64) {
 		switch string(key) {
 		case "total_cache":
@@ -309,20 +339,33 @@ func memoryV1Stats(r *reader, dir string, st *Stats) {
 			mem.MajorFaults = val
 		}
 	})
-	lines(r.bytes(dir, "memory.oom_control"), func(key []byte, val uint64) {
-		if string(key) == "oom_kill" {
-			mem.OOMKills = val
-		}
-	})
+}
+
+// rare takes from the reading before what is not read each time.
+func (mem *MemoryStats) rare(last *MemoryStats) {
+	mem.Limit, mem.SwapLimit, mem.Swap, mem.Kernel, mem.KernelTCP, mem.OOMKills = last.Limit, last.SwapLimit, last.Swap, last.Kernel, last.KernelTCP, last.OOMKills
 }
 
 func memoryV2Stats(r *reader, dir string, st *Stats) {
 	mem := &st.Memory
 	mem.Usage = r.uint(dir, "memory.current")
-	mem.MaxUsage = r.uint(dir, "memory.peak")
-	mem.Limit = r.uint(dir, "memory.max")
-	mem.Swap = r.uint(dir, "memory.swap.current")
-	mem.SwapLimit = r.uint(dir, "memory.swap.max")
+	if r.last == nil {
+		mem.MaxUsage = r.uint(dir, "memory.peak")
+		mem.Limit = r.uint(dir, "memory.max")
+		mem.Swap = r.uint(dir, "memory.swap.current")
+		mem.SwapLimit = r.uint(dir, "memory.swap.max")
+		lines(r.bytes(dir, "memory.events"), func(key []byte, val uint64) {
+			switch string(key) {
+			case "oom": // what Docker counts as failures on v2
+				mem.Failcnt = val
+			case "oom_kill":
+				mem.OOMKills = val
+			}
+		})
+	} else {
+		mem.rare(&r.last.Memory)
+		mem.MaxUsage, mem.Failcnt = r.last.Memory.MaxUsage, r.last.Memory.Failcnt
+	}
 	r.memoryStat(dir, mem, func(key []byte, val uint64) {
 		switch string(key) {
 		case "file":
@@ -341,31 +384,23 @@ func memoryV2Stats(r *reader, dir string, st *Stats) {
 			mem.MajorFaults = val
 		}
 	})
-	lines(r.bytes(dir, "memory.events"), func(key []byte, val uint64) {
-		switch string(key) {
-		case "oom": // what Docker counts as failures on v2
-			mem.Failcnt = val
-		case "oom_kill":
-			mem.OOMKills = val
-		}
-	})
 }
 
 func pidsStats(r *reader, dir string, st *Stats) {
 	st.Pids.Current = r.uint(dir, "pids.current")
+	if r.last != nil {
+		st.Pids.Limit = r.last.Pids.Limit
+		return
+	}
 	if st.Pids.Limit = r.uint(dir, "pids.max"); st.Pids.Limit == math.MaxUint64 {
 		st.Pids.Limit = 0
 	}
 }
 
 func blkioV1Stats(r *reader, dir string, st *Stats) {
-	for _, prefix := range []string{"blkio.throttle.", "blkio.bfq."} {
-		st.Blkio.ServiceBytes = blkioLines(r.bytes(dir, prefix+"io_service_bytes_recursive"))
-		st.Blkio.Serviced = blkioLines(r.bytes(dir, prefix+"io_serviced_recursive"))
-		if len(st.Blkio.ServiceBytes) > 0 {
-			return
-		}
-	}
+	// They count what went to every device, whatever its scheduler.
+	st.Blkio.ServiceBytes = blkioLines(r.bytes(dir, "blkio.throttle.io_service_bytes_recursive"))
+	st.Blkio.Serviced = blkioLines(r.bytes(dir, "blkio.throttle.io_serviced_recursive"))
 }
 
 // blkioLines reads lines of the form "8:0 Read 4096".
