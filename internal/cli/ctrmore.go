@@ -103,9 +103,12 @@ func naturalLess(a, b string) bool {
 
 func newUpdate() *verb {
 	var o ctrFlags
+	var edit editFlags
 	v := &verb{
-		use: "[OPTIONS] CONTAINER [CONTAINER...]", min: 1, max: -1, short: "Change the limits of containers", names: containers,
-		long: "Changes limits and restart policy of containers, running or not.", example: "corten update --memory 512m --memory-swap 1g web\ncorten update --restart unless-stopped web",
+		use: "[OPTIONS] CONTAINER [CONTAINER...]", min: 1, max: -1, short: "Change the settings of containers", names: containers,
+		long: "Changes what containers were made with, running or not. Limits, restart policy, labels, published ports and networks change while a container runs. For the rest its process is started " +
+			"again, with the same name, ID, addresses and files; if that fails, what was before runs again. --dry-run tells which it would be, --undo goes back.",
+		example: "corten update --memory 512m --memory-swap 1g web\ncorten update --publish-add 8443:443 --label tier=front web\ncorten update --dry-run --env DEBUG=1 web\ncorten update --undo web",
 		flags: func(f *pflag.FlagSet) {
 			f.Uint16Var(&o.blkioWeight, "blkio-weight", 0, "block I/O weight, 10 to 1000, 0 for none")
 			f.Int64Var(&o.cpuPeriod, "cpu-period", 0, "CFS period in microseconds")
@@ -122,6 +125,7 @@ func newUpdate() *verb {
 			f.StringVar(&o.kernelMemory, "kernel-memory", "", "kernel memory limit (gone from Linux)")
 			f.Int64Var(&o.pidsLimit, "pids-limit", 0, "most processes; -1 for no limit")
 			f.StringVar(&o.restart, "restart", "", "what to do when the container ends: no, always, unless-stopped, on-failure[:max-retries], on-unhealthy[:max-restarts]")
+			edit.register(f)
 		},
 	}
 	v.run = func(ctx context.Context, a *app, args []string) error {
@@ -142,6 +146,20 @@ func newUpdate() *verb {
 		api, err := a.engine()
 		if err != nil {
 			return err
+		}
+		if edit.given(v.set) {
+			body, err := edit.body(v.set, up)
+			if err != nil {
+				return err
+			}
+			return a.each(args, func(name string) error {
+				var done editedBody
+				if err := api.Post(ctx, "/containers/"+esc(name)+"/edit", nil, body, &done); err != nil {
+					return err
+				}
+				a.tellEdit(name, done, edit.dryRun)
+				return nil
+			})
 		}
 		return a.each(args, func(name string) error {
 			var res container.UpdateResponse

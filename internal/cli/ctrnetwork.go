@@ -114,16 +114,9 @@ func endpoints(req *container.CreateRequest, nets []parse.Network, links []strin
 		if _, twice := cfg[n.Name]; twice {
 			return invalid("network %q is specified multiple times", n.Name)
 		}
-		ep := &network.EndpointSettings{Aliases: n.Aliases, DriverOpts: n.DriverOpts, GwPriority: n.GwPriority}
-		if n.IPv4.IsValid() || n.IPv6.IsValid() || len(n.LinkLocal) > 0 {
-			ep.IPAMConfig = &network.EndpointIPAMConfig{IPv4Address: n.IPv4, IPv6Address: n.IPv6, LinkLocalIPs: n.LinkLocal}
-		}
-		if n.MAC != "" {
-			mac, err := net.ParseMAC(n.MAC)
-			if err != nil || len(mac) != 6 {
-				return invalid("%s is not a valid mac address", n.MAC)
-			}
-			ep.MacAddress = network.HardwareAddr(mac)
+		ep, err := endpointOf(n)
+		if err != nil {
+			return err
 		}
 		mode := container.NetworkMode(n.Name)
 		if i == 0 && mode.IsUserDefined() {
@@ -141,6 +134,22 @@ func endpoints(req *container.CreateRequest, nets []parse.Network, links []strin
 	}
 	req.NetworkingConfig = &network.NetworkingConfig{EndpointsConfig: cfg}
 	return nil
+}
+
+// endpointOf translates what is wished of one network.
+func endpointOf(n parse.Network) (*network.EndpointSettings, error) {
+	ep := &network.EndpointSettings{Aliases: n.Aliases, DriverOpts: n.DriverOpts, GwPriority: n.GwPriority}
+	if n.IPv4.IsValid() || n.IPv6.IsValid() || len(n.LinkLocal) > 0 {
+		ep.IPAMConfig = &network.EndpointIPAMConfig{IPv4Address: n.IPv4, IPv6Address: n.IPv6, LinkLocalIPs: n.LinkLocal}
+	}
+	if n.MAC != "" {
+		mac, err := net.ParseMAC(n.MAC)
+		if err != nil || len(mac) != 6 {
+			return nil, invalid("%s is not a valid mac address", n.MAC)
+		}
+		ep.MacAddress = network.HardwareAddr(mac)
+	}
+	return ep, nil
 }
 
 // proxyEnv adds the proxies of docker's config file to the environment, unless the user set them.

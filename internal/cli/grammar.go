@@ -18,7 +18,7 @@ func grammar() *node {
 			cmd("logs", newLogs), alias(cmd("ls", newPs), "list", "ps"), cmd("pause", newPause), cmd("port", newPort),
 			cmd("prune", newContainerPrune), cmd("rename", newRename), cmd("restart", newRestart), alias(cmd("rm", newRm), "remove"),
 			cmd("run", newRun), cmd("start", newStart), cmd("stats", newStats), cmd("stop", newStop), cmd("top", newTop),
-			cmd("unpause", newUnpause), cmd("update", newUpdate), cmd("wait", newWait)),
+			cmd("unpause", newUnpause), cmd("update", newUpdate), cmd("upgrade", newUpgrade), cmd("wait", newWait)),
 		noun("image", "Manage images",
 			cmd("history", newHistory), cmd("import", newImport), cmd("inspect", newImageInspect), cmd("load", newLoad),
 			alias(cmd("ls", newImages), "list"), cmd("prune", newImagePrune), alias(cmd("rm", newRmi), "remove"),
@@ -51,7 +51,7 @@ func grammar() *node {
 		cmd("inspect", newInspect), cmd("kill", newKill), cmd("pause", newPause), cmd("port", newPort), cmd("rename", newRename),
 		cmd("restart", newRestart), cmd("rm", newRm), cmd("rmi", newRmi), cmd("save", newSave), cmd("start", newStart),
 		cmd("stats", newStats), cmd("stop", newStop), cmd("tag", newTag), cmd("top", newTop), cmd("unpause", newUnpause),
-		cmd("update", newUpdate), cmd("wait", newWait), cmd("help", newHelp),
+		cmd("update", newUpdate), cmd("upgrade", newUpgrade), cmd("wait", newWait), cmd("help", newHelp),
 
 		{name: "__complete", make: newComplete},
 	}}

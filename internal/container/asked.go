@@ -10,6 +10,7 @@ import (
 // `corten run` write them. Values are durations as Go writes them (1m30s).
 const (
 	AnnotationTimeout         = "dev.corten.timeout"           // a run that lasts longer is stopped
+	AnnotationRestart         = "dev.corten.restart."          // what the following begin with
 	AnnotationRestartDelay    = "dev.corten.restart.delay"     // wait before the first restart; it doubles with each further one
 	AnnotationRestartMaxDelay = "dev.corten.restart.max-delay" // the longest such wait
 	AnnotationRestartWindow   = "dev.corten.restart.window"    // a run that lasted this long begins the waits anew

@@ -35,6 +35,14 @@ type Record struct {
 	// Sandbox is what the network room made for the running container.
 	Sandbox      *network.Sandbox `json:",omitempty"`
 	RestartCount int
+	// Tree is the key of the file tree where it is not the id; use [Record.TreeKey].
+	Tree string `json:",omitempty"`
+	// Previous is what the settings were before they were changed last; undo goes back to it. nil: they never were.
+	Previous *Settings `json:",omitempty"`
+	// Next is what the settings are about to become: the container is being stopped for it. nil at other times.
+	Next *Settings `json:",omitempty"`
+	// Trial is set while the settings have to prove themselves: should they fail, or the engine find them failed, Previous comes back.
+	Trial bool `json:",omitempty"`
 	// StoppedByUser is set by stop and kill and cleared by start; it keeps unless-stopped containers down at boot and always-containers until then.
 	StoppedByUser bool
 }

@@ -145,6 +145,8 @@ type Manager interface {
 	// Connect and Disconnect change a running container live.
 	Connect(ctx context.Context, owner string, pid int, req EndpointRequest) (Endpoint, error)
 	Disconnect(ctx context.Context, owner string, pid int, network string) error
+	// SetPorts changes what a running container publishes; on an error nothing has changed. What it has then, Sandbox tells.
+	SetPorts(ctx context.Context, owner string, ports []Port) error
 	// Rename changes the DNS name of a running container.
 	Rename(ctx context.Context, owner, name string) error
 	// Share returns the names, ports and resolv.conf for network mode container:OWNER without joining.

@@ -42,6 +42,8 @@ func (s *Server) containerRoutes() []entry {
 		{"POST /containers/*/attach", s.containerAttach},
 		{"POST /containers/*/rename", s.containerRename},
 		{"POST /containers/*/update", s.containerUpdate},
+		{"POST /containers/*/edit", s.containerEdit},
+		{"POST /containers/*/upgrade", s.containerUpgrade},
 		{"POST /containers/*/exec", s.execCreate},
 		{"DELETE /containers/*", s.containerRemove},
 		{"POST /exec/*/start", s.execStart},

@@ -220,6 +220,17 @@ func (f fakeContainers) Wait(ctx context.Context, ref string, cond containers.Wa
 	}
 	return c, nil
 }
+func (f fakeContainers) Edit(_ context.Context, ref string, req containers.EditRequest) (containers.Edited, error) {
+	if ref != "web" {
+		return containers.Edited{}, errs.New(errs.NotFound, "No such container: %s", ref)
+	}
+	return containers.Edited{Changes: []string{fmt.Sprintf("%v %v %v %v %v", req.Publish, req.Env, req.Binds, req.Undo, req.Restart)}, How: containers.EditLive}, nil
+}
+
+func (f fakeContainers) Upgrade(_ context.Context, _ string, req containers.UpgradeRequest) (containers.Edited, error) {
+	return containers.Edited{Changes: []string{req.Image + " " + req.Grace.String()}, How: containers.EditRestart}, nil
+}
+
 func (f fakeContainers) Update(_ context.Context, ref string, req containers.UpdateRequest) ([]string, error) {
 	return nil, f.verb("update", ref, req)
 }

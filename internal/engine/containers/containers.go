@@ -191,6 +191,9 @@ type API interface {
 	Wait(ctx context.Context, ref string, cond WaitCondition) (<-chan Ended, error)
 	Update(ctx context.Context, ref string, req UpdateRequest) ([]string, error)
 	Prune(ctx context.Context, filters filter.Args) (Pruned, error)
+	// Edit changes what a container was made with, Upgrade its image; both put back what was when the new settings fail.
+	Edit(ctx context.Context, ref string, req EditRequest) (Edited, error)
+	Upgrade(ctx context.Context, ref string, req UpgradeRequest) (Edited, error)
 
 	List(ctx context.Context, opts ListOptions) ([]View, error)
 	Inspect(ctx context.Context, ref string, size bool) (View, error)

@@ -179,8 +179,16 @@ func (f fakeNetworks) Leave(_ context.Context, owner string) error {
 	f.mu.Unlock()
 	return nil
 }
-func (f fakeNetworks) Rename(context.Context, string, string) error { return f.step("rename") }
-func (f fakeNetworks) HostGateway() netip.Addr                      { return netip.MustParseAddr("10.0.0.1") }
+func (f fakeNetworks) Connect(context.Context, string, int, network.EndpointRequest) (network.Endpoint, error) {
+	return network.Endpoint{}, f.step("connect")
+}
+func (f fakeNetworks) Disconnect(context.Context, string, int, string) error {
+	return f.step("disconnect")
+}
+func (f fakeNetworks) SetPorts(context.Context, string, []network.Port) error { return f.step("ports") }
+func (f fakeNetworks) Sandbox(string) (network.Sandbox, bool)                 { return network.Sandbox{}, false }
+func (f fakeNetworks) Rename(context.Context, string, string) error           { return f.step("rename") }
+func (f fakeNetworks) HostGateway() netip.Addr                                { return netip.MustParseAddr("10.0.0.1") }
 
 type fakeVolumes struct{ *world }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"corten.dev/corten/internal/container"
@@ -22,9 +23,9 @@ import (
 // An image that a container mounts gets a tree of its own, which the container's record keeps and which goes with the container: its layers stay as long, and there is a
 // mount for each container, also on kernels that cannot clone a detached one.
 
-// mountKey is the key of such a tree.
-func mountKey(id, target string) string {
-	sum := sha256.Sum256([]byte(target))
+// mountKey is the key of such a tree. Settings to go back to may have had another image at the same place.
+func mountKey(id string, mnt *container.Mount) string {
+	sum := sha256.Sum256([]byte(mnt.Target + "\x00" + mnt.Source))
 	return id + "-" + hex.EncodeToString(sum[:6])
 }
 
@@ -35,7 +36,7 @@ func (s *Service) claimImage(ctx context.Context, rec *container.Record, mnt *co
 		return noOther(err)
 	}
 	mnt.Source = string(img.ID)
-	key := mountKey(rec.ID, mnt.Target)
+	key := mountKey(rec.ID, mnt)
 	opts := snapshot.Options{Labels: map[string]string{labelOwner: rec.ID}, Durable: !rec.Host.AutoRemove, Bare: true}
 	if err := s.Trees.Prepare(ctx, key, img.Chain, opts); err != nil {
 		return fmt.Errorf("make the file tree of image %s: %w", mnt.Name, err)
@@ -44,20 +45,40 @@ func (s *Service) claimImage(ctx context.Context, rec *container.Record, mnt *co
 	return nil
 }
 
-// removeTrees removes a container's own tree, and those of the images that it mounted.
-func (s *Service) removeTrees(ctx context.Context, rec *container.Record) error {
-	err := s.Trees.Remove(ctx, rec.ID)
-	for _, mnt := range rec.Mounts {
-		if mnt.Type == "image" {
-			err = errors.Join(err, s.Trees.Remove(ctx, mountKey(rec.ID, mnt.Target)))
+// treesOf names all trees that a record stands for: of the container and of the images that it mounts, as it is, was, and is about to become.
+func treesOf(rec *container.Record) []string {
+	keys := rec.TreeKeys()
+	add := func(mounts []container.Mount) {
+		for i := range mounts {
+			if mounts[i].Type != "image" {
+				continue
+			}
+			if key := mountKey(rec.ID, &mounts[i]); !slices.Contains(keys, key) {
+				keys = append(keys, key)
+			}
 		}
 	}
-	return err
+	add(rec.Mounts)
+	for _, other := range []*container.Settings{rec.Previous, rec.Next} {
+		if other != nil {
+			add(other.Mounts)
+		}
+	}
+	return keys
+}
+
+// removeTrees removes them all.
+func (s *Service) removeTrees(ctx context.Context, rec *container.Record) error {
+	var all []error
+	for _, key := range treesOf(rec) {
+		all = append(all, s.Trees.Remove(ctx, key))
+	}
+	return errors.Join(all...)
 }
 
 // mountImage has the tree of an image ready to be attached.
 func (s *Service) mountImage(ctx context.Context, r *run, mnt container.Mount, undo *task.Undo) error {
-	mounted, err := s.Trees.Mount(ctx, mountKey(r.rec.ID, mnt.Target))
+	mounted, err := s.Trees.Mount(ctx, mountKey(r.rec.ID, &mnt))
 	if err != nil {
 		return fmt.Errorf("mount image %s: %w", mnt.Name, err)
 	}
@@ -157,7 +178,7 @@ func (r *run) attach(target string, tree *os.File) {
 
 // locateInImage is locateStopped for what lies in an image that the container mounts.
 func (s *Service) locateInImage(ctx context.Context, rec *container.Record, mnt *container.Mount, sub string) (*os.File, string, *place, error) {
-	mounted, err := s.Trees.Mount(ctx, mountKey(rec.ID, mnt.Target))
+	mounted, err := s.Trees.Mount(ctx, mountKey(rec.ID, mnt))
 	if err != nil {
 		return nil, "", nil, fmt.Errorf("mount image %s: %w", mnt.Name, err)
 	}

@@ -97,7 +97,7 @@ func (s *Service) Inspect(ctx context.Context, ref string, size bool) (View, err
 	}
 	ctr.mu.Unlock()
 	if at, ok := s.Trees.(snapshot.Locator); ok {
-		if view.Place, err = at.Locate(ctr.id); err != nil && !errors.Is(err, errs.NotFound) { // one that is being removed has lost its tree
+		if view.Place, err = at.Locate(view.TreeKey()); err != nil && !errors.Is(err, errs.NotFound) { // one that is being removed has lost its tree
 			return View{}, err
 		}
 	}
@@ -121,7 +121,7 @@ func (s *Service) view(rec container.Record) View {
 }
 
 func (s *Service) sizes(ctx context.Context, view *View) error {
-	rw, err := s.Trees.Usage(ctx, view.ID)
+	rw, err := s.Trees.Usage(ctx, view.TreeKey())
 	if err != nil {
 		return fmt.Errorf("size of container %s: %w", view.Name, err)
 	}

@@ -37,6 +37,7 @@ type live struct {
 	keep     bool               // restart by the user: the exit is not to be acted upon
 	failures int                // runs in a row that ended too soon
 	execs    []string           // ids of its exec sessions
+	editing  bool               // its settings are being changed
 	sick     bool               // the engine ends this run because it is unhealthy
 	oomTold  bool               // the event of an out-of-memory kill in this run went out
 	shipping []*ship.Follower   // who hands its log on

@@ -156,28 +156,33 @@ func noOther(err error) error { return errs.New(errs.Invalid, "%v", err) }
 func (s *Service) claimMounts(ctx context.Context, ctr *live, undo *task.Undo) error {
 	mounts := slices.Clone(ctr.record().Mounts)
 	for i := range mounts {
-		mnt := &mounts[i]
-		switch mnt.Type {
-		case "volume":
-			made, vol, err := s.volumeFor(ctx, *mnt)
-			if err != nil {
-				return err
-			}
-			if made {
-				undo.Push(func(ctx context.Context) error { return s.Volumes.Remove(ctx, vol.Name, true) })
-			}
-			if err := s.Volumes.Acquire(ctx, vol.Name, ctr.id); err != nil {
-				return err
-			}
-			undo.Push(func(ctx context.Context) error { return s.Volumes.Release(ctx, vol.Name, ctr.id) })
-			mnt.Name, mnt.Source, mnt.Driver = vol.Name, vol.Mountpoint, vol.Driver
-		case "image":
-			if err := s.claimImage(ctx, ctr.record(), mnt, undo); err != nil {
-				return err
-			}
+		if err := s.claimMount(ctx, ctr.record(), &mounts[i], undo); err != nil {
+			return err
 		}
 	}
 	ctr.change(func(rec *container.Record) { rec.Mounts = mounts })
+	return nil
+}
+
+// claimMount does so for one mount.
+func (s *Service) claimMount(ctx context.Context, rec *container.Record, mnt *container.Mount, undo *task.Undo) error {
+	switch mnt.Type {
+	case "volume":
+		made, vol, err := s.volumeFor(ctx, *mnt)
+		if err != nil {
+			return err
+		}
+		if made {
+			undo.Push(func(ctx context.Context) error { return s.Volumes.Remove(ctx, vol.Name, true) })
+		}
+		if err := s.Volumes.Acquire(ctx, vol.Name, rec.ID); err != nil {
+			return err
+		}
+		undo.Push(func(ctx context.Context) error { return s.Volumes.Release(ctx, vol.Name, rec.ID) })
+		mnt.Name, mnt.Source, mnt.Driver = vol.Name, vol.Mountpoint, vol.Driver
+	case "image":
+		return s.claimImage(ctx, rec, mnt, undo)
+	}
 	return nil
 }
 

@@ -142,7 +142,7 @@ func (s *Service) Prune(ctx context.Context, filters filter.Args) (Pruned, error
 		if !until.IsZero() && rec.Created.After(until) {
 			continue
 		}
-		size, err := s.Trees.Usage(ctx, ctr.id)
+		size, err := s.Trees.Usage(ctx, ctr.record().TreeKey())
 		if err != nil {
 			s.Log.Warn("size of a container's tree", "container", rec.Name, "error", err)
 		}

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -85,6 +86,7 @@ func (s *Service) restore(ctx context.Context) error {
 			s.Log.Error("settle the volumes", "error", err)
 		}
 	}
+	s.finishTrials()
 	s.boot()
 	return nil
 }
@@ -328,7 +330,7 @@ func (s *Service) sweep(ctx context.Context, kept map[string]bool) {
 	}
 	var trees []string
 	warn("file trees", "", s.Trees.Walk(ctx, func(key string, labels map[string]string) error {
-		if owner := labels[labelOwner]; owner != "" && !known(owner) {
+		if owner := labels[labelOwner]; owner != "" && (!known(owner) || s.lostTree(owner, key)) {
 			trees = append(trees, key)
 		}
 		return nil
@@ -345,6 +347,14 @@ func (s *Service) sweep(ctx context.Context, kept map[string]bool) {
 	}
 }
 
+// lostTree tells whether a tree of a container that is there is one that its record does not name: of an upgrade that did not get far.
+func (s *Service) lostTree(owner, key string) bool {
+	s.table.mu.RLock()
+	ctr := s.table.byID[owner]
+	s.table.mu.RUnlock()
+	return ctr != nil && !slices.Contains(treesOf(ctr.record()), key)
+}
+
 // boot starts the containers that should run, a few at a time, without keeping anybody waiting.
 func (s *Service) boot() {
 	slots := make(chan struct{}, s.MaxStarts)
@@ -357,7 +367,7 @@ func (s *Service) boot() {
 			up, always := rec.Host.Restart.Keeps()
 			due = up && (always || !rec.StoppedByUser)
 		}
-		if due {
+		if due && !rec.Trial && rec.Next == nil { // finishTrials sees to those
 			under[ctr.id] = make(chan struct{})
 			all = append(all, ctr)
 		}

@@ -82,8 +82,17 @@ type imageUses interface {
 	Used(id digest.Digest, when time.Time)
 }
 
+// LiveNetworks changes the network of a running container.
+type LiveNetworks interface {
+	Connect(ctx context.Context, owner string, pid int, req network.EndpointRequest) (network.Endpoint, error)
+	Disconnect(ctx context.Context, owner string, pid int, network string) error
+	SetPorts(ctx context.Context, owner string, ports []network.Port) error
+	Sandbox(owner string) (network.Sandbox, bool)
+}
+
 // Networks gives containers their network (network.Manager without the verbs of networks themselves).
 type Networks interface {
+	LiveNetworks
 	Get(ctx context.Context, ref string) (network.Network, error)
 	Join(ctx context.Context, req network.JoinRequest) (*network.Sandbox, error)
 	Restore(ctx context.Context, req network.JoinRequest, sb network.Sandbox, pid int) error

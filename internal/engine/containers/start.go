@@ -192,7 +192,7 @@ func closeNS(r *run) error {
 
 // prepareTree mounts the tree, finds the user in it, makes the working directory, and mounts and fills the volumes.
 func (s *Service) prepareTree(ctx context.Context, r *run, undo *task.Undo) error {
-	mounted, err := s.Trees.Mount(ctx, r.ctr.id)
+	mounted, err := s.Trees.Mount(ctx, r.rec.TreeKey())
 	if err != nil {
 		return fmt.Errorf("mount the file tree: %w", err)
 	}

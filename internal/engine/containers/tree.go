@@ -34,7 +34,7 @@ func (s *Service) Changes(ctx context.Context, ref string) ([]snapshot.Change, e
 	if err != nil {
 		return nil, err
 	}
-	all, err := s.Trees.Changes(ctx, ctr.id)
+	all, err := s.Trees.Changes(ctx, ctr.record().TreeKey())
 	if err != nil {
 		return nil, fmt.Errorf("changes of container %s: %w", ref, err)
 	}
@@ -59,7 +59,7 @@ func (s *Service) Export(ctx context.Context, ref string, begin func() io.Writer
 	if err != nil {
 		return err
 	}
-	mounted, err := s.Trees.Mount(ctx, ctr.id)
+	mounted, err := s.Trees.Mount(ctx, ctr.record().TreeKey())
 	if err != nil {
 		return fmt.Errorf("export container %s: %w", ref, err)
 	}
@@ -205,7 +205,7 @@ func (s *Service) locateStopped(ctx context.Context, rec *container.Record, name
 		return s.locateInImage(ctx, rec, mnt, sub)
 	}
 	if mnt == nil || mnt.Type == "tmpfs" {
-		mounted, err := s.Trees.Mount(ctx, rec.ID)
+		mounted, err := s.Trees.Mount(ctx, rec.TreeKey())
 		if err != nil {
 			return nil, "", nil, fmt.Errorf("mount the file tree of container %s: %w", rec.Name, err)
 		}
@@ -393,7 +393,7 @@ func (s *Service) ExtractTo(ctx context.Context, ref, name string, r io.Reader, 
 
 // ownerOf finds the container's user in its tree.
 func (s *Service) ownerOf(ctx context.Context, ctr *live) (*tarfs.Owner, error) {
-	mounted, err := s.Trees.Mount(ctx, ctr.id)
+	mounted, err := s.Trees.Mount(ctx, ctr.record().TreeKey())
 	if err != nil {
 		return nil, err
 	}

@@ -50,7 +50,9 @@ func (s *Service) Update(ctx context.Context, ref string, req UpdateRequest) (wa
 			return bad(err)
 		}
 	}
+	was := before.Settings()
 	ctr.change(func(rec *container.Record) {
+		rec.Previous = &was
 		rec.Host.Resources = layOver(rec.Host.Resources, asked)
 		if req.Restart != nil && req.Restart.Name != "" {
 			rec.Host.Restart = *req.Restart
@@ -58,7 +60,7 @@ func (s *Service) Update(ctx context.Context, ref string, req UpdateRequest) (wa
 	})
 	undo.Push(func(context.Context) error {
 		ctr.change(func(rec *container.Record) {
-			rec.Host.Resources, rec.Host.Restart = before.Host.Resources, before.Host.Restart
+			rec.Host.Resources, rec.Host.Restart, rec.Previous = before.Host.Resources, before.Host.Restart, before.Previous
 		})
 		return nil
 	})
@@ -66,6 +68,7 @@ func (s *Service) Update(ctx context.Context, ref string, req UpdateRequest) (wa
 		return bad(err)
 	}
 	s.figures.changed(ctr)
+	s.dropTrees(ctx, ctr, before.Previous)
 	s.emit(ctr, "update", nil)
 	return warnings, nil
 }

@@ -354,6 +354,40 @@ func (m *Networks) Disconnect(_ context.Context, owner string, _ int, ref string
 	return nil
 }
 
+// SetPorts changes what a sandbox publishes.
+func (m *Networks) SetPorts(_ context.Context, owner string, ports []network.Port) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	bx := m.boxes[owner]
+	if bx == nil {
+		return errs.New(errs.NotFound, "sandbox of %s not found", owner)
+	}
+	shown := bx.sb.Ports
+	for _, p := range ports {
+		if slices.Contains(bx.req.Ports, p) {
+			continue
+		}
+		if err := m.publish(bx, p); err != nil {
+			bx.sb.Ports = shown
+			return err
+		}
+	}
+	for _, old := range bx.req.Ports {
+		if slices.Contains(ports, old) {
+			continue
+		}
+		bx.sb.Ports = slices.DeleteFunc(slices.Clone(bx.sb.Ports), func(p network.Port) bool {
+			taken := p.Proto == old.Proto && p.ContainerPort == old.ContainerPort && (old.HostPort == 0 || p.HostPort == old.HostPort)
+			if taken {
+				delete(m.ports, fmt.Sprintf("%s/%d", p.Proto, p.HostPort))
+			}
+			return taken
+		})
+	}
+	bx.req.Ports = slices.Clone(ports)
+	return nil
+}
+
 // Rename changes a name.
 func (m *Networks) Rename(_ context.Context, owner, name string) error {
 	m.mu.Lock()

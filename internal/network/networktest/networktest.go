@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -143,6 +144,32 @@ func addresses(t *testing.T, m network.Manager) {
 	ok(t, m.Remove(ctx, "blue"))
 }
 
+// setPorts changes what "one" publishes, which is first fixed; the ports of ranged are all taken by it and "two".
+func setPorts(t *testing.T, m network.Manager, fixed, ranged network.Port) {
+	shows := func(want ...uint16) {
+		t.Helper()
+		sb, _ := m.Sandbox("one")
+		var have []uint16
+		for _, p := range sb.Ports {
+			have = append(have, p.HostPort)
+		}
+		if fmt.Sprint(have) != fmt.Sprint(want) {
+			t.Errorf("published are %v, want %v", have, want)
+		}
+	}
+	other := fixed
+	other.HostPort, other.ContainerPort = 18085, 81
+	ok(t, m.SetPorts(ctx, "one", []network.Port{fixed, other}))
+	shows(18080, 18085)
+	refused(t, m.SetPorts(ctx, "one", []network.Port{other, ranged}), errs.Conflict, "port is already allocated")
+	shows(18080, 18085)
+	ok(t, m.SetPorts(ctx, "one", []network.Port{other}))
+	shows(18085)
+	ok(t, m.SetPorts(ctx, "one", []network.Port{other, ranged}))
+	shows(18085, 18080)
+	refused(t, m.SetPorts(ctx, "nobody", nil), errs.NotFound, "sandbox of nobody not found")
+}
+
 func ports(t *testing.T, m network.Manager) {
 	fixed := network.Port{Proto: "tcp", ContainerPort: 80, HostPort: 18080, HostIP: netip.MustParseAddr("127.0.0.1")}
 	join(t, m, network.JoinRequest{Owner: "one", Name: "one", Ports: []network.Port{fixed}})
@@ -160,6 +187,7 @@ func ports(t *testing.T, m network.Manager) {
 	}
 	ok(t, m.Leave(ctx, "one"))
 	join(t, m, network.JoinRequest{Owner: "one", Ports: []network.Port{fixed}})
+	setPorts(t, m, fixed, ranged)
 	for _, owner := range []string{"one", "two", "three"} {
 		ok(t, m.Leave(ctx, owner))
 	}

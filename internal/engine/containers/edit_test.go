@@ -1,0 +1,265 @@
+package containers_test
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/engine/containers"
+	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/network"
+	"corten.dev/corten/internal/volume"
+)
+
+func (h *host) edit(id string, req containers.EditRequest, how string, changes ...string) {
+	h.t.Helper()
+	done, err := h.svc.Edit(bg, id, req)
+	if err != nil || done.How != how || !slices.Equal(done.Changes, changes) {
+		h.t.Errorf("%q %s %v, want %q %s", done.Changes, done.How, err, changes, how)
+	}
+}
+
+// answers tells what a server at a port of this machine says; "" when there is none.
+func answers(port uint16) string {
+	conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", port), time.Second)
+	if err != nil {
+		return ""
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	b, _ := io.ReadAll(conn)
+	return string(b)
+}
+
+func freePort(t *testing.T) uint16 {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).AddrPort().Port()
+}
+
+func TestEditLive(t *testing.T) {
+	h := newHost(t)
+	id := h.run(sh("while :; do echo hello | /bin/busybox nc -l -p 80; done"))
+	before := h.inspect(id)
+	port := network.Port{Proto: "tcp", ContainerPort: 80, HostPort: freePort(t), HostIP: netip.MustParseAddr("127.0.0.1")}
+	req := containers.EditRequest{Publish: []network.Port{port}, Labels: map[string]string{"tier": "front"}}
+	req.Restart = &container.RestartPolicy{Name: "always"}
+	dry := req
+	dry.DryRun = true
+	changes := []string{"publish " + container.PortText(port), "add label tier", "restart policy always"}
+	h.edit(id, dry, containers.EditLive, changes...)
+	if answers(port.HostPort) != "" || h.inspect(id).Config.Labels["tier"] != "" {
+		t.Error("a dry run did something")
+	}
+	h.edit(id, req, containers.EditLive, changes...)
+	wait30(t, "the published port to answer", func() bool { return answers(port.HostPort) == "hello\n" })
+	view := h.inspect(id)
+	if view.State.PID != before.State.PID || view.Config.Labels["tier"] != "front" || len(view.Sandbox.Ports) != 1 || view.Host.Restart.Name != "always" {
+		t.Errorf("after the edit: pid %d, was %d: %+v", view.State.PID, before.State.PID, view.Sandbox.Ports)
+	}
+	// The next engine knows, too.
+	h.close()
+	h.open()
+	wait30(t, "the published port to answer after a restart of the engine", func() bool { return answers(port.HostPort) == "hello\n" })
+	h.edit(id, containers.EditRequest{Undo: true}, containers.EditLive, "unpublish "+container.PortText(port), "remove label tier", "restart policy no")
+	if answers(port.HostPort) != "" {
+		t.Error("the port answers after undo")
+	}
+	if view := h.inspect(id); view.State.PID != before.State.PID || view.Config.Labels["tier"] != "" || len(view.Host.Ports)+len(view.Sandbox.Ports) != 0 {
+		t.Errorf("after undo: %+v %+v", view.Host.Ports, view.Sandbox.Ports)
+	}
+	// A port that cannot be had changes nothing.
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port.HostPort))
+	must(t, err)
+	defer l.Close()
+	_, err = h.svc.Edit(bg, id, req)
+	if err == nil || h.inspect(id).Config.Labels["tier"] != "" || h.inspect(id).State.PID != before.State.PID {
+		t.Errorf("a port in use: %v", err)
+	}
+}
+
+func wait30(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for range 600 {
+		if ok() {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatalf("waited 30 s for %s", what)
+}
+
+func TestEditByRestart(t *testing.T) {
+	h := newHost(t)
+	vol, err := h.vols.Create(bg, volume.CreateOptions{Name: "kept"})
+	must(t, err)
+	req := sh("echo $COLOUR; trap 'exit 0' TERM; sleep 1000 & wait")
+	req.Config.Env = []string{"COLOUR=red"}
+	req.Config.Volumes = map[string]struct{}{"/anon": {}}
+	id := h.run(req)
+	h.exec(id, "sh", "-c", "echo mine > /file; echo data > /anon/f")
+	before := h.inspect(id)
+	h.edit(id, containers.EditRequest{Env: []string{"COLOUR=blue"}, Binds: []string{"kept:/data"}}, containers.EditRestart, "change variable COLOUR", "add mount /data")
+	h.says(id, "blue", 1)
+	view := h.inspect(id)
+	if view.State.PID == before.State.PID || view.Name != before.Name || view.Sandbox.Endpoints[0].IPv4 != before.Sandbox.Endpoints[0].IPv4 || view.Trial || view.Next != nil || view.RestartCount != 0 {
+		t.Errorf("%+v", view.State)
+	}
+	if out := h.exec(id, "cat", "/file", "/anon/f"); out != "mine\ndata\n" {
+		t.Errorf("what it had written: %q", out)
+	}
+	if users := h.vols.Users(vol.Name); !slices.Equal(users, []string{id}) {
+		t.Errorf("users of the new volume: %v", users)
+	}
+	// A start that fails leaves what was.
+	_, err = h.svc.Edit(bg, id, containers.EditRequest{Binds: []string{"/etc/passwd:/bin"}})
+	if err == nil || !strings.Contains(err.Error(), "what was before runs again") {
+		t.Errorf("a mount that cannot be: %v", err)
+	}
+	h.status(id, container.Running)
+	h.says(id, "blue", 2)
+	h.edit(id, containers.EditRequest{Undo: true}, containers.EditRestart, "change variable COLOUR", "remove mount /data")
+	h.says(id, "red", 2)
+	if users := h.vols.Users(vol.Name); len(users) != 0 {
+		t.Errorf("users of the volume after undo: %v", users)
+	}
+	must(t, h.vols.Remove(bg, vol.Name, false))
+	// To go back to a volume that is gone would be to lose what it held.
+	_, err = h.svc.Edit(bg, id, containers.EditRequest{Undo: true})
+	wants(t, err, errs.NotFound, "undo: mount /data")
+	h.status(id, container.Running)
+}
+
+func TestEditRefusals(t *testing.T) {
+	h := newHost(t)
+	id := h.run(sh("sleep 1000"))
+	for text, req := range map[string]containers.EditRequest{
+		"port 80 is not published":            {Unpublish: []string{"80"}},
+		"want [hostPort:]containerPort":       {Unpublish: []string{"x"}},
+		"variable A is not set":               {UnsetEnv: []string{"A"}},
+		"label a is not set":                  {UnsetLabels: []string{"a"}},
+		"nothing is mounted at /x":            {Unmount: []string{"/x"}},
+		"is not connected to network blue":    {Disconnect: []string{"blue"}},
+		"a container needs a network":         {Disconnect: []string{"bridge"}},
+		"invalid volume specification":        {Binds: []string{"a:b:c:d"}},
+		"invalid environment variable: =x":    {Env: []string{"=x"}},
+		"settings were never changed":         {Undo: true},
+		"network nowhere not found":           {Connect: map[string]container.EndpointSettings{"nowhere": {}}},
+		"Duplicate mount point: /a":           {Binds: []string{"first:/a", "second:/a"}},
+		"connected to network bridge already": {Connect: map[string]container.EndpointSettings{"bridge": {}}},
+	} {
+		if _, err := h.svc.Edit(bg, id, req); err == nil || !strings.Contains(err.Error(), text) {
+			t.Errorf("got %v, want %q", err, text)
+		}
+	}
+	h.status(id, container.Running)
+}
+
+// newer imports another image under the name of the first.
+func (h *host) newer(changes ...string) {
+	h.t.Helper()
+	_, err := h.imgs.Import(bg, bytes.NewReader(busybox(h.t)), image.ImportOptions{Ref: "busybox", Changes: changes})
+	must(h.t, err)
+}
+
+func TestUpgrade(t *testing.T) {
+	h := newHost(t)
+	req := sh("echo $WHERE $MINE $(cat /file 2>/dev/null); trap 'exit 0' TERM; sleep 1000 & wait")
+	req.Config.Env = []string{"MINE=1"}
+	req.Host.Binds = []string{"kept:/data"}
+	req.Config.Healthcheck = &image.Healthcheck{Test: []string{"CMD", "ls", "/bin/sh"}, Interval: 20 * time.Millisecond}
+	id := h.run(req)
+	h.says(id, "image 1", 1)
+	h.exec(id, "sh", "-c", "echo old > /file; echo data > /data/f")
+	before := h.inspect(id)
+	if done, err := h.svc.Upgrade(bg, id, containers.UpgradeRequest{}); err != nil || len(done.Changes) != 0 {
+		t.Errorf("to the same image: %v %v", done, err)
+	}
+	h.newer("ENV WHERE=newer", "LABEL new=1")
+	done, err := h.svc.Upgrade(bg, id, containers.UpgradeRequest{})
+	if err != nil || !slices.Equal(done.Changes, []string{"image busybox", "add label new", "change variable WHERE"}) {
+		t.Fatalf("%q %v", done.Changes, err)
+	}
+	h.says(id, "newer 1", 1)
+	view := h.inspect(id)
+	if view.Image == before.Image || view.Sandbox.Endpoints[0].IPv4 != before.Sandbox.Endpoints[0].IPv4 || view.Config.Labels["new"] != "1" || view.Trial {
+		t.Errorf("%+v", view.Record)
+	}
+	if out := h.exec(id, "sh", "-c", "cat /data/f; ls /file"); !strings.HasPrefix(out, "data\n") || !strings.Contains(out, "No such file") {
+		t.Errorf("its volume and its tree: %q", out)
+	}
+	// Undo goes back to the old image with the tree that it had, and undo of that forth again.
+	h.exec(id, "sh", "-c", "echo second > /file")
+	good := h.inspect(id).Image
+	_, err = h.svc.Upgrade(bg, id, containers.UpgradeRequest{Image: "nothing"})
+	wants(t, err, errs.NotFound, "nothing")
+	h.edit(id, containers.EditRequest{Undo: true}, containers.EditRestart, "image busybox", "remove label new", "change variable WHERE")
+	h.says(id, "image 1 old", 1)
+	h.edit(id, containers.EditRequest{Undo: true}, containers.EditRestart, "image busybox", "add label new", "change variable WHERE")
+	h.says(id, "newer 1 second", 1)
+	if h.inspect(id).Image != good {
+		t.Error("undo of undo is another image")
+	}
+}
+
+func TestUpgradeThatFails(t *testing.T) {
+	h := newHost(t)
+	req := sh("echo at $WHERE; trap 'exit 0' TERM; [ $WHERE = image ] || exit 3; sleep 1000 & wait")
+	id := h.run(req)
+	h.says(id, "at image", 1)
+	h.exec(id, "sh", "-c", "echo mine > /file")
+	before := h.inspect(id)
+	h.newer("ENV WHERE=broken")
+	_, err := h.svc.Upgrade(bg, id, containers.UpgradeRequest{Grace: 10 * time.Second})
+	wants(t, err, errs.Unavailable, "it ended with exit code 3; what was before runs again")
+	view := h.inspect(id)
+	if view.Image != before.Image || view.Trial || view.Previous != nil || view.State.Status != container.Running {
+		t.Errorf("%+v", view.Record)
+	}
+	if out := h.exec(id, "cat", "/file"); out != "mine\n" {
+		t.Errorf("its tree: %q", out)
+	}
+	var trees []string
+	must(t, h.opts.Trees.Walk(bg, func(key string, _ map[string]string) error { trees = append(trees, key); return nil }))
+	if !slices.Equal(trees, []string{id}) {
+		t.Errorf("trees left: %v", trees)
+	}
+}
+
+// The engine ends while a container has to prove itself: the next one goes on with that, and goes back when it fails.
+func TestEngineEndsInAnUpgrade(t *testing.T) {
+	h := newHost(t)
+	req := sh("echo at $WHERE; trap 'exit 3' TERM; sleep 1000 & wait")
+	req.Config.Healthcheck = &image.Healthcheck{Test: []string{"CMD", "false"}, Interval: time.Hour}
+	id := h.run(req)
+	h.says(id, "at image", 1)
+	h.newer("ENV WHERE=worse")
+	done := make(chan error, 1)
+	svc := h.svc
+	go func() { _, err := svc.Upgrade(bg, id, containers.UpgradeRequest{}); done <- err }()
+	h.says(id, "at worse", 1)
+	h.until(id, "on trial", func(v containers.View) bool { return v.Trial && v.State.Status == container.Running })
+	h.close()
+	if err := <-done; err == nil {
+		t.Error("the upgrade was said to be done")
+	}
+	h.open()
+	if view := h.inspect(id); !view.Trial || view.State.Status != container.Running {
+		t.Errorf("after the engine came back: trial %v, %s", view.Trial, view.State.Status)
+	}
+	h.exec(id, "kill", "1")
+	view := h.until(id, "what it was", func(v containers.View) bool { return !v.Trial && v.State.Status == container.Running })
+	if !slices.Contains(view.Config.Env, "WHERE=image") {
+		t.Errorf("%v", view.Config.Env)
+	}
+	h.says(id, "at image", 2)
+}
