@@ -275,6 +275,34 @@ func TestCreateRequest(t *testing.T) {
 	}
 }
 
+// What the client says of addresses that do not fit is what docker's says.
+func TestNetworkCreateRefusals(t *testing.T) {
+	f := newFake(t, map[string]string{"POST /networks/create": `{"Id":"abc"}`})
+	for args, want := range map[string]string{
+		"--gateway foo":                                                    "every ip-range or gateway must have a corresponding subnet",
+		"--ip-range 10.67.0.0/28":                                          "every ip-range or gateway must have a corresponding subnet",
+		"--aux-address a=10.67.0.1":                                        "no matching subnet for aux-address 10.67.0.1",
+		"--subnet 10.66.0.0":                                               "invalid subnet 10.66.0.0: invalid CIDR block notation",
+		"--subnet 10.66.0.0/24 --gateway foo":                              "no matching subnet for gateway foo",
+		"--subnet 10.66.0.0/24 --ip-range foo":                             "invalid CIDR address: foo",
+		"--subnet 10.66.0.0/24 --aux-address a":                            "no matching subnet for aux-address ",
+		"--subnet 10.66.0.0/24,10.66.0.0/25":                               "multiple overlapping subnet configuration is not supported",
+		"--subnet 10.66.0.0/24 --gateway 10.0.0.1":                         "no matching subnet for gateway 10.0.0.1",
+		"--subnet 10.66.0.0/24,10.67.0.0/24 --gateway 10.66.0.1,10.66.0.2": "cannot configure multiple gateways (10.66.0.2, 10.66.0.1) for the same subnet (10.66.0.0/24)",
+	} {
+		out, errOut, code := f.run("", append(append([]string{"network", "create"}, strings.Fields(args)...), "x")...)
+		if out != "" || errOut != want+"\n" || code != 1 {
+			t.Errorf("%s: %q %q %d", args, out, errOut, code)
+		}
+	}
+	if _, errOut, code := f.run("", "network", "create", "--label", "=", "x"); code != 125 || !strings.HasPrefix(errOut, `invalid argument "=" for "--label" flag: invalid label '=': empty name`) {
+		t.Error(errOut, code)
+	}
+	if out, errOut, code := f.run("", "network", "create", "--gateway", "", "--subnet", "10.66.0.0/24,fd00::/64", "--gateway", "10.66.0.9,fd00::9", "x"); code != 0 {
+		t.Error(out, errOut, code)
+	}
+}
+
 func TestDetachKeys(t *testing.T) {
 	keys, err := parseDetachKeys("ctrl-p,ctrl-q")
 	if err != nil || !bytes.Equal(keys, []byte{16, 17}) {

@@ -19,8 +19,18 @@ import (
 
 // badFlag says that a flag's value is wrong, in the words that the flag parser itself uses.
 func badFlag(name, value string, err error) error {
-	short := map[string]string{"memory": "-m, ", "attach": "-a, ", "env": "-e, ", "label": "-l, "}[name]
+	short := map[string]string{"memory": "-m, ", "attach": "-a, ", "env": "-e, "}[name]
 	return &usageError{text: fmt.Sprintf("invalid argument %q for \"%s--%s\" flag: %v", value, short, name, err), code: 125, see: "Run"}
+}
+
+// checkLabels wants a name in each label; flag is how help shows the flag.
+func checkLabels(flag string, labels []string) error {
+	for _, l := range labels {
+		if strings.HasPrefix(l, "=") || l == "" {
+			return &usageError{text: fmt.Sprintf("invalid argument %q for %q flag: invalid label '%s': empty name", l, flag, l), code: 125, see: "Run"}
+		}
+	}
+	return nil
 }
 
 func invalid(format string, args ...any) error { return errs.New(errs.Invalid, format, args...) }
@@ -133,10 +143,8 @@ func (o *ctrFlags) words(cfg *container.Config, host *container.HostConfig) (err
 		}
 		labels = append(labels, lines...)
 	}
-	for _, l := range o.label {
-		if strings.HasPrefix(l, "=") || l == "" {
-			return badFlag("label", l, invalid("invalid label '%s': empty name", l))
-		}
+	if err := checkLabels("-l, --label", o.label); err != nil {
+		return err
 	}
 	cfg.Labels = parse.Map(append(labels, o.label...))
 	if host.Annotations, err = parse.Pairs("annotation", o.annotation); err != nil {

@@ -40,9 +40,9 @@ func newNetworkCreate() *verb {
 			f.StringVar(&o.configFrom, "config-from", "", "take the settings from this network")
 			f.StringVar(&o.ipamDriver, "ipam-driver", "default", "address management driver")
 			list(f, &o.ipamOpts, "ipam-opt", "", "option for that driver, name=value")
-			list(f, &o.subnets, "subnet", "", "range of addresses of the network, in CIDR form")
-			list(f, &o.ranges, "ip-range", "", "part of the subnet to give addresses from")
-			list(f, &o.gateways, "gateway", "", "address of the gateway")
+			f.StringSliceVar(&o.subnets, "subnet", nil, "range of addresses of the network, in CIDR form")
+			f.StringSliceVar(&o.ranges, "ip-range", nil, "part of the subnet to give addresses from")
+			f.StringSliceVar(&o.gateways, "gateway", nil, "address of the gateway")
 			list(f, &o.aux, "aux-address", "", "address in use by somebody else, name=ip")
 		},
 	}
@@ -69,6 +69,9 @@ func newNetworkCreate() *verb {
 }
 
 func (o *nwCreateOptions) request(v *verb, name string) (*network.CreateRequest, error) {
+	if err := checkLabels("--label", o.labels); err != nil {
+		return nil, err
+	}
 	ipam, err := o.ipam()
 	if err != nil {
 		return nil, err
@@ -89,11 +92,14 @@ func (o *nwCreateOptions) request(v *verb, name string) (*network.CreateRequest,
 
 // ipam sorts ranges, gateways and addresses in use to the subnets that they lie in.
 func (o *nwCreateOptions) ipam() (*network.IPAM, error) {
+	if len(o.subnets) < len(o.ranges) || len(o.subnets) < len(o.gateways) {
+		return nil, invalid("every ip-range or gateway must have a corresponding subnet")
+	}
 	ipam := &network.IPAM{Driver: o.ipamDriver, Options: parse.Map(o.ipamOpts)}
 	for _, s := range o.subnets {
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
-			return nil, invalid("invalid subnet %s: %w", s, err)
+			return nil, invalid("invalid subnet %s: invalid CIDR block notation", s)
 		}
 		for _, other := range ipam.Config {
 			if other.Subnet.Overlaps(p) {
@@ -102,7 +108,7 @@ func (o *nwCreateOptions) ipam() (*network.IPAM, error) {
 		}
 		ipam.Config = append(ipam.Config, network.IPAMConfig{Subnet: p})
 	}
-	of := func(ip netip.Addr) *network.IPAMConfig {
+	of := func(ip netip.Addr) *network.IPAMConfig { // nil also for what is no address
 		for i := range ipam.Config {
 			if ipam.Config[i].Subnet.Contains(ip) {
 				return &ipam.Config[i]
@@ -110,13 +116,10 @@ func (o *nwCreateOptions) ipam() (*network.IPAM, error) {
 		}
 		return nil
 	}
-	if len(ipam.Config) == 0 && len(o.ranges)+len(o.gateways)+len(o.aux) > 0 {
-		return nil, invalid("every ip-range or gateway must have a corresponding subnet")
-	}
 	for _, s := range o.ranges {
 		p, err := netip.ParsePrefix(s)
 		if err != nil {
-			return nil, invalid("invalid ip-range %s: %w", s, err)
+			return nil, invalid("invalid CIDR address: %s", s)
 		}
 		c := of(p.Addr())
 		if c == nil {
@@ -128,10 +131,7 @@ func (o *nwCreateOptions) ipam() (*network.IPAM, error) {
 		c.IPRange = p
 	}
 	for _, s := range o.gateways {
-		ip, err := parse.IP(s)
-		if err != nil {
-			return nil, err
-		}
+		ip, _ := netip.ParseAddr(s)
 		c := of(ip)
 		if c == nil {
 			return nil, invalid("no matching subnet for gateway %s", s)
@@ -142,11 +142,8 @@ func (o *nwCreateOptions) ipam() (*network.IPAM, error) {
 		c.Gateway = ip
 	}
 	for _, s := range o.aux {
-		name, addr, ok := strings.Cut(s, "=")
-		ip, err := parse.IP(addr)
-		if !ok || err != nil {
-			return nil, invalid("invalid aux-address %q: write name=ip", s)
-		}
+		name, addr, _ := strings.Cut(s, "=")
+		ip, _ := netip.ParseAddr(addr)
 		c := of(ip)
 		if c == nil {
 			return nil, invalid("no matching subnet for aux-address %s", addr)

@@ -34,6 +34,9 @@ func newVolumeCreate() *verb {
 				}
 				name = args[0]
 			}
+			if err := checkLabels("--label", labels); err != nil {
+				return err
+			}
 			api, err := a.engine()
 			if err != nil {
 				return err

@@ -107,6 +107,8 @@ func (l *Local) checkNew(rec *Network) error {
 		rec.Driver = nameBridge
 	case nameHost, driverNull:
 		return errs.New(errs.Forbidden, "only one instance of %q network is allowed", rec.Driver)
+	case nameNone: // a name for users, whose driver is called otherwise
+		return errs.New(errs.NotFound, "plugin %q not found", rec.Driver)
 	}
 	if d := rec.IPAM.Driver; d != "" && d != ipamDefault {
 		return errs.New(errs.NotFound, "plugin %q not found", d)

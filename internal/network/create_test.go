@@ -24,6 +24,7 @@ func TestRefusalsAreDockers(t *testing.T) {
 		"failed to allocate gateway (): No available addresses on this pool":                   {IPAM: pools("10.232.3.0/32")},
 		`plugin "nodriver" not found`:                                                          {Driver: "nodriver"},
 		`plugin "nope" not found`:                                                              {IPAM: IPAM{Driver: "nope"}},
+		`plugin "none" not found`:                                                              {Driver: "none"},
 		`only one instance of "host" network is allowed`:                                       {Driver: "host"},
 		"failed to parse " + optICC + ` value: maybe (strconv.ParseBool: parsing "maybe": inv`: {Options: option(optICC, "maybe")},
 		"failed to parse " + optMTU + ` value: foo (strconv.Atoi: parsing "foo": invalid syn`:  {Options: option(optMTU, "foo")},
