@@ -67,7 +67,7 @@ func New(opts Options) (*Store, error) {
 	}
 	broken, err := filepath.Glob(filepath.Join(s.ingests(), putName+"*"))
 	for _, path := range broken { // of an engine that was killed: nobody can go on with them
-		err = also(err, os.Remove(path))
+		err = errs.Also(err, os.Remove(path))
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open content: %w", err)
@@ -179,11 +179,11 @@ func (s *Store) Put(ctx context.Context, want digest.Digest, size int64, r io.Re
 	s.mu.Unlock()
 	_, err = in.ReadFrom(&ctxReader{ctx, r})
 	if err != nil {
-		return Info{}, fmt.Errorf("store blob: %w", also(err, in.Abort()))
+		return Info{}, fmt.Errorf("store blob: %w", errs.Also(err, in.Abort()))
 	}
 	info, err := in.Commit(want, size)
 	if err != nil {
-		return Info{}, also(err, in.Abort())
+		return Info{}, errs.Also(err, in.Abort())
 	}
 	return info, nil
 }

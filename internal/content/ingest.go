@@ -71,7 +71,7 @@ func (s *Store) Begin(name string) (*Ingest, error) {
 		in.size, err = f.Seek(0, io.SeekEnd)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("ingest %s: %w", name, also(err, in.Close()))
+		return nil, fmt.Errorf("ingest %s: %w", name, errs.Also(err, in.Close()))
 	}
 	if in.size > 0 {
 		in.catching = true
@@ -224,7 +224,7 @@ func (in *Ingest) Commit(want digest.Digest, size int64) (Info, error) {
 	in.mu.Unlock()
 	dir, err := os.Open(in.s.blobs())
 	if err == nil {
-		err = also(dir.Sync(), dir.Close())
+		err = errs.Also(dir.Sync(), dir.Close())
 	}
 	if err != nil {
 		return Info{}, fmt.Errorf("store blob %s: %w", dgst, err)
@@ -246,7 +246,7 @@ func (in *Ingest) Abort() error {
 	if errors.Is(err, os.ErrNotExist) {
 		err = nil
 	}
-	return also(err, in.Close())
+	return errs.Also(err, in.Close())
 }
 
 // Close keeps the bytes. Safe to call again, and after Commit and Abort.
@@ -264,18 +264,4 @@ func (in *Ingest) Close() error {
 		return nil
 	}
 	return in.f.Close()
-}
-
-// also adds what else went wrong while cleaning up, on the same line.
-func also(err error, more ...error) error {
-	for _, m := range more {
-		switch {
-		case m == nil:
-		case err == nil:
-			err = m
-		default:
-			err = fmt.Errorf("%w; %w", err, m)
-		}
-	}
-	return err
 }

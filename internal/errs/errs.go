@@ -47,3 +47,17 @@ func As(kind, err error) error {
 	}
 	return &kinded{kind: kind, err: err}
 }
+
+// Also adds what else went wrong, while cleaning up, on the same line. What is nil adds nothing.
+func Also(err error, more ...error) error {
+	for _, m := range more {
+		switch {
+		case m == nil:
+		case err == nil:
+			err = m
+		default:
+			err = fmt.Errorf("%w; %w", err, m)
+		}
+	}
+	return err
+}

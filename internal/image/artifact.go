@@ -149,7 +149,7 @@ func (s *Images) sendArtifact(ctx context.Context, doc *manifest.Document) (*out
 	s.busy.Add(1)
 	var err error
 	if out.config, err = s.blobs.Read(ctx, doc.Manifest.Config.Digest, manifest.MaxConfig); err != nil {
-		return nil, also(fmt.Errorf("artifact %s: %w", doc.Digest, err), out.Close())
+		return nil, errs.Also(fmt.Errorf("artifact %s: %w", doc.Digest, err), out.Close())
 	}
 	return out, nil
 }
@@ -208,7 +208,7 @@ func (b artifactBlob) Open(ctx context.Context, offset int64) (io.ReadCloser, er
 		return nil, fmt.Errorf("open blob of an artifact: %w", err)
 	}
 	if _, err := file.Seek(offset, io.SeekStart); err != nil {
-		return nil, also(err, file.Close())
+		return nil, errs.Also(err, file.Close())
 	}
 	return file, nil
 }

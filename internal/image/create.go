@@ -245,7 +245,7 @@ func (s *Images) LayerBlobs(ctx context.Context, opts CreateOptions, how Compres
 	if err != nil {
 		return nil, fmt.Errorf("describe layers: %w", err)
 	}
-	defer func() { err = also(err, out.Close()) }()
+	defer func() { err = errs.Also(err, out.Close()) }()
 	for i, l := range out.layers {
 		desc, err := s.layerBlob(ctx, l, func(current int64) {
 			if progress != nil {
@@ -292,7 +292,7 @@ func (s *Images) compressTold(ctx context.Context, chain snapshot.ChainID, rec r
 	if err != nil {
 		return err
 	}
-	return also(s.snaps.LayerTar(ctx, chain, &telling{w: zw, tell: progress}), zw.Close())
+	return errs.Also(s.snaps.LayerTar(ctx, chain, &telling{w: zw, tell: progress}), zw.Close())
 }
 
 // telling tells how many bytes went through, each quarter of a megabyte.

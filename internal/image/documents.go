@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/snapshot"
 )
@@ -177,7 +178,7 @@ func (s *Images) saveAsItCame(ctx context.Context, a *archive, e *entry, doc *ma
 			return blob{}, fmt.Errorf("compressed layer %s went away", l.Digest)
 		}
 		_, err = io.CopyBuffer(struct{ io.Writer }{a.tw}, struct{ io.Reader }{r}, make([]byte, 256<<10))
-		if err = also(err, r.Close()); err != nil {
+		if err = errs.Also(err, r.Close()); err != nil {
 			return blob{}, err
 		}
 	}

@@ -2,7 +2,6 @@ package image
 
 import (
 	"bytes"
-	"fmt"
 	"io"
 	"strings"
 
@@ -84,18 +83,4 @@ func (s *Images) byPrefix(prefix string) (*entry, error) {
 		}
 	}
 	return found, nil
-}
-
-// also adds what else went wrong while cleaning up, on the same line.
-func also(err error, more ...error) error {
-	for _, m := range more {
-		switch {
-		case m == nil:
-		case err == nil:
-			err = m
-		default:
-			err = fmt.Errorf("%w; %w", err, m)
-		}
-	}
-	return err
 }

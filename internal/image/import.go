@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"corten.dev/corten/internal/compressed"
+	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/snapshot"
@@ -38,7 +39,7 @@ func (s *Images) Import(ctx context.Context, r io.Reader, opts ImportOptions) (I
 	s.gate.begin()
 	defer s.gate.end()
 	layer, err := s.snaps.Apply(ctx, "", "", plain)
-	if err = also(err, plain.Close()); err != nil {
+	if err = errs.Also(err, plain.Close()); err != nil {
 		return Image{}, fmt.Errorf("import: %w", err)
 	}
 	s.gate.candidate(loose{name: layer.Chain})

@@ -141,7 +141,7 @@ func (s *Images) receive(ctx context.Context, doc manifest.Document, config []by
 	s.busy.Add(1)
 	in.look()
 	if err := in.roomLeft(); err != nil {
-		return nil, also(err, in.Close())
+		return nil, errs.Also(err, in.Close())
 	}
 	return in, nil
 }
@@ -288,7 +288,7 @@ func (in *incoming) stack(ctx context.Context, i int, r io.Reader) error {
 	if err != nil {
 		plain.abort()
 	}
-	return also(err, plain.Close())
+	return errs.Also(err, plain.Close())
 }
 
 // plain gives the uncompressed bytes of a layer. It does not touch the source before it is read, and decompresses in a goroutine of its own.

@@ -176,7 +176,7 @@ func (k *keeper) again(diff digest.Digest, f form) error {
 		if err != nil {
 			return err
 		}
-		return also(k.s.snaps.LayerTar(k.ctx, layer.Chain, zw), zw.Close())
+		return errs.Also(k.s.snaps.LayerTar(k.ctx, layer.Chain, zw), zw.Close())
 	})
 	return err
 }
@@ -251,7 +251,7 @@ func (k *keeper) compare(chain digest.Digest, rec recipe.Recipe, blob *os.File) 
 	if err != nil {
 		return false, err
 	}
-	err = also(k.s.snaps.LayerTar(k.ctx, chain, zw), zw.Close())
+	err = errs.Also(k.s.snaps.LayerTar(k.ctx, chain, zw), zw.Close())
 	if errors.Is(err, errOther) {
 		return false, nil
 	}

@@ -351,7 +351,7 @@ func (s *Images) unpackLayer(ctx context.Context, sp *spool, l loadedLayer, prog
 		}
 	}
 	_, err = s.snaps.Stack(ctx, l.parent, l.diff, plain, opts)
-	if err = also(err, plain.Close()); err == nil {
+	if err = errs.Also(err, plain.Close()); err == nil {
 		progress(short, "Loading layer", m.size, m.size) // one that was there is not read
 	}
 	return err

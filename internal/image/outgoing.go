@@ -57,7 +57,7 @@ func (s *Images) sendAll(ctx context.Context, ref string, rec recipe.Recipe) (al
 	defer func() {
 		if err != nil {
 			for _, out := range all {
-				err = also(err, out.Close())
+				err = errs.Also(err, out.Close())
 			}
 			all = nil
 		}
@@ -210,7 +210,7 @@ func (s *Images) sendAs(ctx context.Context, e *entry, doc *manifest.Document, r
 	for i, l := range out.layers {
 		layer, err := s.snaps.Stat(ctx, l.chain)
 		if err != nil {
-			return nil, also(err, out.Close())
+			return nil, errs.Also(err, out.Close())
 		}
 		l.tarSize = layer.TarSize
 		if doc != nil {

@@ -218,7 +218,7 @@ func (l *outgoingLayer) openForm(ctx context.Context, blob digest.Digest, offset
 	file, _, err := l.s.blobs.Open(ctx, blob)
 	if err == nil {
 		if _, err := file.Seek(offset, io.SeekStart); err != nil {
-			return nil, also(err, file.Close())
+			return nil, errs.Also(err, file.Close())
 		}
 		return file, nil
 	}
@@ -240,7 +240,7 @@ func (l *outgoingLayer) openForm(ctx context.Context, blob digest.Digest, offset
 		// It was compared, and yet. Whoever tries again gets another form.
 		err := errs.New(errs.Invalid, "layer %s compressed again by %s gives %s, not %s", l.diff, rec.Algo, got, blob)
 		if f, ok := l.s.forms.find(l.diff, blob); ok && f.Recipe != nil {
-			err = also(err, l.s.disproved(l.diff, f, err))
+			err = errs.Also(err, l.s.disproved(l.diff, f, err))
 		}
 		return err
 	}), nil
@@ -272,7 +272,7 @@ func (s *Images) compress(ctx context.Context, chain snapshot.ChainID, rec recip
 	if err != nil {
 		return err
 	}
-	return also(s.snaps.LayerTar(ctx, chain, zw), zw.Close())
+	return errs.Also(s.snaps.LayerTar(ctx, chain, zw), zw.Close())
 }
 
 // summer digests all and passes on what comes after the first skip bytes.

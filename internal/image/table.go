@@ -10,6 +10,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/reference"
 )
 
@@ -87,16 +88,16 @@ func (s *Images) writeIndex(rec indexRecord) (err error) {
 		return err
 	}
 	_, err = f.Write(data)
-	err = also(err, f.Sync(), f.Close())
+	err = errs.Also(err, f.Sync(), f.Close())
 	if err == nil {
 		err = os.Rename(f.Name(), filepath.Join(s.root, indexFile))
 	}
 	if err != nil {
-		return also(err, os.Remove(f.Name()))
+		return errs.Also(err, os.Remove(f.Name()))
 	}
 	dir, err := os.Open(s.root)
 	if err != nil {
 		return err
 	}
-	return also(dir.Sync(), dir.Close())
+	return errs.Also(dir.Sync(), dir.Close())
 }

@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/errs"
 )
 
 // WriteChanges writes what differs between two whole trees as a layer archive: what is new or changed, with the directories it lies in, and
@@ -26,7 +28,7 @@ func WriteChanges(ctx context.Context, before, after *os.File, w io.Writer, opts
 		}
 		wr.err = wr.changed(int(after.Fd()), path[1:], how)
 	})
-	if err = also(err, wr.err); err != nil {
+	if err = errs.Also(err, wr.err); err != nil {
 		return err
 	}
 	return wr.close()

@@ -151,7 +151,7 @@ func copyFile(src int, name string, dst int, as string, buf []byte) error {
 	if err == nil {
 		err = copyAttributes(int(from.Fd()), int(to.Fd()))
 	}
-	return also(err, to.Close())
+	return errs.Also(err, to.Close())
 }
 
 // copyContent shares the blocks if it can, else copies the parts that are not holes.

@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"corten.dev/corten/internal/errs"
 )
 
 const (
@@ -99,7 +101,7 @@ func (d *dir) leave() error {
 	if d.dirty {
 		err = futimens(d.fd, &d.times)
 	}
-	return also(err, unix.Close(d.fd))
+	return errs.Also(err, unix.Close(d.fd))
 }
 
 // dirs keeps the directories used last open: archives go through a tree in order, so nearly every entry finds its parent here.
@@ -137,7 +139,7 @@ func (c *dirs) add(d *dir) error {
 func (c *dirs) forget() error {
 	var err error
 	for _, d := range c.open {
-		err = also(err, d.leave())
+		err = errs.Also(err, d.leave())
 	}
 	c.open = c.open[:0]
 	return err
@@ -189,18 +191,4 @@ func removeAt(parent int, name string) error {
 			return err
 		}
 	}
-}
-
-// also adds what else went wrong while cleaning up, on the same line.
-func also(err error, more ...error) error {
-	for _, m := range more {
-		switch {
-		case m == nil:
-		case err == nil:
-			err = m
-		default:
-			err = fmt.Errorf("%w; %w", err, m)
-		}
-	}
-	return err
 }

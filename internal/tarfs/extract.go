@@ -54,7 +54,7 @@ func Extract(ctx context.Context, root *os.File, r io.Reader, opts Options) (Sta
 	x.dirs.root = top
 	x.tr = tar.NewReader(x.rec)
 	err = x.run()
-	err = also(err, x.dirs.forget(), top.leave())
+	err = errs.Also(err, x.dirs.forget(), top.leave())
 	x.stats.Based = x.asked
 	return x.stats, err
 }
@@ -297,7 +297,7 @@ func (x *extractor) file(parent *dir, base, path string, hdr *tar.Header) error 
 	if err == nil {
 		err = futimens(fd, times(hdr))
 	}
-	return also(err, f.Close())
+	return errs.Also(err, f.Close())
 }
 
 func isSparse(hdr *tar.Header) bool {

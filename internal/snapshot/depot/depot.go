@@ -158,7 +158,7 @@ func (d *Depot) Close() error {
 	d.counts.stop()
 	d.counts.done.Wait()
 	d.trash.stop()
-	return also(d.Flush(context.Background()), d.pledges.journal.Close())
+	return errs.Also(d.Flush(context.Background()), d.pledges.journal.Close())
 }
 
 // Root is the folder.

@@ -29,7 +29,7 @@ func (d *Depot) Apply(ctx context.Context, parent snapshot.ChainID, want digest.
 			return snapshot.Layer{}, err
 		}
 		if have != nil {
-			return *have, also(drain(want, r), d.settle(have.Chain, false))
+			return *have, errs.Also(drain(want, r), d.settle(have.Chain, false))
 		}
 		defer release()
 	}

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/snapshot"
 )
 
@@ -198,5 +199,5 @@ func syncfs(path string) error {
 	if err = unix.Syncfs(int(dir.Fd())); err != nil {
 		err = &os.PathError{Op: "syncfs", Path: path, Err: err}
 	}
-	return also(err, dir.Close())
+	return errs.Also(err, dir.Close())
 }

@@ -73,7 +73,7 @@ func (d *Depot) Stack(ctx context.Context, parent snapshot.ChainID, want digest.
 			err = d.Hold(ctx, opts.Hold, have.Chain)
 		}
 		if !errors.Is(err, errs.NotFound) { // else removed a moment ago
-			return *have, also(err, d.settle(have.Chain, opts.Relaxed))
+			return *have, errs.Also(err, d.settle(have.Chain, opts.Relaxed))
 		}
 	}
 	defer release()
@@ -250,9 +250,9 @@ func linkLayer(ctx context.Context, from, to string) error {
 		}
 		dst, err := os.Open(filepath.Join(to, name))
 		if err == nil {
-			err = also(tarfs.LinkTree(ctx, src, dst), dst.Close())
+			err = errs.Also(tarfs.LinkTree(ctx, src, dst), dst.Close())
 		}
-		if err = also(err, src.Close()); err != nil {
+		if err = errs.Also(err, src.Close()); err != nil {
 			return err
 		}
 	}

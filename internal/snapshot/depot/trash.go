@@ -2,11 +2,12 @@ package depot
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
+
+	"corten.dev/corten/internal/errs"
 )
 
 // trash deletes folders one after the other in the background. Its goroutine lives only while there is work.
@@ -83,19 +84,5 @@ func syncDir(path string) error {
 	if err != nil {
 		return err
 	}
-	return also(dir.Sync(), dir.Close())
-}
-
-// also adds what else went wrong while cleaning up, on the same line.
-func also(err error, more ...error) error {
-	for _, m := range more {
-		switch {
-		case m == nil:
-		case err == nil:
-			err = m
-		default:
-			err = fmt.Errorf("%w; %w", err, m)
-		}
-	}
-	return err
+	return errs.Also(dir.Sync(), dir.Close())
 }

@@ -43,7 +43,7 @@ func (d *Depot) NewTree(key string, chain snapshot.ChainID, opts snapshot.Option
 	d.mu.Unlock()
 	if err != nil {
 		d.drop(chain)
-		return fmt.Errorf("prepare tree %s: %w", key, also(err, d.discard(dir)))
+		return fmt.Errorf("prepare tree %s: %w", key, errs.Also(err, d.discard(dir)))
 	}
 	return nil
 }
@@ -94,14 +94,14 @@ func writeRecord(path string, data []byte, durable bool) error {
 	if err == nil && durable {
 		err = unix.Fsync(fd)
 	}
-	if err = also(err, unix.Close(fd)); err != nil {
+	if err = errs.Also(err, unix.Close(fd)); err != nil {
 		return &os.PathError{Op: "write", Path: path, Err: err}
 	}
 	if !durable {
 		return nil
 	}
 	dir := filepath.Dir(path)
-	return also(syncDir(dir), syncDir(filepath.Dir(dir)))
+	return errs.Also(syncDir(dir), syncDir(filepath.Dir(dir)))
 }
 
 // Get returns a tree that is ready.

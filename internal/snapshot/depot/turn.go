@@ -133,7 +133,7 @@ func (tn *turning) same(ctx context.Context, chain snapshot.ChainID) (snapshot.L
 	}
 	if err != nil {
 		if tn.opts.Hold != "" {
-			err = also(err, d.Release(ctx, tn.opts.Hold))
+			err = errs.Also(err, d.Release(ctx, tn.opts.Hold))
 		}
 		return snapshot.Layer{}, err
 	}
@@ -159,7 +159,7 @@ func (tn *turning) describe(ctx context.Context) (rec layerFile, err error) {
 	if err != nil {
 		return rec, err
 	}
-	defer func() { err = also(err, meta.Close()) }()
+	defer func() { err = errs.Also(err, meta.Close()) }()
 	enc, err := tn.d.encoder(meta)
 	if err != nil {
 		return rec, err
@@ -167,7 +167,7 @@ func (tn *turning) describe(ctx context.Context) (rec layerFile, err error) {
 	defer tn.d.putBack(enc)
 	sum := &summing{h: sha256.New()}
 	err = tn.how.Write(ctx, sum, tarfs.WriteOptions{Meta: enc, Stats: &tn.stats, Skipped: func(path string) { tn.sockets = append(tn.sockets, path) }})
-	if err = also(err, enc.Close()); err != nil {
+	if err = errs.Also(err, enc.Close()); err != nil {
 		return rec, err
 	}
 	diff := digest.NewDigest(digest.SHA256, sum.h)
@@ -211,7 +211,7 @@ func (tn *turning) publish(rec layerFile) (_ snapshot.Layer, err error) {
 	defer func() {
 		for i := len(back) - 1; err != nil && i >= 0; i-- {
 			if berr := back[i](); berr != nil {
-				err = also(err, berr)
+				err = errs.Also(err, berr)
 				return
 			}
 		}
@@ -262,7 +262,7 @@ func (tn *turning) tidy(place string) {
 	for _, name := range tn.how.Rest {
 		to := filepath.Join(tn.d.root, trashDir, tn.t.id+"-"+name)
 		if rerr := os.Rename(filepath.Join(place, name), to); rerr != nil {
-			err = also(err, rerr)
+			err = errs.Also(err, rerr)
 			continue
 		}
 		tn.d.delete(to)
@@ -282,11 +282,11 @@ func removeSockets(path string, names []string) error {
 		return err
 	}
 	for _, name := range names {
-		if err = also(err, removeSocket(root, name)); err != nil {
+		if err = errs.Also(err, removeSocket(root, name)); err != nil {
 			break
 		}
 	}
-	return also(err, root.Close())
+	return errs.Also(err, root.Close())
 }
 
 func removeSocket(root *os.File, name string) error {
@@ -305,5 +305,5 @@ func removeSocket(root *os.File, name string) error {
 	if err != nil {
 		err = &os.PathError{Op: "remove socket", Path: name, Err: err}
 	}
-	return also(err, dir.Close())
+	return errs.Also(err, dir.Close())
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/tarfs"
 )
@@ -89,7 +90,7 @@ func (in *incoming) publish(ctx context.Context, id string, rec layerFile) (_ *l
 		}
 		defer func() {
 			if err != nil {
-				err = also(err, d.recant(in.opts.Hold))
+				err = errs.Also(err, d.recant(in.opts.Hold))
 			}
 		}()
 	}
@@ -123,7 +124,7 @@ func (d *Depot) placeDurable(rec layerFile, from, to string) (*layer, error) {
 		return nil, err
 	}
 	if err := syncDir(filepath.Dir(to)); err != nil {
-		return nil, also(err, os.Rename(to, from))
+		return nil, errs.Also(err, os.Rename(to, from))
 	}
 	return rec.layer(filepath.Base(to)), nil
 }
@@ -180,7 +181,7 @@ func (in *incoming) write(ctx context.Context, dir string, r io.Reader) (rec lay
 	if err != nil {
 		return rec, err
 	}
-	defer func() { err = also(err, meta.Close()) }()
+	defer func() { err = errs.Also(err, meta.Close()) }()
 	enc, err := zstd.NewWriter(meta, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(256<<10))
 	if err != nil {
 		return rec, err

@@ -218,7 +218,7 @@ func (s *Store) mountAtHome(l layout) (root, home *os.File, err error) {
 		}
 		var fd int
 		if fd, err = cloneTree(target); err != nil {
-			err = also(err, home.Close())
+			err = errs.Also(err, home.Close())
 			return
 		}
 		root = os.NewFile(uintptr(fd), "overlay")

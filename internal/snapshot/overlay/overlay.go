@@ -147,7 +147,7 @@ func (s *Store) unpack(ctx context.Context, job depot.Job) (tarfs.Stats, error) 
 	}
 	stats, err := tarfs.Extract(ctx, job.Tree, job.Layer, opts)
 	if base != nil {
-		err = also(err, base.Close())
+		err = errs.Also(err, base.Close())
 	}
 	return stats, err
 }
@@ -349,7 +349,7 @@ func (s *Store) release(name string, sh *shared) {
 	s.down.Go(func() {
 		err := sh.root.Close()
 		if sh.home != nil {
-			err = also(err, sh.home.Close())
+			err = errs.Also(err, sh.home.Close())
 		}
 		if err != nil {
 			s.log.Warn("take a mount down", "mount", name, "error", err)

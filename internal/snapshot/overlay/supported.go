@@ -35,7 +35,7 @@ func try(dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = also(err, s.Close()) }()
+	defer func() { err = errs.Also(err, s.Close()) }()
 	l := layout{lower: []string{filepath.Join(dir, "low")}, upper: filepath.Join(dir, "up"), work: filepath.Join(dir, "work")}
 	for _, path := range []string{l.lower[0], l.upper, l.work} {
 		if err := os.Mkdir(path, 0o755); err != nil {
@@ -52,7 +52,7 @@ func try(dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = also(err, root.Close()) }()
+	defer func() { err = errs.Also(err, root.Close()) }()
 	if err := unix.Unlinkat(int(root.Fd()), "file", 0); err != nil {
 		return fmt.Errorf("overlay: delete a file of the layer below: %w", err)
 	}
@@ -81,18 +81,4 @@ func try(dir string) (err error) {
 		return fmt.Errorf("overlay: shows %q instead of one file; the file system keeps no file types in its directories", names)
 	}
 	return nil
-}
-
-// also adds what else went wrong while cleaning up, on the same line.
-func also(err error, more ...error) error {
-	for _, m := range more {
-		switch {
-		case m == nil:
-		case err == nil:
-			err = m
-		default:
-			err = fmt.Errorf("%w; %w", err, m)
-		}
-	}
-	return err
 }
