@@ -23,6 +23,7 @@ import (
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/build/source/mirror"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/task"
 )
 
 // sessionWait is how long a build waits for the session that it names; clients open both at the same time.
@@ -97,9 +98,11 @@ func (c *client) Upload(ctx context.Context, path string) (io.ReadCloser, error)
 	}
 	r, w := io.Pipe()
 	go func() {
-		_, err := up.WriteTo(w)
-		_ = w.CloseWithError(err) // never fails
-		cancel()
+		var err error
+		defer cancel()
+		defer func() { _ = w.CloseWithError(err) }() // never fails
+		defer task.Contain(c.door.Logger, "upload of a build", &err)
+		_, err = up.WriteTo(w)
 	}()
 	return &uploaded{PipeReader: r, cancel: cancel}, nil
 }
@@ -177,6 +180,7 @@ func (c *client) Dial(ctx context.Context, id string) (io.ReadWriteCloser, error
 	ours, theirs := net.Pipe()
 	go func() {
 		defer cancel()
+		defer task.Contain(c.door.Logger, "ssh agent of a build", nil)
 		if err := sshforward.Copy(ctx, theirs, stream, stream.CloseSend); err != nil {
 			c.door.Logger.Debug("ssh agent of a build", "id", id, "err", err)
 		}

@@ -69,7 +69,7 @@ var table = []room{
 	{"engine", tools + " probe content snapshot image runtime logs monitor network volume container registry/client build", "one service per noun over the rooms"},
 	// Floor 4: doors translate, never decide.
 	{"server", words + " compressed buildwire runwire task events container image network volume snapshot runtime build engine", "the Docker API"},
-	{"buildkitapi", words + " build engine", "BuildKit's clients"},
+	{"buildkitapi", words + " task build engine", "BuildKit's clients; its goroutines have walls"},
 	{"runtimecli", tools + " runtime", "the OCI command line of the runtime room"},
 	{"cli", words + " buildwire runwire http1 plugin volume/driver volume/remote", "the client knows the API, not the engine"},
 	{"settings", words + " registry/client/rules", "what an operator says"},

@@ -16,6 +16,7 @@ import (
 	"corten.dev/corten/internal/buildwire"
 	"corten.dev/corten/internal/engine/builds"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/task"
 )
 
 // goodbye is how long a client has to read the end of its build.
@@ -64,8 +65,9 @@ func (s *Server) cortenBuild(w http.ResponseWriter, r *request) error {
 	defer cancel()
 	defer context.AfterFunc(s.streams, cancel)()
 	go func() {
+		defer cancel()
+		defer task.Contain(s.Logger, "connection of a build", nil)
 		_ = door.Run() // it ends when the client has gone, whatever the reason
-		cancel()
 	}()
 	session := newBuildSession(door, &asked, s.BuildMirrors)
 	defer session.end()

@@ -103,18 +103,20 @@ type Cache struct {
 	mutables *record.Journal[mutableRecord]
 	pruning  sync.Mutex // one Prune at a time, by design: two would count the same bytes
 
-	mu      sync.RWMutex // guards what follows
-	byKey   map[digest.Digest]*entry
-	refs    map[digest.Digest]int    // of records that are in use, or will be
-	kids    map[digest.Digest]kin    // what was made of a record
-	outputs map[snapshot.ChainID]int // how many records hold a chain
-	pins    map[snapshot.ChainID]*pin
-	touched map[digest.Digest]bool
-	muts    map[string]*mutable
-	groups  map[string]*group
-	timer   *time.Timer // set while something waits to be flushed
-	closed  bool
-	work    sync.WaitGroup
+	mu    sync.RWMutex // guards what follows
+	byKey map[digest.Digest]*entry
+	refs  map[digest.Digest]int // of records that are in use, or will be
+	// replaced are records that others took the place of while they were used.
+	replaced map[digest.Digest][]stored
+	kids     map[digest.Digest]kin    // what was made of a record
+	outputs  map[snapshot.ChainID]int // how many records hold a chain
+	pins     map[snapshot.ChainID]*pin
+	touched  map[digest.Digest]bool
+	muts     map[string]*mutable
+	groups   map[string]*group
+	timer    *time.Timer // set while something waits to be flushed
+	closed   bool
+	work     sync.WaitGroup
 }
 
 var _ build.Cache = (*Cache)(nil)
@@ -148,7 +150,7 @@ func Open(ctx context.Context, opts Options) (*Cache, error) {
 	if opts.FlushAfter == 0 {
 		opts.FlushAfter = 5 * time.Second
 	}
-	c := &Cache{opts: opts, log: opts.Log, byKey: map[digest.Digest]*entry{}, refs: map[digest.Digest]int{}, kids: map[digest.Digest]kin{}, outputs: map[snapshot.ChainID]int{}, pins: map[snapshot.ChainID]*pin{},
+	c := &Cache{opts: opts, log: opts.Log, byKey: map[digest.Digest]*entry{}, refs: map[digest.Digest]int{}, replaced: map[digest.Digest][]stored{}, kids: map[digest.Digest]kin{}, outputs: map[snapshot.ChainID]int{}, pins: map[snapshot.ChainID]*pin{},
 		touched: map[digest.Digest]bool{}, muts: map[string]*mutable{}, groups: map[string]*group{}}
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

@@ -202,6 +202,28 @@ func TestRecords(t *testing.T) {
 	h.want(t, again, true, true)
 }
 
+// Two builds that began with the same key missing, one with --no-cache say, gave two results: the second took the layers of the first away under the build that stood on them.
+func TestReplacedWhileUsed(t *testing.T) {
+	h := open(t, t.TempDir())
+	a := h.step(t, "a", 1000)
+	first, second := h.Use(ctx, a.Key), h.Use(ctx, a.Key)
+	again := h.step(t, "a2", 2000)
+	again.Key = a.Key
+	if err := h.Save(ctx, again); err != nil {
+		t.Fatal(err)
+	}
+	h.want(t, again, true, true)
+	second()
+	if _, err := h.snaps.Stat(ctx, a.Outputs[0]); err != nil {
+		t.Error("a layer went that a build uses", err)
+	}
+	first()
+	if _, err := h.snaps.Stat(ctx, a.Outputs[0]); !errors.Is(err, errs.NotFound) {
+		t.Error("a layer is kept that nobody uses", err)
+	}
+	h.want(t, again, true, true)
+}
+
 // What an engine that was killed held for a build goes with the next start; what a record lost makes it an identity.
 func TestStart(t *testing.T) {
 	h := open(t, t.TempDir())

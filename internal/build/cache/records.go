@@ -44,10 +44,21 @@ func (c *Cache) Save(ctx context.Context, rec build.Record) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("save record %s: %w", rec.Key, err), c.letGo(ctx, e.stored))
 	}
-	if old != nil {
-		return c.letGo(ctx, old.stored)
+	if old == nil || c.putOff(old.stored) {
+		return nil
 	}
-	return nil
+	return c.letGo(ctx, old.stored)
+}
+
+// putOff keeps what a replaced record held until nobody uses its key: who found it stands on its layers.
+func (c *Cache) putOff(rec stored) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.refs[rec.Key] == 0 || len(rec.Holds) == 0 {
+		return false
+	}
+	c.replaced[rec.Key] = append(c.replaced[rec.Key], rec)
+	return true
 }
 
 // known tells whether there is such a record with its layers; then this is only a use of it.
@@ -181,18 +192,28 @@ func (c *Cache) Use(_ context.Context, keys ...digest.Digest) (release func()) {
 		}
 	}
 	return sync.OnceFunc(func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		for _, key := range keys {
-			if c.refs[key]--; c.refs[key] > 0 {
-				continue
-			}
-			delete(c.refs, key)
-			if e := c.byKey[key]; e != nil {
-				c.touch(e)
-			}
+		if err := c.letGo(context.Background(), c.unuse(keys)...); err != nil {
+			c.log.Warn("layers of records that were replaced stay held", "error", err)
 		}
 	})
+}
+
+// unuse ends uses, and gives the replaced records that waited for that.
+func (c *Cache) unuse(keys []digest.Digest) (gone []stored) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, key := range keys {
+		if c.refs[key]--; c.refs[key] > 0 {
+			continue
+		}
+		delete(c.refs, key)
+		if e := c.byKey[key]; e != nil {
+			c.touch(e)
+		}
+		gone = append(gone, c.replaced[key]...)
+		delete(c.replaced, key)
+	}
+	return gone
 }
 
 // pin is a hold that builds share.

@@ -311,7 +311,7 @@ func (x *exporting) layout(ctx context.Context, p *parcel, blobs []archived) err
 	}
 	to := x.job.Session.Blobs
 	for _, b := range blobs {
-		r := stream(ctx, b.write)
+		r := x.stream(ctx, b.write)
 		err := to.Write(ctx, layoutStore, b.desc.Digest, b.desc.Size, r)
 		if err = errors.Join(err, r.Close()); err != nil {
 			return fmt.Errorf("blob %s: %w", b.desc.Digest, err)

@@ -24,7 +24,7 @@ func (x *exporting) clamp(ctx context.Context, t *target) error {
 	layers := append([]snapshot.Layer{}, t.layers...)
 	for i, l := range layers {
 		if i >= t.base {
-			r := stream(ctx, func(ctx context.Context, w io.Writer) error { return x.clamped(ctx, l.Chain, *t.epoch, w) })
+			r := x.stream(ctx, func(ctx context.Context, w io.Writer) error { return x.clamped(ctx, l.Chain, *t.epoch, w) })
 			redone, err := x.Trees.Apply(ctx, parent, "", r)
 			if err = errors.Join(err, r.Close()); err != nil {
 				return err
@@ -42,7 +42,7 @@ func (x *exporting) clamp(ctx context.Context, t *target) error {
 }
 
 func (x *exporting) clamped(ctx context.Context, chain snapshot.ChainID, epoch time.Time, w io.Writer) error {
-	r := stream(ctx, func(ctx context.Context, w io.Writer) error { return x.Trees.LayerTar(ctx, chain, w) })
+	r := x.stream(ctx, func(ctx context.Context, w io.Writer) error { return x.Trees.LayerTar(ctx, chain, w) })
 	tw := tar.NewWriter(w)
 	err := retime(r, tw, func(tm time.Time) time.Time {
 		if tm.After(epoch) {

@@ -16,6 +16,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"slices"
 	"time"
@@ -107,6 +108,7 @@ type Exporter struct {
 	// Dir is where unnamed files go while an archive is made; empty is the system's.
 	Dir string
 	Now func() time.Time // nil is time.Now
+	Log *slog.Logger     // nil: bugs are said to the asker only
 }
 
 // Check refuses a type or attributes that are not known, so that nothing is built in vain.

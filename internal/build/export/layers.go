@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/manifest"
+	"corten.dev/corten/internal/task"
 )
 
 // outgoing prepares the image of a target, whose config is finished, for going out.
@@ -29,15 +31,25 @@ func compressionOf(mediaType string) string {
 }
 
 // stream turns a writer into a reader. Close ends it and waits.
-func stream(ctx context.Context, write func(ctx context.Context, w io.Writer) error) io.ReadCloser {
+func (x *Exporter) stream(ctx context.Context, write func(ctx context.Context, w io.Writer) error) io.ReadCloser {
 	ctx, cancel := context.WithCancel(ctx)
 	pr, pw := io.Pipe()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		pw.CloseWithError(write(ctx, pw))
+		var err error
+		defer func() { pw.CloseWithError(err) }()
+		defer task.Contain(x.log(), "write a layer", &err)
+		err = write(ctx, pw)
 	}()
 	return &streaming{pr, cancel, done}
+}
+
+func (x *Exporter) log() *slog.Logger {
+	if x.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return x.Log
 }
 
 type streaming struct {

@@ -24,7 +24,7 @@ func (x *exporting) tree(ctx context.Context) error {
 		return errs.New(errs.Invalid, "the client takes no output")
 	}
 	if x.opts.kind == kindLocal {
-		r := stream(ctx, x.writeTrees)
+		r := x.stream(ctx, x.writeTrees)
 		err := x.job.Session.Outputs.Tree(ctx, x.id, r)
 		return errors.Join(err, r.Close())
 	}
@@ -120,7 +120,7 @@ func (p *part) write(ctx context.Context) error {
 			return err
 		}
 	}
-	r := stream(ctx, func(ctx context.Context, w io.Writer) error { return p.x.writeTree(ctx, p.t, p.folder, w) })
+	r := p.x.stream(ctx, func(ctx context.Context, w io.Writer) error { return p.x.writeTree(ctx, p.t, p.folder, w) })
 	err := p.copy(r)
 	if err = errors.Join(err, r.Close()); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -24,6 +25,7 @@ import (
 
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/task"
 )
 
 // gitRun runs git for one source. It reads no configuration but what stands here, runs no hook, asks nobody for a password, speaks only the protocols of remotes, and dies with its
@@ -34,6 +36,7 @@ type gitRun struct {
 	config   [][2]string
 	env      []string
 	progress build.Progress
+	log      *slog.Logger
 	scrub    []string // what must not be seen in output
 	max      int64    // bytes that its repository may have
 }
@@ -53,7 +56,7 @@ func (s *Sources) gitRun(ctx context.Context, env build.Env, id gitID) (g *gitRu
 			s.opts.Log.Warn("folder of a git source stays until the next start", "folder", tmp, "err", err)
 		}
 	}
-	g = &gitRun{program: program, tmp: tmp, progress: env.Progress, max: s.opts.MaxBytes}
+	g = &gitRun{program: program, tmp: tmp, log: s.opts.Log, progress: env.Progress, max: s.opts.MaxBytes}
 	g.config = [][2]string{
 		{"core.hooksPath", "/dev/null"}, {"core.fsmonitor", "false"}, {"core.protectHFS", "true"}, {"core.protectNTFS", "true"}, {"gc.auto", "0"}, {"maintenance.auto", "false"},
 		{"safe.directory", "*"}, {"init.defaultBranch", "master"}, {"advice.detachedHead", strconv.FormatBool(id.advice)}, {"credential.helper", ""},
@@ -168,12 +171,14 @@ func (g *gitRun) ssh(ctx context.Context, env build.Env, id gitID) (stop func(),
 	ctx, cancel := context.WithCancel(ctx)
 	var work sync.WaitGroup
 	work.Go(func() {
+		defer task.Contain(g.log, "agent of a git source", nil)
 		for {
 			conn, err := l.Accept()
 			if err != nil {
 				return
 			}
 			work.Go(func() {
+				defer task.Contain(g.log, "agent of a git source", nil)
 				forward(ctx, conn, func() (io.ReadWriteCloser, error) { return ses.SSH.Dial(ctx, id.sshSocket) })
 			})
 		}
@@ -233,7 +238,10 @@ func (g *gitRun) run(ctx context.Context, dir string, loud bool, args ...string)
 	go func() { // the death signal comes when the thread ends that started the program: it must not end before
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		done <- cmd.Run()
+		var err error
+		defer func() { done <- err }()
+		defer task.Contain(g.log, "git "+args[0], &err)
+		err = cmd.Run()
 	}()
 	if err := <-done; err != nil {
 		if ctx.Err() != nil {
@@ -317,6 +325,7 @@ func (g *gitRun) watched(ctx context.Context, dir string, work func(ctx context.
 	defer cancel(nil)
 	var watch sync.WaitGroup
 	watch.Go(func() {
+		defer task.Contain(g.log, "watch a git repository", nil)
 		tick := time.NewTicker(time.Second)
 		defer tick.Stop()
 		for {

@@ -21,6 +21,7 @@ import (
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/task"
 )
 
 // file is the record of a download: <root>/http.
@@ -329,8 +330,10 @@ func (s *Sources) layer(ctx context.Context, write func(w io.Writer) error) (sna
 	r, w := io.Pipe()
 	wrote := make(chan error, 1)
 	go func() {
-		err := write(w)
-		wrote <- errors.Join(err, w.CloseWithError(err))
+		var err error
+		defer func() { wrote <- errors.Join(err, w.CloseWithError(err)) }()
+		defer task.Contain(s.opts.Log, "write a layer", &err)
+		err = write(w)
 	}()
 	layer, err := s.opts.Layers.Apply(ctx, "", "", r)
 	_ = r.CloseWithError(io.ErrClosedPipe) // never fails; ends the writer when Apply did not read all

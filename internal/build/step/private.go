@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"strconv"
@@ -16,6 +17,7 @@ import (
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/mount"
+	"corten.dev/corten/internal/task"
 )
 
 // maxSecret is what one may have, as in BuildKit.
@@ -105,7 +107,7 @@ func (set *mounted) ssh(ctx context.Context, env build.Env, p *part) error {
 		return fmt.Errorf("socket of agent %s: %w", id, err)
 	}
 	listener.(*net.UnixListener).SetUnlinkOnClose(false) // its name would be that of another descriptor by then
-	fwd := &forward{ssh: session.SSH, id: id, listener: listener, conns: map[io.Closer]bool{}}
+	fwd := &forward{ssh: session.SSH, id: id, log: set.steps.log, listener: listener, conns: map[io.Closer]bool{}}
 	fwd.ctx, fwd.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	fwd.work.Go(fwd.accept)
 	set.unmount = append(set.unmount, func(context.Context) error { return fwd.close() })
@@ -125,6 +127,7 @@ func (set *mounted) ssh(ctx context.Context, env build.Env, p *part) error {
 type forward struct {
 	ssh      build.SSH
 	id       string
+	log      *slog.Logger
 	listener net.Listener
 	ctx      context.Context // of the dials; ends with close
 	cancel   context.CancelFunc
@@ -172,6 +175,7 @@ func (f *forward) drop(c io.Closer) {
 
 func (f *forward) join(conn net.Conn) {
 	defer f.drop(conn)
+	defer task.Contain(f.log, "agent of a step", nil)
 	agent, err := f.ssh.Dial(f.ctx, f.id)
 	if err != nil {
 		return // the program sees a connection that ends
@@ -182,14 +186,15 @@ func (f *forward) join(conn net.Conn) {
 	}
 	defer f.drop(agent)
 	done := make(chan struct{}, 2)
-	f.work.Go(func() {
-		_, _ = io.Copy(agent, conn)
-		done <- struct{}{}
-	})
-	f.work.Go(func() {
-		_, _ = io.Copy(conn, agent)
-		done <- struct{}{}
-	})
+	copying := func(to io.Writer, from io.Reader) func() {
+		return func() {
+			defer func() { done <- struct{}{} }()
+			defer task.Contain(f.log, "agent of a step", nil)
+			_, _ = io.Copy(to, from)
+		}
+	}
+	f.work.Go(copying(agent, conn))
+	f.work.Go(copying(conn, agent))
 	<-done
 }
 

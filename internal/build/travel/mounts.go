@@ -16,6 +16,7 @@ import (
 	"corten.dev/corten/internal/safefs"
 	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/tarfs"
+	"corten.dev/corten/internal/task"
 )
 
 // Cache mounts travel when they are asked for (mounts=true, or their ids): what a mount holds goes as a layer on the tree that it began with, with a record by the mount's id. It comes
@@ -121,6 +122,7 @@ func (c *Caches) restore(ctx context.Context, i *imported) {
 			continue
 		}
 		all.Go(func() {
+			defer task.Contain(c.opts.Log, "fill a cache mount", nil)
 			part := "cache mount " + m.ID
 			i.job.say(part, false)
 			if err := c.fill(ctx, i, m); err != nil && ctx.Err() == nil {
@@ -196,7 +198,10 @@ func (c *Caches) unpack(ctx context.Context, key string, from snapshot.ChainID) 
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		pw.CloseWithError(tarfs.Write(ctx, root, pw, tarfs.WriteOptions{Root: true}))
+		var err error
+		defer func() { pw.CloseWithError(err) }()
+		defer task.Contain(c.opts.Log, "read a cache mount", &err)
+		err = tarfs.Write(ctx, root, pw, tarfs.WriteOptions{Root: true})
 	}()
 	_, err = tarfs.Extract(ctx, to, pr, tarfs.Options{})
 	pr.CloseWithError(errors.New("unpacking has ended"))

@@ -14,6 +14,7 @@ import (
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/record"
+	"corten.dev/corten/internal/task"
 )
 
 const (
@@ -225,6 +226,7 @@ func (r *running) end(response map[string]string, err error) {
 	h.wake()
 	h.mu.Unlock()
 	h.writes.Go(func() {
+		defer task.Contain(h.log, "write down build "+line.Ref, nil)
 		if err := h.status.Put(historyKey(line.Ref), status, false); err != nil {
 			h.log.Warn("what happened in a build is not written down", "build", line.Ref, "err", err)
 		}

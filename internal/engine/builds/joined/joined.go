@@ -108,6 +108,7 @@ func Open(ctx context.Context, rooms Rooms) (_ *Joined, err error) {
 	})
 	host := step.Platforms()[0]
 	exporter := &export.Exporter{
+		Log:    rooms.Log,
 		Images: rooms.Images, Trees: rooms.Trees, Registry: rooms.Registry, Records: kept, Platform: manifest.Platform{OS: host.OS, Arch: host.Architecture, Variant: host.Variant},
 	}
 	opts := builds.Options{
