@@ -72,9 +72,8 @@ func (p *plugin) exchange(parent context.Context, at place, x exchange) error {
 }
 
 func send(ctx context.Context, conn *http1.Conn, at place, method string, body []byte) (status int, answer []byte, err error) {
-	req := &http1.Request{Method: "POST", Target: "/" + method, Host: "localhost", Header: []http1.Field{
-		{Name: "Accept", Value: MediaType}, {Name: "Content-Type", Value: MediaType}, {Name: "Connection", Value: "close"},
-	}}
+	// No Content-Type: Docker sends none, and plugins are written for that.
+	req := &http1.Request{Method: "POST", Target: "/" + method, Host: "localhost", Header: []http1.Field{{Name: "Accept", Value: MediaType}, {Name: "Connection", Value: "close"}}}
 	if at.network == "tcp" {
 		req.Host = at.addr
 	}

@@ -33,7 +33,7 @@ import (
 	"corten.dev/corten/internal/errs"
 )
 
-// MediaType is what the engine accepts, and sends.
+// MediaType is what the engine accepts.
 const MediaType = "application/vnd.docker.plugins.v1.2+json"
 
 // How long things may take, and how large they may be. A caller's context may end all of it earlier.

@@ -279,7 +279,7 @@ func (s *Service) prepareBind(r *run, mnt container.Mount) error {
 func (s *Service) prepareVolume(ctx context.Context, r *run, mnt container.Mount, undo *task.Undo) error {
 	dir, err := s.Volumes.Mount(ctx, mnt.Name, r.ctr.id)
 	if err != nil {
-		return fmt.Errorf("mount volume %s: %w", mnt.Name, err)
+		return err // it names the volume
 	}
 	undo.Push(func(ctx context.Context) error { return s.Volumes.Unmount(ctx, mnt.Name, r.ctr.id) })
 	if dir != mnt.Source { // of a plugin's volume it is not known before

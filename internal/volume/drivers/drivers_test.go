@@ -179,7 +179,9 @@ func TestRefusals(t *testing.T) {
 		_, err = s.Create(ctx, volume.CreateOptions{Name: "there", Driver: owner})
 		wants(t, err, errs.Conflict, "driver 'net' already has volume 'there'")
 	}
-	_, err = s.Create(ctx, volume.CreateOptions{Name: "there", Driver: "net", Options: map[string]string{"size": "1"}})
+	_, err = s.Create(ctx, volume.CreateOptions{Name: "big", Driver: "net", Options: map[string]string{"size": "2"}})
+	must(t, err)
+	_, err = s.Create(ctx, volume.CreateOptions{Name: "big", Driver: "net", Options: map[string]string{"size": "1"}})
 	wants(t, err, errs.Conflict, "it exists with other options")
 	h.drivers["net"].Fail(false, func(string, string) error { return errors.New("no room left") })
 	_, err = s.Create(ctx, volume.CreateOptions{Name: "more", Driver: "net"})

@@ -50,7 +50,7 @@ func (s *Store) checkClash(ctx context.Context, opts volume.CreateOptions) error
 }
 
 func clash(name, owner string) error {
-	return errs.New(errs.Conflict, "create %s: conflict: driver '%s' already has volume '%s'", name, owner, name)
+	return errs.New(errs.Conflict, "create %s: driver '%s' already has volume '%s': volume name must be unique", name, owner, name)
 }
 
 // gone tells whether a volume that nobody uses is no longer in its driver, as the driver says itself.
@@ -118,7 +118,7 @@ func (s *Store) existing(ctx context.Context, d driver.Driver, old *stored, opts
 	if s.gone(ctx, old) {
 		return volume.Volume{}, false, s.forget(old.Name)
 	}
-	if len(opts.Options) > 0 && !maps.Equal(opts.Options, old.Options) {
+	if len(opts.Options) > 0 && len(old.Options) > 0 && !maps.Equal(opts.Options, old.Options) { // of one that others made, nobody knows the options
 		return volume.Volume{}, true, errs.New(errs.Conflict, "create %s: conflict: volume name must be unique: it exists with other options", old.Name)
 	}
 	s.learn(ctx, d)
