@@ -124,7 +124,7 @@ func (x *extractor) entry(hdr *tar.Header) error {
 		if hdr.Typeflag != tar.TypeDir {
 			return errs.New(errs.Invalid, "the root must be a directory")
 		}
-		if x.opts.Whiteouts == Literal {
+		if x.opts.Whiteouts == Literal && !x.opts.Root {
 			return nil // what is there is not described by an archive of what goes into it
 		}
 		x.stats.Root = true

@@ -61,6 +61,8 @@ type Options struct {
 	// of the stream wrote and a later one replaced. Both or none.
 	Meta io.Writer
 	Kept *os.File
+	// Root gives the root what the archive says about it; Literal alone leaves it as it is.
+	Root bool
 	// Owner, when set, owns everything that is written, whatever the archive says.
 	Owner *Owner
 	// At is the directory below the root, without links in it, that the archive's names are relative to. Links that stand in

@@ -12,10 +12,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/record"
+	"corten.dev/corten/internal/task"
 	"golang.org/x/sys/unix"
 )
 
@@ -38,6 +40,9 @@ type Options struct {
 //	<root>/.trash/<name>@<n>       volumes whose removal was begun; finished at start
 //	<root>/<name>/_data            the content, or where the file system of a volume that is one of its own is mounted
 //	<root>/<name>/_image           the file system of a volume with a size, where there are no project quotas; _image@new before it has a record
+//	<root>/<name>/_snapshots/<s>   what it held once; one that its record does not tell of is half of one, dropped when found
+//	<root>/<name>/_next            content on its way in from a snapshot (_image@next likewise), or on its way out: dropped when found
+//	<root>/.making/<name>@<n>      a folder as below, of a volume that is made with content: see makeWith
 //	<root>/<name>/_fill            content from an image on its way in, not complete: dropped when found
 //	<root>/<name>/_filled          the same, complete: what is left of it is moved into _data when found
 //
@@ -49,6 +54,8 @@ type LocalStore struct {
 	boot    string
 	records *record.Dir[stored]
 	counts  *counts
+	keeping task.Keyed    // held by who makes or removes a volume's snapshots, over the copy
+	works   atomic.Uint64 // numbers the copies
 
 	mu   sync.Mutex // guards vols and what their entries hold
 	vols map[string]*entry
@@ -72,6 +79,11 @@ type stored struct {
 	// Project is the project quota of a volume with a size, if that is what bounds it; Image tells that its content is an image.
 	Project uint32 `json:",omitempty"`
 	Image   bool   `json:",omitempty"`
+	// Snapshots are those that are complete, oldest first.
+	Snapshots []Snapshot `json:",omitempty"`
+	// Frozen tells that its file system was frozen for a copy, RenamedFrom that a renaming is under way.
+	Frozen      bool   `json:",omitempty"`
+	RenamedFrom string `json:",omitempty"`
 }
 
 // entry is a volume in memory.
@@ -79,6 +91,8 @@ type entry struct {
 	gate  chan struct{}       // holds one token
 	rec   *stored             // never changed in place; nil while the volume is made or removed
 	users map[string]struct{} // who acquired it
+	// swapping has every Mount wait for the gate: the content is exchanged.
+	swapping bool
 }
 
 // New opens the store, finishes what a crash interrupted and says what it repaired.
@@ -320,6 +334,9 @@ func (s *LocalStore) Remove(ctx context.Context, name string, force bool) error 
 		e.rec = nil // from now on nobody can acquire it
 	}
 	s.mu.Unlock()
+	if len(users) > 0 && strings.HasPrefix(users[0], workMark) && strings.HasPrefix(users[len(users)-1], workMark) {
+		return errs.New(errs.Conflict, "remove %s: volume is in use - [a copy of it is being made]", name)
+	}
 	if len(users) > 0 {
 		return errs.New(errs.Conflict, "remove %s: volume is in use - [%s]", name, strings.Join(users, ", "))
 	}
@@ -390,7 +407,7 @@ func (s *LocalStore) Users(name string) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if e := s.vols[name]; e != nil {
-		return slices.Sorted(maps.Keys(e.users))
+		return slices.DeleteFunc(slices.Sorted(maps.Keys(e.users)), func(user string) bool { return strings.HasPrefix(user, workMark) })
 	}
 	return nil
 }

@@ -17,7 +17,7 @@ import (
 func (s *LocalStore) Mount(ctx context.Context, name, user string) (string, error) {
 	s.mu.Lock()
 	e := s.vols[name]
-	if e != nil && e.rec != nil && !e.rec.isMount() {
+	if e != nil && e.rec != nil && !e.rec.isMount() && !e.swapping {
 		s.mu.Unlock()
 		return s.data(name), nil
 	}
@@ -30,6 +30,9 @@ func (s *LocalStore) Mount(ctx context.Context, name, user string) (string, erro
 	s.mu.Lock()
 	rec := *e.rec
 	s.mu.Unlock()
+	if !rec.isMount() {
+		return s.data(name), nil
+	}
 	mounted, err := isMountpoint(s.data(name))
 	if err != nil {
 		return "", fmt.Errorf("mount volume %s: %w", name, err)

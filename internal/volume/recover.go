@@ -17,12 +17,18 @@ import (
 const (
 	recordsDir = ".records"
 	trashDir   = ".trash"
+	makingDir  = ".making"
 	dataDir    = "_data"
 	fillDir    = "_fill"
 	filledDir  = "_filled"
 	// imageFile is the file system of a volume with a size, where there are no quotas; newImage the same before there is a record of it.
 	imageFile = "_image"
 	newImage  = "_image@new"
+	// snapshotsDir holds a directory for each snapshot.
+	snapshotsDir = "_snapshots"
+	// nextDir and nextImage are content that is to take the place of a volume's, or did.
+	nextDir   = "_next"
+	nextImage = "_image@next"
 	// inMountFill is where content gathers inside a mounted volume, to be on its file system.
 	inMountFill = ".corten-fill"
 	// inMountFilled is the same, complete.
@@ -40,6 +46,12 @@ func (s *LocalStore) recover() error {
 		return err
 	}
 	if err := s.recoverTrash(recs); err != nil {
+		return err
+	}
+	if err := s.recoverRenames(recs); err != nil {
+		return err
+	}
+	if err := s.recoverMaking(recs); err != nil {
 		return err
 	}
 	if err := s.recoverFolders(recs); err != nil {
@@ -61,6 +73,9 @@ func (s *LocalStore) recover() error {
 			rec.Filled = false
 		} else if err != nil {
 			return err
+		}
+		if err := s.recoverWork(&rec); err != nil {
+			s.log.Error("what a copy of a volume left could not be cleared away", "volume", name, "err", err)
 		}
 		if err := settleImage(&rec, s.dir(name)); err != nil {
 			s.log.Error("the image of a volume is missing: it cannot be used", "volume", name, "err", err)

@@ -58,14 +58,14 @@ func bound(rec *stored, dir string) error {
 		return quota.Limit(data, rec.Project, size)
 	}
 	rec.Image = true
-	if err := makeImage(filepath.Join(dir, newImage), size); err != nil {
+	if err := makeImage(filepath.Join(dir, newImage), filepath.Join(dir, dataDir), size); err != nil {
 		return fmt.Errorf("%w (%w)", err, none)
 	}
 	return nil
 }
 
-// makeImage makes an image and tries whether it can be mounted, so that one who wants a limit learns at once that there can be none.
-func makeImage(path string, size int64) error {
+// makeImage makes an image and tries on a directory whether it can be mounted, so that one who wants a limit learns at once that there can be none.
+func makeImage(path, at string, size int64) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
@@ -77,7 +77,6 @@ func makeImage(path string, size int64) error {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	at := filepath.Join(filepath.Dir(path), dataDir)
 	if err := mountImage(path, at); err != nil {
 		return fmt.Errorf("no way to limit the size of a volume: %w", err)
 	}
