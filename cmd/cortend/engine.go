@@ -127,7 +127,7 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 		Images:     imageService,
 		Registries: imageService,
 		Documents:  imageService,
-		Volumes:    volumes.New(volumes.Options{Store: vols, Events: bus}),
+		Volumes:    volumes.New(volumes.Options{Store: vols, Containers: ctrs, Events: bus}),
 		Networks:   networks.New(networks.Options{Networks: nets, Containers: ctrs, Events: bus}),
 		System: system.New(system.Options{
 			Containers: ctrs, Images: imgs, Volumes: vols, Trees: trees, Events: bus, Devices: devices,

@@ -17,39 +17,46 @@ import (
 func newVolumeCreate() *verb {
 	var name, driver string
 	var labels, opts []string
-	return &verb{
+	var cluster clusterFlags
+	v := &verb{
 		use: "[OPTIONS] [VOLUME]", max: 1, short: "Make a volume", long: "Makes a named volume, or one with a random name, and prints the name. An existing one stays as it is.",
-		example: "corten volume create data\ncorten volume create --label app=db data",
+		example: "corten volume create data\ncorten volume create --label app=db -o size=10G data\ncorten volume create -o type=nfs -o device=files:/export -o o=vers=4.2,soft shared",
 		flags: func(f *pflag.FlagSet) {
 			f.StringVarP(&driver, "driver", "d", "local", "volume driver")
 			f.StringVar(&name, "name", "", "name of the volume")
 			f.MarkHidden("name")
 			list(f, &labels, "label", "", "add a label, name[=value]")
-			list(f, &opts, "opt", "o", "option for the driver, name=value")
-		},
-		run: func(ctx context.Context, a *app, args []string) error {
-			if len(args) == 1 {
-				if name != "" {
-					return invalid("conflicting options: cannot specify a volume-name through both --name and as a positional arg")
-				}
-				name = args[0]
-			}
-			if err := checkLabels("--label", labels); err != nil {
-				return err
-			}
-			api, err := a.engine()
-			if err != nil {
-				return err
-			}
-			var vol volume.Volume
-			req := volume.CreateRequest{Name: name, Driver: driver, DriverOpts: parse.Map(opts), Labels: parse.Map(labels)}
-			if err := api.Post(ctx, "/volumes/create", nil, req, &vol); err != nil {
-				return err
-			}
-			fmt.Fprintln(a.Out, vol.Name)
-			return nil
+			list(f, &opts, "opt", "o", "option for the driver, name=value (size=10G; or type, device and o, as of a mount)")
+			cluster.register(f)
 		},
 	}
+	v.run = func(ctx context.Context, a *app, args []string) error {
+		if len(args) == 1 {
+			if name != "" {
+				return invalid("conflicting options: cannot specify a volume-name through both --name and as a positional arg")
+			}
+			name = args[0]
+		}
+		if err := checkLabels("--label", labels); err != nil {
+			return err
+		}
+		spec, err := cluster.spec(v)
+		if err != nil {
+			return err
+		}
+		api, err := a.engine()
+		if err != nil {
+			return err
+		}
+		var vol volume.Volume
+		req := volume.CreateRequest{Name: name, Driver: driver, DriverOpts: parse.Map(opts), Labels: parse.Map(labels), ClusterVolumeSpec: spec}
+		if err := api.Post(ctx, "/volumes/create", nil, req, &vol); err != nil {
+			return err
+		}
+		fmt.Fprintln(a.Out, vol.Name)
+		return nil
+	}
+	return v
 }
 
 func newVolumeLs() *verb {

@@ -119,6 +119,27 @@ func (f fakeVolumes) Prune(_ context.Context, args filter.Args) (volumes.Pruned,
 }
 func (f fakeVolumes) Users(string) int { return 1 }
 
+func (f fakeVolumes) Snapshot(_ context.Context, from volumes.Source, name string) (volume.Snapshot, error) {
+	return volume.Snapshot{Name: from.Volume + name}, nil
+}
+func (f fakeVolumes) Snapshots(context.Context, string) ([]volume.Snapshot, error) { return nil, nil }
+func (f fakeVolumes) RemoveSnapshot(context.Context, string, string) error         { return nil }
+func (f fakeVolumes) Restore(context.Context, string, string) error                { return nil }
+func (f fakeVolumes) Clone(_ context.Context, _ volumes.Source, o volume.CreateOptions) (volume.Volume, error) {
+	return volume.Volume{Name: o.Name}, nil
+}
+func (f fakeVolumes) Rename(_ context.Context, _, to string) (volume.Volume, error) {
+	return volume.Volume{Name: to}, nil
+}
+func (f fakeVolumes) Export(_ context.Context, from volumes.Source, w io.Writer) error {
+	_, err := io.WriteString(w, from.Volume+from.Snapshot)
+	return err
+}
+func (f fakeVolumes) Import(_ context.Context, o volume.CreateOptions, r io.Reader) (volume.Volume, error) {
+	_, err := io.Copy(io.Discard, r)
+	return volume.Volume{Name: o.Name, Labels: o.Labels}, err
+}
+
 type fakeNetworks struct{ e *engine }
 
 var _ networks.API = fakeNetworks{}

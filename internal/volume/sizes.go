@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"github.com/docker/go-units"
 	"golang.org/x/sys/unix"
@@ -139,5 +140,5 @@ func (rec *stored) status() map[string]any {
 	if rec.Image {
 		by = "ext4 image"
 	}
-	return map[string]any{"Size": size, "LimitedBy": by}
+	return map[string]any{"Size": strconv.FormatInt(size, 10), "LimitedBy": by}
 }

@@ -128,6 +128,7 @@ func (s *Service) giveBack(ctx context.Context, ctr *live) {
 		if err := s.Volumes.Unmount(ctx, mnt.Name, ctr.id); err != nil {
 			s.Log.Warn("unmount a volume", "container", rec.Name, "volume", mnt.Name, "error", err)
 		}
+		s.emitVolume(ctr, "unmount", mnt)
 	}
 }
 

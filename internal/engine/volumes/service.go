@@ -15,8 +15,9 @@ import (
 
 // Options join the service with its rooms; all are needed.
 type Options struct {
-	Store  volume.Store
-	Events *events.Bus
+	Store      volume.Store
+	Containers Containers
+	Events     *events.Bus
 }
 
 // Service implements [API].
