@@ -9,6 +9,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"corten.dev/corten/internal/compressed"
 	"corten.dev/corten/internal/engine/volumes"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/volume"
@@ -133,7 +134,7 @@ type nopCloser struct{ io.Writer }
 func (nopCloser) Close() error { return nil }
 
 func (s *Server) volumeImport(w http.ResponseWriter, r *request) error {
-	body, err := plain(r.Body)
+	body, err := compressed.Reader(r.Context(), r.Body)
 	if err != nil {
 		return err
 	}
