@@ -105,7 +105,7 @@ func newManifestInspect() *verb {
 		example: "corten manifest inspect debian\ncorten manifest inspect -v registry.example.org/team/app:1.2",
 		flags: func(f *pflag.FlagSet) {
 			f.BoolVarP(&verbose, "verbose", "v", false, "show descriptors, layers and platforms as well")
-			f.BoolVar(&insecure, "insecure", false, "the registry has no TLS (loopback addresses only; others: insecure-registries of the engine)")
+			insecureFlag(f, &insecure)
 		},
 		run: func(ctx context.Context, a *app, args []string) error {
 			ref, err := parseRemote(args[len(args)-1])
@@ -241,7 +241,7 @@ func newManifestCreate() *verb {
 		example: "corten manifest create reg.example.org/app:1 reg.example.org/app:1-amd64 reg.example.org/app:1-arm64",
 		flags: func(f *pflag.FlagSet) {
 			f.BoolVarP(&amend, "amend", "a", false, "add to a list that is there")
-			f.BoolVar(&insecure, "insecure", false, "the registry has no TLS (loopback addresses only; others: insecure-registries of the engine)")
+			insecureFlag(f, &insecure)
 		},
 		run: func(ctx context.Context, a *app, args []string) error {
 			target, store, err := a.listNamed(args[0], insecure)
@@ -304,11 +304,11 @@ func newManifestAnnotate() *verb {
 			if err != nil {
 				return err
 			}
-			ref, err := parseRemote(args[1])
+			list, err := store.read(target)
 			if err != nil {
 				return err
 			}
-			list, err := store.read(target)
+			ref, err := parseRemote(args[1])
 			if err != nil {
 				return err
 			}
@@ -342,7 +342,7 @@ func newManifestPush() *verb {
 		example: "corten manifest push --purge reg.example.org/app:1",
 		flags: func(f *pflag.FlagSet) {
 			f.BoolVarP(&purge, "purge", "p", false, "forget the list here after the push")
-			f.BoolVar(&insecure, "insecure", false, "the registry has no TLS (loopback addresses only; others: insecure-registries of the engine)")
+			insecureFlag(f, &insecure)
 		},
 		run: func(ctx context.Context, a *app, args []string) error {
 			target, store, err := a.listNamed(args[0], insecure)
@@ -403,6 +403,11 @@ func newManifestRm() *verb {
 			})
 		},
 	}
+}
+
+// insecureFlag is docker's --insecure; see noInsecure for what it means here.
+func insecureFlag(f *pflag.FlagSet, to *bool) {
+	f.BoolVar(to, "insecure", false, "the registry has no TLS (loopback addresses only; others: insecure-registries of the engine)")
 }
 
 // listNamed reads the name of a list that is being made, and opens the folder where it is kept.

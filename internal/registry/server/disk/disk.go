@@ -25,7 +25,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -48,12 +47,12 @@ type Driver struct {
 	log     *slog.Logger
 	shards  *shards
 	flushes flushes
-	open    openUploads
+	open    server.Uploads
 }
 
 var _ server.Driver = (*Driver)(nil)
 
-// algorithms are the digests that can be kept, with their lengths in hexadecimal digits.
+// algorithms are the digests that can be kept: each has a folder.
 var algorithms = []digest.Algorithm{digest.SHA256, digest.SHA384, digest.SHA512}
 
 const tmpAge = time.Hour
@@ -113,8 +112,8 @@ func (d *Driver) values(more string) string { return filepath.Join(d.root, "valu
 
 // path is where a blob is. The digest is checked, because it becomes a file name.
 func (d *Driver) path(dgst digest.Digest) (string, error) {
-	if err := dgst.Validate(); err != nil || !slices.Contains(algorithms, dgst.Algorithm()) {
-		return "", errs.New(errs.Invalid, "%q is not a digest that can be kept", string(dgst))
+	if err := server.CheckDigest(dgst); err != nil {
+		return "", err
 	}
 	hex := dgst.Encoded()
 	return filepath.Join(d.root, "blobs", dgst.Algorithm().String(), hex[:2], hex), nil

@@ -30,30 +30,6 @@ const hashAttr = "user.corten.hash"
 // writeBack is after how many bytes the kernel is asked to begin writing, so that the flush at the end is short.
 const writeBack = 8 << 20
 
-type openUploads struct {
-	mu  sync.Mutex // guards ids
-	ids map[string]bool
-}
-
-func (o *openUploads) claim(id string) bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.ids[id] {
-		return false
-	}
-	if o.ids == nil {
-		o.ids = map[string]bool{}
-	}
-	o.ids[id] = true
-	return true
-}
-
-func (o *openUploads) release(id string) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	delete(o.ids, id)
-}
-
 // upload is one file of uploads. All but Size belongs to whoever has it open.
 type upload struct {
 	d      *Driver
@@ -69,22 +45,13 @@ type upload struct {
 
 // Upload opens or makes the file of an upload.
 func (d *Driver) Upload(_ context.Context, id string, opts server.UploadOptions) (server.Upload, error) {
-	if !plain(id, 160) {
-		return nil, errs.New(errs.Invalid, "%q is not the name of an upload", id)
-	}
-	alg := opts.Algorithm
-	if alg == "" {
-		alg = digest.SHA256
-	}
-	if !alg.Available() {
-		return nil, errs.New(errs.Invalid, "digest algorithm %q is not supported", alg)
-	}
-	if !d.open.claim(id) {
-		return nil, errs.New(errs.Conflict, "upload %s: somebody is writing to it", id)
+	alg, err := d.open.Claim(id, opts)
+	if err != nil {
+		return nil, err
 	}
 	u := &upload{d: d, id: id, alg: alg}
 	if err := u.openFile(opts.Create); err != nil {
-		d.open.release(id)
+		d.open.Release(id)
 		return nil, fmt.Errorf("upload %s: %w", id, err)
 	}
 	return u, nil
@@ -288,7 +255,7 @@ func (u *upload) seal() error {
 func (u *upload) end() error {
 	u.ended = true
 	err := u.f.Close()
-	u.d.open.release(u.id)
+	u.d.open.Release(u.id)
 	return err
 }
 

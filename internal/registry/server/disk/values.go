@@ -8,35 +8,19 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/registry/server"
 )
 
 // key is where a value is. The name is checked, because it becomes a path.
 func (d *Driver) key(key string) (string, error) {
-	for part := range strings.SplitSeq(key, "/") {
-		if !plain(part, 255) {
-			return "", errs.New(errs.Invalid, "%q is not the name of a value", key)
-		}
+	if err := server.CheckKey(key); err != nil {
+		return "", err
 	}
 	return d.values(key), nil
-}
-
-// plain tells whether a string is one plain name, which cannot leave its folder.
-func plain(s string, limit int) bool {
-	if s == "" || s == "." || s == ".." || len(s) > limit {
-		return false
-	}
-	for i := range len(s) {
-		c := s[i]
-		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '_' || c == '-') {
-			return false
-		}
-	}
-	return true
 }
 
 func valueError(key string, err error) error {

@@ -29,17 +29,6 @@ const (
 	markAge    = time.Minute      // after which a mark is that of a killed registry
 )
 
-func checkDigest(dgst digest.Digest) error {
-	if err := dgst.Validate(); err != nil {
-		return errs.New(errs.Invalid, "digest %.80q: %w", dgst, err)
-	}
-	switch dgst.Algorithm() {
-	case digest.SHA256, digest.SHA384, digest.SHA512:
-		return nil
-	}
-	return errs.New(errs.Invalid, "digest algorithm %q is not supported", dgst.Algorithm())
-}
-
 func (d *Driver) blobKey(dgst digest.Digest) *string {
 	hex := dgst.Encoded()
 	return d.key("blobs", dgst.Algorithm().String()+"/"+hex[:2]+"/"+hex)
@@ -62,7 +51,7 @@ func stored(t *time.Time) time.Time {
 
 // Stat describes a blob.
 func (d *Driver) Stat(ctx context.Context, dgst digest.Digest) (server.BlobInfo, error) {
-	if err := checkDigest(dgst); err != nil {
+	if err := server.CheckDigest(dgst); err != nil {
 		return server.BlobInfo{}, err
 	}
 	out, err := d.api.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &d.opts.Bucket, Key: d.blobKey(dgst)})
@@ -74,7 +63,7 @@ func (d *Driver) Stat(ctx context.Context, dgst digest.Digest) (server.BlobInfo,
 
 // Open reads a part of a blob. A connection that breaks is taken up where it broke.
 func (d *Driver) Open(ctx context.Context, dgst digest.Digest, offset, length int64) (io.ReadCloser, error) {
-	if err := checkDigest(dgst); err != nil {
+	if err := server.CheckDigest(dgst); err != nil {
 		return nil, err
 	}
 	r := &download{d: d, ctx: ctx, dgst: dgst, offset: offset, left: length, tries: rereads}
@@ -242,7 +231,7 @@ func (d *Driver) WalkBlobs(ctx context.Context, fn func(server.BlobInfo) error) 
 			return nil
 		}
 		dgst := digest.Digest(parts[0] + ":" + parts[2])
-		if checkDigest(dgst) != nil {
+		if server.CheckDigest(dgst) != nil {
 			return nil
 		}
 		return fn(server.BlobInfo{Digest: dgst, Size: aws.ToInt64(o.Size), Stored: stored(o.LastModified)})

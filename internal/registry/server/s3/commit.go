@@ -29,7 +29,7 @@ func (u *upload) Commit(ctx context.Context, want digest.Digest) (server.BlobInf
 }
 
 func (u *upload) commit(ctx context.Context, want digest.Digest) (info server.BlobInfo, err error) {
-	if err := checkDigest(want); err != nil {
+	if err := server.CheckDigest(want); err != nil {
 		return info, err
 	}
 	known := u.hash != nil && want.Algorithm() == u.kept.Algorithm

@@ -77,7 +77,7 @@ type Driver struct {
 	opts   Options
 	prefix string
 	log    *slog.Logger
-	open   claims
+	open   server.Uploads
 	keys   task.Keyed
 	files  staging
 }
@@ -229,31 +229,6 @@ func again(ctx context.Context, change func() error) error {
 			return ctx.Err()
 		}
 	}
-}
-
-// claims are the uploads that somebody has open.
-type claims struct {
-	mu  sync.Mutex // guards ids
-	ids map[string]bool
-}
-
-func (c *claims) take(id string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ids[id] {
-		return false
-	}
-	if c.ids == nil {
-		c.ids = map[string]bool{}
-	}
-	c.ids[id] = true
-	return true
-}
-
-func (c *claims) release(id string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.ids, id)
 }
 
 // staging lends files without names, so that nothing is left of a killed process.

@@ -73,18 +73,9 @@ type upload struct {
 
 // Upload opens an upload, or makes one.
 func (d *Driver) Upload(ctx context.Context, id string, opts server.UploadOptions) (_ server.Upload, err error) {
-	if !plain(id, 160) {
-		return nil, errs.New(errs.Invalid, "%q is not the name of an upload", id)
-	}
-	alg := opts.Algorithm
-	if alg == "" {
-		alg = digest.SHA256
-	}
-	if !alg.Available() {
-		return nil, errs.New(errs.Invalid, "digest algorithm %q is not supported", alg)
-	}
-	if !d.open.take(id) {
-		return nil, errs.New(errs.Conflict, "upload %s: somebody is writing to it", id)
+	alg, err := d.open.Claim(id, opts)
+	if err != nil {
+		return nil, err
 	}
 	u := &upload{d: d, id: id}
 	defer func() {
@@ -393,7 +384,7 @@ func (u *upload) end() error {
 		return nil
 	}
 	u.ended = true
-	u.d.open.release(u.id)
+	u.d.open.Release(u.id)
 	return u.d.files.back(u.tail)
 }
 
@@ -423,7 +414,7 @@ func (d *Driver) WalkUploads(ctx context.Context, fn func(server.UploadInfo) err
 	prefix := *d.key("uploads", "")
 	err := d.walk(ctx, prefix, func(o types.Object) error {
 		id := strings.TrimPrefix(aws.ToString(o.Key), prefix)
-		if !plain(id, 160) {
+		if !server.ValidUpload(id) {
 			return nil
 		}
 		head, err := d.api.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &d.opts.Bucket, Key: o.Key})
@@ -454,7 +445,7 @@ func (d *Driver) sweep(ctx context.Context) error {
 		}
 		for _, m := range out.Uploads {
 			id := strings.TrimPrefix(aws.ToString(m.Key), prefix)
-			if m.Initiated == nil || time.Since(*m.Initiated) < forgotten || !plain(id, 160) {
+			if m.Initiated == nil || time.Since(*m.Initiated) < forgotten || !server.ValidUpload(id) {
 				continue
 			}
 			_, err := d.api.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &d.opts.Bucket, Key: d.key("uploads", id)})

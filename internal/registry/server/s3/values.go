@@ -13,28 +13,10 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/registry/server"
 )
 
 const maxValue = 16 << 20
-
-// plain tells whether a string is one plain name.
-func plain(s string, limit int) bool {
-	if s == "" || s == "." || s == ".." || len(s) > limit {
-		return false
-	}
-	return !strings.ContainsFunc(s, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '_' || r == '-')
-	})
-}
-
-func checkKey(key string) error {
-	for part := range strings.SplitSeq(key, "/") {
-		if !plain(part, 255) {
-			return errs.New(errs.Invalid, "%q is not the name of a value", key)
-		}
-	}
-	return nil
-}
 
 // Get reads a value.
 func (d *Driver) Get(ctx context.Context, key string) ([]byte, error) {
@@ -43,7 +25,7 @@ func (d *Driver) Get(ctx context.Context, key string) ([]byte, error) {
 }
 
 func (d *Driver) get(ctx context.Context, key string) (data []byte, etag *string, err error) {
-	if err := checkKey(key); err != nil {
+	if err := server.CheckKey(key); err != nil {
 		return nil, nil, err
 	}
 	out, err := d.api.GetObject(ctx, &s3.GetObjectInput{Bucket: &d.opts.Bucket, Key: d.key("values", key)})
@@ -62,7 +44,7 @@ func (d *Driver) get(ctx context.Context, key string) (data []byte, etag *string
 
 // Put makes or replaces a value; an object comes into being whole.
 func (d *Driver) Put(ctx context.Context, key string, value []byte) error {
-	if err := checkKey(key); err != nil {
+	if err := server.CheckKey(key); err != nil {
 		return err
 	}
 	unlock, err := d.keys.Lock(ctx, key)
@@ -83,7 +65,7 @@ func (d *Driver) Put(ctx context.Context, key string, value []byte) error {
 // Delete removes a value, if it is still what it was when old says so. Another registry that replaces it between our look and our deletion is noticed by
 // the store, where it knows the condition (If-Match).
 func (d *Driver) Delete(ctx context.Context, key string, old []byte) error {
-	if err := checkKey(key); err != nil {
+	if err := server.CheckKey(key); err != nil {
 		return err
 	}
 	unlock, err := d.keys.Lock(ctx, key)
@@ -126,7 +108,7 @@ type entry struct {
 func (d *Driver) List(ctx context.Context, key, after string, fn func(name string, dir bool) error) error {
 	prefix := d.prefix + "values/"
 	if key != "" {
-		if err := checkKey(key); err != nil {
+		if err := server.CheckKey(key); err != nil {
 			return err
 		}
 		prefix += key + "/"
