@@ -129,6 +129,34 @@ func TestEndWithoutEngine(t *testing.T) {
 
 func wait4(pid int) { unix.Wait4(pid, nil, 0, nil) }
 
+// A run in one request is told how it ended on its own connection, by the engine. When the engine was killed the client got the output but no exit code: now the monitor tells it.
+func TestEndOfARunWithoutEngine(t *testing.T) {
+	for code, want := range map[string]string{"0": "{\"Code\":0}", "105": "{\"Code\":105}"} {
+		b := newBench(t, monitor.Options{})
+		client, ours := pair(t)
+		kept, err := monitor.CopyOf(ours)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := b.launch(monitor.Launch{Program: monitortest.Shell(t, "read x; echo on; exit "+code), Stdio: monitor.Stdio{Stdin: true}})
+		if _, err := m.Attach(b.ctx, ours, monitor.AttachOptions{Stdin: true, Stdout: true, Framed: true, Shared: true}); err != nil {
+			t.Fatal(err)
+		}
+		m.Close() // as for an engine that was killed: its copies of the connection are closed, too
+		kept.Close()
+		if _, err := client.Write([]byte("go\n")); err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(client)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all := "\x01\x00\x00\x00\x00\x00\x00\x03on\n\x04\x00\x00\x00\x00\x00\x00" + string(rune(len(want))) + want; string(got) != all {
+			t.Errorf("exit %s: %q", code, got)
+		}
+	}
+}
+
 // kill -9 of a monitor ends its own container alone, keeps every line written so far, and is reported as what it was.
 func TestKilledMonitor(t *testing.T) {
 	b := newBench(t, monitor.Options{})

@@ -13,7 +13,7 @@ import (
 //	   │ detach keys ─────────────┼───────────────────────▶  because closing with unread bytes would reset the connection under its output)
 //	   └─ client gone, or stalled ┴──────────────────────────────────────────────────────────▶ removed
 //
-// A shared connection does not linger: the engine has more to say on it, and ends it.
+// A shared connection does not linger: the engine has more to say on it, and ends it. When there is no engine any more, the monitor says what it knows.
 type client struct {
 	s         *Server
 	p         *process
@@ -289,6 +289,7 @@ func (c *client) linger() {
 	c.lingering, c.finishing = true, false
 	c.out.free()
 	if c.flags&wire.Shared != 0 {
+		c.lastWord()
 		c.remove()
 		return
 	}
@@ -311,6 +312,23 @@ func (c *client) linger() {
 	}
 	c.p.flow()
 	c.rewatch()
+}
+
+// lastWord tells a client whose engine is gone how its process ended, in the engine's words (package runwire): stream 4, JSON. The client has read everything else, or will: a few bytes
+// that its socket does not take are not worth waiting for.
+func (c *client) lastWord() {
+	if c.owner != nil || c.flags&wire.Framed == 0 || !c.p.ended {
+		return
+	}
+	code, word := c.p.exit.Code, []byte(`{"Code":`)
+	if code >= 100 {
+		word = append(word, '0'+code/100)
+	}
+	if code >= 10 {
+		word = append(word, '0'+code/10%10)
+	}
+	word = append(word, '0'+code%10, '}')
+	c.s.send.send(c.fd, []byte{4, 0, 0, 0, 0, 0, 0, byte(len(word))}, word)
 }
 
 func (c *client) tellEnd(how uint8) {
