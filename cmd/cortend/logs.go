@@ -11,12 +11,25 @@ import (
 	"corten.dev/corten/internal/logs/gelf"
 	"corten.dev/corten/internal/logs/journald"
 	"corten.dev/corten/internal/logs/jsonfile"
+	"corten.dev/corten/internal/logs/remote"
 	"corten.dev/corten/internal/logs/ship"
 	"corten.dev/corten/internal/logs/syslog"
+	"corten.dev/corten/internal/plugin"
 	"corten.dev/corten/internal/settings"
 )
 
-// logDrivers are those that a container's log is handed on by.
+// findLogDriver is how containers find what their logs are handed on by: our own drivers, then plugins.
+func findLogDriver(plugins *plugin.Set) ship.Drivers {
+	all := logDrivers()
+	return func(name string) ship.Driver {
+		if d := all[name]; d != nil {
+			return d
+		}
+		return remote.Find(plugins, name)
+	}
+}
+
+// logDrivers are our own drivers.
 func logDrivers() map[string]ship.Driver {
 	all := map[string]ship.Driver{}
 	for _, d := range []ship.Driver{jsonfile.Driver{}, syslog.Driver{}, journald.Driver{}, fluentd.Driver{}, gelf.Driver{}} {
@@ -38,9 +51,9 @@ func defaultLog(set settings.Settings) container.LogConfig {
 }
 
 // checkLogs refuses a default that no container could be started with.
-func checkLogs(set settings.Settings) error {
+func checkLogs(set settings.Settings, plugins *plugin.Set) error {
 	log := defaultLog(set)
-	if _, err := ship.Parse(logDrivers(), ship.Request{Names: log.Type, Options: log.Config, Own: log.Own}); err != nil {
+	if _, err := ship.Parse(findLogDriver(plugins), ship.Request{Names: log.Type, Options: log.Config, Own: log.Own}); err != nil {
 		return fmt.Errorf("default log driver: %w", err)
 	}
 	return nil

@@ -53,7 +53,7 @@ func run(args []string) int {
 	}
 	set, err := settings.Parse(args, os.Stdout)
 	if err == nil {
-		err = checkLogs(set)
+		err = checkLogs(set, openPlugins(set, slog.New(slog.DiscardHandler)))
 	}
 	switch {
 	case errors.Is(err, pflag.ErrHelp):

@@ -53,6 +53,7 @@ var table = []room{
 	{"image", tools + " snapshot content", "an image is a config on a chain of layers, kept as blobs"},
 	{"runtime", tools, "a bundle in, a process out"},
 	{"logs", tools, "lines know no containers"},
+	{"logs/remote", tools + " logs plugin", "the log driver that is a plugin"},
 	{"monitor", tools + " logs", "a monitor writes the log"},
 	{"network", tools + " plugin", "an endpoint has an opaque owner"},
 	{"volume/driver", words, "the contract of drivers, light enough for the client"},

@@ -298,3 +298,33 @@ func TestLogsByDefault(t *testing.T) {
 		t.Errorf("options of another driver: %s", got)
 	}
 }
+
+// A log plugin is found in the usual folders, gets what the container says, and again after it and the engine were away.
+func TestLogPlugin(t *testing.T) {
+	e := enginetest.Start(t)
+	l := shiptest.NewLogger(t, e.Plugins())
+	e.Corten("run", "-d", "--name", "talker", "--network", "none", "--log-driver", "json-file,logger", "--log-opt", "logger.speed=7", enginetest.Busybox, "sh", "-c", "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo line $i.; sleep 0.01; done")
+	wait(t, "lines to arrive", func() bool { return strings.Contains(l.Said(), "line 20.") })
+	e.Kill9()
+	e.Up()
+	wait(t, "the next engine to come to the plugin", func() bool { return len(l.Started()) == 2 })
+	l.HangUp()
+	e.Corten("wait", "talker")
+	wait(t, "everything to be handed on", func() bool { return destinations(t, e, "talker")["logger"].State == "idle" })
+	said := l.Said()
+	for i := range 200 {
+		if !strings.Contains(said, fmt.Sprintf("3=line %d.", i+1)) {
+			t.Errorf("line %d never came", i+1)
+		}
+	}
+	if n := len(l.Started()); n < 2 || l.Started()[0]["Info"].(map[string]any)["Config"].(map[string]any)["speed"] != "7" {
+		t.Errorf("started %d times: %v", n, l.Started())
+	}
+	if got := e.Corten("info", "-f", "{{.Plugins.Log}}"); got != "[fluentd gelf journald json-file local none syslog logger]" {
+		t.Errorf("info: %s", got)
+	}
+	l.Refuse("not today")
+	if out, err := e.Try("run", "--rm", "--network", "none", "--log-driver", "logger", enginetest.Busybox, "true"); err == nil || !strings.Contains(err.Error(), "failed to initialize logging driver: error creating logger: logger: ") {
+		t.Errorf("%v %s", err, out)
+	}
+}

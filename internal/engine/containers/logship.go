@@ -9,6 +9,9 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"corten.dev/corten/internal/container"
@@ -77,21 +80,22 @@ func (s *Service) ownLog(rec *container.Record) (monitor.LogOptions, error) {
 	return opts, nil
 }
 
-// logPath is where the log is for those who look for a file: that of json-file, where it was asked for by name.
+// logPath is where the log is for those who look for a file: that of json-file, where it was asked for by name. It is asked for whenever a container is shown, and looks at names only.
 func (s *Service) logPath(rec *container.Record) string {
-	cfg, err := s.logConfig(rec.Host.Log)
-	if err != nil || cfg.None {
-		return ""
+	names := strings.Split(rec.Host.Log.Type, ",")
+	switch {
+	case rec.Host.Log.Own, slices.Equal(names, []string{ship.Local}):
+		return s.logDir(rec.ID)
+	case slices.Contains(names, "json-file"):
+		return s.jsonPath(rec.ID)
 	}
-	for _, t := range cfg.Targets {
-		if t.Driver.Name() == "json-file" {
-			return s.jsonPath(rec.ID)
-		}
-	}
-	if len(cfg.Targets) > 0 {
-		return ""
-	}
-	return s.logDir(rec.ID)
+	return ""
+}
+
+// readable tells whether logs may be shown. It needs no driver: that of an old container may be a plugin that is gone.
+func readable(log container.LogConfig) bool {
+	off, err := strconv.ParseBool(log.Config["cache-disabled"])
+	return log.Type != ship.None && (err != nil || !off)
 }
 
 func (s *Service) jsonPath(id string) string { return filepath.Join(s.dir(id), id+"-json.log") }

@@ -21,11 +21,7 @@ func (s *Service) Logs(ctx context.Context, ref string, opts LogOptions, begin f
 	if !opts.Stdout && !opts.Stderr {
 		return errs.New(errs.Invalid, "You must choose at least one stream")
 	}
-	cfg, err := s.logConfig(rec.Host.Log)
-	if err != nil {
-		return err
-	}
-	if cfg.None || cfg.Unreadable {
+	if !readable(rec.Host.Log) {
 		return errs.New(errs.NotImplemented, "configured logging driver does not support reading")
 	}
 	ctr.mu.Lock()
@@ -50,7 +46,7 @@ func (s *Service) Logs(ctx context.Context, ref string, opts LogOptions, begin f
 	defer log.Close()
 	copts := logs.CopyOptions{Framed: !rec.Config.Tty, Timestamps: opts.Timestamps}
 	if opts.Details {
-		if copts.Details, err = s.logInfo(rec, cfg.Shared()).Details(); err != nil {
+		if copts.Details, err = s.logInfo(rec, rec.Host.Log.Config).Details(); err != nil {
 			return errors.Join(err, log.Close())
 		}
 	}

@@ -137,7 +137,7 @@ type Options struct {
 	CDI           *hostspec.CDI               // devices by name; nil: none
 	ShmSize       int64                       // default 64 MB
 	LogConfig     container.LogConfig         // of containers that name no driver; default: the own format, shown as "json-file"
-	LogDrivers    map[string]ship.Driver      // by name, beside "local" and "none"
+	LogDrivers    ship.Drivers                // beside "local" and "none"
 	Seccomp       string                      // default profile: "" built in, "unconfined", or JSON
 	NoNewPrivs    bool                        // default of all containers
 	StopTimeout   int                         // seconds, default 10
@@ -224,6 +224,9 @@ func (o *Options) fill() error {
 	}
 	if o.ShmSize == 0 {
 		o.ShmSize = 64 << 20
+	}
+	if o.LogDrivers == nil {
+		o.LogDrivers = func(string) ship.Driver { return nil }
 	}
 	if o.LogConfig.Type == "" {
 		o.LogConfig.Type, o.LogConfig.Own = "json-file", true // client libraries read the logs of json-file and journald only

@@ -126,7 +126,7 @@ func (s *Service) Info(ctx context.Context) (Info, error) {
 	info := Info{
 		ID: s.id, Containers: len(list), Images: len(imgs), Driver: s.Trees.Name(), DriverStatus: s.driverStatus(), DataRoot: s.DataRoot, Debug: s.Debug, Labels: s.Labels,
 		OSType: "linux", Architecture: machine(), NCPU: goruntime.NumCPU(), DefaultRuntime: "corten", Runtimes: map[string]string{"corten": "built in"},
-		Goroutines: goruntime.NumGoroutine(), FDs: descriptors(), LogDriver: s.LogDriver, LogDrivers: s.LogDrivers, VolumeDrivers: append([]string{"local"}, s.plugins("VolumeDriver")...),
+		Goroutines: goruntime.NumGoroutine(), FDs: descriptors(), LogDriver: s.LogDriver, LogDrivers: append(slices.Clone(s.LogDrivers), s.plugins("LogDriver")...), VolumeDrivers: append([]string{"local"}, s.plugins("VolumeDriver")...),
 		NetworkDrivers: append([]string{"bridge", "host", "null"}, s.plugins("NetworkDriver")...), HTTPProxy: proxy(s.HTTPProxy, "HTTP_PROXY"), HTTPSProxy: proxy(s.HTTPSProxy, "HTTPS_PROXY"), NoProxy: proxy(s.NoProxy, "NO_PROXY"), InitBinary: "corten-init",
 	}
 	for _, view := range list {

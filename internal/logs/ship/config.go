@@ -53,8 +53,8 @@ type Target struct {
 	Bound   Bound // of drivers that keep files
 }
 
-// Shared are the options that are no single driver's: what `logs --details` goes by.
-func (c *Config) Shared() map[string]string { return c.options }
+// Drivers finds a driver by its name; nil when there is none. Finding one must not take time: it is not asked anything.
+type Drivers func(name string) Driver
 
 // Request is what was asked for.
 type Request struct {
@@ -65,7 +65,7 @@ type Request struct {
 }
 
 // Parse reads a log configuration. An option goes to every named driver that takes it; "syslog.tag" is the option tag for syslog alone. Errors are in Docker's words.
-func Parse(drivers map[string]Driver, req Request) (*Config, error) {
+func Parse(drivers Drivers, req Request) (*Config, error) {
 	names, opts := req.Names, req.Options
 	c := &Config{Names: strings.Split(names, ","), options: opts}
 	for i, name := range c.Names {
@@ -79,7 +79,7 @@ func Parse(drivers map[string]Driver, req Request) (*Config, error) {
 			c.None = true
 			continue
 		}
-		driver := drivers[name]
+		driver := drivers(name)
 		if driver == nil {
 			return nil, errs.New(errs.Invalid, "logger: no log driver named '%s' is registered", name)
 		}
@@ -131,7 +131,7 @@ func (c *Config) hand(names, key, value string) error {
 		if only != "" && t.Driver.Name() != only {
 			continue
 		}
-		if slices.Contains(common(), bare) || files(t.Driver.Name()) && slices.Contains(filing(), bare) || slices.Contains(t.Driver.Options(), bare) {
+		if slices.Contains(common(), bare) || files(t.Driver.Name()) && slices.Contains(filing(), bare) || takes(t.Driver, bare) {
 			taken = true
 			if _, own := t.Options[bare]; !own || only != "" {
 				t.Options[bare] = value
@@ -145,6 +145,12 @@ func (c *Config) hand(names, key, value string) error {
 		return errs.New(errs.Invalid, "unknown log opt '%s' for %s log driver", key, names)
 	}
 	return nil
+}
+
+// takes tells whether an option is one of a driver's.
+func takes(d Driver, option string) bool {
+	all := d.Options()
+	return slices.Contains(all, option) || slices.Contains(all, AnyOption)
 }
 
 // reads tells whether Docker reads the logs of one of the drivers back, so that it keeps no cache.

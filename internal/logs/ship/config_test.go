@@ -16,10 +16,12 @@ type named struct {
 func (n *named) Name() string      { return n.name }
 func (n *named) Options() []string { return n.options }
 
-func testDrivers() map[string]Driver {
-	return map[string]Driver{
+func testDrivers() Drivers {
+	all := map[string]Driver{
 		"json-file": &named{name: "json-file"}, "syslog": &named{name: "syslog", options: []string{"syslog-address"}}, "gelf": &named{name: "gelf", options: []string{"gelf-address"}},
+		"plugged": &named{name: "plugged", options: []string{AnyOption}},
 	}
+	return func(name string) Driver { return all[name] }
 }
 
 func options(text string) map[string]string {
@@ -101,6 +103,9 @@ func TestConfig(t *testing.T) {
 	c, err = Parse(testDrivers(), Request{Names: "syslog", Options: options("cache-max-size=1k cache-max-file=4 cache-compress=true cache-disabled=1")})
 	if err != nil || c.Own != (Bound{MaxSize: 1024, MaxFiles: 4, Compress: true}) || !c.Unreadable {
 		t.Errorf("%+v %v", c, err)
+	}
+	if _, err := Parse(testDrivers(), Request{Names: "plugged", Options: options("what=ever")}); err != nil {
+		t.Error(err)
 	}
 	// Nobody named a driver.
 	c, err = Parse(nil, Request{Names: "json-file", Options: options("max-size=-1"), Own: true})

@@ -55,7 +55,7 @@ func (m *Message) Stderr() bool { return m.Stream == logs.Stderr }
 // Driver makes destinations of one kind.
 type Driver interface {
 	Name() string
-	// Options names every option that the driver takes beside the common ones.
+	// Options names every option that the driver takes beside the common ones; AnyOption stands for all.
 	Options() []string
 	// Check refuses values of options, in Docker's words, without reaching for the destination. opts holds no option that the driver does not take.
 	Check(opts map[string]string) error
@@ -64,6 +64,9 @@ type Driver interface {
 	// Policy says how failures are met.
 	Policy(opts map[string]string) Policy
 }
+
+// AnyOption is every option: what a plugin takes only the plugin knows.
+const AnyOption = "*"
 
 // Policy is how a follower treats a destination.
 type Policy struct {
@@ -119,7 +122,7 @@ type Info struct {
 	ContainerLabels     map[string]string
 	LogPath             string // of drivers that write a file
 	DaemonName          string // "docker", which tags and their readers expect
-	Host                string // the host's name
+	Host                string `json:"-"` // the host's name
 	Bound               Bound  `json:"-"`
 }
 
