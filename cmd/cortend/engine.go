@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -24,6 +25,7 @@ import (
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/linux/cgroup"
+	"corten.dev/corten/internal/metrics"
 	"corten.dev/corten/internal/monitor"
 	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/runtime"
@@ -39,6 +41,7 @@ import (
 type engine struct {
 	log     *slog.Logger
 	server  *server.Server
+	metrics http.Handler
 	closers []func() error
 	// containers is set once the service exists; monitors that are found again before have nothing to tell it yet.
 	containers atomic.Pointer[containers.Service]
@@ -121,18 +124,23 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 	if err != nil {
 		return nil, err
 	}
+	vs, ns := volumes.New(volumes.Options{Store: vols, Containers: ctrs, Events: bus}), networks.New(networks.Options{Networks: nets, Containers: ctrs, Events: bus})
+	about := system.New(system.Options{
+		Containers: ctrs, Images: imgs, Volumes: vols, Trees: trees, Events: bus, Devices: devices,
+		Plugins: plugins.Active, DataRoot: set.DataRoot, Labels: set.Labels, HTTPProxy: set.Proxies.HTTP, HTTPSProxy: set.Proxies.HTTPS, NoProxy: set.Proxies.No, SystemdCgroup: systemd, Debug: log.Enabled(background(), slog.LevelDebug), Version: version.Version, LogDriver: defaultLog(set).Type, LogDrivers: logDriverNames(),
+	})
+	e.metrics = metrics.Handler(metrics.Options{
+		Containers: ctrs, Networks: ns, Volumes: vs, System: about, Events: bus.Count, Version: version.Version, Commit: version.Commit, Logger: log,
+	})
 	e.server = server.New(server.Options{
 		Builds: building.service, BuildMirrors: building.mirrors, BuildKit: building.door,
-		Containers: ctrs,
-		Images:     imageService,
-		Registries: imageService,
-		Documents:  imageService,
-		Volumes:    volumes.New(volumes.Options{Store: vols, Containers: ctrs, Events: bus}),
-		Networks:   networks.New(networks.Options{Networks: nets, Containers: ctrs, Events: bus}),
-		System: system.New(system.Options{
-			Containers: ctrs, Images: imgs, Volumes: vols, Trees: trees, Events: bus, Devices: devices,
-			Plugins: plugins.Active, DataRoot: set.DataRoot, Labels: set.Labels, HTTPProxy: set.Proxies.HTTP, HTTPSProxy: set.Proxies.HTTPS, NoProxy: set.Proxies.No, SystemdCgroup: systemd, Debug: log.Enabled(background(), slog.LevelDebug), Version: version.Version, LogDriver: defaultLog(set).Type, LogDrivers: logDriverNames(),
-		}),
+		Containers:      ctrs,
+		Images:          imageService,
+		Registries:      imageService,
+		Documents:       imageService,
+		Volumes:         vs,
+		Networks:        ns,
+		System:          about,
 		Version:         server.VersionInfo{Version: version.Version, Commit: version.Commit},
 		DefaultRegistry: set.DefaultRegistry, Mirrors: set.RegistryMirrors, Insecure: set.InsecureRegistries,
 		Driver: trees.Name(), Layers: layersOf(trees), CgroupV2: cgroupV2() != nil, Logger: log,
@@ -257,7 +265,7 @@ func (e *engine) listen(set settings.Settings) (<-chan error, error) {
 	if err != nil {
 		return nil, err
 	}
-	failed := make(chan error, len(set.Hosts))
+	failed := make(chan error, len(set.Hosts)+1)
 	for _, host := range set.Hosts {
 		group := set.Group
 		if group == settings.Default().Group && !groupExists(group) {
@@ -272,6 +280,9 @@ func (e *engine) listen(set settings.Settings) (<-chan error, error) {
 				failed <- fmt.Errorf("serve %s: %w", host, err)
 			}
 		}()
+	}
+	if err := e.listenMetrics(set.MetricsAddr, failed); err != nil {
+		return nil, err
 	}
 	e.closers = append(e.closers, func() error {
 		ctx, cancel := context.WithTimeout(background(), 5*time.Second)

@@ -26,6 +26,7 @@ const (
 type Bus struct {
 	mu        sync.Mutex // guards all below
 	past      []Event    // ring, oldest at next once full
+	count     uint64     // published so far
 	next      int
 	listeners map[*Listener]struct{}
 }
@@ -45,6 +46,7 @@ func (b *Bus) Publish(e Event) {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
 	}
+	b.count++
 	if len(b.past) < history {
 		b.past = append(b.past, e)
 	} else {
@@ -60,6 +62,13 @@ func (b *Bus) Publish(e Event) {
 			close(l.c)
 		}
 	}
+}
+
+// Count is how many events were published.
+func (b *Bus) Count() uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.count
 }
 
 // Subscribe returns the remembered events since a moment (none for the zero time) and a listener for all that follow, without a gap between them.

@@ -52,6 +52,7 @@ type Settings struct {
 	ShmSize      Bytes              `json:"default-shm-size,omitempty"`
 	Ulimits      map[string]*Ulimit `json:"default-ulimits,omitempty"`
 	CDISpecDirs  []string           `json:"cdi-spec-dirs,omitempty"`
+	MetricsAddr  string             `json:"metrics-addr,omitempty"`
 	PluginDirs   []string           `json:"plugin-dirs,omitempty"`
 	ExecOpts     []string           `json:"exec-opts,omitempty"`
 	CgroupParent string             `json:"cgroup-parent,omitempty"`
@@ -194,6 +195,7 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 	set.Var(&ulimitFlag{s}, "default-ulimit", "Default ulimit (name=soft[:hard])")
 	set.StringArrayVar(&s.CDISpecDirs, "cdi-spec-dir", s.CDISpecDirs, "Folder with descriptions of devices (Container Device Interface); an empty one for none")
 	set.StringArrayVar(&s.PluginDirs, "plugin-dir", nil, "Folder in which plugins are looked for, instead of \"plugins\" in the exec root, /run/docker/plugins, and \"plugins\" in /etc/corten, /usr/lib/corten, /etc/docker, /usr/lib/docker; may be given several times")
+	set.StringVar(&s.MetricsAddr, "metrics-addr", "", "TCP address (host:port) to serve metrics on, at /metrics, as OpenMetrics or Prometheus text; none by default")
 	set.StringArrayVar(&s.ExecOpts, "exec-opt", nil, "Runtime option native.cgroupdriver=cgroupfs|systemd; cgroupfs is the default on every host, systemd or not: a start needs no round trip to systemd, and its daemon-reload cannot take devices away from containers")
 	set.StringVar(&s.CgroupParent, "cgroup-parent", "", "Parent cgroup of all containers")
 	set.StringVarP(&s.Storage, "storage-driver", "s", "", "Snapshot driver (overlay, plain)")
@@ -303,7 +305,7 @@ func (s *Settings) check() error {
 	if _, err := s.SystemdCgroup(); err != nil {
 		return err
 	}
-	if err := s.checkDevices(); err != nil {
+	if err := s.checkDevicesAndMetrics(); err != nil {
 		return err
 	}
 	if err := s.checkNetwork(); err != nil {
