@@ -242,9 +242,9 @@ func (l *Local) hostAddrs(port Port, ep Endpoint, nw *network) ([]binding, error
 
 // aim finds out how a binding's address of the host leads to the endpoint. An error says that it does not.
 func (l *Local) aim(b *binding, ep Endpoint, nw *network) (bool, error) {
-	own := ep.IPv4
+	own, other := ep.IPv4, ep.IPv6
 	if b.HostIP.Is6() {
-		own = ep.IPv6
+		own, other = other, own
 	}
 	b.target = netip.AddrPortFrom(own.Addr(), b.ContainerPort)
 	wide := b.Len() > mostHeld // too many for a process: only rules pass them on
@@ -263,12 +263,8 @@ func (l *Local) aim(b *binding, ep Endpoint, nw *network) (bool, error) {
 		b.rules, b.proxy = true, b.HostIP == netip.IPv6Unspecified() && proxied
 		b.direct = l.opt.DirectRouting || len(nw.trusted) > 0
 		return true, nil
-	case !proxied:
+	case !proxied || nw.mode(other.Addr()) == modeRouted:
 		return false, errs.New(errs.Invalid, "port %s cannot be published on %s: container has no address of that family", portText(b.Port), b.HostIP)
-	}
-	other := ep.IPv4
-	if !other.IsValid() {
-		other = ep.IPv6
 	}
 	b.proxy, b.target = true, netip.AddrPortFrom(other.Addr(), b.ContainerPort)
 	return true, nil

@@ -44,12 +44,21 @@ func (l *Local) Restore(ctx context.Context, req JoinRequest, sb Sandbox, pid in
 	}
 	err := l.rebind(ctx, bx, p, sb.Ports)
 	if p.userDefined() {
-		err = errors.Join(err, l.restoreNames(ctx, bx, pid))
+		err = errors.Join(err, l.restoreNames(ctx, bx, pid), l.restoreRoutes(ctx, bx, pid))
 	}
 	if err != nil {
 		return fmt.Errorf("restore network of %s: %w", req.Name, err)
 	}
 	return nil
+}
+
+// restoreRoutes sets the default routes of a container that may have been leaving a network, with its default route, when the last engine died.
+func (l *Local) restoreRoutes(ctx context.Context, bx *box, pid int) error {
+	ns, err := nsOf(pid)
+	if err != nil {
+		return err
+	}
+	return errors.Join(l.reroute(ctx, bx, ns), ns.Close())
 }
 
 // rebind publishes ports on the very host ports that they had. One that a host process took meanwhile stays published, because the rules

@@ -280,6 +280,16 @@ func (s *Service) keepSandbox(rec *container.Record) {
 	}
 }
 
+// leaveSandbox takes a network out of what a running container has.
+func leaveSandbox(rec *container.Record, nw network.Network) {
+	if rec.Sandbox == nil {
+		return
+	}
+	sb := *rec.Sandbox
+	sb.Endpoints = slices.DeleteFunc(slices.Clone(sb.Endpoints), func(ep network.Endpoint) bool { return ep.NetworkID == nw.ID })
+	rec.Sandbox = &sb
+}
+
 // Disconnect implements [API].
 func (s *Service) Disconnect(ctx context.Context, ref, containerRef string, force bool) error {
 	rec, err := s.Containers.Record(containerRef) // looked for first, as Docker
@@ -297,15 +307,19 @@ func (s *Service) Disconnect(ctx context.Context, ref, containerRef string, forc
 	if !on {
 		return errs.New(errs.Forbidden, "container %s is not connected to network %s", rec.ID, nw.Name)
 	}
+	// The record first: whoever finds the engine dead in between finds an interface that nobody claims, and takes it away.
+	if err := s.Containers.SetNetwork(rec.ID, key, nil, func(rec *container.Record) { leaveSandbox(rec, nw) }); err != nil {
+		return err
+	}
 	if rec.State.Status.Live() {
 		err := s.Networks.Disconnect(ctx, rec.ID, rec.State.PID, nw.ID)
 		if err != nil && (!force || !errors.Is(err, errs.NotFound)) {
+			was := rec.Networks[key]
+			return errors.Join(err, s.Containers.SetNetwork(rec.ID, key, &was, s.keepSandbox))
+		}
+		if err := s.Containers.SetNetwork(rec.ID, key, nil, s.keepSandbox); err != nil {
 			return err
 		}
-	}
-	err = s.Containers.SetNetwork(rec.ID, key, nil, s.keepSandbox)
-	if err != nil {
-		return err
 	}
 	s.emit("disconnect", nw, map[string]string{"container": rec.ID})
 	return nil
