@@ -9,7 +9,6 @@ package program
 import (
 	"bytes"
 	"embed"
-	"errors"
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/program"
@@ -29,11 +28,11 @@ func Exec(argv, env []string) error {
 	}
 	disk, err := program.Nameless(onDisk, bytes.NewReader(b))
 	if err == nil {
-		err = errors.Join(program.Exec(disk, argv, env), disk.Close())
+		err = errs.Also(program.Exec(disk, argv, env), disk.Close())
 	}
 	memory, merr := program.Sealed("corten-registry", bytes.NewReader(b))
 	if merr == nil {
-		merr = errors.Join(program.Exec(memory, argv, env), memory.Close())
+		merr = errs.Also(program.Exec(memory, argv, env), memory.Close())
 	}
-	return errors.Join(err, merr)
+	return errs.Also(err, merr)
 }

@@ -1,7 +1,6 @@
 package serve
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -23,6 +22,8 @@ import (
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+
+	"corten.dev/corten/internal/registry/server/servertest"
 )
 
 // makeCert writes a certificate that signs itself.
@@ -146,22 +147,14 @@ func answerDNS(conn net.Conn) {
 // pebble is Let's Encrypt's own test directory, in a module of its own below testdata.
 func pebble(t *testing.T, tlsAddr, httpAddr string) (directory, ca string) {
 	t.Helper()
-	build := exec.Command("go", "tool", "-n", "pebble")
-	build.Dir = "testdata/acme"
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-p=1")
-	var told bytes.Buffer
-	build.Stderr = &told
-	out, err := build.Output()
-	if err != nil {
-		t.Skipf("no ACME directory to test against: pebble cannot be built here: %v: %.200s", err, told.String())
-	}
+	program := servertest.Tool(t, "testdata/acme", "pebble")
 	dir := t.TempDir()
 	cert, key, _ := makeCert(t, dir, "directory.test")
 	port := func(addr string) string { _, p, _ := net.SplitHostPort(addr); return p }
 	addr := freeAddr(t)
 	conf := writeFile(t, filepath.Join(dir, "pebble.json"), fmt.Sprintf(`{"pebble": {"listenAddress": %q, "certificate": %q, "privateKey": %q, "httpPort": %s, "tlsPort": %s}}`,
 		addr, cert, key, port(httpAddr), port(tlsAddr)))
-	cmd := exec.Command(strings.TrimSpace(string(out)), "-config", conf, "-dnsserver", dnsServer(t))
+	cmd := exec.Command(program, "-config", conf, "-dnsserver", dnsServer(t))
 	cmd.Env = append(os.Environ(), "PEBBLE_VA_NOSLEEP=1", "PEBBLE_WFE_NONCEREJECT=0")
 	log := &lockedBuffer{}
 	cmd.Stdout, cmd.Stderr = log, log

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -37,15 +36,7 @@ func TestStore(t *testing.T) {
 // the program once it was built, which takes two minutes the first time.
 func store(t *testing.T) (endpoint string) {
 	t.Helper()
-	build := exec.Command("go", "tool", "-n", "versitygw")
-	build.Dir = "testdata/server"
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-p=1")
-	var told bytes.Buffer
-	build.Stderr = &told
-	out, err := build.Output()
-	if err != nil {
-		t.Skipf("no S3 server to test against: versitygw cannot be built here: %v: %.200s", err, told.String())
-	}
+	versitygw := servertest.Tool(t, "testdata/server", "versitygw")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -58,7 +49,7 @@ func store(t *testing.T) (endpoint string) {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.Command(strings.TrimSpace(string(out)), "--access", keyID, "--secret", keySecret, "--port", addr, "--quiet", "posix", "--sidecar", filepath.Join(root, "meta"), filepath.Join(root, "data"))
+	cmd := exec.Command(versitygw, "--access", keyID, "--secret", keySecret, "--port", addr, "--quiet", "posix", "--sidecar", filepath.Join(root, "meta"), filepath.Join(root, "data"))
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
 	if err := cmd.Start(); err != nil {
