@@ -72,7 +72,7 @@ func inspectState(ctx context.Context, api *engineapi.Client, name string) (*ctr
 	return &ctr, api.Get(ctx, "/containers/"+esc(name)+"/json", nil, &ctr)
 }
 
-// join attaches to a container that runs already.
+// join attaches to a container that runs already. Who leaves by the detach keys is told so, with errDetached, as by docker's attach.
 func (j *attachment) join(ctx context.Context) error {
 	waiting := make(chan waited, 1)
 	go func() {
@@ -86,9 +86,9 @@ func (j *attachment) join(ctx context.Context) error {
 	if j.sigProxy {
 		defer j.app.proxySignals(ctx, j.api, j.id)()
 	}
-	if err := j.session(conn).run(ctx); errors.Is(err, errDetached) {
-		return nil
-	} else if err != nil {
+	s := j.session(conn)
+	s.redraw = true
+	if err := s.run(ctx); err != nil {
 		return err
 	}
 	w := <-waiting
@@ -163,8 +163,11 @@ func startAttached(ctx context.Context, a *app, api *engineapi.Client, name, det
 	if err := a.needTTY(j.tty, j.stdin); err != nil {
 		return err
 	}
-	if ctr.State.Running {
-		return j.join(ctx)
+	if !ctr.State.Running {
+		return j.run(ctx)
 	}
-	return j.run(ctx)
+	if err := j.join(ctx); !errors.Is(err, errDetached) {
+		return err
+	}
+	return nil
 }

@@ -28,6 +28,7 @@ type session struct {
 	out, err   io.Writer
 	detachKeys []byte
 	resize     func(term.Size) // tells the engine; nil without a terminal
+	redraw     bool            // the program is to draw its screen anew: it is told of another size first
 	atOnce     bool            // the connection is that of a run in one request
 	last       []byte          // its last word, once run returned
 }
@@ -226,6 +227,9 @@ func (s *session) followSize(ctx context.Context) {
 	changes := make(chan os.Signal, 1)
 	term.NotifyResize(changes)
 	go func() {
+		if size := s.app.winsize(); s.redraw && size.Height > 0 && size.Width > 0 {
+			s.resize(term.Size{Height: size.Height + 1, Width: size.Width + 1})
+		}
 		for {
 			if size := s.app.winsize(); size.Height > 0 && size.Width > 0 {
 				s.resize(size)
