@@ -183,3 +183,85 @@ func TestBadVolumePlugin(t *testing.T) {
 	p.Bad()
 	e.Corten("volume", "rm", "data", "here")
 }
+
+// startRclone runs a plugin of somebody else: rclone's, whose volumes are FUSE file systems of its own process.
+func startRclone(t *testing.T, socket, dir string) {
+	t.Helper()
+	program, err := exec.LookPath("rclone")
+	if err != nil {
+		t.Skip("rclone is not installed: no volume plugin of others to try")
+	}
+	if f, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0); err != nil {
+		t.Skipf("rclone needs FUSE: %v", err)
+	} else {
+		f.Close()
+	}
+	base := filepath.Join(dir, "base")
+	if err := os.MkdirAll(filepath.Dir(socket), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(base, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(program, "serve", "docker", "--socket-addr", socket, "--base-dir", base, "--cache-dir", filepath.Join(dir, "cache"), "--config", "/dev/null")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cmd.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+		_ = cmd.Wait() // "killed" is what happened to it
+		for _, at := range plugintest.MountsBelow(t, dir) {
+			if err := syscall.Unmount(at, syscall.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	wait(t, "rclone listens", func() bool {
+		_, err := os.Stat(socket)
+		return err == nil
+	})
+}
+
+// A plugin that somebody else wrote, for Docker: its volume holds what containers write, over the death of an engine, and it is mounted for exactly those who run.
+func TestRcloneVolume(t *testing.T) {
+	dir := t.TempDir()
+	e := enginetest.Start(t)
+	startRclone(t, filepath.Join(e.Plugins(), "rclone.sock"), dir)
+	behind := filepath.Join(dir, "behind")
+	if err := os.Mkdir(behind, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	mounts := func() string {
+		t.Helper()
+		return e.Corten("volume", "inspect", "-f", "{{len .Status.Mounts}}", "cloud")
+	}
+	e.Corten("volume", "create", "-d", "rclone", "-o", "type=local", "-o", "path="+behind, "cloud")
+	if out, err := e.Try("volume", "create", "-d", "rclone", "-o", "type=nothing", "bad"); err == nil {
+		t.Errorf("an option that the plugin refuses: %q", out)
+	}
+	e.Corten("run", "-d", "--name", "writer", "-v", "cloud:/d", enginetest.Busybox, "sh", "-c", "echo kept > /d/f; exec sleep 1000")
+	e.Corten("run", "-d", "--name", "reader", "-v", "cloud:/d", enginetest.Busybox, "sleep", "1000")
+	wait(t, "what the container wrote is behind the volume", func() bool {
+		text, err := os.ReadFile(filepath.Join(behind, "f"))
+		return err == nil && string(text) == "kept\n"
+	})
+	e.Kill9()
+	e.Up()
+	if n := mounts(); n != "2" {
+		t.Errorf("mounted for %s", n)
+	}
+	if got := e.Corten("exec", "reader", "cat", "/d/f"); got != "kept" {
+		t.Errorf("in another container: %q", got)
+	}
+	e.Corten("rm", "-f", "writer")
+	if n := mounts(); n != "1" {
+		t.Errorf("mounted for %s", n)
+	}
+	e.Corten("rm", "-f", "reader")
+	if n, left := mounts(), plugintest.MountsBelow(t, dir); n != "0" || len(left) > 0 {
+		t.Errorf("mounted for %s: %q", n, left)
+	}
+	e.Corten("volume", "rm", "cloud")
+}

@@ -88,6 +88,7 @@ type Store struct {
 	vols    map[string]*entry
 	seen    map[string]string // volumes without a record, and whose they were when someone looked
 	scopes  map[string]string // of drivers that told
+	settled bool              // everybody who survived the last engine has claimed what is theirs
 	slow    map[string]bool   // drivers that kept the last unmount waiting: nobody waits for the next one
 	retries bool              // a goroutine works on what is owed
 }
@@ -146,7 +147,7 @@ type entry struct {
 	rec     *stored // never changed in place
 	going   bool    // it is being removed: nobody may acquire it
 	users   map[string]struct{}
-	claimed map[string]bool // whose mounts were asked for since this engine started
+	claimed map[string]bool // who wants their mount, as far as this engine was told
 }
 
 // New opens the store. No driver is asked.

@@ -84,6 +84,9 @@ func (h *host) engine(boot string) (s *Store, kill func()) {
 		}
 	})
 	h.t.Cleanup(kill)
+	if boot == "" { // one that found nothing
+		must(h.t, s.Settle(h.t.Context()))
+	}
 	return s, kill
 }
 
@@ -335,6 +338,7 @@ func TestOwedUnmount(t *testing.T) {
 	d := h.drivers["net"]
 	ctx := t.Context()
 	s, kill := h.engine("boot")
+	must(t, s.Settle(ctx))
 	create(t, s, "vol", "net")
 	if _, err := s.Mount(ctx, "vol", "ctr"); err != nil {
 		t.Fatal(err)
@@ -378,4 +382,63 @@ func TestUnmountThatHangs(t *testing.T) {
 	}
 	close(free)
 	eventually(t, "unmounted", func() bool { return len(d.Mounted("vol")) == 0 })
+}
+
+// The story: an unmount waited for a driver, the container was started again meanwhile, was given the mount that was there, and lost it when the unmount got its turn.
+func TestMountBeforeAnUnmountGotItsTurn(t *testing.T) {
+	h := newHost(t, "net")
+	d := h.drivers["net"]
+	ctx := t.Context()
+	s, kill := h.engine("")
+	create(t, s, "vol", "net")
+	if _, err := s.Mount(ctx, "vol", "ctr"); err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := s.names.Lock(ctx, "vol") // another user's mount takes its time
+	must(t, err)
+	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+	defer cancel()
+	if err := s.Unmount(short, "vol", "ctr"); err == nil {
+		t.Error("it did not wait")
+	}
+	mounted := make(chan error, 1)
+	go func() {
+		_, err := s.Mount(ctx, "vol", "ctr")
+		mounted <- err
+	}()
+	unlock()
+	must(t, <-mounted)
+	kill()
+	if got := d.Mounted("vol"); got["ctr"] != 1 {
+		t.Errorf("after a mount: %v; calls %q", got, d.Calls())
+	}
+}
+
+// An engine that starts waits for no driver, however many containers died that had its volumes.
+func TestStartWaitsForNobody(t *testing.T) {
+	h := newHost(t, "net")
+	d := h.drivers["net"]
+	ctx := t.Context()
+	s, kill := h.engine("boot")
+	create(t, s, "vol", "net")
+	ids := []string{"a", "b", "c", "d"}
+	for _, id := range ids {
+		if _, err := s.Mount(ctx, "vol", id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kill()
+	free := make(chan struct{})
+	d.Fail(false, func(string, string) error { <-free; return nil })
+	s, _ = h.engine("boot")
+	began := time.Now()
+	for _, id := range ids[1:] {
+		must(t, s.Unmount(ctx, "vol", id))
+	}
+	must(t, s.Settle(ctx))
+	if took := time.Since(began); took >= unmountTime {
+		t.Errorf("the start took %v", took)
+	}
+	close(free)
+	eventually(t, "all are unmounted", func() bool { return len(d.Mounted("vol")) == 0 })
 }

@@ -27,10 +27,8 @@ func (s *Store) Mount(ctx context.Context, name, user string) (string, error) {
 	if e == nil {
 		return "", notFound(name)
 	}
-	s.mu.Lock()
-	e.claimed[user] = true
-	s.mu.Unlock()
-	if m := rec.Mounts[user]; m.State == mounted {
+	if m := rec.Mounts[user]; m.State == mounted { // also if an Unmount was asked for meanwhile that did not get to it
+		s.claim(e, user, true)
 		return m.Path, nil
 	}
 	d, err := s.driver(rec.Driver)
@@ -46,7 +44,25 @@ func (s *Store) Mount(ctx context.Context, name, user string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("mount volume %s: %w", name, err)
 	}
+	s.claim(e, user, true)
 	return path, nil
+}
+
+// claim notes whether a user wants the mount that there is.
+func (s *Store) claim(e *entry, user string, wants bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if wants {
+		e.claimed[user] = true
+	} else {
+		delete(e.claimed, user)
+	}
+}
+
+func (s *Store) claims(e *entry, user string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return e.claimed[user]
 }
 
 // mount asks the driver. It needs the volume's name.
@@ -111,16 +127,20 @@ func (s *Store) Unmount(ctx context.Context, name, user string) error {
 	if rec.Mounts[user].State == "" {
 		return nil
 	}
+	s.claim(e, user, false)
 	done := make(chan error, 1)
 	if !s.background(func(ctx context.Context) { done <- s.unmount(ctx, name, user) }) {
 		return errs.New(errs.Unavailable, "unmount volume %s: the engine ends", name)
 	}
-	patience := unmountTime
 	s.mu.Lock()
+	settled, patience := s.settled, unmountTime
 	if s.slow[rec.Driver] {
 		patience = 0
 	}
 	s.mu.Unlock()
+	if !settled {
+		return nil // an engine that starts waits for no plugin
+	}
 	select {
 	case err := <-done:
 		if err != nil {
@@ -149,12 +169,9 @@ func (s *Store) unmount(ctx context.Context, name, user string) (err error) {
 	}
 	defer unlock()
 	e, rec := s.entry(name)
-	if e == nil || rec.Mounts[user].State == "" {
+	if e == nil || rec.Mounts[user].State == "" || s.claims(e, user) { // gone, or mounted again meanwhile
 		return nil
 	}
-	s.mu.Lock()
-	delete(e.claimed, user)
-	s.mu.Unlock()
 	if err := s.setMount(name, user, leaving, ""); err != nil {
 		return err
 	}
@@ -179,30 +196,39 @@ func (s *Store) background(work func(context.Context)) bool {
 	return true
 }
 
-// Settle is told when everybody who still runs has mounted again what is theirs. What is left of the last engine's mounts is owed to the drivers.
-func (s *Store) Settle(ctx context.Context) error {
-	var all []error
-	for name, rec := range s.known() {
-		for user, m := range rec.Mounts {
-			s.mu.Lock()
-			e := s.vols[name]
-			claimed := e == nil || e.claimed[user]
-			s.mu.Unlock()
-			if claimed || m.State == leaving {
-				continue
-			}
-			unlock, err := s.names.Lock(ctx, name)
-			if err == nil {
-				if _, now := s.entry(name); now != nil && now.Mounts[user] == m {
-					err = s.setMount(name, user, leaving, "")
+// Settle is told when everybody who still runs has mounted again what is theirs. What is left of the last engine's mounts is owed to the drivers; it waits for none of them.
+func (s *Store) Settle(context.Context) error {
+	s.mu.Lock()
+	s.settled = true
+	s.mu.Unlock()
+	s.background(func(ctx context.Context) {
+		defer task.Contain(s.log, "settle volumes of plugins", nil)
+		for name, rec := range s.known() {
+			for user, m := range rec.Mounts {
+				if err := s.disown(ctx, name, user, m); err != nil {
+					s.log.Error("a mount of the last engine stays with a volume plugin", "volume", name, "id", user, "error", err)
 				}
-				unlock()
 			}
-			all = append(all, err)
 		}
+		s.retry()
+	})
+	return nil
+}
+
+// disown lets go of a mount that nobody claimed.
+func (s *Store) disown(ctx context.Context, name, user string, m mount) error {
+	if m.State == leaving {
+		return nil
 	}
-	s.retry()
-	return errors.Join(all...)
+	unlock, err := s.names.Lock(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if e, now := s.entry(name); now == nil || now.Mounts[user] != m || s.claims(e, user) {
+		return nil
+	}
+	return s.setMount(name, user, leaving, "")
 }
 
 // retry sees to it that somebody works on what is owed, if there is anything.
