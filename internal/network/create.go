@@ -46,9 +46,12 @@ func (l *Local) Create(ctx context.Context, nw Network) (_ Network, err error) {
 	if err := made.drv.raise(ctx); err != nil {
 		return Network{}, fmt.Errorf("create network %s: %w", rec.Name, err)
 	}
-	if err := l.bridgeSysctls(made); err != nil {
-		return Network{}, fmt.Errorf("create network %s: %w", rec.Name, err)
+	if made.br != "" {
+		if err := l.bridgeSysctls(made); err != nil {
+			return Network{}, fmt.Errorf("create network %s: %w", rec.Name, err)
+		}
 	}
+	rec = made.rec // a driver may have made it internal
 	if !l.opt.NoRules && made.br != "" {
 		tx := &nft.Tx{}
 		addBridge(tx, l.opt.Table, made)

@@ -40,6 +40,12 @@ type publisher interface {
 	publishes() bool
 }
 
+// byDevice says whether the default route of endpoints leads to their interface, and to no gateway behind it.
+func (nw *network) byDevice() bool {
+	d, ok := nw.drv.(*onParent)
+	return ok && d.byDevice() && !nw.rec.Internal
+}
+
 // newDriver makes the driver of a network and has it read the network's options.
 func (l *Local) newDriver(nw *network) (driver, error) {
 	switch nw.rec.Driver {
@@ -47,8 +53,10 @@ func (l *Local) newDriver(nw *network) (driver, error) {
 		return newBridge(l, nw)
 	case nameHost, nameNone, driverNull:
 		return nil, nil
-	case "macvlan", "ipvlan", "overlay":
-		return nil, errs.New(errs.NotImplemented, "network driver %s is not supported", nw.rec.Driver)
+	case driverMacvlan, driverIPvlan:
+		return newOnParent(l, nw)
+	case "overlay":
+		return nil, errs.New(errs.NotImplemented, "network driver overlay needs a swarm, which this engine has not yet")
 	}
 	return nil, errs.New(errs.NotFound, "plugin %q not found", nw.rec.Driver)
 }

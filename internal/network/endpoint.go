@@ -48,7 +48,7 @@ func (l *Local) newEndpoint(nw *network, er EndpointRequest, again string) (Endp
 		return ep, err
 	}
 	ep.IPv4, ep.IPv6 = a4, a6
-	if !nw.rec.Internal {
+	if !nw.rec.Internal && !nw.byDevice() {
 		ep.Gateway4, ep.Gateway6 = nw.gw4, nw.gw6
 	}
 	mac := derivedMAC(ep)

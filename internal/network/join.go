@@ -159,10 +159,11 @@ func (p *plan) gateways(reqs []EndpointRequest) {
 		return p.nets[i].rec.Name < p.nets[j].rec.Name
 	}
 	for i := range p.eps {
-		if p.eps[i].Gateway4.IsValid() && better(i, p.gw4) {
+		dev := p.nets[i].byDevice()
+		if (p.eps[i].Gateway4.IsValid() || dev && p.eps[i].IPv4.IsValid()) && better(i, p.gw4) {
 			p.gw4 = i
 		}
-		if p.eps[i].Gateway6.IsValid() && better(i, p.gw6) {
+		if (p.eps[i].Gateway6.IsValid() || dev && p.eps[i].IPv6.IsValid()) && better(i, p.gw6) {
 			p.gw6 = i
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -226,10 +227,14 @@ func (l *Local) adopt() error {
 	return nil
 }
 
-// dropStrayBridges removes bridges of ours that belong to no network: an engine was killed between making one and recording its network, or between forgetting
+// dropStrayBridges removes bridges of ours, and parents of other networks, that belong to no network: an engine was killed between making one and recording its network, or between forgetting
 // a network and removing its bridge.
 func (l *Local) dropStrayBridges(c *netlink.Conn) error {
 	links, err := c.Links("bridge")
+	if err != nil {
+		return err
+	}
+	vlans, err := c.Links("vlan")
 	if err != nil {
 		return err
 	}
@@ -237,18 +242,25 @@ func (l *Local) dropStrayBridges(c *netlink.Conn) error {
 	known := make(map[string]bool, len(l.nets))
 	for _, nw := range l.nets {
 		known[nw.br] = true
+		if d, ok := nw.drv.(*onParent); ok {
+			known[d.parent] = true
+		}
 	}
 	l.mu.Unlock()
-	for _, link := range links {
+	veths, err := c.Links("veth")
+	if err != nil {
+		return err
+	}
+	for _, link := range slices.Concat(links, vlans, veths) {
 		if link.Alias != l.bridgeAlias() || known[link.Name] {
 			continue
 		}
 		var b netlink.Batch
 		b.DelLink(link.Name)
 		if err := c.Do(&b); err != nil && !errors.Is(err, unix.ENODEV) {
-			return fmt.Errorf("remove stray bridge %s: %w", link.Name, err)
+			return fmt.Errorf("remove stray interface %s: %w", link.Name, err)
 		}
-		l.log.Info("removed a bridge that belonged to no network", "bridge", link.Name)
+		l.log.Info("removed an interface that belonged to no network", "interface", link.Name)
 	}
 	return nil
 }

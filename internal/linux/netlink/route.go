@@ -117,6 +117,61 @@ func (b *Batch) AddVeth(v Veth) {
 	}
 }
 
+// OnParent describes an interface of the kind macvlan or ipvlan, made directly in the namespace NS (nil: here).
+type OnParent struct {
+	Kind, Name string
+	Parent     int // index
+	MTU        int
+	MAC        net.HardwareAddr
+	NS         *os.File
+	Mode       uint32 // MACVLAN_MODE_* or IPVLAN_MODE_*
+	Flags      uint32 // IPVLAN_F_*
+}
+
+// AddOnParent makes it.
+func (b *Batch) AddOnParent(p OnParent) {
+	b.Begin("add "+p.Kind+" "+p.Name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfo(0, 0, 0, 0))
+	b.String(unix.IFLA_IFNAME, p.Name)
+	b.U32(unix.IFLA_LINK, uint32(p.Parent))
+	if p.MTU > 0 {
+		b.U32(unix.IFLA_MTU, uint32(p.MTU))
+	}
+	if len(p.MAC) > 0 {
+		b.Bytes(unix.IFLA_ADDRESS, p.MAC)
+	}
+	if p.NS != nil {
+		b.U32(unix.IFLA_NET_NS_FD, uint32(p.NS.Fd()))
+	}
+	b.Nest(unix.IFLA_LINKINFO, func() {
+		b.String(unix.IFLA_INFO_KIND, p.Kind)
+		b.Nest(unix.IFLA_INFO_DATA, func() {
+			if p.Kind == "ipvlan" {
+				b.U16(unix.IFLA_IPVLAN_MODE, uint16(p.Mode))
+				b.U16(unix.IFLA_IPVLAN_FLAGS, uint16(p.Flags))
+				return
+			}
+			b.U32(unix.IFLA_MACVLAN_MODE, p.Mode)
+		})
+	})
+	b.End()
+}
+
+// AddVLAN makes the 802.1q interface id of an interface, and sets it up.
+func (b *Batch) AddVLAN(name, alias string, parent int, id uint16) {
+	b.Begin("add vlan "+name, unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfo(0, 0, unix.IFF_UP, unix.IFF_UP))
+	b.String(unix.IFLA_IFNAME, name)
+	b.U32(unix.IFLA_LINK, uint32(parent))
+	b.Nest(unix.IFLA_LINKINFO, func() {
+		b.String(unix.IFLA_INFO_KIND, "vlan")
+		b.Nest(unix.IFLA_INFO_DATA, func() { b.U16(unix.IFLA_VLAN_ID, id) })
+	})
+	b.End()
+	b.Begin("name vlan "+name, unix.RTM_NEWLINK, 0, ifinfo(0, 0, 0, 0))
+	b.String(unix.IFLA_IFNAME, name)
+	b.Bytes(unix.IFLA_IFALIAS, []byte(alias))
+	b.End()
+}
+
 // Hairpin lets a bridge's port send frames back where they came from: with br_netfilter a container that calls its own published port is
 // sent on by the bridge, not by the host's routing.
 func (b *Batch) Hairpin(name string) {
