@@ -53,8 +53,11 @@ func (e *engine) openBuilds(b building) (*builders, error) {
 	}
 	e.closers = append(e.closers, exec.Close)
 	out := &builders{}
+	if out.mirrors, err = mirror.New(mirror.Options{Root: filepath.Join(root, "mirrors"), Log: b.log}); err != nil {
+		return nil, err
+	}
 	out.service, err = joined.Open(background(), joined.Rooms{
-		Root: root, Snapshots: filepath.Join(b.set.DataRoot, "snapshots"), Trees: b.trees, Images: b.store, Bases: images.NewBases(b.images), Executor: exec,
+		Root: root, Snapshots: filepath.Join(b.set.DataRoot, "snapshots"), Trees: b.trees, Images: b.store, Bases: images.NewBases(b.images), Executor: exec, Mirrors: out.mirrors,
 		Registry: images.NewBuilt(b.images), Places: images.NewCachePlaces(b.images), Entitlements: b.set.Builder.Entitlements.Granted(), Parallelism: b.set.Builder.Parallelism,
 		Collection: builds.Collection{Enabled: b.set.Builder.GC.Enabled == nil || *b.set.Builder.GC.Enabled, Rules: buildRules(b.set.Builder.GC)},
 		Events:     b.bus, Log: b.log,
@@ -63,9 +66,6 @@ func (e *engine) openBuilds(b building) (*builders, error) {
 		return nil, err
 	}
 	e.closers = append(e.closers, out.service.Close)
-	if out.mirrors, err = mirror.New(mirror.Options{Root: filepath.Join(root, "mirrors"), Log: b.log}); err != nil {
-		return nil, err
-	}
 	out.door, err = buildkitapi.New(buildkitapi.Options{Builds: out.service, Mirrors: out.mirrors, Version: version.Version, Logger: b.log})
 	if err != nil {
 		return nil, err

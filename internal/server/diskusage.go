@@ -124,7 +124,7 @@ func (u *usageOf) containers(ctx context.Context, out *usageView) error {
 }
 
 func (u *usageOf) images(ctx context.Context, out *usageView) error {
-	list, err := u.s.Images.List(ctx, images.ListOptions{})
+	list, err := u.s.Images.List(ctx, images.ListOptions{All: true})
 	if err != nil {
 		return err
 	}

@@ -114,6 +114,7 @@ type Cache struct {
 	touched  map[digest.Digest]bool
 	muts     map[string]*mutable
 	groups   map[string]*group
+	others   []Other
 	timer    *time.Timer // set while something waits to be flushed
 	closed   bool
 	work     sync.WaitGroup

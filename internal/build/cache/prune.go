@@ -179,6 +179,13 @@ func (p *pruning) helps(it *item) bool {
 }
 
 func (p *pruning) remove(ctx context.Context, it *item) (bool, error) {
+	if it.other != nil {
+		err := it.other.Drop(ctx, it.ID)
+		if errors.Is(err, errs.NotFound) {
+			return false, nil
+		}
+		return err == nil, err
+	}
 	if it.mut != "" {
 		return p.c.removeMutable(ctx, it.mut)
 	}

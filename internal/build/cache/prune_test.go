@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -165,4 +166,40 @@ func FuzzFilters(f *testing.F) {
 		}
 		m.match(&Usage{ID: "abc", Parents: []string{"x"}, Kind: "regular", Description: "RUN"})
 	})
+}
+
+// keeper keeps things for builds by itself.
+type keeper map[string]Usage
+
+func (k keeper) Kept(context.Context) (list []Usage, err error) {
+	for _, u := range k {
+		list = append(list, u)
+	}
+	return list, nil
+}
+
+func (k keeper) Drop(_ context.Context, id string) error {
+	if k[id].InUse {
+		return errs.New(errs.Conflict, "in use")
+	}
+	delete(k, id)
+	return nil
+}
+
+// Git repositories and copies of contexts took space that `du` did not tell and `prune` did not free.
+func TestOthersArePruned(t *testing.T) {
+	h := open(t, t.TempDir())
+	k := keeper{"git": {ID: "git", Kind: "source.git.checkout", Size: 10, Mutable: true}, "busy": {ID: "busy", Kind: "source.local", Size: 7, Mutable: true, InUse: true}}
+	h.Join(k)
+	list, err := h.Usage(ctx, nil)
+	if err != nil || len(list) != 2 {
+		t.Fatal(list, err)
+	}
+	if list, err := h.Usage(ctx, filter.Args{"type": {"source.git.checkout"}}); err != nil || len(list) != 1 || list[0].ID != "git" {
+		t.Error(list, err)
+	}
+	space, err := h.Prune(ctx, PruneOptions{}, nil)
+	if err != nil || space != 10 || len(k) != 1 {
+		t.Error(space, err, k)
+	}
 }

@@ -33,6 +33,21 @@ type Usage struct {
 	UsageCount  int
 }
 
+// Other keeps something for builds by itself that counts and is pruned like what is here: git repositories, copies of contexts.
+type Other interface {
+	// Kept lists it; it is asked after each build.
+	Kept(ctx context.Context) ([]Usage, error)
+	// Drop removes one; errs.Conflict while a build uses it, errs.NotFound when it is not there.
+	Drop(ctx context.Context, id string) error
+}
+
+// Join has o counted from now on.
+func (c *Cache) Join(o Other) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.others = append(c.others, o)
+}
+
 // used is the last use, or the making.
 func (u *Usage) used() time.Time {
 	if u.LastUsed != nil {
@@ -46,6 +61,7 @@ type item struct {
 	Usage
 	key    digest.Digest // of a record
 	mut    string        // id of a mutable
+	other  Other         // whose it is
 	inputs []digest.Digest
 	kids   int // records with layers that were made of it
 }
@@ -87,6 +103,18 @@ func (c *Cache) items(ctx context.Context) ([]*item, error) {
 		return nil, err
 	}
 	all = append(all, muts...)
+	c.mu.RLock()
+	others := slices.Clone(c.others)
+	c.mu.RUnlock()
+	for _, o := range others {
+		list, err := o.Kept(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, u := range list {
+			all = append(all, &item{Usage: u, other: o})
+		}
+	}
 	slices.SortStableFunc(all, func(a, b *item) int { return a.Created.Compare(b.Created) })
 	return all, nil
 }

@@ -38,7 +38,14 @@ func (k *keyed) take(ctx context.Context, name string) (give func(), err error) 
 	}
 }
 
-// try takes the name if nobody has it, or waits for it.
+// taken tells whether somebody has a name.
+func (k *keyed) taken(name string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.locks[name] != nil
+}
+
+// try takes a name if nobody has it.
 func (k *keyed) try(name string) (give func(), ok bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"corten.dev/corten/internal/errs"
@@ -19,14 +20,47 @@ type Repository struct {
 	URL      string // without user and password
 	Bytes    int64
 	LastUsed time.Time
+	InUse    bool
 }
+
+// sizes remembers how large what was used last at a time was: counting takes long.
+type sizes struct {
+	mu  sync.Mutex
+	all map[string]counting
+}
+
+type counting struct {
+	used  time.Time
+	bytes int64
+}
+
+func (s *sizes) of(id string, used time.Time, count func() int64) int64 {
+	s.mu.Lock()
+	have, ok := s.all[id]
+	s.mu.Unlock()
+	if ok && have.used.Equal(used) {
+		return have.bytes
+	}
+	have = counting{used, count()}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all == nil || len(s.all) > maxSizes {
+		s.all = map[string]counting{}
+	}
+	s.all[id] = have
+	return have.bytes
+}
+
+// maxSizes bounds it: what went is still in it.
+const maxSizes = 10_000
 
 // Repositories lists the git repositories that are kept, those used last in front.
 func (s *Sources) Repositories(context.Context) ([]Repository, error) {
 	all, err := s.repositories()
 	for i, r := range all {
 		dir := filepath.Join(s.opts.Root, "git", r.ID)
-		all[i].Bytes = treeBytes(dir)
+		all[i].InUse = s.busy.taken("git " + r.ID)
+		all[i].Bytes = s.sizes.of(r.ID, r.LastUsed, func() int64 { return treeBytes(dir) })
 		if raw, err := os.ReadFile(filepath.Join(dir, "description")); err == nil {
 			all[i].URL = strings.TrimSpace(string(raw))
 		}

@@ -83,6 +83,7 @@ type Sources struct {
 	files *record.Dir[file]
 	web   *http.Client
 	busy  keyed // one at a time for each file and repository
+	sizes sizes // of repositories
 }
 
 // New opens the folder. What interrupted work left there is removed.

@@ -21,7 +21,7 @@ type Summary struct {
 
 // ListOptions choose images, as `images` does.
 type ListOptions struct {
-	All     bool
+	All     bool        // also what only an index lists: the other platforms of a named image
 	Filters filter.Args // dangling, label, before, since, until, reference
 }
 

@@ -142,6 +142,8 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]Summary, error)
 			!f.Labels("label", img.Config.Config.Labels), hasLabel(f["label!"], img.Config.Config.Labels),
 			!before.IsZero() && !made.Before(before), !since.IsZero() && !made.After(since), !until.IsZero() && !made.Before(until):
 			continue
+		case !opts.All && !f.Has("dangling") && len(img.Tags)+len(img.Digests) == 0 && !isDangling(img.ID):
+			continue // another platform of an image that is listed
 		}
 		if f.Has("reference") {
 			img.Tags = slices.DeleteFunc(slices.Clone(img.Tags), func(tag string) bool { return !matches(f["reference"], tag) })

@@ -51,8 +51,9 @@ type Mirrors struct {
 	opts Options
 	boot string
 
-	mu   sync.Mutex // guards what follows
-	used map[string]bool
+	mu    sync.Mutex // guards what follows
+	used  map[string]bool
+	sizes map[string]Usage // as they were counted last: it takes long
 }
 
 // Request says which context comes.
@@ -243,6 +244,14 @@ func (m *Mirrors) Usage(ctx context.Context) ([]Usage, error) {
 		if info, err := os.Stat(filepath.Join(m.opts.Root, name)); err == nil {
 			u.LastUsed = info.ModTime()
 		}
+		m.mu.Lock()
+		have := m.sizes[name]
+		m.mu.Unlock()
+		if !u.InUse && !u.LastUsed.IsZero() && have.LastUsed.Equal(u.LastUsed) {
+			u.Bytes = have.Bytes
+			all = append(all, u)
+			continue
+		}
 		err := filepath.WalkDir(filepath.Join(m.opts.Root, name), func(_ string, d fs.DirEntry, err error) error {
 			if err == nil && d.Type().IsRegular() {
 				if info, err := d.Info(); err == nil {
@@ -256,6 +265,15 @@ func (m *Mirrors) Usage(ctx context.Context) ([]Usage, error) {
 		}
 		all = append(all, u)
 	}
+	sizes := map[string]Usage{}
+	for _, u := range all {
+		if !u.InUse {
+			sizes[u.ID] = u
+		}
+	}
+	m.mu.Lock()
+	m.sizes = sizes
+	m.mu.Unlock()
 	return all, nil
 }
 

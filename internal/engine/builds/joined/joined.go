@@ -26,6 +26,7 @@ import (
 	"corten.dev/corten/internal/build/solve"
 	"corten.dev/corten/internal/build/source"
 	"corten.dev/corten/internal/build/source/base"
+	"corten.dev/corten/internal/build/source/mirror"
 	"corten.dev/corten/internal/build/step"
 	"corten.dev/corten/internal/build/travel"
 	"corten.dev/corten/internal/engine/builds"
@@ -49,6 +50,7 @@ type Rooms struct {
 	Places       travel.Places   // nil: caches are neither imported nor exported
 	Entitlements []string
 	Parallelism  int
+	Mirrors      *mirror.Mirrors // of contexts that come from elsewhere; nil: none do
 	Collection   builds.Collection
 	Events       *events.Bus
 	Log          *slog.Logger
@@ -102,6 +104,10 @@ func Open(ctx context.Context, rooms Rooms) (_ *Joined, err error) {
 		return nil, err
 	}
 	j.closers = append(j.closers, sources.Close)
+	kept.Join(repositories{sources})
+	if rooms.Mirrors != nil {
+		kept.Join(copies{rooms.Mirrors})
+	}
 	solver := solve.New(solve.Options{
 		Cache: kept, Trees: rooms.Trees, Hold: kept.Pin, Parallelism: rooms.Parallelism, Log: rooms.Log,
 		Make: solve.Makers{Source: sources.Make, Exec: steps.Make, File: files.File, Merge: files.Merge, Diff: files.Diff},
