@@ -267,6 +267,23 @@ func TestReceiverThatTakesNothing(t *testing.T) {
 	}
 }
 
+// A policy restarts a container whose destination is away; what all its runs said arrives when that is back. A person's start fails meanwhile.
+func TestRestartWhileTheDestinationIsAway(t *testing.T) {
+	addr := freeAddr(t)
+	first := shiptest.Listen(t, "tcp", addr, nil)
+	e := enginetest.Start(t)
+	e.Corten("run", "-d", "--name", "phoenix", "--network", "none", "--restart", "on-failure:2", "--log-driver", "gelf", "--log-opt", "gelf-address=tcp://"+addr, "--log-opt", "gelf-tcp-reconnect-delay=1",
+		enginetest.Busybox, "sh", "-c", "echo run; sleep 0.3; exit 1")
+	wait(t, "its first run", func() bool { return strings.Count(string(first.Bytes()), `"run"`) == 1 })
+	first.Close()
+	wait(t, "its last run", func() bool { return e.Corten("inspect", "-f", "{{.State.Status}} {{.RestartCount}}", "phoenix") == "exited 2" })
+	if out, err := e.Try("start", "phoenix"); err == nil || !strings.Contains(err.Error(), "failed to initialize logging driver") {
+		t.Errorf("%v %s", err, out)
+	}
+	second := shiptest.Listen(t, "tcp", addr, nil)
+	wait(t, "the other runs", func() bool { return strings.Count(string(second.Bytes()), `"run"`) >= 2 })
+}
+
 // The engine's own default, a container that goes with its end, and a log that is kept nowhere here.
 func TestLogsByDefault(t *testing.T) {
 	r := shiptest.Listen(t, "unixgram", "", nil)

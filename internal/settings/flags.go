@@ -56,3 +56,21 @@ func (f *ulimitFlag) Set(v string) error {
 
 func (f *ulimitFlag) String() string { return "" }
 func (f *ulimitFlag) Type() string   { return "ulimit" }
+
+// optionsFlag is a flag name=value that may be given several times; a value may hold commas ("labels=a,b").
+type optionsFlag struct{ to *map[string]string }
+
+func (f *optionsFlag) Set(v string) error {
+	name, value, ok := strings.Cut(v, "=")
+	if !ok || name == "" {
+		return fmt.Errorf("give name=value")
+	}
+	if *f.to == nil {
+		*f.to = map[string]string{}
+	}
+	(*f.to)[name] = value
+	return nil
+}
+
+func (f *optionsFlag) String() string { return "" }
+func (f *optionsFlag) Type() string   { return "name=value" }

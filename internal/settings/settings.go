@@ -190,7 +190,7 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 	set.StringArrayVar(&s.DNSSearch, "dns-search", nil, "DNS search domain for containers")
 	set.StringArrayVar(&s.DNSOptions, "dns-opt", nil, "DNS option for containers")
 	set.StringVar(&s.LogDriver, "log-driver", s.LogDriver, "Default log driver, or several with commas between them (local, json-file, syslog, journald, fluentd, gelf, none); without one the engine keeps logs in its own format, which clients are shown as json-file")
-	set.StringToStringVar(&s.LogOpts, "log-opt", nil, "Option of the default log driver (name=value); containers that choose the same driver get it too")
+	set.Var(&optionsFlag{&s.LogOpts}, "log-opt", "Option of the default log driver (name=value); containers that choose the same driver get it too")
 	set.Var(&s.ShmSize, "default-shm-size", "Size of /dev/shm")
 	set.Var(&ulimitFlag{s}, "default-ulimit", "Default ulimit (name=soft[:hard])")
 	set.StringArrayVar(&s.CDISpecDirs, "cdi-spec-dir", s.CDISpecDirs, "Folder with descriptions of devices (Container Device Interface); an empty one for none")

@@ -76,3 +76,27 @@ func TestReferencePageIsCurrent(t *testing.T) {
 		t.Error("docs/cortend.md differs from the flags: run UPDATE=1 go test ./internal/settings")
 	}
 }
+
+// Options of log drivers hold commas: dockerd takes --log-opt labels=a,b for one option.
+func TestLogOptions(t *testing.T) {
+	s, err := Parse([]string{"--config-file", writeConfig(t, `{"log-driver": "json-file,syslog"}`), "--log-opt", "labels=a,b", "--log-opt", "syslog.tag={{.Name}}"}, io.Discard)
+	if err != nil || s.LogDriver != "json-file,syslog" || s.LogOpts["labels"] != "a,b" || s.LogOpts["syslog.tag"] != "{{.Name}}" {
+		t.Errorf("%v %v", s.LogOpts, err)
+	}
+	s, err = Parse([]string{"--config-file", writeConfig(t, `{"log-opts": {"max-size": "1m"}}`)}, io.Discard)
+	if err != nil || s.LogDriver != "" || s.LogOpts["max-size"] != "1m" {
+		t.Errorf("%v %v", s.LogOpts, err)
+	}
+	if _, err = Parse([]string{"--config-file", writeConfig(t, `{}`), "--log-opt", "labels"}, io.Discard); err == nil {
+		t.Error("an option without a value")
+	}
+}
+
+func writeConfig(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "daemon.json")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}

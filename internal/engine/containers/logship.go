@@ -126,7 +126,7 @@ func (s *Service) followers(ctr *live) ([]*ship.Follower, error) {
 	for _, t := range cfg.Targets {
 		var f *ship.Follower
 		for _, have := range old {
-			if have.Status().Driver == t.Driver.Name() && have.Running() {
+			if have.Status().Driver == t.Driver.Name() && have.Busy() {
 				f = have
 			}
 		}
@@ -147,7 +147,8 @@ func (s *Service) followers(ctr *live) ([]*ship.Follower, error) {
 	return all, nil
 }
 
-// reachLogs opens the destinations before the process starts: as in Docker, a container whose log cannot go where it should does not start.
+// reachLogs opens the destinations before somebody's start: as in Docker, a container whose log cannot go where it should does not start. A restart by policy, or at the engine's own
+// start, is not prevented by a destination that is away: nobody is there to try again.
 func (s *Service) reachLogs(ctx context.Context, ctr *live) error {
 	all, err := s.followers(ctr)
 	for _, f := range all {
@@ -157,9 +158,6 @@ func (s *Service) reachLogs(ctx context.Context, ctr *live) error {
 	}
 	if err == nil {
 		return nil
-	}
-	for _, f := range all {
-		f.Unreach()
 	}
 	return fmt.Errorf("failed to create task for container: failed to initialize logging driver: %w", errs.As(errs.Unavailable, err))
 }

@@ -79,6 +79,10 @@ func (s *Service) startFound(ctx context.Context, ctr *live) error {
 	if stop != nil {
 		stop()
 	}
+	if err := s.guard(ctr, func() error { return s.reachLogs(ctx, ctr) }); err != nil {
+		s.startFailed(context.WithoutCancel(ctx), ctr, err)
+		return err
+	}
 	return s.start(ctx, ctr)
 }
 
@@ -111,7 +115,7 @@ func (s *Service) startSteps(ctx context.Context, ctr *live, undo *task.Undo) er
 	r := &run{ctr: ctr, rec: ctr.record(), sources: map[string]string{}, trees: map[string]*os.File{}, idmaps: map[string]hostspec.Mapping{}, joins: map[specs.LinuxNamespaceType]string{}}
 	r.files = s.generatedFiles(r.rec)
 	defer r.release()
-	if err := s.reachLogs(ctx, ctr); err != nil {
+	if _, err := s.followers(ctr); err != nil {
 		return err
 	}
 
@@ -490,6 +494,9 @@ func (s *Service) startFailed(ctx context.Context, ctr *live, cause error) {
 		back = container.Exited
 	}
 	ctr.mon, ctr.proc = nil, nil
+	for _, f := range ctr.shipping {
+		f.Unreach()
+	}
 	ctr.changeLocked(func(rec *container.Record) {
 		rec.State.Status, rec.State.PID, rec.State.ExitCode, rec.State.Error, rec.Sandbox = back, 0, code, cause.Error(), nil
 	})

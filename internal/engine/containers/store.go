@@ -17,6 +17,8 @@ import (
 //	<root>/<id>/record.json        the record (container.Record)
 //	            exit               how the last run ended, written by the monitor
 //	            log/               output (room logs)
+//	            ship/DRIVER        how far a log driver is in it (logs/ship)
+//	            <id>-json.log…     what json-file made of it, where it was asked for by name
 //	            hostname, hosts, resolv.conf
 //
 // A record is written aside and renamed; it is flushed, with its folder, only when durable. A folder without record.json is a container half made or half removed.
