@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -100,9 +99,7 @@ func (o *execOptions) run(ctx context.Context, a *app, name string, cmd []string
 	}
 	s := &session{app: a, conn: conn, tty: o.tty, stdin: o.interactive, out: a.Out, err: a.Err, detachKeys: detach}
 	s.resize = resizer(a, api, path+"/resize")
-	if err := s.run(ctx); errors.Is(err, errDetached) {
-		return nil
-	} else if err != nil {
+	if err := s.run(ctx); err != nil { // errDetached, too, as docker's
 		return err
 	}
 	return execExit(ctx, api, path)
