@@ -37,7 +37,7 @@ func checkBind(r *run, mnt container.Mount, source os.FileInfo) error {
 
 // checkPropagation: mounts come in or go out only where the host's mount that the source lies on does that too.
 func checkPropagation(mnt container.Mount) error {
-	kind := strings.TrimPrefix(mnt.Propagation, "r")
+	kind := strings.TrimPrefix(mnt.Request.Propagation, "r") // what nobody asked for may mean nothing
 	if kind != "shared" && kind != "slave" {
 		return nil
 	}

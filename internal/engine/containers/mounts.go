@@ -116,9 +116,7 @@ func (s *Service) settlePropagation(mnt *container.Mount) error {
 	}
 	switch mnt.Propagation {
 	case "":
-		if mnt.Propagation = "rprivate"; checkPropagation(container.Mount{Source: mnt.Source, Propagation: "rslave"}) == nil {
-			mnt.Propagation = "rslave"
-		}
+		mnt.Propagation = "rslave" // where the host shares nothing, it means rprivate
 	case "slave", "rslave", "shared", "rshared":
 	default:
 		return errs.New(errs.Invalid, `invalid mount config: must use either propagation mode "rslave" or "rshared" when mount source is within the daemon root, daemon root: %q, bind mount source: %q, propagation: %q`,
