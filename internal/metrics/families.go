@@ -252,7 +252,7 @@ func (o *Options) networks(ctx context.Context, p *page) error {
 
 // volumes tells about volumes; what they hold only on request, since that has them counted.
 func (o *Options) volumes(ctx context.Context, p *page, sizes bool) error {
-	list, _, err := o.Volumes.List(ctx, nil)
+	list, err := o.Volumes.Known(ctx) // nobody who scrapes waits for a plugin
 	if err != nil {
 		return err
 	}

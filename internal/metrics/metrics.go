@@ -29,7 +29,7 @@ type Networks interface {
 
 // Volumes lists volumes and how many containers use each.
 type Volumes interface {
-	List(ctx context.Context, filters filter.Args) (list []volume.Volume, warnings []string, err error)
+	Known(ctx context.Context) ([]volume.Volume, error)
 	Users(name string) int
 }
 

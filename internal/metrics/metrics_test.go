@@ -49,8 +49,8 @@ func (fakeNetworks) List(context.Context, filter.Args) ([]networks.View, error) 
 
 type fakeVolumes struct{}
 
-func (fakeVolumes) List(context.Context, filter.Args) ([]volume.Volume, []string, error) {
-	return []volume.Volume{{Name: "data", Driver: "local"}, {Name: "new", Driver: "local"}}, nil, nil
+func (fakeVolumes) Known(context.Context) ([]volume.Volume, error) {
+	return []volume.Volume{{Name: "data", Driver: "local"}, {Name: "new", Driver: "local"}}, nil
 }
 func (fakeVolumes) Users(name string) int { return len(name) }
 

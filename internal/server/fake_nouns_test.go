@@ -102,6 +102,9 @@ func (f fakeVolumes) Create(_ context.Context, o volume.CreateOptions) (volume.V
 func (f fakeVolumes) List(_ context.Context, args filter.Args) ([]volume.Volume, []string, error) {
 	return []volume.Volume{vol()}, nil, f.e.note("volumes", args)
 }
+func (f fakeVolumes) Known(context.Context) ([]volume.Volume, error) {
+	return []volume.Volume{vol()}, nil
+}
 func (f fakeVolumes) Inspect(_ context.Context, name string) (volume.Volume, error) {
 	if name != "data" {
 		return volume.Volume{}, errs.New(errs.NotFound, "get %s: no such volume", name)

@@ -84,6 +84,16 @@ func LocalOf(s Store) Store {
 	return s
 }
 
+// Known lists a store's volumes without asking anybody who may be away: those of this host, and those of others that were made or used here.
+func Known(ctx context.Context, s Store) ([]Volume, error) {
+	if k, ok := s.(interface {
+		Known(ctx context.Context) ([]Volume, error)
+	}); ok {
+		return k.Known(ctx)
+	}
+	return s.List(ctx)
+}
+
 // List lists a store's volumes, with warnings where the store has any to tell.
 func List(ctx context.Context, s Store) (list []Volume, warnings []string, err error) {
 	if w, ok := s.(Warner); ok {

@@ -69,6 +69,11 @@ func (s *Service) List(ctx context.Context, filters filter.Args) (list []volume.
 	return list, warnings, nil
 }
 
+// Known implements [API].
+func (s *Service) Known(ctx context.Context) ([]volume.Volume, error) {
+	return volume.Known(ctx, s.Store)
+}
+
 // Inspect implements [API].
 func (s *Service) Inspect(ctx context.Context, name string) (volume.Volume, error) {
 	return s.Store.Get(ctx, name)

@@ -29,6 +29,8 @@ type API interface {
 	Create(ctx context.Context, opts volume.CreateOptions) (volume.Volume, error)
 	// List takes the filters name, label, driver and dangling. Warnings tell which driver did not answer.
 	List(ctx context.Context, filters filter.Args) (list []volume.Volume, warnings []string, err error)
+	// Known is List for those who look often, and want no plugin to be asked.
+	Known(ctx context.Context) ([]volume.Volume, error)
 	Inspect(ctx context.Context, name string) (volume.Volume, error)
 	Remove(ctx context.Context, name string, force bool) error
 	Prune(ctx context.Context, filters filter.Args) (Pruned, error) // anonymous ones; all with all=true

@@ -253,6 +253,10 @@ func TestAway(t *testing.T) {
 	if err != nil || len(list) != 2 || list[1].Driver != "net" || len(warnings) != 1 || !strings.Contains(warnings[0], "connection refused") {
 		t.Errorf("%+v, %q, %v", list, warnings, err)
 	}
+	asked := len(h.drivers["net"].Calls())
+	if list, err := s.Known(ctx); err != nil || len(list) != 2 || list[1].Driver != "net" || len(h.drivers["net"].Calls()) != asked {
+		t.Errorf("%+v, %v", list, err)
+	}
 	vol, err := s.Get(ctx, "vol")
 	wants(t, err, errs.Unavailable, "connection refused")
 	if vol.Driver != "net" || vol.Labels["k"] != "v" {

@@ -28,7 +28,7 @@ func (s *Store) ListWarned(ctx context.Context) (list []volume.Volume, warnings 
 		taken[vol.Name] = vol.Driver
 	}
 	answers := s.all(ctx, func(ctx context.Context, d driver.Driver) ([]driver.Volume, error) { return d.List(ctx) })
-	recs := s.known()
+	recs := s.recs()
 	warned := map[string]bool{}
 	for _, rec := range recs {
 		taken[rec.Name] = rec.Driver
@@ -76,8 +76,21 @@ func (s *Store) ListWarned(ctx context.Context) (list []volume.Volume, warnings 
 	return slices.CompactFunc(list, func(a, b volume.Volume) bool { return a.Name == b.Name }), warnings, nil
 }
 
-// known are the records.
-func (s *Store) known() map[string]*stored {
+// Known lists the volumes of the local store and those with a record, without asking a driver.
+func (s *Store) Known(ctx context.Context) ([]volume.Volume, error) {
+	list, err := s.opts.Local.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, rec := range s.recs() {
+		list = append(list, s.view(rec, driver.Volume{}))
+	}
+	slices.SortFunc(list, func(a, b volume.Volume) int { return strings.Compare(a.Name, b.Name) })
+	return list, nil
+}
+
+// recs are the records by name.
+func (s *Store) recs() map[string]*stored {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	recs := make(map[string]*stored, len(s.vols))

@@ -203,7 +203,7 @@ func (s *Store) Settle(context.Context) error {
 	s.mu.Unlock()
 	s.background(func(ctx context.Context) {
 		defer task.Contain(s.log, "settle volumes of plugins", nil)
-		for name, rec := range s.known() {
+		for name, rec := range s.recs() {
 			for user, m := range rec.Mounts {
 				if err := s.disown(ctx, name, user, m); err != nil {
 					s.log.Error("a mount of the last engine stays with a volume plugin", "volume", name, "id", user, "error", err)
@@ -281,7 +281,7 @@ type owed struct{ name, user, driver string }
 
 func (s *Store) owed() []owed {
 	var all []owed
-	for name, rec := range s.known() {
+	for name, rec := range s.recs() {
 		for user, m := range rec.Mounts {
 			if m.State == leaving {
 				all = append(all, owed{name, user, rec.Driver})
