@@ -101,7 +101,7 @@ func speak(t *testing.T, run func(args ...string) (string, error), network strin
 	}
 	var all []string
 	path, err := run("inspect", "-f", "{{.LogPath}}", "web")
-	wait(t, "the last line", func() bool {
+	shiptest.Eventually(t, "the last line", func() bool {
 		all = nil
 		switch {
 		case r == nil:

@@ -4,6 +4,8 @@
 // belongs to which API version (1.24 to 1.56). It translates and never decides: what a container may do, the services say.
 // It promises: every answer has the status, shape and words that Docker clients know; an unknown field of a newer API is never taken for an old one;
 // a body is bounded and its JSON checked; after a hijack nothing here touches the connection again.
+//
+// Fields that are ours stand beside those of Docker, whose clients pass over them: LogDestinations of a container (docs/logging.md).
 package server
 
 import (

@@ -101,7 +101,7 @@ func (s *Service) attachLate(ctx context.Context, ctr *live, mon monitor.Monitor
 
 // history writes what was logged so far.
 func (s *Service) history(ctx context.Context, ctr *live, opts AttachOptions, w io.Writer) error {
-	if ctr.record().Host.Log.Type == "none" {
+	if !readable(ctr.record().Host.Log) {
 		return nil
 	}
 	log, err := logs.Open(ctx, s.logDir(ctr.id), logs.ReadOptions{Tail: -1, Stdout: opts.Stdout, Stderr: opts.Stderr}, nil)

@@ -201,12 +201,18 @@ func TestAcknowledgements(t *testing.T) {
 	r := shiptest.Listen(t, "tcp", "", nil)
 	a := &answering{}
 	r.Answer = a.answer
-	opts := map[string]string{"fluentd-address": r.Address, "fluentd-request-ack": "true", "fluentd-read-timeout": "300ms"}
-	dest := shiptest.Send(t, Driver{}, shiptest.Info(opts), shiptest.Messages("one", "two", "three"))
+	opts := map[string]string{"fluentd-address": r.Address, "fluentd-request-ack": "true"}
+	shiptest.Send(t, Driver{}, shiptest.Info(opts), shiptest.Messages("one", "two", "three"))
 	// A receiver that answers for some only: what is before the first gap counts.
 	a.mu.Lock()
 	a.forget = 1
 	a.mu.Unlock()
+	opts["fluentd-read-timeout"] = "300ms"
+	dest, err := Driver{}.Open(t.Context(), shiptest.Info(opts))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dest.Close()
 	if n, err := dest.Send(t.Context(), shiptest.Messages("four", "five")); n != 0 || err == nil {
 		t.Errorf("%d %v", n, err)
 	}
