@@ -52,6 +52,7 @@ bench: build
 # Start time, ps and memory while 0, 200 and 1,000 other containers run.
 bench-scale: build
 	$(GO) run ./cmd/corten-bench -bin bin -scale 0,20,200,1000
+	$(GO) run ./cmd/corten-bench -bin bin -networks
 
 docs:
 	$(GO) run ./cmd/corten-docs docs

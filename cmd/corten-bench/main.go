@@ -31,6 +31,7 @@ func run() error {
 	only := flag.String("only", "", "contestants, separated by commas (default all that are installed)")
 	containers := flag.Int("containers", 20, "idle containers for the memory row")
 	busybox := flag.String("busybox", "/bin/busybox", "a static busybox")
+	networks := flag.Bool("networks", false, "instead, measure starts with 200 networks and 1000 published ports")
 	scale := flag.String("scale", "", "instead, measure with these numbers of running containers, e.g. 0,200,1000; 1000 alone means these three")
 	travel := flag.Bool("ship", false, "instead, measure pull, push and the registry")
 	building := flag.Bool("build", false, "instead, measure builds")
@@ -61,6 +62,11 @@ func run() error {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 		defer stop()
 		return build.Run(ctx, build.Options{Bin: abs, Dir: base, Busybox: *busybox, Rows: words(*rows), Only: words(*only), Rounds: *rounds, JSON: *out, Progress: os.Stderr, Out: os.Stdout})
+	}
+	if *networks {
+		e := bench.Corten(abs, dir("corten"), *busybox)
+		figures, err := bench.ScaleNetworks(context.Background(), e, 200, 1000, os.Stderr)
+		return errors.Join(err, bench.PrintScaleNetworks(os.Stdout, e.Label, figures))
 	}
 	if *scale != "" {
 		return runScale(bench.Corten(abs, dir("corten"), *busybox), *scale)

@@ -59,6 +59,11 @@ func (o *ctrFlags) networks(req *container.CreateRequest) error {
 		return err
 	}
 	h.NetworkMode = container.NetworkMode(nets[0].Name)
+	for _, s := range o.link {
+		if err := parse.Link(s); err != nil {
+			return badFlag("link", s, err)
+		}
+	}
 	h.Links = o.link
 	if h.NetworkMode.IsHost() && o.hostname != "" && o.uts == "host" {
 		return invalid("conflicting options: hostname and the UTS mode")
@@ -68,24 +73,24 @@ func (o *ctrFlags) networks(req *container.CreateRequest) error {
 
 // firstNetwork merges the flags that have no network's name in them into the first network.
 func (o *ctrFlags) firstNetwork(n *parse.Network) (err error) {
-	conflict := func(flag string) error {
-		return invalid("conflicting options: cannot specify both --%s and per-network %s", flag, flag)
+	conflict := func(flag, per string) error {
+		return invalid("conflicting options: cannot specify both --%s and per-network %s", flag, per)
 	}
 	if len(o.networkAlias) > 0 {
 		if len(n.Aliases) > 0 {
-			return conflict("network-alias")
+			return conflict("network-alias", "alias")
 		}
 		n.Aliases = o.networkAlias
 	}
 	for _, f := range []struct {
-		flag, val string
-		into      *netip.Addr
-	}{{"ip", o.ip, &n.IPv4}, {"ip6", o.ip6, &n.IPv6}} {
+		flag, per, val string
+		into           *netip.Addr
+	}{{"ip", "IPv4 address", o.ip, &n.IPv4}, {"ip6", "IPv6 address", o.ip6, &n.IPv6}} {
 		if f.val == "" {
 			continue
 		}
 		if f.into.IsValid() {
-			return conflict(f.flag)
+			return conflict(f.flag, f.per)
 		}
 		if *f.into, err = parse.IP(f.val); err != nil {
 			return err
@@ -93,9 +98,12 @@ func (o *ctrFlags) firstNetwork(n *parse.Network) (err error) {
 	}
 	if o.mac != "" {
 		if n.MAC != "" {
-			return conflict("mac-address")
+			return conflict("mac-address", "MAC address")
 		}
 		n.MAC = o.mac
+	}
+	if len(o.linkLocalIP) > 0 && len(n.LinkLocal) > 0 {
+		return conflict("link-local-ip", "link-local IP addresses")
 	}
 	for _, s := range o.linkLocalIP {
 		ip, err := parse.IP(s)
@@ -119,6 +127,9 @@ func endpoints(req *container.CreateRequest, nets []parse.Network, links []strin
 			return err
 		}
 		mode := container.NetworkMode(n.Name)
+		if len(n.Aliases) > 0 && !mode.IsUserDefined() {
+			return invalid("network-scoped aliases are only supported for user-defined networks")
+		}
 		if i == 0 && mode.IsUserDefined() {
 			ep.Links = links
 		}

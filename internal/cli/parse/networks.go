@@ -72,7 +72,7 @@ func (n *Network) field(key, val string) (err error) {
 	case "gw-priority":
 		n.GwPriority, err = strconv.Atoi(val)
 		if err != nil {
-			err = invalid("invalid gw-priority (%s): value must be an integer", val)
+			err = invalid("invalid gw-priority (%s): invalid syntax", val)
 		}
 	default:
 		return invalid("invalid field key %s", key)
@@ -87,4 +87,13 @@ func IP(s string) (netip.Addr, error) {
 		return a, invalid("%s is not an ip address", s)
 	}
 	return a, nil
+}
+
+// Link checks a link: name[:alias].
+func Link(s string) error {
+	name, alias, _ := strings.Cut(s, ":")
+	if name == "" || strings.Contains(alias, ":") {
+		return invalid("bad format for links: %s", s)
+	}
+	return nil
 }

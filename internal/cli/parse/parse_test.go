@@ -161,6 +161,7 @@ func FuzzWords(f *testing.F) {
 	f.Add("A=1\n#\nB")
 	f.Fuzz(func(t *testing.T, s string) {
 		_, _ = NetworkFlag(s)
+		_ = Link(s)
 		_, _, _ = Device(s)
 		_ = DeviceRule(s)
 		_, _ = GPUs(s)

@@ -50,7 +50,7 @@ func (s *Service) ownLinks(rec *container.Record) error {
 	var links []string
 	for _, text := range rec.Host.Links {
 		l := parseLink(text)
-		if l.ref == "" || l.alias == "" {
+		if l.ref == "" || l.alias == "" || strings.Count(text, ":") > 1 {
 			return errs.New(errs.Invalid, "bad format for links: %s", text)
 		}
 		other, err := s.find(l.ref)
