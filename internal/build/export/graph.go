@@ -8,7 +8,9 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/protobuf/proto"
 
+	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/build/solve"
 	"corten.dev/corten/internal/reference"
 )
@@ -138,6 +140,7 @@ func (g *graph) last() string {
 // config is the graph as BuildKit writes it, and the files that it came from.
 func (g *graph) config() (*slsa.BuildConfig, *slsa.Source) {
 	cfg := &slsa.BuildConfig{DigestMapping: map[digest.Digest]string{}}
+	names := map[digest.Digest]digest.Digest{}
 	for i, s := range g.steps {
 		step := slsa.BuildStep{ID: stepName(i), Op: bare(s.Vertex.Op)}
 		for _, in := range s.Vertex.Inputs {
@@ -145,7 +148,7 @@ func (g *graph) config() (*slsa.BuildConfig, *slsa.Source) {
 				step.Inputs = append(step.Inputs, stepName(at)+":"+digits(in.Index))
 			}
 		}
-		cfg.DigestMapping[s.Vertex.Digest] = step.ID
+		cfg.DigestMapping[lasting(s.Vertex, names)] = step.ID
 		cfg.Definition = append(cfg.Definition, step)
 	}
 	if g.source == nil {
@@ -163,10 +166,46 @@ func (g *graph) config() (*slsa.BuildConfig, *slsa.Source) {
 	return cfg, src
 }
 
+// lasting is the digest of a vertex without what only this one build has: the ids of its session. names has those of its inputs, and gets its own. Where there are no such ids it is the
+// vertex' digest.
+func lasting(v *build.Vertex, names map[digest.Digest]digest.Digest) digest.Digest {
+	op := v.Op.CloneVT()
+	changed := forgetSession(op)
+	for _, in := range op.Inputs {
+		if name, ok := names[digest.Digest(in.Digest)]; ok && in.Digest != string(name) {
+			in.Digest, changed = string(name), true
+		}
+	}
+	name := v.Digest
+	if changed {
+		if raw, err := (proto.MarshalOptions{Deterministic: true}).Marshal(op); err == nil {
+			name = digest.FromBytes(raw)
+		}
+	}
+	names[v.Digest] = name
+	return name
+}
+
+// forgetSession takes ids of the build's session out of a source.
+func forgetSession(op *pb.Op) (changed bool) {
+	s, ok := op.Op.(*pb.Op_Source)
+	if !ok {
+		return false
+	}
+	for _, key := range []string{pb.AttrLocalSessionID, pb.AttrLocalUniqueID, pb.AttrOCILayoutSessionID} {
+		if _, ok := s.Source.Attrs[key]; ok {
+			delete(s.Source.Attrs, key)
+			changed = true
+		}
+	}
+	return changed
+}
+
 // bare is an op without its inputs, which the steps name. What may hold secrets of the asker (the values of proxies) is left out.
 func bare(op *pb.Op) *pb.Op {
 	again := op.CloneVT()
 	again.Inputs = nil
+	forgetSession(again)
 	if e, ok := again.Op.(*pb.Op_Exec); ok && e.Exec.Meta != nil {
 		e.Exec.Meta.ProxyEnv = nil
 	}

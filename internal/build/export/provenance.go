@@ -92,7 +92,7 @@ func (p *provenance) attestation(t *target) attestation {
 		a.predicateType = provenanceURI + "v0.2"
 	}
 	a.predicate = func(context.Context) (json.RawMessage, error) {
-		v1, err := p.predicate(t.blobs)
+		v1, err := p.predicate(t.blobs, t.epoch)
 		if err != nil {
 			return nil, err
 		}
@@ -104,7 +104,8 @@ func (p *provenance) attestation(t *target) attestation {
 	return a
 }
 
-func (p *provenance) predicate(layers []ocispec.Descriptor) (*slsa.ProvenancePredicateSLSA1, error) {
+// predicate tells it. Who asks for an image of a time (SOURCE_DATE_EPOCH) asks for the same bytes each time: what only this one run has, its id and its own times, is not told then.
+func (p *provenance) predicate(layers []ocispec.Descriptor, epoch *time.Time) (*slsa.ProvenancePredicateSLSA1, error) {
 	pred := &slsa.ProvenancePredicateSLSA1{}
 	def, run := &pred.BuildDefinition, &pred.RunDetails
 	def.BuildType = slsa.BuildKitBuildType1
@@ -112,6 +113,10 @@ func (p *provenance) predicate(layers []ocispec.Descriptor) (*slsa.ProvenancePre
 	meta := &slsa.ProvenanceMetadataSLSA1{Hermetic: !p.graph.network, Reproducible: p.options.reproducible}
 	started, finished := p.Started.UTC(), p.finished.UTC()
 	meta.InvocationID, meta.StartedOn, meta.FinishedOn = p.ID, &started, &finished
+	if epoch != nil {
+		at := epoch.UTC()
+		meta.InvocationID, meta.StartedOn, meta.FinishedOn = "", &at, &at
+	}
 	run.Metadata = meta
 
 	args, vcs := p.arguments()

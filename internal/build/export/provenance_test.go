@@ -114,3 +114,13 @@ func TestProvenanceOptions(t *testing.T) {
 		t.Errorf("%q", idx)
 	}
 }
+
+// Two builds of one source, with SOURCE_DATE_EPOCH, gave two images as soon as the provenance went with them: ids of the session, of the build, and times were in it.
+func TestProvenanceIsReproducible(t *testing.T) {
+	h := open(t)
+	one := string(predicate(t, h, "mode=max", "source-date-epoch=1700000000"))
+	two := string(predicate(t, h, "mode=max", "source-date-epoch=1700000000"))
+	if one != two || strings.Contains(one, "invocationId") || !strings.Contains(one, `"startedOn":"2023-11-14T22:13:20Z"`) {
+		t.Errorf("%s\n%s", one, two)
+	}
+}

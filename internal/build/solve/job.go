@@ -115,6 +115,13 @@ func (s *Solver) Job(ctx context.Context, opts JobOptions) *Job {
 	return j
 }
 
+// AddImport has one more import asked, after the others, by steps that begin from now on.
+func (j *Job) AddImport(imp Import) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.imports = append(j.imports, &imported{Import: imp})
+}
+
 // Solve takes a definition. It is lazy: the graph is verified and told to Status, and nothing is run before the result is asked for. An empty definition is the empty tree.
 func (j *Job) Solve(ctx context.Context, def *pb.Definition) (*Result, error) {
 	if def == nil || len(def.Def) == 0 {

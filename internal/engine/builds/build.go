@@ -120,6 +120,9 @@ type working struct {
 	began    time.Time
 
 	platforms []ocispec.Platform // that steps can run for, the host's first
+
+	mu      sync.Mutex    // guards imports
+	imports []CacheOption // that the frontend named
 }
 
 func (w *working) status(st build.Status) {
@@ -197,17 +200,45 @@ func (j job) Solve(ctx context.Context, def *pb.Definition) (frontend.Result, er
 	return res, nil
 }
 
-// Import says what is not imported: what the request named is known already.
-func (j job) Import(_ context.Context, caches []gateway.CacheOptionsEntry) error {
+// Import adds what the request did not name. A cache that cannot be had is no reason to fail: everything can be built without it.
+func (j job) Import(ctx context.Context, caches []gateway.CacheOptionsEntry) error {
 	for _, c := range caches {
-		known := slices.ContainsFunc(j.w.req.CacheImports, func(o CacheOption) bool {
-			return o.Type == c.Type && o.Attrs["ref"] == c.Attrs["ref"] && o.Attrs["src"] == c.Attrs["src"]
-		})
-		if !known {
-			j.Warn(build.Warning{Level: 1, Short: fmt.Appendf(nil, "the cache %s %s is named by the frontend only, and not imported", c.Type, c.Attrs["ref"])})
+		option := CacheOption{Type: c.Type, Attrs: c.Attrs}
+		if !j.w.newImport(option) {
+			continue
 		}
+		err := errs.New(errs.NotImplemented, "this engine imports no caches")
+		if j.w.Caches != nil {
+			err = j.w.Caches.Check(travel.Option(option), false)
+		}
+		var imp solve.Import
+		if err == nil {
+			imp, err = j.w.Caches.Import(ctx, travel.Option(option), travel.Job{Session: j.w.req.Session, Begin: j.w.begin})
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			j.Warn(build.Warning{Level: 1, Short: fmt.Appendf(nil, "cache %s %s is not imported: %v", c.Type, c.Attrs["ref"], err)})
+			continue
+		}
+		j.AddImport(imp)
 	}
 	return nil
+}
+
+// newImport tells whether a cache was not named before in this build.
+func (w *working) newImport(c CacheOption) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	same := func(o CacheOption) bool {
+		return o.Type == c.Type && o.Attrs["ref"] == c.Attrs["ref"] && o.Attrs["src"] == c.Attrs["src"]
+	}
+	if slices.ContainsFunc(w.req.CacheImports, same) || slices.ContainsFunc(w.imports, same) {
+		return false
+	}
+	w.imports = append(w.imports, c)
+	return true
 }
 
 // evaluate makes all results, side by side. The first error is told, but one that is more than the end of the others' context.
