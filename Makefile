@@ -53,6 +53,7 @@ bench: build
 bench-scale: build
 	$(GO) run ./cmd/corten-bench -bin bin -scale 0,20,200,1000
 	$(GO) run ./cmd/corten-bench -bin bin -networks
+	$(GO) run ./cmd/corten-bench -bin bin -volumes
 
 docs:
 	$(GO) run ./cmd/corten-docs docs

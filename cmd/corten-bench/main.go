@@ -33,6 +33,7 @@ func run() error {
 	busybox := flag.String("busybox", "/bin/busybox", "a static busybox")
 	networks := flag.Bool("networks", false, "instead, measure starts with 200 networks and 1000 published ports")
 	scale := flag.String("scale", "", "instead, measure with these numbers of running containers, e.g. 0,200,1000; 1000 alone means these three")
+	volumes := flag.Bool("volumes", false, "instead, measure starts with 1,000 volumes")
 	travel := flag.Bool("ship", false, "instead, measure pull, push and the registry")
 	building := flag.Bool("build", false, "instead, measure builds")
 	out := flag.String("json", "bench-result.json", "file for the figures as JSON")
@@ -70,6 +71,11 @@ func run() error {
 	}
 	if *scale != "" {
 		return runScale(bench.Corten(abs, dir("corten"), *busybox), *scale)
+	}
+	if *volumes {
+		e := bench.Corten(abs, dir("corten"), *busybox)
+		figures, err := bench.Crowds(context.Background(), e, []bench.Crowd{bench.Volumes(1000)}, os.Stderr)
+		return errors.Join(bench.PrintCrowds(os.Stdout, e.Label, figures), err)
 	}
 	all := []bench.Contestant{
 		bench.Corten(abs, dir("corten"), *busybox),

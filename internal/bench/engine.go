@@ -85,23 +85,26 @@ func (e *Engine) Do(args ...string) error { return e.run(nil, io.Discard, args..
 
 // Stop implements Contestant.
 func (e *Engine) Stop() error {
-	var errsAll []error
-	if e.daemon != nil {
-		if err := e.daemon.Process.Signal(syscall.SIGTERM); err != nil {
-			errsAll = append(errsAll, err)
-		}
-		if err := e.daemon.Wait(); err != nil {
-			var exit *exec.ExitError
-			if !errors.As(err, &exit) {
-				errsAll = append(errsAll, err)
-			}
-		}
-		e.daemon = nil
-	}
+	err := e.halt()
 	if e.Cleanup != nil {
-		errsAll = append(errsAll, e.Cleanup())
+		err = errors.Join(err, e.Cleanup())
 	}
-	return errors.Join(errsAll...)
+	return err
+}
+
+// halt ends the engine and leaves what it has, for one that follows.
+func (e *Engine) halt() (err error) {
+	if e.daemon == nil {
+		return nil
+	}
+	if serr := e.daemon.Process.Signal(syscall.SIGTERM); serr != nil {
+		err = serr
+	}
+	if werr := e.daemon.Wait(); werr != nil && !errors.As(werr, new(*exec.ExitError)) {
+		err = errors.Join(err, werr)
+	}
+	e.daemon = nil
+	return err
 }
 
 func (e *Engine) run(in io.Reader, out io.Writer, args ...string) error {

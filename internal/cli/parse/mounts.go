@@ -13,6 +13,9 @@ import (
 
 // csvFields splits one line of comma separated values, with quotes.
 func csvFields(s string) ([]string, error) {
+	if s == "" {
+		return nil, invalid("value is empty")
+	}
 	r := csv.NewReader(strings.NewReader(s))
 	fields, err := r.Read()
 	if err != nil {
@@ -126,7 +129,7 @@ func mountField(m *Mounted, key, val string) (err error) {
 		}
 		tmpfsOf(&m.Mount).Mode = os.FileMode(n)
 	default:
-		return invalid("unexpected key '%s' in '%s'", key, key+"="+val)
+		return invalid("unknown option '%s' in '%s'", key, key+"="+val)
 	}
 	return err
 }
@@ -190,11 +193,8 @@ func checkMount(m *mount.Mount) error {
 	case m.ImageOptions != nil && m.Type != mount.TypeImage:
 		return invalid("cannot mix 'image-*' options with mount type '%s'", m.Type)
 	}
-	if b := m.BindOptions; b != nil && !m.ReadOnly && b.ReadOnlyForceRecursive {
-		return invalid("option 'bind-recursive=readonly' requires 'readonly' to be specified in conjunction")
-	}
-	if b := m.BindOptions; b != nil && !m.ReadOnly && b.ReadOnlyNonRecursive {
-		return invalid("option 'bind-recursive=writable' requires 'readonly' to be specified in conjunction")
+	if b := m.BindOptions; b != nil && !m.ReadOnly && (b.ReadOnlyNonRecursive || b.ReadOnlyForceRecursive) {
+		return invalid("option 'bind-recursive=readonly' or 'bind-recursive=writable' requires 'readonly' to be specified in conjunction")
 	}
 	if b := m.BindOptions; b != nil && b.ReadOnlyForceRecursive && b.Propagation != mount.PropagationRPrivate {
 		return invalid("option 'bind-recursive=readonly' requires 'bind-propagation=rprivate' to be specified in conjunction")

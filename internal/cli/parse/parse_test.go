@@ -141,19 +141,6 @@ func FuzzPublish(f *testing.F) {
 	})
 }
 
-func FuzzMount(f *testing.F) {
-	f.Add(`type=bind,src=/a,dst=/b,"volume-opt=a,b"`)
-	f.Add("dst=/x,tmpfs-mode=99")
-	f.Fuzz(func(t *testing.T, s string) {
-		if m, err := Mount(s); err == nil && m.Target == "" {
-			t.Errorf("%q has no target", s)
-		}
-		if bind, anon, err := Volume(s); err == nil && bind == "" && anon == "" {
-			t.Errorf("%q gave nothing", s)
-		}
-	})
-}
-
 func FuzzWords(f *testing.F) {
 	f.Add("name=a,ip=::1")
 	f.Add("/dev/a:b:rwm")
