@@ -150,6 +150,11 @@ func (o *ctrFlags) words(cfg *container.Config, host *container.HostConfig) (err
 	if host.Annotations, err = parse.Pairs("annotation", o.annotation); err != nil {
 		return err
 	}
+	for _, v := range o.sysctl {
+		if err := parse.Sysctl(v); err != nil {
+			return badFlag("sysctl", v, err)
+		}
+	}
 	if host.Sysctls, err = parse.Pairs("sysctl", o.sysctl); err != nil {
 		return err
 	}

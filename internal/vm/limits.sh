@@ -8,11 +8,15 @@ driver=$1
 dir=$(mktemp -d /tmp/limits.XXXX)
 export CORTEN_HOST=unix://$dir/c.sock
 echo '{}' >"$dir/daemon.json"
+mkdir "$dir/cdi"
+cat >"$dir/cdi/thing.json" <<'END'
+{"cdiVersion": "0.7.0", "kind": "vendor.com/thing", "devices": [{"name": "disk", "containerEdits": {"env": ["THING=disk"], "deviceNodes": [{"path": "/dev/thing", "hostPath": "/dev/vda", "permissions": "r"}]}}]}
+END
 engine() {
   cortend -H "$CORTEN_HOST" -H tcp://127.0.0.1:2399 --data-root "$dir/data" --exec-root "$dir/exec" --bridge ctnvm0 --bip 10.213.8.1/24 --nft-table corten-vm \
-    --exec-opt "native.cgroupdriver=$driver" --config-file "$dir/daemon.json" >>"$dir/log" 2>&1 &
+    --metrics-addr 127.0.0.1:2398 --cdi-spec-dir "$dir/cdi" --exec-opt "native.cgroupdriver=$driver" --config-file "$dir/daemon.json" >>"$dir/log" 2>&1 &
   engine=$!
-  eventually corten version >/dev/null 2>&1 || { cat "$dir/log"; exit 1; }
+  eventually corten version >/dev/null 2>&1 && sleep 1 && kill -0 $engine || { cat "$dir/log"; wait $engine; bad "the engine does not serve, or ended with $?"; exit 1; }
 }
 cgroups() { find /sys/fs/cgroup -type d | grep -vE '/corten(/helpers)?$' | sort; } # the folder of ours stays
 before=$(cgroups)
@@ -90,6 +94,48 @@ corten update --memory 64m --memory-swap -1 dev >/dev/null || bad "update of mem
 has "default, after an update" "$(corten exec dev sh -c "$node 2>&1")" "Operation not permitted"
 corten rm -f dev >/dev/null
 
+echo "devices by name"
+corten run -d --name thing --device vendor.com/thing=disk busybox sh -c 'echo "thing $THING"; exec sleep 1000' >/dev/null || bad "run with a device of a description"
+thing() { corten exec thing sh -c 'dd if=/dev/thing of=/dev/null bs=512 count=1 2>&1'; }
+has "reading" "$(thing)" "1+0 records in"
+has "environment" "$(corten logs thing)" "thing disk"
+has "writing" "$(corten exec thing dd if=/dev/zero of=/dev/thing count=0 conv=notrunc 2>&1)" "Operation not permitted"
+[ "$driver" != systemd ] || systemctl daemon-reload
+has "reading, after a reload of systemd" "$(thing)" "1+0 records in"
+corten update --memory 64m thing >/dev/null || bad "update of a container with a device"
+has "reading, after an update" "$(thing)" "1+0 records in"
+corten rm -f thing >/dev/null
+has "GPUs without a description" "$(corten run --rm --gpus all busybox true 2>&1)" 'could not select device driver "" with capabilities: [[gpu]]'
+has "info" "$(corten info)" "cdi: vendor.com/thing=disk"
+
+echo "block devices"
+corten run -d --name bio --blkio-weight 300 --device-read-bps /dev/vda:1mb --device-write-iops /dev/vda:50 busybox sleep 1000 >/dev/null 2>"$dir/warnings" || bad "run with limits of block devices"
+bio=$(group_of bio)
+has "io.max" "$(cat "$bio/io.max")" "$disk rbps=1048576 wbps=max riops=max wiops=50"
+if [ -e "$bio/io.weight" ] || [ -e "$bio/io.bfq.weight" ]; then
+  has "weight" "$(cat "$bio"/io.weight "$bio"/io.bfq.weight 2>/dev/null)" "default"
+else
+  has "weight" "$(cat "$dir/warnings")" "Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded."
+fi
+corten rm -f bio >/dev/null
+
+echo "figures"
+corten run -d --name fig --memory 64m --pids-limit 30 busybox sh -c 'i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; exec sleep 1000' >/dev/null
+fig=$(group_of fig)
+eventually grep -q sleep "/proc/$(pid_of fig)/cmdline" || bad "fig did not come to its sleep"
+get() { (exec 3<>/dev/tcp/127.0.0.1/$1; printf 'GET %s HTTP/1.0\r\nAccept: %s\r\n\r\n' "$2" "${3:-*/*}" >&3; cat <&3); }
+stats=$(get 2399 "/v1.50/containers/fig/stats?stream=0&one-shot=1")
+has "limit of memory" "$stats" '"limit":67108864'
+has "limit of processes" "$stats" '"limit":30'
+has "inactive page cache" "$stats" '"inactive_file":'
+case $stats in *max_usage* | *percpu_usage*) bad "figures that v2 does not have: $stats" ;; *) say "no figures of v1" ;; esac
+used=$(sed -n 's/usage_usec //p' "$fig/cpu.stat") told=$(echo "$stats" | grep -o '"total_usage":[0-9]*' | head -1 | cut -d: -f2)
+[ $((told / 1000)) -gt 0 ] && [ $((told / 1000)) -le "$used" ] && say "processor time: $told ns, then $used us" || bad "processor time: $told ns told, $used us used"
+metrics=$(get 2398 /metrics application/openmetrics-text)
+has "metrics" "$metrics" 'container_spec_memory_limit_bytes{id="'
+has "metrics" "$metrics" "# EOF"
+corten rm -f fig >/dev/null
+
 echo "AppArmor"
 label() { corten run --rm "$@" busybox cat /proc/self/attr/current 2>&1; }
 is "default" "$(label)" "corten-default (enforce)"
@@ -146,6 +192,7 @@ esac
 
 echo "what cgroup v2 does not have"
 has "swappiness" "$(corten run --rm --memory-swappiness 50 busybox true 2>&1)" "Memory swappiness discarded"
+has "real-time" "$(corten run --rm --cpu-rt-runtime 1000 busybox true 2>&1)" "kernel does not support CPU real-time scheduler"
 has "oom-kill-disable" "$(corten run --rm --oom-kill-disable busybox true 2>&1)" "OomKillDisable discarded"
 body='{"Image":"busybox","Cmd":["true"],"HostConfig":{"KernelMemory":52428800}}'
 answer=$(exec 3<>/dev/tcp/127.0.0.1/2399; printf 'POST /v1.40/containers/create?name=kmem HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s' ${#body} "$body" >&3; cat <&3)

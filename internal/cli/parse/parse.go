@@ -315,6 +315,20 @@ func DeviceRule(s string) error {
 	return nil
 }
 
+// Sysctl checks name=value: only what a namespace has for itself can be set for a container.
+func Sysctl(s string) error {
+	name, _, ok := strings.Cut(s, "=")
+	switch name {
+	case "kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem", "kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced":
+	default:
+		ok = ok && (strings.HasPrefix(name, "net.") || strings.HasPrefix(name, "fs.mqueue."))
+	}
+	if !ok {
+		return invalid("sysctl '%s' is not allowed", s)
+	}
+	return nil
+}
+
 // AddHost reads host:ip or host=ip and returns host:ip. The address may be host-gateway.
 func AddHost(s string) (string, error) {
 	i := strings.IndexAny(s, ":=")

@@ -63,7 +63,7 @@ func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 	for _, mode := range []string{host.PidMode, host.IpcMode} {
 		if ref, ok := strings.CutPrefix(mode, "container:"); ok {
 			if _, err := s.find(ref); err != nil {
-				return nil, err
+				return nil, errs.As(errs.Invalid, err) // not found would have clients pull the image
 			}
 		}
 	}
