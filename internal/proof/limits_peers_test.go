@@ -145,7 +145,7 @@ func (l *limitPeer) docker(args ...string) (stdout, stderr string, code int) {
 	return strings.TrimSpace(out.String()), strings.TrimSpace(errs.String()), cmd.ProcessState.ExitCode()
 }
 
-func words(flags string) []string {
+func limitFlags(flags string) []string {
 	list := strings.Fields(flags)
 	for i := range list { // rules have blanks inside
 		if i > 0 && list[i-1] == "--device-cgroup-rule" {
@@ -156,12 +156,12 @@ func words(flags string) []string {
 }
 
 func (l *limitPeer) answer(t *testing.T, c limitCase) (a limitAnswer) {
-	id, text, code := l.docker(append(append([]string{"create"}, words(c.create)...), enginetest.Busybox, "sleep", "60")...)
+	id, text, code := l.docker(append(append([]string{"create"}, limitFlags(c.create)...), enginetest.Busybox, "sleep", "60")...)
 	if code == 0 {
 		l.made = append(l.made, id)
 		if c.update != "" {
 			var out string
-			out, text, code = l.docker(append(append([]string{"update"}, words(c.update)...), id)...)
+			out, text, code = l.docker(append(append([]string{"update"}, limitFlags(c.update)...), id)...)
 			text = out + text
 		}
 	}
