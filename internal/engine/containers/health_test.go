@@ -76,10 +76,10 @@ func TestHealthByCommand(t *testing.T) {
 func TestHealthThatHangs(t *testing.T) {
 	h := newHost(t)
 	req := checked("sleep 1000", "CMD", "sh", "-c", "echo before; sleep 1000")
-	req.Config.Healthcheck.Timeout = 100 * time.Millisecond
+	req.Config.Healthcheck.Timeout, req.Config.Healthcheck.Retries = 3*time.Second, 1 // time to say something on a busy machine
 	id := h.run(req)
 	view := h.until(id, "unhealthy", healthIs(container.Unhealthy))
-	if p := view.State.Health.Log[0]; p.ExitCode != -1 || p.Output != "Health check exceeded timeout (100ms): before\n" {
+	if p := view.State.Health.Log[0]; p.ExitCode != -1 || p.Output != "Health check exceeded timeout (3s): before\n" {
 		t.Errorf("probe %+v", p)
 	}
 	id = h.run(checked("sleep 1000", "CMD", "/no/such"))
@@ -89,7 +89,7 @@ func TestHealthThatHangs(t *testing.T) {
 	}
 	// Endless output costs no memory, and what is kept is bounded.
 	req = checked("sleep 1000", "CMD-SHELL", "while :; do echo 0123456789012345678901234567890123456789; done")
-	req.Config.Healthcheck.Timeout = 300 * time.Millisecond
+	req.Config.Healthcheck.Timeout, req.Config.Healthcheck.Retries = 3*time.Second, 1
 	id = h.run(req)
 	view = h.until(id, "unhealthy", healthIs(container.Unhealthy))
 	if n := len(view.State.Health.Log[0].Output); n != container.MaxProbeOutput {
