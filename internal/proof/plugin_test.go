@@ -1,13 +1,16 @@
 package proof
 
 import (
+	"fmt"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -264,4 +267,52 @@ func TestRcloneVolume(t *testing.T) {
 		t.Errorf("mounted for %s: %q", n, left)
 	}
 	e.Corten("volume", "rm", "cloud")
+}
+
+// The engine is killed at random moments while containers with a plugin's volume come and go, and volumes are made and removed. In the end the plugin counts nobody, and has no volume that the
+// engine does not know.
+func TestKillEngineWithPlugin(t *testing.T) {
+	w := newPluginWorld(t)
+	e, p := w.e, w.p
+	e.Corten("volume", "create", "-d", "own", "data")
+	for round := range min(rounds(t), 5) {
+		stop := make(chan struct{})
+		var busy sync.WaitGroup
+		for i := range 3 {
+			busy.Go(func() {
+				for n := 0; ; n++ {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					vol := fmt.Sprintf("vol-%d-%d-%d", round, i, n)
+					// What a killed engine answers is not looked at.
+					_, _ = e.Try("run", "--rm", "-v", "data:/d", "--mount", "type=volume,src="+vol+",dst=/v,volume-driver=own", enginetest.Busybox, "touch", "/d/f", "/v/f")
+					_, _ = e.Try("volume", "rm", vol)
+				}
+			})
+		}
+		time.Sleep(time.Duration(200+rand.IntN(600)) * time.Millisecond)
+		e.Kill9()
+		close(stop)
+		busy.Wait()
+		e.Up()
+	}
+	for _, id := range strings.Fields(e.Corten("ps", "-aq")) {
+		e.Corten("rm", "-f", id)
+	}
+	w.counted("data")
+	if len(p.Calls("Mount")) == 0 {
+		t.Error("nothing was mounted")
+	}
+	for _, vol := range strings.Fields(e.Corten("volume", "ls", "-q")) {
+		e.Corten("volume", "rm", vol)
+	}
+	if left, err := os.ReadDir(filepath.Join(p.Root, "vols")); err != nil || len(left) > 0 {
+		t.Errorf("volumes that nobody knows: %v, %v", left, err)
+	}
+	if left := plugintest.MountsBelow(t, p.Root); len(left) > 0 {
+		t.Errorf("still mounted: %q", left)
+	}
 }
