@@ -55,11 +55,12 @@ func (s *Set) Client(name, iface string) (*Client, error) {
 // Name is the plugin's name.
 func (c *Client) Name() string { return c.p.name }
 
-// Ready greets the plugin if that was not done, without waiting for one that is away. One that lately took too long for an answer is an error at once, for RestTime: this is for those who
+// Ready greets the plugin if that was not done, without waiting for one that is away. One that lately took too long for an answer is an error at once, for RestTime or until it is started anew: this is for those who
 // ask all plugins, and can do without one.
 func (c *Client) Ready(ctx context.Context) error {
+	at, _ := c.set.find(c.p.name) // what is wrong with it, greeting finds out as well
 	c.p.mu.Lock()
-	why, rests := c.p.why, time.Now().Before(c.p.rests)
+	why, rests := c.p.why, time.Now().Before(c.p.rests) && c.p.at.mark.same(at.mark)
 	c.p.mu.Unlock()
 	if rests {
 		return errs.New(errs.Unavailable, "left alone for a while: %w", why)
@@ -206,6 +207,8 @@ func (p *plugin) activate(ctx context.Context, at place) ([]string, error) {
 	case err == nil:
 	case errors.As(err, &said) && said.Status < 500, !errors.As(err, &away) && !errors.As(err, &broken) && !errors.As(err, &said):
 		return nil, errs.New(errs.Unavailable, "greet plugin %s: %v", p.name, err)
+	case errors.As(err, &away):
+		return nil, away
 	default: // it may be about to come up
 		return nil, &awayError{fmt.Errorf("greet plugin %s: %v", p.name, err)}
 	}
@@ -219,11 +222,14 @@ func (p *plugin) activate(ctx context.Context, at place) ([]string, error) {
 func (p *plugin) answered() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.rests, p.why = time.Time{}, nil
+	p.rests, p.rest, p.why = time.Time{}, 0, nil
 }
 
 func (p *plugin) silent(why error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.rests, p.why = time.Now().Add(RestTime), why
+	if time.Now().After(p.rests) { // not once more for each of the calls that were under way together
+		p.rest = min(max(2*p.rest, RestTime), maxRest)
+	}
+	p.rests, p.why = time.Now().Add(p.rest), why
 }

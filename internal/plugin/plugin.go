@@ -46,8 +46,9 @@ const (
 	WaitTime = 15 * time.Second
 	// LookTime is how long a plugin is looked for of which there is no trace.
 	LookTime = 2 * time.Second
-	// RestTime is how long Known leaves a plugin alone that did not answer.
+	// RestTime is how long Ready leaves a plugin alone that did not answer; twice as long each time, up to maxRest.
 	RestTime = 30 * time.Second
+	maxRest  = 2 * time.Minute
 
 	dialTime  = 5 * time.Second
 	firstWait = 20 * time.Millisecond // before a plugin is tried again; doubled each time
@@ -109,7 +110,8 @@ type plugin struct {
 	mu       sync.Mutex // guards what follows
 	at       place      // where it was greeted
 	provides []string   // what it said that it implements; nil: not greeted yet
-	rests    time.Time  // Known leaves it alone until then
+	rests    time.Time  // Ready leaves it alone until then
+	rest     time.Duration
 	why      error      // what was wrong when it began to rest
 }
 

@@ -61,6 +61,8 @@ type Plugins interface {
 	Names() ([]string, error)
 	// Ready tells whether one can be asked now: errs.Unavailable if it does not answer, errs.Invalid if it is no volume driver.
 	Ready(ctx context.Context, name string) error
+	// Await is Ready, and waits a while for one that is away.
+	Await(ctx context.Context, name string) error
 }
 
 // Options join a Store; all are needed.

@@ -41,10 +41,10 @@ func newHost(t *testing.T, names ...string) *host {
 
 // setAway makes a driver unreachable, or reachable again.
 func (h *host) setAway(name string, err error) {
+	h.drivers[name].Fail(false, func(string, string) error { return err }) // first: who is Ready does not fail
 	h.mu.Lock()
 	h.away[name] = err
 	h.mu.Unlock()
-	h.drivers[name].Fail(false, func(string, string) error { return err })
 }
 
 var errAway = errs.New(errs.Unavailable, "connection refused")
@@ -65,6 +65,16 @@ func (h *host) Ready(_ context.Context, name string) error {
 		return errs.New(errs.NotFound, "plugin %q not found", name)
 	}
 	return h.away[name]
+}
+
+// Await waits for at most ten seconds.
+func (h *host) Await(ctx context.Context, name string) (err error) {
+	for until := time.Now().Add(10 * time.Second); time.Now().Before(until); time.Sleep(5 * time.Millisecond) {
+		if err = h.Ready(ctx, name); err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // engine opens a store, as an engine that starts does.
@@ -445,4 +455,29 @@ func TestStartWaitsForNobody(t *testing.T) {
 	}
 	close(free)
 	eventually(t, "all are unmounted", func() bool { return len(d.Mounted("vol")) == 0 })
+}
+
+// The story: host and plugin came up together, the plugin a little later, and a container that was to be started again failed at once, because an unmount was owed from before.
+func TestMountWaitsAlsoWhenAnUnmountIsOwed(t *testing.T) {
+	h := newHost(t, "net")
+	d := h.drivers["net"]
+	ctx := t.Context()
+	s, _ := h.engine("")
+	create(t, s, "vol", "net")
+	if _, err := s.Mount(ctx, "vol", "ctr"); err != nil {
+		t.Fatal(err)
+	}
+	h.setAway("net", errAway)
+	wants(t, s.Unmount(ctx, "vol", "ctr"), errs.Unavailable, "connection refused")
+	mounted := make(chan error, 1)
+	go func() {
+		_, err := s.Mount(ctx, "vol", "ctr")
+		mounted <- err
+	}()
+	time.Sleep(20 * time.Millisecond) // so that it has to wait; if it did not begin yet, nothing is tested, and nothing breaks
+	h.setAway("net", nil)
+	must(t, <-mounted)
+	if got := d.Mounted("vol"); got["ctr"] != 1 {
+		t.Errorf("mounted: %v", got)
+	}
 }

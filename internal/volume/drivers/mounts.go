@@ -36,7 +36,11 @@ func (s *Store) Mount(ctx context.Context, name, user string) (string, error) {
 		return "", fmt.Errorf("mount volume %s: %w", name, err)
 	}
 	if rec.Mounts[user].State != "" { // owed from before, or an engine was killed in the middle: the driver may count this user
-		if err := s.leave(ctx, d, name, user); err != nil {
+		err := s.opts.Plugins.Await(ctx, rec.Driver)
+		if err == nil {
+			err = s.leave(ctx, d, name, user)
+		}
+		if err != nil {
 			return "", fmt.Errorf("mount volume %s: %w", name, err)
 		}
 	}
@@ -108,8 +112,11 @@ func (s *Store) setMount(name, user, state, path string) error {
 // leave has the driver unmount for a user. A driver that refuses has nothing to unmount. It needs the volume's name.
 func (s *Store) leave(ctx context.Context, d driver.Driver, name, user string) error {
 	err := d.Unmount(ctx, name, user)
-	if away(err) || errors.Is(err, errs.NotFound) {
+	switch {
+	case errors.Is(err, errs.NotFound):
 		return lookup(d.Name(), err)
+	case away(err):
+		return err
 	}
 	s.setSlow(d.Name(), false)
 	if err != nil {

@@ -20,19 +20,21 @@ func (s *Store) Create(ctx context.Context, opts volume.CreateOptions) (volume.V
 	if opts.Driver != "" && opts.Driver != volume.LocalDriver {
 		return s.createRemote(ctx, opts)
 	}
-	if _, rec := s.entry(opts.Name); rec != nil {
-		if opts.Driver == "" {
-			opts.Driver = rec.Driver
-			return s.createRemote(ctx, opts)
-		}
-		unlock, err := s.names.Lock(ctx, opts.Name)
-		if err != nil {
-			return volume.Volume{}, err
-		}
-		defer unlock()
-		if err := s.checkClash(ctx, opts); err != nil {
-			return volume.Volume{}, err
-		}
+	if opts.Name == "" {
+		return s.opts.Local.Create(ctx, opts)
+	}
+	if _, rec := s.entry(opts.Name); rec != nil && opts.Driver == "" {
+		opts.Driver = rec.Driver
+		return s.createRemote(ctx, opts)
+	}
+	unlock, err := s.names.Lock(ctx, opts.Name) // a driver may be asked for the same name
+	if err != nil {
+		return volume.Volume{}, fmt.Errorf("create %s: %w", opts.Name, err)
+	}
+	defer unlock()
+	opts.Driver = volume.LocalDriver
+	if err := s.checkClash(ctx, opts); err != nil {
+		return volume.Volume{}, err
 	}
 	return s.opts.Local.Create(ctx, opts)
 }
@@ -64,11 +66,8 @@ func (s *Store) gone(ctx context.Context, rec *stored) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	if s.opts.Plugins.Ready(ctx, rec.Driver) != nil {
-		return false
-	}
 	_, err = d.Get(ctx, rec.Name)
-	return err != nil && !away(err)
+	return err != nil && !away(err) && s.opts.Plugins.Ready(ctx, rec.Driver) == nil // not for want of a driver
 }
 
 func (s *Store) createRemote(ctx context.Context, opts volume.CreateOptions) (volume.Volume, error) {
@@ -184,15 +183,14 @@ func (s *Store) ask(ctx context.Context, rec *stored) (volume.Volume, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	err = s.opts.Plugins.Ready(ctx, rec.Driver)
-	if err != nil {
-		return s.view(rec, driver.Volume{}), errs.As(errs.Unavailable, fmt.Errorf("get %s: %w", rec.Name, lookup(rec.Driver, err)))
-	}
 	told, err := d.Get(ctx, rec.Name)
 	switch {
 	case away(err):
 		return s.view(rec, driver.Volume{}), errs.As(errs.Unavailable, fmt.Errorf("get %s: %w", rec.Name, err))
 	case err != nil:
+		if rerr := s.opts.Plugins.Ready(ctx, rec.Driver); rerr != nil { // it is the driver that is missing
+			return s.view(rec, driver.Volume{}), errs.As(errs.Unavailable, fmt.Errorf("get %s: %w", rec.Name, lookup(rec.Driver, rerr)))
+		}
 		return volume.Volume{}, errs.New(errs.NotFound, "get %s: no such volume: driver %s: %v", rec.Name, rec.Driver, err)
 	}
 	s.learn(ctx, d)
@@ -275,6 +273,7 @@ func (s *Store) setGoing(name string) (*stored, error) {
 
 func (s *Store) removeRemote(ctx context.Context, rec *stored, force bool) error {
 	d, err := s.driver(rec.Driver)
+	unreachable := err != nil
 	for user := range rec.Mounts { // what is owed, and what nobody asked to be unmounted
 		if err == nil {
 			if err = d.Unmount(ctx, rec.Name, user); err != nil && !away(err) && !missing(err) {
@@ -286,13 +285,13 @@ func (s *Store) removeRemote(ctx context.Context, rec *stored, force bool) error
 	if err == nil {
 		err = d.Remove(ctx, rec.Name)
 	}
-	unreachable := away(err) || errors.Is(err, errs.NotFound)
+	unreachable = unreachable || away(err) || errors.Is(err, errs.NotFound)
 	switch {
 	case err == nil:
 	case unreachable && force:
 		s.log.Warn("a volume is forgotten whose plugin does not answer; what is in it stays with the plugin", "volume", rec.Name, "plugin", rec.Driver, "error", err)
 	case unreachable:
-		return errs.As(errs.Unavailable, fmt.Errorf("remove %s: %w (rm -f forgets the volume without asking its driver)", rec.Name, lookup(rec.Driver, err)))
+		return errs.As(errs.Unavailable, fmt.Errorf("remove %s: %w (rm -f forgets the volume without asking its driver)", rec.Name, err))
 	default:
 		if _, gerr := d.Get(ctx, rec.Name); gerr != nil && !away(gerr) { // it was removed behind our back
 			return errors.Join(errs.New(errs.NotFound, "remove %s: no such volume: driver %s: %v", rec.Name, rec.Driver, err), s.forget(rec.Name))
@@ -347,8 +346,9 @@ func (s *Store) all(ctx context.Context, ask func(context.Context, driver.Driver
 				n.err = err
 				return
 			}
-			n.list, n.err = ask(ctx, d)
-			s.learn(ctx, d)
+			if n.list, n.err = ask(ctx, d); n.err == nil {
+				s.learn(ctx, d)
+			}
 		}()
 	}
 	all := map[string]answer{}

@@ -205,5 +205,11 @@ func (p Plugins) Ready(ctx context.Context, name string) error {
 	return c.Ready(ctx)
 }
 
+// Await waits for a plugin that is about to come up.
+func (p Plugins) Await(ctx context.Context, name string) error {
+	_, err := p.Set.Get(ctx, name, driver.Interface)
+	return err
+}
+
 // Active lists the volume drivers that were in use.
 func (p Plugins) Active() []string { return p.Set.Active(driver.Interface) }
