@@ -45,7 +45,7 @@ func (s *Server) containerRoutes() []entry {
 		{"POST /containers/*/edit", s.containerEdit},
 		{"POST /containers/*/upgrade", s.containerUpgrade},
 		{"POST /containers/*/exec", s.execCreate},
-		{"DELETE /containers/*", s.containerRemove},
+		{"DELETE /containers/**", s.containerRemove}, // name/alias names a link
 		{"POST /exec/*/start", s.execStart},
 		{"POST /exec/*/resize", s.execResize},
 		{"GET /exec/*/json", s.execInspect},
