@@ -10,9 +10,12 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"corten.dev/corten/internal/buildwire"
+	"corten.dev/corten/internal/cli/buildprogress"
+	"corten.dev/corten/internal/cli/engineapi"
 )
 
 // localPrefix says that a file or context is of this host, when all else is at an address.
@@ -184,7 +187,7 @@ func (o *bakeFlags) plan(ctx context.Context, a *app, targets []string) ([]byte,
 		}
 		var answer buildwire.BakeAnswer
 		if err := api.Post(ctx, buildwire.BakePath, nil, in, &answer); err != nil {
-			return nil, err
+			return nil, a.bakeRefused(err, in.Files)
 		}
 		if len(answer.Missing) == 0 {
 			return answer.Plan, nil
@@ -196,6 +199,28 @@ func (o *bakeFlags) plan(ctx context.Context, a *app, targets []string) ([]byte,
 		in.Files = append(in.Files, extra...)
 	}
 	return nil, invalid("the files lead to others more than %d deep", maxBakeRounds)
+}
+
+// bakeRefused is the error of files that cannot be read, with the lines that it speaks of.
+func (a *app) bakeRefused(err error, files []buildwire.BakeFile) error {
+	var refused *engineapi.Error
+	if !errors.As(err, &refused) {
+		return err
+	}
+	for _, f := range files { // "docker-bake.hcl:4,9-16: …", behind "target default: " at times
+		_, rest, ok := strings.Cut(": "+refused.Message, ": "+f.Name+":")
+		number, _, _ := strings.Cut(rest, ",")
+		line, err := strconv.Atoi(number)
+		if !ok || err != nil {
+			continue
+		}
+		src := buildprogress.Source{Filename: f.Name, Data: f.Data}
+		if err := src.Lines(a.Err, []buildprogress.Range{{Start: buildprogress.Position{Line: line}, End: buildprogress.Position{Line: line}}}); err != nil {
+			return err
+		}
+		break
+	}
+	return &exitError{code: 1, text: "ERROR: " + refused.Message}
 }
 
 // overrides are --set, and the flags that are short for it.

@@ -211,6 +211,9 @@ func (s *Service) prepareTree(ctx context.Context, r *run, undo *task.Undo) erro
 	if err := linkMtab(mounted.Root); err != nil {
 		return err
 	}
+	if err := behindLinks(mounted.Root, "/etc/resolv.conf", "/etc/hosts", "/etc/hostname"); err != nil {
+		return err
+	}
 	if r.user, err = hostspec.ResolveUser(mounted.Root, r.rec.Config.User, r.rec.Host.GroupAdd); err != nil {
 		return err
 	}
@@ -241,6 +244,40 @@ func linkMtab(root *os.File) error {
 	defer etc.Close()
 	if err := safefs.Symlink("/proc/mounts", etc, "mtab"); err != nil && !errors.Is(err, syscall.EEXIST) {
 		return fmt.Errorf("link /etc/mtab: %w", err)
+	}
+	return nil
+}
+
+// behindLinks makes the files that links lead to which are mounted over: in images of systems that use systemd-resolved, /etc/resolv.conf is a link into /run, where nothing is yet. What
+// cannot be made is left to the mount, which says why.
+func behindLinks(root *os.File, names ...string) error {
+	for _, name := range names {
+		link, err := safefs.Open(root, name, safefs.Handle|syscall.O_NOFOLLOW, 0)
+		if hostspec.Missing(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		target, err := safefs.Readlink(link)
+		if cerr := link.Close(); err != nil || cerr != nil {
+			continue // a file, as nearly always
+		}
+		if !path.IsAbs(target) {
+			target = path.Join(path.Dir(name), target)
+		}
+		dir, err := safefs.MkdirAll(root, path.Dir(target), 0o755)
+		if err != nil {
+			continue
+		}
+		if err := dir.Close(); err != nil {
+			return err
+		}
+		if file, err := safefs.Open(root, name, syscall.O_RDONLY|syscall.O_CREAT|syscall.O_NONBLOCK, 0o644); err == nil {
+			if err := file.Close(); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

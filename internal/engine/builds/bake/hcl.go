@@ -40,16 +40,16 @@ func labels(kind string) hcl.BlockHeaderSchema {
 	return hcl.BlockHeaderSchema{Type: kind, LabelNames: []string{"name"}}
 }
 
-// bad is a finding of the HCL packages as an error: file, line, what is wrong.
+// bad is a finding of the HCL packages as an error: file, line, what is wrong, as buildx writes it.
 func bad(diags hcl.Diagnostics) error {
 	var all []error
 	for _, d := range diags {
 		if d.Severity == hcl.DiagError {
 			where := ""
 			if d.Subject != nil {
-				where = fmt.Sprintf("%s:%d: ", d.Subject.Filename, d.Subject.Start.Line)
+				where = d.Subject.String() + ": "
 			}
-			all = append(all, fmt.Errorf("%s%s: %s", where, d.Summary, d.Detail))
+			all = append(all, fmt.Errorf("%s%s; %s", where, d.Summary, d.Detail))
 		}
 	}
 	return errs.As(errs.Invalid, errors.Join(all...)) // nil stays nil
