@@ -33,6 +33,7 @@ func run() error {
 	busybox := flag.String("busybox", "/bin/busybox", "a static busybox")
 	networks := flag.Bool("networks", false, "instead, measure starts with 200 networks and 1000 published ports")
 	scale := flag.String("scale", "", "instead, measure with these numbers of running containers, e.g. 0,200,1000; 1000 alone means these three")
+	stats := flag.Int("stats", 0, "instead, measure what it costs the engine to stream the stats of so many containers, e.g. 200")
 	volumes := flag.Bool("volumes", false, "instead, measure starts with 1,000 volumes")
 	travel := flag.Bool("ship", false, "instead, measure pull, push and the registry")
 	building := flag.Bool("build", false, "instead, measure builds")
@@ -71,6 +72,11 @@ func run() error {
 	}
 	if *scale != "" {
 		return runScale(bench.Corten(abs, dir("corten"), *busybox), *scale)
+	}
+	if *stats > 0 {
+		e := bench.Corten(abs, dir("corten"), *busybox)
+		figure, err := bench.Stats(context.Background(), e, *stats, os.Stderr)
+		return errors.Join(err, bench.PrintStats(os.Stdout, e.Label, figure))
 	}
 	if *volumes {
 		e := bench.Corten(abs, dir("corten"), *busybox)

@@ -67,7 +67,7 @@ func (o *statsOptions) run(ctx context.Context, a *app, names []string) error {
 
 func statNames(ctx context.Context, api *engineapi.Client, all bool) ([]string, error) {
 	var list []container.Summary
-	if err := api.Get(ctx, "/containers/json", query("all", flag1(all)), &list); err != nil {
+	if err := api.Get(ctx, "/containers/json", query("all", flag1(all), "brief", "1"), &list); err != nil {
 		return nil, err
 	}
 	var names []string
@@ -190,7 +190,7 @@ func (o *statsOptions) live(ctx context.Context, a *app, api *engineapi.Client, 
 		case <-ctx.Done():
 			return nil
 		}
-		if dynamic && n%2 == 1 {
+		if dynamic && n%4 == 3 {
 			now, err := statNames(ctx, api, o.all)
 			if err != nil {
 				return err

@@ -266,7 +266,7 @@ func streamThrough(t *testing.T, e *enginetest.Engine, client *http.Client) {
 		end := time.Now().Add(30 * time.Second)
 		for time.Now().Before(end) {
 			var r struct {
-				Memory struct{ Limit uint64 } `json:"memory_stats"`
+				Memory struct{ Limit uint64 }   `json:"memory_stats"`
 				Pids   struct{ Current uint64 } `json:"pids_stats"`
 			}
 			if err := dec.Decode(&r); err != nil {
