@@ -112,7 +112,7 @@ type plugin struct {
 	provides []string   // what it said that it implements; nil: not greeted yet
 	rests    time.Time  // Ready leaves it alone until then
 	rest     time.Duration
-	why      error      // what was wrong when it began to rest
+	why      error // what was wrong when it began to rest
 }
 
 func (s *Set) plugin(name string) *plugin {
