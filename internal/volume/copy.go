@@ -19,6 +19,7 @@ type copier struct {
 	ctx   context.Context
 	root  *os.File         // the destination's root
 	links map[inode]string // first name, below root, of source files that have several
+	exact bool             // marks of overlayfs are content: the source is a volume, in which an engine of its own may keep its layers
 	// flushed counts the files and directories that were flushed one by one. From flushOneByOne on the whole file system is flushed at the end instead.
 	flushed int
 }
@@ -29,11 +30,19 @@ const flushOneByOne = 16
 // copyTree copies what is below from to below to: owners, modes, times, hard and symbolic links, extended attributes, holes, devices and pipes.
 // Sockets are left out, since they are nothing without their process. When it returns, the copy is on disk.
 func copyTree(ctx context.Context, from, to *os.File) error {
-	c := &copier{ctx: ctx, root: to, links: make(map[inode]string)}
+	return (&copier{ctx: ctx, root: to, links: make(map[inode]string)}).tree(from, to)
+}
+
+// copyVolume is copyTree for what was a volume's already: what overlayfs marks in an image's tree are files like others here.
+func copyVolume(ctx context.Context, from, to *os.File) error {
+	return (&copier{ctx: ctx, root: to, links: make(map[inode]string), exact: true}).tree(from, to)
+}
+
+func (c *copier) tree(from, to *os.File) error {
 	if err := c.dir(from, to, "", 0); err != nil {
 		return err
 	}
-	if err := copyAttributes(from, to); err != nil {
+	if err := c.attributes(from, to); err != nil {
 		return err
 	}
 	if err := c.flush(to); err != nil {
@@ -96,7 +105,7 @@ func (c *copier) entry(from, to *os.File, name, at string, depth int) error {
 	case unix.S_IFLNK:
 		err = c.symlink(from, to, name)
 	case unix.S_IFCHR, unix.S_IFBLK, unix.S_IFIFO:
-		if kind == unix.S_IFCHR && st.Rdev == 0 {
+		if kind == unix.S_IFCHR && st.Rdev == 0 && !c.exact {
 			return nil // an overlay's whiteout: there is no such file
 		}
 		if err := unix.Mknodat(int(to.Fd()), name, st.Mode&(unix.S_IFMT|0o777), int(st.Rdev)); err != nil {
@@ -114,7 +123,7 @@ func (c *copier) entry(from, to *os.File, name, at string, depth int) error {
 	if kind == unix.S_IFREG {
 		return nil // done by descriptor
 	}
-	return copySpecialAttributes(from, to, name, &st)
+	return c.specialAttributes(from, to, name, &st)
 }
 
 func (c *copier) subdir(from, to *os.File, name, at string, depth int) error {
@@ -132,7 +141,7 @@ func (c *copier) subdir(from, to *os.File, name, at string, depth int) error {
 	}
 	err = c.dir(src, dst, at, depth+1)
 	if err == nil {
-		err = copyAttributes(src, dst) // after its entries, which change its times
+		err = c.attributes(src, dst) // after its entries, which change its times
 	}
 	if err == nil {
 		err = c.flush(dst)
@@ -160,7 +169,7 @@ func (c *copier) file(from, to *os.File, name string) error {
 	}
 	err = copyContent(c.ctx, src, dst, st.Size)
 	if err == nil {
-		err = copyAttributes(src, dst)
+		err = c.attributes(src, dst)
 	}
 	if err == nil {
 		err = c.flush(dst)
@@ -239,21 +248,27 @@ func (c *copier) symlink(from, to *os.File, name string) error {
 
 // copyAttributes gives an open file or directory the owner, extended attributes, mode and times of another. The owner comes first: changing it drops the
 // set-id bits and the file capabilities.
-func copyAttributes(from, to *os.File) error {
+func copyAttributes(from, to *os.File) error { return (&copier{}).attributes(from, to) }
+
+func (c *copier) attributes(from, to *os.File) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(from.Fd()), &st); err != nil {
 		return &os.PathError{Op: "stat", Path: from.Name(), Err: err}
 	}
-	return setAttributes(from, to, &st)
+	return c.setAttributes(from, to, &st)
 }
 
 // setAttributes is copyAttributes with what was known of from earlier.
 func setAttributes(from, to *os.File, st *unix.Stat_t) error {
+	return (&copier{}).setAttributes(from, to, st)
+}
+
+func (c *copier) setAttributes(from, to *os.File, st *unix.Stat_t) error {
 	fd := int(to.Fd())
 	if err := unix.Fchown(fd, int(st.Uid), int(st.Gid)); err != nil {
 		return &os.PathError{Op: "chown", Path: to.Name(), Err: err}
 	}
-	if err := copyXattrs(procPath(from, ""), procPath(to, "")); err != nil {
+	if err := c.xattrs(procPath(from, ""), procPath(to, "")); err != nil {
 		return err
 	}
 	if err := unix.Fchmod(fd, st.Mode&0o7777); err != nil {
@@ -266,12 +281,12 @@ func setAttributes(from, to *os.File, st *unix.Stat_t) error {
 	return nil
 }
 
-// copySpecialAttributes does the same for what cannot be opened: links, devices, pipes.
-func copySpecialAttributes(from, to *os.File, name string, st *unix.Stat_t) error {
+// specialAttributes does the same for what cannot be opened: links, devices, pipes.
+func (c *copier) specialAttributes(from, to *os.File, name string, st *unix.Stat_t) error {
 	if err := unix.Fchownat(int(to.Fd()), name, int(st.Uid), int(st.Gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return &os.PathError{Op: "chown", Path: filepath.Join(to.Name(), name), Err: err}
 	}
-	if err := copyXattrs(procPath(from, name), procPath(to, name)); err != nil {
+	if err := c.xattrs(procPath(from, name), procPath(to, name)); err != nil {
 		return err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFLNK {
@@ -296,9 +311,9 @@ func procPath(f *os.File, name string) string {
 	return p
 }
 
-// copyXattrs copies extended attributes. A path that is the descriptor itself is followed to it; a name in a directory is not followed. Overlay's own
+// xattrs copies extended attributes. A path that is the descriptor itself is followed to it; a name in a directory is not followed. Overlay's own
 // notes are left out. A destination that has no place for attributes of a kind goes without.
-func copyXattrs(from, to string) error {
+func (c *copier) xattrs(from, to string) error {
 	list, get, set := unix.Llistxattr, unix.Lgetxattr, unix.Lsetxattr
 	if strings.Count(from, "/") == 4 {
 		list, get, set = unix.Listxattr, unix.Getxattr, unix.Setxattr
@@ -308,7 +323,7 @@ func copyXattrs(from, to string) error {
 		return ignoreUnsupported("list attributes", err)
 	}
 	for _, name := range strings.Split(strings.TrimRight(string(names), "\x00"), "\x00") {
-		if strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.") || name == "security.selinux" {
+		if name == "security.selinux" || !c.exact && (strings.HasPrefix(name, "trusted.overlay.") || strings.HasPrefix(name, "user.overlay.")) {
 			continue // of the place, not of the content
 		}
 		val, err := readXattr(func(buf []byte) (int, error) { return get(from, name, buf) })

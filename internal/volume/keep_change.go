@@ -99,7 +99,7 @@ func (s *LocalStore) swap(ctx context.Context, rec *stored, src *source) (err er
 			return err
 		}
 	}
-	if err := into(next, func(data *os.File) error { return copyTree(ctx, src.dir, data) }); err != nil {
+	if err := into(next, func(data *os.File) error { return copyVolume(ctx, src.dir, data) }); err != nil {
 		return err
 	}
 	if !rec.Image {

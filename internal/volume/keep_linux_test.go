@@ -107,6 +107,33 @@ func TestSnapshots(t *testing.T) {
 	}
 }
 
+// An engine inside of a container keeps its layers in a volume: overlayfs' marks in it are content.
+func TestCopyOfLayers(t *testing.T) {
+	needRoot(t)
+	ctx := context.Background()
+	s := open(t, t.TempDir(), quiet())
+	vol := mustCreate(t, s, "vol", nil)
+	must(t, unix.Mknod(filepath.Join(vol.Mountpoint, "gone"), unix.S_IFCHR, 0))
+	must(t, os.Mkdir(filepath.Join(vol.Mountpoint, "opaque"), 0o755))
+	must(t, unix.Setxattr(filepath.Join(vol.Mountpoint, "opaque"), "trusted.overlay.opaque", []byte("y"), 0))
+	clone, err := s.Clone(ctx, volume.CopySource{Name: "vol"}, volume.CreateOptions{Name: "copy"})
+	must(t, err)
+	var archive bytes.Buffer
+	must(t, s.Export(ctx, volume.CopySource{Name: "vol"}, &archive))
+	back, err := s.Import(ctx, volume.CreateOptions{Name: "back"}, &archive)
+	must(t, err)
+	for _, at := range []string{clone.Mountpoint, back.Mountpoint} {
+		var st unix.Stat_t
+		if err := unix.Stat(filepath.Join(at, "gone"), &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != 0 {
+			t.Errorf("%s: a deletion is lost: %v", at, err)
+		}
+		buf := make([]byte, 8)
+		if n, err := unix.Getxattr(filepath.Join(at, "opaque"), "trusted.overlay.opaque", buf); at == clone.Mountpoint && (err != nil || string(buf[:n]) != "y") { // archives leave it out
+			t.Errorf("%s: a mark is lost: %v", at, err)
+		}
+	}
+}
+
 // Export and import carry everything over a pipe, and a cut archive makes no volume.
 func TestExportImport(t *testing.T) {
 	needRoot(t)

@@ -186,7 +186,7 @@ func (s *LocalStore) Clone(ctx context.Context, what CopySource, opts CreateOpti
 	}
 	defer func() { err = errors.Join(err, src.close()) }()
 	return s.makeWith(ctx, opts, func(data *os.File) error {
-		return s.still(ctx, what, src, func() error { return copyTree(ctx, src.dir, data) })
+		return s.still(ctx, what, src, func() error { return copyVolume(ctx, src.dir, data) })
 	})
 }
 

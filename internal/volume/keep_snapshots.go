@@ -83,7 +83,7 @@ func (s *LocalStore) copyAside(ctx context.Context, what CopySource, src *source
 	}
 	to, err := openDir(unix.AT_FDCWD, at, 0)
 	if err == nil {
-		err = s.still(ctx, what, src, func() error { return copyTree(ctx, src.dir, to) })
+		err = s.still(ctx, what, src, func() error { return copyVolume(ctx, src.dir, to) })
 		err = errors.Join(err, to.Close())
 	}
 	if err != nil {

@@ -40,7 +40,7 @@ type Keeper interface {
 	Clone(ctx context.Context, src CopySource, opts CreateOptions) (Volume, error)
 	// Rename gives a volume without users another name; its snapshots go along.
 	Rename(ctx context.Context, name, to string) (Volume, error)
-	// Export writes a volume as an uncompressed tar archive, whose first entry is the volume's own directory. With src.Quiesce it writes a copy, so that nobody waits for the reader.
+	// Export writes a volume as an uncompressed tar archive, whose first entry is the volume's own directory. Sockets, and overlayfs' own attributes, do not go into it. With src.Quiesce it writes a copy, so that nobody waits for the reader.
 	Export(ctx context.Context, src CopySource, w io.Writer) error
 	// Import makes a volume of such an archive, or of any other uncompressed one.
 	Import(ctx context.Context, opts CreateOptions, r io.Reader) (Volume, error)
