@@ -2,6 +2,7 @@ package network
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"time"
@@ -55,6 +56,20 @@ func newSubnet(p Pool) *subnet {
 		s.used[a] = struct{}{}
 	}
 	return s
+}
+
+// usage counts.
+func (s *subnet) usage() SubnetUsage {
+	u := SubnetUsage{Subnet: s.prefix, InUse: uint64(len(s.used)), Free: math.MaxUint64}
+	if bits := s.rng.Addr().BitLen() - s.rng.Bits(); bits < 64 {
+		u.Free = 1 << bits
+	}
+	for a := range s.used {
+		if s.rng.Contains(a) {
+			u.Free--
+		}
+	}
+	return u
 }
 
 // take hands out the lowest free address that nobody left a moment ago, or the lowest free one; ok is false when there is none.

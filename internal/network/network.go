@@ -50,6 +50,13 @@ type Pool struct {
 	Chosen bool `json:",omitempty"`
 }
 
+// SubnetUsage counts the addresses of a subnet: all that nobody can be given, with the network's own, the gateway's, those kept for others and those of ready namespaces, and those
+// that are left to give; counts that do not fit are the largest that do.
+type SubnetUsage struct {
+	Subnet      netip.Prefix
+	InUse, Free uint64
+}
+
 // Port is one published port. HostPort 0 asks for a free one of the range [HostPort, HostPortEnd].
 type Port struct {
 	Proto                 string // tcp, udp, sctp
@@ -134,6 +141,8 @@ type Manager interface {
 	Get(ctx context.Context, ref string) (Network, error)
 	List(ctx context.Context) ([]Network, error)
 	Remove(ctx context.Context, ref string) error
+	// Usage counts the addresses of a network's subnets.
+	Usage(ctx context.Context, ref string) ([]SubnetUsage, error)
 	// Endpoints lists who is on a network: owner -> endpoint.
 	Endpoints(ctx context.Context, ref string) (map[string]Endpoint, error)
 	// Join makes the namespace and interfaces of a container that is about to start. On the default bridge without special wishes it takes a ready one from the pool.

@@ -63,6 +63,23 @@ func (l *Local) List(context.Context) ([]Network, error) {
 	return all, nil
 }
 
+// Usage counts the addresses of a network's subnets.
+func (l *Local) Usage(_ context.Context, ref string) ([]SubnetUsage, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	nw, err := l.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	var all []SubnetUsage
+	for _, s := range []*subnet{nw.v4, nw.v6} {
+		if s != nil {
+			all = append(all, s.usage())
+		}
+	}
+	return all, nil
+}
+
 // Endpoints lists who is on a network.
 func (l *Local) Endpoints(_ context.Context, ref string) (map[string]Endpoint, error) {
 	l.mu.Lock()

@@ -306,40 +306,12 @@ func members(view networks.View) map[string]wirenet.EndpointResource {
 	return out
 }
 
-// subnetStatus counts the addresses of a network that are taken and free.
+// subnetStatus converts the counts of a network's addresses.
 func subnetStatus(view networks.View) *wirenet.Status {
 	out := &wirenet.Status{}
 	out.IPAM.Subnets = wirenet.SubnetStatuses{}
-	for _, p := range view.IPAM.Pools {
-		if !p.Subnet.IsValid() {
-			continue
-		}
-		var used uint64
-		count := func(a netip.Addr) {
-			if a.IsValid() && p.Subnet.Contains(a) {
-				used++
-			}
-		}
-		count(p.Gateway)
-		for _, a := range p.Aux {
-			count(a)
-		}
-		for _, m := range view.Containers {
-			count(m.IPv4.Addr())
-			count(m.IPv6.Addr())
-		}
-		pool := p.Subnet
-		if p.Range.IsValid() {
-			pool = p.Range
-		}
-		total := ^uint64(0)
-		if bits := pool.Addr().BitLen() - pool.Bits(); bits < 64 {
-			total = 1 << bits
-		}
-		if pool.Addr().Is4() && pool == p.Subnet && total > 2 {
-			used += 2 // the subnet's own address and its broadcast
-		}
-		out.IPAM.Subnets[p.Subnet] = wirenet.SubnetStatus{IPsInUse: used, DynamicIPsAvailable: total - min(used, total)}
+	for _, u := range view.Usage {
+		out.IPAM.Subnets[u.Subnet] = wirenet.SubnetStatus{IPsInUse: u.InUse, DynamicIPsAvailable: u.Free}
 	}
 	return out
 }

@@ -150,7 +150,7 @@ var _ networks.API = fakeNetworks{}
 func blue() networks.View {
 	nw := network.Network{ID: netID, Name: "blue", Driver: "bridge", Created: birth, EnableIPv4: true,
 		IPAM: network.IPAM{Driver: "default", Pools: []network.Pool{{Subnet: netip.MustParsePrefix("10.1.0.0/24"), Gateway: netip.MustParseAddr("10.1.0.1")}}}}
-	return networks.View{Network: nw, Containers: map[string]networks.Member{webID: {Name: "web", Endpoint: web().Sandbox.Endpoints[1]}}}
+	return networks.View{Network: nw, Usage: []network.SubnetUsage{{Subnet: nw.IPAM.Pools[0].Subnet, InUse: 4, Free: 252}}, Containers: map[string]networks.Member{webID: {Name: "web", Endpoint: web().Sandbox.Endpoints[1]}}}
 }
 func (f fakeNetworks) Create(_ context.Context, nw network.Network) (network.Network, error) {
 	err := f.e.note("network", nw)

@@ -14,7 +14,8 @@ import (
 // View is a network with the running containers on it.
 type View struct {
 	network.Network
-	Containers map[string]Member // by container id
+	Containers map[string]Member     // by container id
+	Usage      []network.SubnetUsage // by Inspect only
 }
 
 // Member is a container on a network.

@@ -22,6 +22,7 @@ type Rooms interface {
 	List(ctx context.Context) ([]network.Network, error)
 	Remove(ctx context.Context, ref string) error
 	Endpoints(ctx context.Context, ref string) (map[string]network.Endpoint, error)
+	Usage(ctx context.Context, ref string) ([]network.SubnetUsage, error)
 	Live
 }
 
@@ -138,7 +139,12 @@ func (s *Service) Inspect(ctx context.Context, ref string) (View, error) {
 	if err != nil {
 		return View{}, err
 	}
-	return s.view(ctx, nw, s.Containers.Names())
+	view, err := s.view(ctx, nw, s.Containers.Names())
+	if err != nil {
+		return View{}, err
+	}
+	view.Usage, err = s.Networks.Usage(ctx, nw.ID)
+	return view, err
 }
 
 // Remove implements [API].

@@ -179,6 +179,28 @@ func (m *Networks) Remove(_ context.Context, ref string) error {
 	return nil
 }
 
+// Usage counts the addresses of a network's subnets.
+func (m *Networks) Usage(_ context.Context, ref string) ([]network.SubnetUsage, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	nw, err := m.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	var all []network.SubnetUsage
+	for _, p := range nw.IPAM.Pools {
+		u := network.SubnetUsage{Subnet: p.Subnet, Free: 1 << min(62, p.Subnet.Addr().BitLen()-p.Subnet.Bits())}
+		for a := range nw.used {
+			if p.Subnet.Contains(a) {
+				u.InUse++
+			}
+		}
+		u.Free -= u.InUse
+		all = append(all, u)
+	}
+	return all, nil
+}
+
 // Endpoints lists who is on a network.
 func (m *Networks) Endpoints(_ context.Context, ref string) (map[string]network.Endpoint, error) {
 	m.mu.Lock()

@@ -129,6 +129,10 @@ func addresses(t *testing.T, m network.Manager) {
 	if sb := join(t, m, req); sb.Endpoints[0].IPv4.Addr() != want {
 		t.Errorf("made %+v", sb.Endpoints)
 	}
+	usage := must[[]network.SubnetUsage](t)(m.Usage(ctx, "blue"))
+	if len(usage) != 1 || usage[0].Subnet != pool.Subnet || usage[0].InUse < 2 || usage[0].InUse+usage[0].Free != 256 {
+		t.Errorf("usage %+v", usage)
+	}
 	req.Owner = "two"
 	_, err := m.Join(ctx, req)
 	refused(t, err, errs.Forbidden, "Address already in use")
