@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"strconv"
 
 	"corten.dev/corten/internal/errs"
@@ -153,6 +154,10 @@ func (m *Manager) cpuV1(dir string, c *specs.LinuxCPU) error {
 	}
 	if set(c.RealtimeRuntime) {
 		if err := m.writeFile(dir, "cpu.rt_runtime_us", strconv.FormatInt(*c.RealtimeRuntime, 10)); err != nil {
+			// The kernel hands out no more than the parent was given, which is nothing unless someone did.
+			if parent, perr := readFile(filepath.Dir(dir), "cpu.rt_runtime_us"); perr == nil && isErrno(err, unix.EINVAL) {
+				return errs.New(errs.Invalid, "realtime runtime %d: the parent has %s us to hand out; write more to %s/cpu.rt_runtime_us first", *c.RealtimeRuntime, parent, filepath.Dir(dir))
+			}
 			return fmt.Errorf("realtime runtime: %w", err)
 		}
 	}

@@ -3,6 +3,7 @@ package cgroup
 import (
 	"errors"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -111,5 +112,32 @@ func TestV1Refused(t *testing.T) {
 		if err := m.Set(&res); !errors.Is(err, errs.Invalid) {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+}
+
+// Real-time budgets have to be handed down by someone: the error says what to do, where the kernel says "invalid argument".
+func TestRealtimeWithoutBudget(t *testing.T) {
+	host, err := Discover()
+	if err != nil || os.Geteuid() != 0 || !host.Supports().Realtime {
+		t.Skip("needs root and real-time group scheduling on cgroup v1")
+	}
+	m, err := New(Options{Path: "/corten-test-rt/ctr", ID: "ctr", Host: host})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := RemoveParent(host, "/corten-test-rt"); err != nil {
+			t.Error(err)
+		}
+	}()
+	runtime := int64(1000)
+	err = m.Create(&specs.LinuxResources{CPU: &specs.LinuxCPU{RealtimeRuntime: &runtime}})
+	if err == nil {
+		t.Error("the kernel hands out what the parent does not have")
+		if err := m.Destroy(); err != nil {
+			t.Error(err)
+		}
+	} else if !strings.Contains(err.Error(), "the parent has 0 us to hand out; write more to ") {
+		t.Error(err)
 	}
 }
