@@ -24,6 +24,7 @@ type ContainerSpec struct {
 	Platform   *pb.Platform
 	Ulimits    []*pb.Ulimit
 	Resources  *pb.LinuxResources
+	Devices    []*pb.CDIDevice
 	// Granted are the entitlements of the build, as BuildKit writes them. Without "network.host" a container has no network of the host's, and without "security.insecure" no process
 	// of it has privileges: what is asked of the solver in a definition is not had here by another door (BuildKit's CVE-2024-23653).
 	Granted []string
@@ -89,7 +90,7 @@ func (s *Steps) Failed(ctx context.Context, env build.Env, failed *build.StepErr
 	meta := exec.Meta
 	c, err := s.NewContainer(ctx, env, ContainerSpec{
 		Mounts: exec.Mounts, Inputs: failed.Inputs, Hostname: meta.Hostname, Network: exec.Network, ExtraHosts: meta.ExtraHosts, Platform: failed.Vertex.Op.GetPlatform(),
-		Ulimits: meta.Ulimit, Resources: failed.Vertex.Meta.GetLinuxResources(), cwd: meta.Cwd, trees: failed.Mounts, args: meta.Args,
+		Ulimits: meta.Ulimit, Resources: failed.Vertex.Meta.GetLinuxResources(), Devices: exec.CdiDevices, cwd: meta.Cwd, trees: failed.Mounts, args: meta.Args,
 		Granted: hadBy(exec),
 	})
 	if err != nil {
@@ -139,7 +140,7 @@ func (c *Container) Start(cmd Command, secrets []*pb.SecretEnv) (Process, error)
 	}
 	proc, err := c.steps.opts.Executor.Start(c.ctx, Step{
 		ID: c.set.id, Root: c.set.root, ReadOnly: c.set.readOnly, Mounts: c.set.list(), Command: cmd, Hostname: c.spec.Hostname, ExtraHosts: c.spec.ExtraHosts,
-		Network: c.spec.Network, Ulimits: c.spec.Ulimits, Resources: c.spec.Resources,
+		Network: c.spec.Network, Ulimits: c.spec.Ulimits, Resources: c.spec.Resources, Devices: c.spec.Devices,
 	})
 	if err != nil {
 		return nil, err

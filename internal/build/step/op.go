@@ -65,11 +65,6 @@ func check(exec *pb.ExecOp, inputs int) error {
 			return errs.New(errs.Invalid, "secret ID missing for %q environment variable", env.GetName())
 		}
 	}
-	for _, dev := range exec.CdiDevices {
-		if !dev.GetOptional() {
-			return errs.New(errs.NotImplemented, "device %s: devices of the Container Device Interface are not supported by this engine yet", dev.GetName())
-		}
-	}
 	return checkMounts(exec.Mounts, inputs)
 }
 
@@ -205,7 +200,7 @@ func (o *op) run(ctx context.Context, env build.Env, set *mounted, vars []string
 		Command: Command{
 			Args: meta.Args, Env: vars, Cwd: meta.Cwd, User: meta.User, Security: o.exec.Security, Stdout: stream{env.Progress, 1}, Stderr: stream{env.Progress, 2},
 		},
-		Hostname: meta.Hostname, ExtraHosts: meta.ExtraHosts, Network: o.exec.Network, Ulimits: meta.Ulimit, CgroupParent: meta.CgroupParent, Resources: o.v.Meta.GetLinuxResources(),
+		Hostname: meta.Hostname, ExtraHosts: meta.ExtraHosts, Network: o.exec.Network, Ulimits: meta.Ulimit, CgroupParent: meta.CgroupParent, Resources: o.v.Meta.GetLinuxResources(), Devices: o.exec.CdiDevices,
 	})
 	if err != nil {
 		return -1, err

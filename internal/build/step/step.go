@@ -54,6 +54,8 @@ type Step struct {
 	Ulimits      []*pb.Ulimit
 	CgroupParent string
 	Resources    *pb.LinuxResources
+	// Devices are those of the Container Device Interface that it asks for (RUN --device), and was granted.
+	Devices []*pb.CDIDevice
 }
 
 // Mount is a detached mount and where it goes.

@@ -196,6 +196,11 @@ func (p *process) configure() (map[string]*os.File, error) {
 		return nil, err
 	}
 	spec.Process.Env = environment(&s.Command, p.user.Home)
+	if names, err := chosen(s.Devices, p.exec.opts.Maker.CDI); err != nil {
+		return nil, err
+	} else if err := p.exec.opts.Maker.CDI.Inject(spec, names); err != nil { // last: devices may come with variables
+		return nil, err
+	}
 	p.spec = spec
 	return sources, nil
 }
