@@ -21,13 +21,13 @@ func (s *Service) Update(ctx context.Context, ref string, req UpdateRequest) (wa
 	if err != nil {
 		return nil, err
 	}
-	ctx = context.WithoutCancel(ctx)
 	bad := func(err error) ([]string, error) {
 		return nil, fmt.Errorf("Cannot update container %s: %w", ctr.id, err) //lint:ignore ST1005 Docker's words
 	}
 	if err := ctr.settled(ctx); err != nil {
 		return bad(err)
 	}
+	ctx = context.WithoutCancel(ctx) // from here on it is done as a whole, or taken back
 	before := ctr.record()
 	asked := container.Resources{}
 	if req.Resources != nil {
