@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -211,10 +210,10 @@ func (l *Local) reroute(ctx context.Context, bx *box, ns *os.File) error {
 				return err
 			}
 			if i == p.gw4 {
-				b.AddRoute(link.Index, netip.Prefix{}, ep.Gateway4)
+				b.AddRoute(link.Index, default4, ep.Gateway4)
 			}
 			if i == p.gw6 {
-				b.AddRoute(link.Index, netip.Prefix{}, ep.Gateway6)
+				b.AddRoute(link.Index, default6, ep.Gateway6)
 			}
 		}
 		return in.Do(&b)

@@ -259,6 +259,9 @@ func (l *Local) quietIPv6(eps []Endpoint) error {
 	return err
 }
 
+// The destinations of default routes, said in full: one that leads to an interface has no gateway to tell its family by.
+var default4, default6 = netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+
 // configure gives the interfaces in a new namespace their addresses and routes.
 func configure(in *netlink.Conn, p plan) error {
 	var b netlink.Batch
@@ -270,10 +273,10 @@ func configure(in *netlink.Conn, p plan) error {
 		addAddrs(&b, link.Index, ep)
 		b.SetUp(link.Index)
 		if i == p.gw4 {
-			b.AddRoute(link.Index, netip.Prefix{}, ep.Gateway4)
+			b.AddRoute(link.Index, default4, ep.Gateway4)
 		}
 		if i == p.gw6 {
-			b.AddRoute(link.Index, netip.Prefix{}, ep.Gateway6)
+			b.AddRoute(link.Index, default6, ep.Gateway6)
 		}
 	}
 	if err := in.Do(&b); err != nil {
