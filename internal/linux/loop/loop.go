@@ -68,7 +68,7 @@ func attach(num int, file *os.File, mode int, opts Options) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg := unix.LoopConfig{Fd: uint32(file.Fd()), Size: 4096}
+	cfg := unix.LoopConfig{Fd: uint32(file.Fd())} // blocks of 512 bytes: with larger ones, file systems of smaller blocks could not be mounted
 	cfg.Info.Flags = unix.LO_FLAGS_AUTOCLEAR
 	if opts.ReadOnly {
 		cfg.Info.Flags |= unix.LO_FLAGS_READ_ONLY

@@ -1,7 +1,8 @@
 // Package quota bounds how many bytes a directory and all below it may take, by project quotas of the kernel: ext4 with the features quota and project, and xfs, each mounted with prjquota.
 //
 // It owns nothing: a project's limit is kept by the file system. It promises that a limit it set is one that the kernel enforces, not one that is only counted; and that a project which somebody else uses
-// is told from a free one. See quotactl(2), ioctl_xfs_fsgetxattr(2).
+// is told from a free one. The kernel does not hold processes with CAP_SYS_RESOURCE, which no container has by default, to
+// any quota. See quotactl(2), ioctl_xfs_fsgetxattr(2).
 package quota
 
 import (
