@@ -26,6 +26,7 @@ type ctrFlags struct {
 	restart, stopSignal, logDriver, runtime, isolation, volDrv   string
 	platform, pull, cidfile                                      string
 	health                                                       healthFlags
+	netLimits                                                    netLimitFlags
 	stopTimeout, oomScore                                        int
 	cpuShares, cpuPeriod, cpuQuota, cpuRtPeriod, cpuRtRuntime    int64
 	cpuCount, cpuPercent, swappiness, pidsLimit                  int64
@@ -76,6 +77,7 @@ func (o *ctrFlags) registerProcess(f *pflag.FlagSet) {
 	f.BoolVar(&o.useAPISocket, "use-api-socket", false, "give the container the engine's socket")
 	list(f, &o.annotation, "annotation", "", "annotation for the OCI runtime, name=value")
 	o.health.register(f)
+	o.netLimits.register(f)
 }
 
 func (o *ctrFlags) registerNetwork(f *pflag.FlagSet) {

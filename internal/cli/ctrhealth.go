@@ -1,8 +1,6 @@
 package cli
 
 import (
-	"fmt"
-	"maps"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -102,14 +100,9 @@ func (h *healthFlags) annotate(host *container.HostConfig) error {
 		case a.value < 0:
 			return invalid("--%s cannot be negative", a.flag)
 		case a.value > 0:
-			host.Annotations = maps.Clone(host.Annotations)
-			if host.Annotations == nil {
-				host.Annotations = map[string]string{}
+			if err := annotate(host, a.flag, a.name, a.value.String()); err != nil {
+				return err
 			}
-			if given, twice := host.Annotations[a.name]; twice {
-				return fmt.Errorf("conflicting options: --%s and --annotation %s=%s", a.flag, a.name, given)
-			}
-			host.Annotations[a.name] = a.value.String()
 		}
 	}
 	return nil

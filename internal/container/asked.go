@@ -4,22 +4,25 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/network"
 )
 
 // Annotations by which a client asks for what Docker's API has no field for. Any client can give them: `docker run --annotation`, `annotations:` in a compose file. The flags of
-// `corten run` write them. Values are durations as Go writes them (1m30s).
+// `corten run` write them. Values are durations as Go writes them (1m30s), where nothing else is said.
 const (
 	AnnotationTimeout         = "dev.corten.timeout"           // a run that lasts longer is stopped
 	AnnotationRestart         = "dev.corten.restart."          // what the following begin with
 	AnnotationRestartDelay    = "dev.corten.restart.delay"     // wait before the first restart; it doubles with each further one
 	AnnotationRestartMaxDelay = "dev.corten.restart.max-delay" // the longest such wait
 	AnnotationRestartWindow   = "dev.corten.restart.window"    // a run that lasted this long begins the waits anew
+	AnnotationEgress          = network.OptionEgress           // a list (network.ParseEgress): where it may connect to
 )
 
 // Asked is what those annotations say, with defaults.
 type Asked struct {
 	Timeout                                      time.Duration // 0: none
 	RestartDelay, RestartMaxDelay, RestartWindow time.Duration
+	Egress                                       string // empty: everywhere
 }
 
 // ReadAnnotations reads what is asked by annotations; those of others are left alone.
@@ -27,6 +30,12 @@ func ReadAnnotations(all map[string]string) (Asked, error) {
 	a := Asked{RestartDelay: 100 * time.Millisecond, RestartMaxDelay: time.Minute, RestartWindow: 10 * time.Second}
 	if len(all) == 0 {
 		return a, nil
+	}
+	if text, given := all[AnnotationEgress]; given {
+		if _, err := network.ParseEgress(text); err != nil {
+			return a, errs.New(errs.Invalid, "annotation %s: %w", AnnotationEgress, err)
+		}
+		a.Egress = text
 	}
 	for name, to := range map[string]*time.Duration{
 		AnnotationTimeout: &a.Timeout, AnnotationRestartDelay: &a.RestartDelay, AnnotationRestartMaxDelay: &a.RestartMaxDelay, AnnotationRestartWindow: &a.RestartWindow,

@@ -89,6 +89,7 @@ func (l *Local) wholeTable(all bool) (*nft.Tx, uint64) {
 	}
 	addElements(tx, l.opt.Table, bindings)
 	tx.AddElems(l.opt.Table, setLinks, l.openingElements())
+	l.addFences(tx)
 	return tx, l.rules.changes
 }
 

@@ -29,6 +29,9 @@ func newBridge(l *Local, nw *network) (*bridge, error) {
 	if err := nw.readOptions(); err != nil {
 		return nil, err
 	}
+	if err := nw.readEgress(l); err != nil {
+		return nil, err
+	}
 	return &bridge{l, nw}, nil
 }
 

@@ -95,6 +95,7 @@ func (nw *network) readOptions() error {
 			if nw.snat6, err = netip.ParseAddr(val); err == nil && !nw.snat6.Is6() {
 				err = errors.New("not an IPv6 address")
 			}
+		case OptionEgress: // when the rest is known: newBridge
 		default:
 			if strings.HasPrefix(key, "com.docker.network.") {
 				err = errors.New("not supported by driver bridge")

@@ -29,6 +29,10 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 		bx.forgetEndpoint(ep)
 		return nil
 	})
+	undo.Push(func(context.Context) error { return l.unfence(bx, []Endpoint{ep}) })
+	if err := l.fence(bx, []Endpoint{ep}); err != nil {
+		return Endpoint{}, err
+	}
 	l.mu.Lock()
 	told := nw.unexpected(ep)
 	l.mu.Unlock()
@@ -97,6 +101,11 @@ func (l *Local) reserveConnect(owner string, req EndpointRequest) (*box, *networ
 	if nw.drv == nil {
 		return nil, nil, Endpoint{}, errs.New(errs.Forbidden, "container cannot be connected to %s network while it runs", nw.rec.Name)
 	}
+	if bx.egress != nil {
+		if err := l.checkFence(nw); err != nil {
+			return nil, nil, Endpoint{}, err
+		}
+	}
 	if len(bx.sb.Endpoints) == 0 {
 		for _, er := range bx.req.Endpoints {
 			if at, err := l.find(er.Network); err == nil && at.drv == nil {
@@ -159,6 +168,9 @@ func (l *Local) Disconnect(ctx context.Context, owner string, pid int, network s
 	defer ns.Close()
 	if err := nw.drv.unplug(ctx, ep, ns); err != nil {
 		return fmt.Errorf("disconnect from network %s: %w", nw.rec.Name, err)
+	}
+	if err := l.unfence(bx, []Endpoint{ep}); err != nil {
+		return err
 	}
 	l.mu.Lock()
 	nw.free(ep)

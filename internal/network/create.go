@@ -195,6 +195,9 @@ func (l *Local) lower(ctx context.Context, nw *network) error {
 		for set, elems := range bridgeElements(nw) {
 			tx.DelElems(l.opt.Table, set, elems)
 		}
+		if nw.egress != nil {
+			l.untell(tx, byNet, nft.Name(nw.br))
+		}
 		if err := l.commit(tx); errors.Is(err, unix.ENOENT) {
 			l.rules.again()
 		} else {

@@ -30,6 +30,9 @@ func (l *Local) Join(ctx context.Context, req JoinRequest) (_ *Sandbox, err erro
 	var undo task.Undo
 	defer undo.OnError(ctx, &err)
 	bx := &box{req: req, sb: Sandbox{Owner: req.Owner}}
+	if err := bx.readWishes(); err != nil {
+		return nil, err
+	}
 	p, ready, err := l.reserve(&req, bx)
 	if err != nil {
 		return nil, err
@@ -46,6 +49,9 @@ func (l *Local) Join(ctx context.Context, req JoinRequest) (_ *Sandbox, err erro
 		return nil, err
 	}
 	undo.Push(func(context.Context) error { return ns.Close() })
+	if err := l.fence(bx, p.eps); err != nil {
+		return nil, err
+	}
 	if err := l.publish(ctx, bx, p); err != nil {
 		return nil, err
 	}
@@ -106,6 +112,11 @@ func (l *Local) tryReserve(req *JoinRequest, bx *box, again string) (p plan, rea
 		}
 		if nw.rec.ConfigOnly {
 			return p, nil, errConfigOnly
+		}
+		if bx.egress != nil {
+			if err := l.checkFence(nw); err != nil {
+				return p, nil, err
+			}
 		}
 		if slices.Contains(p.nets, nw) {
 			return p, nil, errs.New(errs.Invalid, "network %s is named twice", nw.rec.Name)
@@ -322,11 +333,11 @@ func addAddrs(b *netlink.Batch, index int, ep Endpoint) {
 
 // finish makes the sandbox known.
 func (l *Local) finish(ctx context.Context, bx *box, p plan, ns *os.File) (*Sandbox, error) {
-	conf, err := l.resolvConf(bx.req, p.userDefined(), len(p.nets) == 1 && p.nets[0].rec.Driver == nameHost)
+	conf, err := l.resolvConf(bx.req, p.asksUs(bx), len(p.nets) == 1 && p.nets[0].rec.Driver == nameHost)
 	if err != nil {
 		return nil, err
 	}
-	if p.userDefined() {
+	if p.asksUs(bx) {
 		if err := l.serveNames(ctx, bx, ns); err != nil {
 			return nil, err
 		}
@@ -349,6 +360,9 @@ func (l *Local) finish(ctx context.Context, bx *box, p plan, ns *os.File) (*Sand
 	return &out, nil
 }
 
+// asksUs says whether the embedded DNS serves the sandbox: on user-defined networks, and where only it knows which names there are.
+func (p plan) asksUs(bx *box) bool { return p.userDefined() || bx.egress != nil && len(p.eps) > 0 }
+
 func (p plan) userDefined() bool {
 	return slices.ContainsFunc(p.nets, func(nw *network) bool { return !nw.rec.Predefined })
 }
@@ -369,7 +383,10 @@ func (l *Local) Leave(ctx context.Context, owner string) error {
 }
 
 func (l *Local) leave(ctx context.Context, bx *box) (err error) {
-	err = errors.Join(l.unpublish(ctx, bx), l.closeNames(ctx, bx))
+	l.mu.Lock()
+	eps := bx.sb.Endpoints
+	l.mu.Unlock()
+	err = errors.Join(l.unpublish(ctx, bx), l.closeNames(ctx, bx), l.unfence(bx, eps))
 	opened := false
 	defer func() {
 		if opened { // addresses are given again: what was open to this one must not be to the next

@@ -33,6 +33,7 @@ type Local struct {
 	names   map[string]string   // network name -> id
 	boxes   map[string]*box     // by owner
 	ports   portTable
+	told    toldNames
 	settled bool
 	closed  bool
 
@@ -60,6 +61,7 @@ type network struct {
 	icc, masq bool
 	hostIP    netip.Addr
 	bridgeOptions
+	egress    *Egress // nil: no list
 	isDefault bool
 	foreign   bool                 // the bridge was there before us: it is never removed
 	eps       map[string]*Endpoint // by owner
@@ -71,6 +73,7 @@ type box struct {
 	sb       Sandbox
 	pid      int
 	bindings []*binding
+	egress   *Egress // nil: no list
 	ready    bool
 }
 
@@ -78,7 +81,7 @@ type box struct {
 // made once Settle was called.
 func New(opt Options) (_ *Local, err error) {
 	opt = opt.withDefaults()
-	l := &Local{opt: opt, log: opt.Logger, nets: map[string]*network{}, names: map[string]string{}, boxes: map[string]*box{},
+	l := &Local{opt: opt, log: opt.Logger, nets: map[string]*network{}, names: map[string]string{}, boxes: map[string]*box{}, told: toldNames{},
 		resolv: dns.HostFile{Path: opt.ResolvConf}, rt: &netlink.Pool{Proto: unix.NETLINK_ROUTE}, nf: nft.NewConns()}
 	ctx, stop := context.WithCancel(context.Background())
 	l.stop, l.done = stop, ctx.Done()
@@ -110,6 +113,9 @@ func New(opt Options) (_ *Local, err error) {
 		if err := l.applyRules(false); err != nil {
 			return nil, err
 		}
+		if err := l.readTold(); err != nil {
+			return nil, err
+		}
 		if err := l.watchRules(ctx); err != nil {
 			return nil, err
 		}
@@ -131,7 +137,7 @@ func (l *Local) Settle(ctx context.Context) error {
 	if l.opt.NoRules {
 		return err
 	}
-	return errors.Join(err, l.applyRules(true))
+	return errors.Join(err, l.applyRules(true), l.settleTold())
 }
 
 // Close stops the background work. With no container left it also removes the bridges that have no other use and the table.

@@ -24,6 +24,7 @@ type nameLink struct {
 	mu   sync.Mutex
 	held map[string]*served // what the server has from an earlier engine, until Settle
 	want map[string]*served // what it is to serve
+	gate gating
 }
 
 // served is one owner.
@@ -200,7 +201,7 @@ func (l *Local) writeEntry(bx *box, host []string) (served bool) {
 
 // entryOf is what a sandbox is called, and whom to ask for it. Local.mu is held.
 func (l *Local) entryOf(bx *box, host []string) dns.Entry {
-	e := dns.Entry{Owner: bx.req.Owner, Servers: bx.req.DNS, Host: host}
+	e := dns.Entry{Owner: bx.req.Owner, Servers: bx.req.DNS, Host: host, Egress: fenceOf(bx.egress)}
 	if len(e.Servers) == 0 {
 		e.Servers = l.opt.DNS
 	}
@@ -209,7 +210,7 @@ func (l *Local) entryOf(bx *box, host []string) dns.Entry {
 		if nw == nil {
 			continue
 		}
-		m := dns.Membership{ID: ep.NetworkID, Name: nw.rec.Name, Internal: nw.rec.Internal, Names: ep.DNSNames, Links: ep.Links}
+		m := dns.Membership{ID: ep.NetworkID, Name: nw.rec.Name, Internal: nw.rec.Internal, Names: ep.DNSNames, Links: ep.Links, Egress: fenceOf(nw.egress)}
 		for _, p := range []netip.Prefix{ep.IPv4, ep.IPv6} {
 			if p.IsValid() {
 				m.Addrs = append(m.Addrs, p.Addr())
@@ -227,7 +228,7 @@ func (l *Local) serveNames(ctx context.Context, bx *box, ns *os.File) error {
 	known := l.writeEntry(bx, host)
 	l.mu.Unlock()
 	if known {
-		return l.dns.sync(ctx, l.done, owner)
+		return l.syncNames(ctx, owner)
 	}
 	if len(l.opt.Names) == 0 {
 		return errs.New(errs.Unavailable, "names cannot be served: the engine was given no program for it")
@@ -246,7 +247,16 @@ func (l *Local) serveNames(ctx context.Context, bx *box, ns *os.File) error {
 	l.dns.want[owner] = s
 	l.dns.mu.Unlock()
 	l.mu.Unlock()
-	return l.dns.sync(ctx, l.done, owner)
+	return l.syncNames(ctx, owner)
+}
+
+// syncNames hands an entry to the server, and opens the gate where an egress list needs it.
+func (l *Local) syncNames(ctx context.Context, owner string) error {
+	if err := l.dns.sync(ctx, l.done, owner); err != nil {
+		return err
+	}
+	l.openGate(ctx)
+	return nil
 }
 
 // listenNames opens the sockets of the calling thread's namespace, and leads questions to them.
@@ -293,9 +303,13 @@ func (l *Local) closeNames(ctx context.Context, bx *box) error {
 	l.dns.mu.Lock()
 	s := l.dns.want[bx.req.Owner]
 	delete(l.dns.want, bx.req.Owner)
+	delete(l.dns.gate.refused, bx.req.Owner)
 	l.dns.mu.Unlock()
 	if s == nil {
 		return nil
+	}
+	if s.entry.Fenced() {
+		l.dns.closeGate()
 	}
 	return errors.Join(l.dns.sync(ctx, l.done, bx.req.Owner), s.close())
 }
@@ -314,7 +328,7 @@ func (l *Local) restoreNames(ctx context.Context, bx *box, pid int) error {
 	l.dns.mu.Unlock()
 	l.mu.Unlock()
 	if s != nil {
-		return l.dns.sync(ctx, l.done, owner)
+		return l.syncNames(ctx, owner)
 	}
 	ns, err := nsOf(pid)
 	if err != nil {
@@ -341,14 +355,14 @@ func (l *Local) refreshNames(ctx context.Context, bx *box, ns *os.File) error {
 	l.mu.Lock()
 	p, req := l.planOf(bx), bx.req
 	l.mu.Unlock()
-	conf, err := l.resolvConf(req, p.userDefined(), false)
+	conf, err := l.resolvConf(req, p.asksUs(bx), false)
 	if err != nil {
 		return err
 	}
 	l.mu.Lock()
 	bx.sb.ResolvConf = conf
 	l.mu.Unlock()
-	if p.userDefined() {
+	if p.asksUs(bx) {
 		return l.serveNames(ctx, bx, ns)
 	}
 	return l.closeNames(ctx, bx)

@@ -94,6 +94,8 @@ type JoinRequest struct {
 	DNS, DNSSearch, DNSOptions []string
 	// Openings are the owners whose ports it reaches on the default bridge even where containers there do not reach each other (--link with icc off).
 	Openings []Opening
+	// Egress is where it may connect to, as ParseEgress reads it; empty: everywhere. It needs networks of driver bridge.
+	Egress string
 	// Sysctls of net.* are set by the runtime, not here.
 }
 

@@ -13,6 +13,9 @@ import (
 // so no packet of the container notices.
 func (l *Local) Restore(ctx context.Context, req JoinRequest, sb Sandbox, pid int) error {
 	bx := &box{req: req, sb: sb, pid: pid, ready: true}
+	if err := bx.readWishes(); err != nil { // it was read when the container was made
+		return err
+	}
 	bx.sb.NS = nil
 	bx.sb.Endpoints = slices.Clone(sb.Endpoints)
 	l.mu.Lock()
@@ -42,9 +45,12 @@ func (l *Local) Restore(ctx context.Context, req JoinRequest, sb Sandbox, pid in
 	for _, name := range lost {
 		l.log.Warn("network of a running container is gone", "owner", req.Owner, "network", name)
 	}
-	err := l.rebind(ctx, bx, p, sb.Ports)
+	err := errors.Join(l.fence(bx, bx.sb.Endpoints), l.rebind(ctx, bx, p, sb.Ports))
+	if p.asksUs(bx) {
+		err = errors.Join(err, l.restoreNames(ctx, bx, pid))
+	}
 	if p.userDefined() {
-		err = errors.Join(err, l.restoreNames(ctx, bx, pid), l.restoreRoutes(ctx, bx, pid))
+		err = errors.Join(err, l.restoreRoutes(ctx, bx, pid))
 	}
 	if err != nil {
 		return fmt.Errorf("restore network of %s: %w", req.Name, err)

@@ -30,7 +30,7 @@ import (
 //	prerouting  (nat, dstnat)         to an address of this host, not loopback from outside → ports
 //	output      (nat, dstnat)         to an address of this host → ports
 //	ports                             not for [::1]; dnat by the maps, which no two ports can both be in
-//	forward     (filter)              jump corten-user; established: accept; same network: accept; links: accept; internal: drop; published: accept;
+//	forward     (filter)              jump corten-user; established: accept; same network: accept; links: accept; internal: drop; egress lists (egressrules.go); published: accept;
 //	                                  reached at their own address: direct, open; other packets into our bridges: drop; out of them: accept
 //	postrouting (nat, srcnat)         from 127.0.0.0/8 into our bridges, and published ports reached from their own network or container: masquerade;
 //	                                  out of snat and masq bridges to elsewhere: snat, masquerade
@@ -63,7 +63,7 @@ var (
 		{Name: setHost6 + ranged, Key: []nft.Type{nft.Proto, nft.IPv6, nft.Service}, Data: []nft.Type{nft.IPv6}, Ranges: true},
 	}
 	// portSets hold what belongs to containers, bridgeSets what belongs to networks.
-	portSets = slices.Concat(natMaps, rangeMaps, selfSets, []nft.Set{
+	portSets = slices.Concat(natMaps, rangeMaps, selfSets, fenceSets, []nft.Set{
 		{Name: setDirect + "4", Key: []nft.Type{nft.IPv4, nft.Proto, nft.Service}, Ranges: true},
 		{Name: setDirect + "6", Key: []nft.Type{nft.IPv6, nft.Proto, nft.Service}, Ranges: true},
 		{Name: setLinks, Key: []nft.Type{nft.IPv4, nft.IPv4, nft.Proto, nft.Service}, Ranges: true},
@@ -76,8 +76,10 @@ var (
 		{Name: chainOut, Type: "nat", Hook: unix.NF_INET_LOCAL_OUT, Priority: prioDstNAT},
 		{Name: chainForward, Type: "filter", Hook: unix.NF_INET_FORWARD, Priority: prioFilter},
 		{Name: chainPost, Type: "nat", Hook: unix.NF_INET_POST_ROUTING, Priority: prioSrcNAT},
+		{Name: chainEgressNet}, {Name: chainEgress}, {Name: chainInput, Type: "filter", Hook: unix.NF_INET_LOCAL_IN, Priority: prioFilter},
 	}
 	bridgeSets = []nft.Set{
+		fenceNetSet,
 		{Name: setBridges, Key: []nft.Type{nft.IfName}}, {Name: setInternal, Key: []nft.Type{nft.IfName}},
 		{Name: setSame, Key: []nft.Type{nft.IfName, nft.IfName}}, {Name: setICC, Key: []nft.Type{nft.IfName, nft.IfName}}, {Name: setTrusted, Key: []nft.Type{nft.IfName, nft.IfName}},
 		{Name: setMasq + "4", Key: []nft.Type{nft.IfName}}, {Name: setMasq + "6", Key: []nft.Type{nft.IfName}},
@@ -95,7 +97,7 @@ func (l *Local) writeRules(tx *nft.Tx) {
 		fams = families[:1]
 	}
 	tx.AddTable(table)
-	for _, s := range slices.Concat(portSets, bridgeSets) {
+	for _, s := range slices.Concat(portSets, bridgeSets, toldSets) {
 		tx.AddSet(table, s)
 	}
 	tx.AddChain(table, nft.Chain{Name: chainUser})
@@ -104,6 +106,7 @@ func (l *Local) writeRules(tx *nft.Tx) {
 		tx.FlushChain(table, c.Name)
 	}
 	writeNAT(tx, table, fams)
+	writeEgress(tx, table, fams)
 	writeFilter(tx, table, fams)
 }
 
@@ -165,6 +168,7 @@ func writeFilter(tx *nft.Tx, table string, fams []family) {
 	add("linked containers", nft.Accept(), samePair(setSame), isFamily(unix.NFPROTO_IPV4), portsOf(setLinks, 12, 8))
 	add("internal networks", nft.Drop(), viaSet(unix.NFT_META_IIFNAME, setInternal, false))
 	add("internal networks", nft.Drop(), viaSet(unix.NFT_META_OIFNAME, setInternal, false))
+	judge(tx, table, chainForward, fams, nil)
 	add("published ports", nft.Accept(), dnated, out)
 	for _, f := range fams {
 		routed, direct := append(isFamily(f.proto), viaSet(unix.NFT_META_OIFNAME, setRouted+f.name, false)...), portsOf(setDirect+f.name, f.daddr, f.size)
@@ -299,6 +303,9 @@ func bridgeElements(nw *network) map[string][]nft.Elem {
 	name := nft.Name(nw.br)
 	one := []nft.Elem{{Key: name}}
 	by := map[string][]nft.Elem{setBridges: one, setSame: {{Key: nft.Cat(name, name)}}}
+	if nw.egress != nil {
+		nw.egress.fenceNet(by, nw.br)
+	}
 	if nw.rec.Internal {
 		by[setInternal] = one
 	}

@@ -47,7 +47,11 @@ func (s *Service) joinNetwork(ctx context.Context, r *run) error {
 // joinRequest is what a container asks of the network room.
 func (s *Service) joinRequest(rec *container.Record) (network.JoinRequest, error) {
 	cfg, host := &rec.Config, &rec.Host
-	req := network.JoinRequest{Owner: rec.ID, Name: rec.Name, Hostname: cfg.Hostname, DNSSearch: host.DNSSearch, DNSOptions: host.DNSOptions, Openings: s.openings(rec)}
+	asked, err := container.ReadAnnotations(host.Annotations)
+	if err != nil {
+		return network.JoinRequest{}, err
+	}
+	req := network.JoinRequest{Owner: rec.ID, Name: rec.Name, Hostname: cfg.Hostname, DNSSearch: host.DNSSearch, DNSOptions: host.DNSOptions, Openings: s.openings(rec), Egress: asked.Egress}
 	for _, addr := range host.DNS {
 		req.DNS = append(req.DNS, addr.String())
 	}

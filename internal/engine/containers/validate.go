@@ -84,7 +84,7 @@ func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 	if err := validateHealth(cfg.Healthcheck); err != nil {
 		return nil, err
 	}
-	if _, err := container.ReadAnnotations(host.Annotations); err != nil {
+	if err := validateAsked(host); err != nil {
 		return nil, err
 	}
 	for _, extra := range host.ExtraHosts {
@@ -180,6 +180,21 @@ func validateModes(cfg *container.Config, host *container.Host) error {
 		return errs.New(errs.Invalid, "conflicting options: container type network can't be used with links. This would result in undefined behavior")
 	case host.NetworkMode == "host" && len(host.Links) > 0:
 		return errs.New(errs.Invalid, "conflicting options: host type networking can't be used with links. This would result in undefined behavior")
+	}
+	return nil
+}
+
+// validateAsked looks at what is asked by annotations.
+func validateAsked(host *container.Host) error {
+	asked, err := container.ReadAnnotations(host.Annotations)
+	if err != nil {
+		return err
+	}
+	if other, shared := strings.CutPrefix(host.NetworkMode, "container:"); shared && asked.Egress != "" {
+		return errs.New(errs.Invalid, "conflicting options: an egress list and the network of container %s, whose own list counts", other)
+	}
+	if host.NetworkMode == "host" && asked.Egress != "" {
+		return errs.New(errs.Invalid, "conflicting options: an egress list and the host's network")
 	}
 	return nil
 }

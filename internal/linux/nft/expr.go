@@ -89,6 +89,9 @@ func ct(key, reg uint32) Expr {
 	}}
 }
 
+// Counter counts the packets that come by.
+func Counter() Expr { return Expr{"counter", func(*netlink.Batch) {}} }
+
 // DaddrType loads the kind of the destination address (unix.RTN_LOCAL …) as the routing table sees it.
 func DaddrType(reg uint32) Expr {
 	return Expr{"fib", func(b *netlink.Batch) {

@@ -9,9 +9,11 @@
 package nft
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"sync"
+	"time"
 
 	"corten.dev/corten/internal/linux/netlink"
 	"golang.org/x/sys/unix"
@@ -122,6 +124,8 @@ type Set struct {
 	Data []Type
 	// Ranges says that each element is a range in every part of its key (Elem.Key to Elem.End); only for concatenations. The kernel copies such a set with every change.
 	Ranges bool
+	// Timeout says that elements go by themselves: Elem.Timeout.
+	Timeout bool
 }
 
 // AddSet makes the set if it is not there.
@@ -139,6 +143,9 @@ func (t *Tx) AddSet(table string, s Set) {
 	}
 	if s.Ranges {
 		flags |= unix.NFT_SET_INTERVAL
+	}
+	if s.Timeout {
+		flags |= unix.NFT_SET_TIMEOUT
 	}
 	id, size := typeOf(s.Key)
 	t.b.BE32(unix.NFTA_SET_FLAGS, flags)
@@ -185,7 +192,11 @@ func (t *Tx) FlushSet(table, set string) {
 }
 
 // Elem is an element: its key, the key's end in a set of ranges, and its data when the set is a map. All are made by [Cat].
-type Elem struct{ Key, End, Data []byte }
+type Elem struct {
+	Key, End, Data []byte
+	// Timeout is how long it lives in a set with Timeout; one that is there already keeps its own. Parts of a millisecond do not count.
+	Timeout time.Duration
+}
 
 // Cat concatenates parts the way the kernel lays them into registers: each begins at a multiple of four bytes.
 func Cat(parts ...[]byte) []byte {
@@ -241,6 +252,9 @@ func (t *Tx) elems(what string, typ, flags uint16, table, set string, elems []El
 					}
 					if len(e.Data) > 0 && typ == unix.NFT_MSG_NEWSETELEM {
 						t.b.Nest(unix.NFTA_SET_ELEM_DATA, func() { t.b.Bytes(unix.NFTA_DATA_VALUE, e.Data) })
+					}
+					if e.Timeout > 0 && typ == unix.NFT_MSG_NEWSETELEM {
+						t.b.BE64(unix.NFTA_SET_ELEM_TIMEOUT, uint64(e.Timeout.Milliseconds()))
 					}
 				})
 			}
@@ -328,6 +342,52 @@ func (c *Conns) HasRules(table, chain string) (bool, error) {
 	}
 	c.pool.Give(conn)
 	return found, nil
+}
+
+// Elems lists a set without ranges; Timeout is what is left of it.
+func (c *Conns) Elems(table, set string) (all []Elem, err error) {
+	conn, err := c.pool.Take()
+	if err != nil {
+		return nil, err
+	}
+	var b netlink.Batch
+	b.Begin("list set "+set, subsys|unix.NFT_MSG_GETSETELEM, 0, header(unix.NFPROTO_INET, 0))
+	b.String(unix.NFTA_SET_ELEM_LIST_TABLE, table)
+	b.String(unix.NFTA_SET_ELEM_LIST_SET, set)
+	b.End()
+	var bad error
+	walk := func(p []byte, typ uint16, fn func(data []byte)) {
+		bad = errors.Join(bad, netlink.Attrs(p, func(t uint16, data []byte) {
+			if t == typ {
+				fn(data)
+			}
+		}))
+	}
+	err = conn.Dump(&b, func(_ uint16, p []byte) error {
+		if len(p) < 4 {
+			return netlink.ErrMalformed
+		}
+		walk(p[4:], unix.NFTA_SET_ELEM_LIST_ELEMENTS, func(list []byte) {
+			walk(list, unix.NFTA_LIST_ELEM, func(elem []byte) {
+				e := Elem{}
+				walk(elem, unix.NFTA_SET_ELEM_KEY, func(key []byte) {
+					walk(key, unix.NFTA_DATA_VALUE, func(v []byte) { e.Key = bytes.Clone(v) })
+				})
+				walk(elem, unix.NFTA_SET_ELEM_EXPIRATION, func(v []byte) {
+					if len(v) == 8 {
+						e.Timeout = time.Duration(binary.BigEndian.Uint64(v)) * time.Millisecond
+					}
+				})
+				all = append(all, e)
+			})
+		})
+		return bad
+	})
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	c.pool.Give(conn)
+	return all, nil
 }
 
 // Explain says what to enable where nftables is missing.

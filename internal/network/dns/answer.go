@@ -101,6 +101,12 @@ func (s *Server) orForward(owner string, q *question) ([]byte, *question) {
 	if servers, ok := s.dir.Upstreams(owner); !ok || len(servers) == 0 {
 		return build(q, dnsmessage.RCodeNameError, nil), q
 	}
+	if keeper, is := s.dir.(Keeper); is {
+		if _, ok := keeper.Listed(owner, q.name); !ok {
+			keeper.Refused(owner, q.name)
+			return build(q, dnsmessage.RCodeNameError, nil), q
+		}
+	}
 	return nil, q
 }
 

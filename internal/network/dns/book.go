@@ -17,6 +17,8 @@ type Entry struct {
 	Servers []string `json:"servers,omitempty"`
 	// Host are the host's servers as the engine saw them last, for where this process, which has no rights, cannot read the file.
 	Host []string `json:"host,omitempty"`
+	// Egress are the names that it may ask for beside those of its networks; nil: all.
+	Egress *Fence `json:"egress,omitempty"`
 }
 
 // Membership is an owner's place on one network.
@@ -28,6 +30,8 @@ type Membership struct {
 	Names    []string     `json:"names,omitempty"`
 	// Links are names that only this owner knows: alias -> name on the network.
 	Links map[string]string `json:"links,omitempty"`
+	// Egress are the names that owners may ask for by way of this network; nil: all.
+	Egress *Fence `json:"egress,omitempty"`
 }
 
 // book is the Directory that is made of entries: who shares a network with an owner is known to it.
@@ -38,6 +42,7 @@ type book struct {
 	entries map[string]Entry
 	nets    map[string]*page // by network id
 	inside  map[string]*inside
+	gate    *gate
 }
 
 // page is one network: lower-case name -> owners.
@@ -47,13 +52,14 @@ type page struct {
 }
 
 func newBook(resolvConf string) *book {
-	return &book{host: HostFile{Path: resolvConf}, entries: map[string]Entry{}, nets: map[string]*page{}, inside: map[string]*inside{}}
+	return &book{host: HostFile{Path: resolvConf}, entries: map[string]Entry{}, nets: map[string]*page{}, inside: map[string]*inside{}, gate: newGate()}
 }
 
 // set writes an owner's entry anew. Sockets inside that it had stay, unless there are new ones.
 func (b *book) set(e Entry, in *inside) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.gate.forget(e.Owner) // its list may be another now
 	b.strike(e.Owner)
 	b.entries[e.Owner] = e
 	b.write(e)
@@ -88,6 +94,7 @@ func (b *book) write(e Entry) {
 func (b *book) drop(owner string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.gate.forget(owner)
 	b.strike(owner)
 	delete(b.entries, owner)
 	old := b.inside[owner]

@@ -19,8 +19,13 @@ const (
 	maxCache = 2048
 )
 
-// forward asks the owner's upstream servers.
+// forward asks upstream, and has the owner reach what it is told if its egress list says so.
 func (s *Server) forward(owner string, p []byte, q *question, stream bool) []byte {
+	return s.admit(owner, s.upstream(owner, p, q, stream), q)
+}
+
+// upstream asks the owner's upstream servers.
+func (s *Server) upstream(owner string, p []byte, q *question, stream bool) []byte {
 	servers, ok := s.dir.Upstreams(owner)
 	if !ok || len(servers) == 0 {
 		return failure(q.id)

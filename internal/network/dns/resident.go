@@ -26,6 +26,7 @@ import (
 //	{"op":"list","owner":…}                         ─▶ the next owners after that one, by name                         ─▶ {"program":…,"owners":[…]}
 //	{"op":"get","owner":…}                          ─▶                                                                 ─▶ {"entry":…} + descriptors
 //	{"op":"end"}                                    ─▶ everything is closed                                            ─▶ {}
+//	{"op":"gate"}                                   ─▶ from now on the server asks, on this connection: see gate.go
 //
 // The descriptors of an owner are udp, tcp (listening), and, where a name server in the container may have to be asked, those of ListenInside. An engine of another build
 // starts a server of its own, hands it what it got from the old one, and ends that: both read the same sockets for a moment, and no question is lost.
@@ -118,6 +119,10 @@ func Serve(ln net.Listener, resolvConf, program string, log *slog.Logger) error 
 	r.stop = sync.OnceFunc(func() { _ = ln.Close() }) // nobody was told of it any more
 	r.idle = time.AfterFunc(grace, r.endIfIdle)
 	defer r.idle.Stop()
+	done := make(chan struct{})
+	defer r.book.gate.close()
+	defer close(done)
+	go r.book.gate.tell(done)
 	for {
 		c, err := ln.Accept()
 		if err != nil {
@@ -160,7 +165,12 @@ func (r *process) endIfIdle() {
 
 // engine answers one connection.
 func (r *process) engine(c *net.UnixConn) {
-	defer c.Close()
+	kept := false
+	defer func() {
+		if !kept {
+			_ = c.Close() // what was asked is answered
+		}
+	}()
 	buf, oob := make([]byte, maxRequest), make([]byte, unix.CmsgSpace(4*maxFiles))
 	for {
 		n, oobn, _, _, err := c.ReadMsgUnix(buf, oob)
@@ -174,6 +184,13 @@ func (r *process) engine(c *net.UnixConn) {
 		}
 		var ans Answer
 		var out []*os.File
+		if kept = err == nil && req.Op == "gate"; kept {
+			if err := resident.Close(files); err != nil {
+				r.log.Warn("gate", "err", err)
+			}
+			r.book.gate.open(c)
+			return
+		}
 		if err == nil {
 			ans, out, err = r.do(req, files)
 		} else {

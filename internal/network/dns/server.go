@@ -10,7 +10,7 @@
 //
 //	question ─▶ name of the owner's networks? ── yes ─▶ answer (or empty answer, for a type it has not)
 //	                 │ no
-//	                 └─▶ outside allowed? ── no ─▶ "no such name"
+//	                 └─▶ outside allowed, and the name, where there is an egress list (gate.go)? ── no ─▶ "no such name"
 //	                          │ yes
 //	                          └─▶ cache? ─▶ upstreams, the next joining the race when the earlier are slow ─▶ answer, or "server failure"
 package dns
