@@ -135,7 +135,7 @@ func TestHTTP(t *testing.T) {
 					}
 				}
 			default:
-				http.Error(w, "sick", 503)
+				http.Error(w, "sick", http.StatusServiceUnavailable)
 			}
 		}))
 	})
