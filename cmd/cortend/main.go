@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
@@ -105,7 +106,7 @@ func serve(set settings.Settings, level *slog.LevelVar, log *slog.Logger) (err e
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return err
 		}
-		unlock, err := lock(dir)
+		unlock, err := lock(dir, lockPatience)
 		if err != nil {
 			return err
 		}
@@ -158,17 +159,34 @@ func reload(old settings.Settings, level *slog.LevelVar, log *slog.Logger) {
 	log.Info("settings read again", "log-level", level.Level().String(), "other settings", "apply at the next start")
 }
 
+// lockPatience is how long a new engine waits for one that was killed to be gone: the kernel lets go of its lock when the last of its threads has left the kernel.
+const lockPatience = 5 * time.Second
+
 // lock keeps a second engine off a folder.
-func lock(dir string) (func(), error) {
+func lock(dir string, patience time.Duration) (func(), error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	// A lock of the process, not of the descriptor: a monitor that was just forked has the descriptor for a moment, and must not hold the lock when this engine is killed.
-	if err := unix.FcntlFlock(f.Fd(), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
-		return nil, errors.Join(fmt.Errorf("another engine uses %s: %w", dir, err), f.Close())
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		err := unix.FcntlFlock(f.Fd(), unix.F_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
+		if err == nil {
+			return func() { _ = f.Close() }, nil // the lock ends with the descriptor
+		}
+		if busy := errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES); !busy || time.Now().After(end) {
+			return nil, errors.Join(fmt.Errorf("another engine%s uses %s: %w", holder(f), dir, err), f.Close())
+		}
 	}
-	return func() { _ = f.Close() }, nil // the lock ends with the descriptor
+}
+
+// holder names the process that has the lock, if there still is one.
+func holder(f *os.File) string {
+	who := unix.Flock_t{Type: unix.F_WRLCK}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_GETLK, &who); err != nil || who.Type == unix.F_UNLCK || who.Pid <= 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (process %d)", who.Pid)
 }
 
 // background is for work that no request asked for.

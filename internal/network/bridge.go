@@ -37,22 +37,22 @@ func newBridge(l *Local, nw *network) (*bridge, error) {
 
 func (d *bridge) plug(b *netlink.Batch, ep Endpoint, ns *os.File) error {
 	mac, err := net.ParseMAC(ep.MAC)
-	b.AddVeth(netlink.Veth{Name: linkName(ep), Alias: d.l.alias(ep), Bridge: d.nw.index, MTU: d.nw.mtu, Isolated: !d.nw.icc, PeerName: ep.Interface, PeerMAC: mac, PeerNS: ns})
+	b.AddVeth(netlink.Veth{Name: d.l.linkName(ep), Alias: d.l.alias(ep), Bridge: d.nw.index, MTU: d.nw.mtu, Isolated: !d.nw.icc, PeerName: ep.Interface, PeerMAC: mac, PeerNS: ns})
 	return err
 }
 
 func (d *bridge) unplug(_ context.Context, ep Endpoint, _ *os.File) error {
 	var del netlink.Batch
-	del.DelLink(linkName(ep))
+	del.DelLink(d.l.linkName(ep))
 	if err := d.l.rt.Do(&del); !errors.Is(err, unix.ENODEV) {
 		return err
 	}
 	return nil
 }
 
-func (d *bridge) hostLink(ep Endpoint) string { return linkName(ep) }
+func (d *bridge) hostLink(ep Endpoint) string { return d.l.linkName(ep) }
 
-func (d *bridge) carriers(ep Endpoint) []string { return []string{linkName(ep), d.nw.br} }
+func (d *bridge) carriers(ep Endpoint) []string { return []string{d.l.linkName(ep), d.nw.br} }
 
 func (d *bridge) publishes() bool { return true }
 

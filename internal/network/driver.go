@@ -81,7 +81,7 @@ func (l *Local) hostLink(ep Endpoint) string {
 	if nw := l.nets[ep.NetworkID]; nw != nil && nw.drv != nil {
 		return nw.drv.hostLink(ep)
 	}
-	return linkName(ep)
+	return l.linkName(ep)
 }
 
 // vacate takes the endpoint of someone who left off its network: its addresses are free when its link on the host is gone. mu is held.

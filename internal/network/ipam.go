@@ -2,6 +2,7 @@ package network
 
 import (
 	"fmt"
+	"hash/fnv"
 	"math"
 	"net"
 	"net/netip"
@@ -185,10 +186,19 @@ func macOf(a netip.Addr) net.HardwareAddr {
 	return net.HardwareAddr{0x02, 0x42, raw[0], raw[1], raw[2], raw[3]}
 }
 
-// linkName is the name of the host's end of an endpoint's veth. It tells the address, so that a listing of links reads as a listing of containers.
-func linkName(ep Endpoint) string {
-	if ep.IPv4.IsValid() {
+// linkName is the name of the host's end of an endpoint's veth. It tells the address, so that a listing of links reads as a listing of containers. Where several engines
+// run on one host, all but that of the default table tell their table, too: nobody keeps their networks from having the same addresses, and a link of a known name
+// is taken for a stale one of ours.
+func linkName(table string, ep Endpoint) string {
+	switch {
+	case !ep.IPv4.IsValid():
+		return "cv" + ep.ID[:10]
+	case table == defaultTable:
 		return fmt.Sprintf("cv%x", ep.IPv4.Addr().AsSlice())
 	}
-	return "cv" + ep.ID[:10]
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(table))
+	return fmt.Sprintf("cv%x-%04x", ep.IPv4.Addr().AsSlice(), h.Sum32()&0xffff) // 15 characters, the most that the kernel takes
 }
+
+func (l *Local) linkName(ep Endpoint) string { return linkName(l.opt.Table, ep) }

@@ -55,9 +55,12 @@ type Options struct {
 	Logger *slog.Logger
 }
 
+// defaultTable is the nftables table, and with it the name on the host, of an engine that was told none.
+const defaultTable = "corten"
+
 func (o Options) withDefaults() Options {
 	if o.Table == "" {
-		o.Table = "corten"
+		o.Table = defaultTable
 	}
 	if o.Bridge == "" {
 		o.Bridge = "corten0"

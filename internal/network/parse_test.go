@@ -96,8 +96,8 @@ func FuzzRecord(f *testing.F) {
 func FuzzAlias(f *testing.F) {
 	f.Add("corten corten abcdefabcdef 10.0.0.2/16 - abcdefabcdef")
 	f.Fuzz(func(t *testing.T, s string) {
-		if _, _, ep, ok := parseAlias(s); ok {
-			_ = linkName(Endpoint{ID: ep.ID + "0123456789", IPv4: ep.IPv4})
+		if table, _, ep, ok := parseAlias(s); ok {
+			_ = linkName(table, Endpoint{ID: ep.ID + "0123456789", IPv4: ep.IPv4})
 		}
 	})
 }

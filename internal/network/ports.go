@@ -142,7 +142,7 @@ func (l *Local) publish(ctx context.Context, bx *box, p plan) error {
 
 func (l *Local) hairpin(ep Endpoint) {
 	var b netlink.Batch
-	b.Hairpin(linkName(ep))
+	b.Hairpin(l.linkName(ep))
 	if err := l.rt.Do(&b); err != nil && !errors.Is(err, unix.ENODEV) {
 		l.log.Warn("let a container reach itself by its published ports", "err", err)
 	}

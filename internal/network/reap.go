@@ -40,7 +40,7 @@ func newReaper(l *Local) *reaper {
 
 // add remembers an endpoint. mu is held.
 func (r *reaper) add(ep Endpoint, since time.Time) {
-	r.dying[linkName(ep)] = dying{ep: ep, since: since}
+	r.dying[r.l.linkName(ep)] = dying{ep: ep, since: since}
 	select {
 	case r.kick <- struct{}{}:
 	default:
@@ -155,7 +155,7 @@ func (r *reaper) sweep(patience time.Duration, only netip.Addr) int {
 	r.l.mu.Lock()
 	defer r.l.mu.Unlock()
 	for _, d := range gone {
-		name := linkName(d.ep)
+		name := r.l.linkName(d.ep)
 		if now, ok := r.dying[name]; ok && now.ep.ID == d.ep.ID {
 			delete(r.dying, name)
 			if nw := r.l.nets[d.ep.NetworkID]; nw != nil {
@@ -208,7 +208,7 @@ func (l *Local) adopt() error {
 	defer l.mu.Unlock()
 	for _, link := range links {
 		table, short, ep, ok := parseAlias(link.Alias)
-		if !ok || table != l.opt.Table || link.Name != linkName(Endpoint{ID: ep.ID, IPv4: ep.IPv4}) {
+		if !ok || table != l.opt.Table || link.Name != l.linkName(Endpoint{ID: ep.ID, IPv4: ep.IPv4}) {
 			continue
 		}
 		for id, nw := range l.nets {

@@ -33,7 +33,7 @@ func TestJoinWaitsUntilPacketsPass(t *testing.T) {
 					w.mu.Lock()
 					br := w.nets[ep.NetworkID].br
 					w.mu.Unlock()
-					for _, link := range []string{linkName(ep), br} {
+					for _, link := range []string{w.linkName(ep), br} {
 						if up, err := operational(c, link); err != nil || !up {
 							t.Errorf("round %d: link %s of a joined container is not at work yet: %v", i, link, err)
 						}
