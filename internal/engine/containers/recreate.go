@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"corten.dev/corten/internal/container"
@@ -244,9 +245,14 @@ func (s *Service) proves(ctx context.Context, ctr *live, grace time.Duration) er
 	}
 }
 
+// lastProbe is what the last check said, in one line; a command that fails often says nothing.
 func lastProbe(h *container.Health) string {
 	if len(h.Log) == 0 {
 		return "no answer"
 	}
-	return h.Log[len(h.Log)-1].Output
+	last := h.Log[len(h.Log)-1]
+	if said, _, _ := strings.Cut(strings.TrimSpace(last.Output), "\n"); said != "" {
+		return said
+	}
+	return fmt.Sprintf("its check ended with exit code %d", last.ExitCode)
 }
