@@ -50,6 +50,9 @@ func ReadAnnotations(all map[string]string) (Asked, error) {
 		}
 		*to = d
 	}
+	if _, given := all[AnnotationRestartDelay]; a.RestartDelay > a.RestartMaxDelay && given {
+		return a, errs.New(errs.Invalid, "the first restart would wait %v, which is longer than the longest wait, %v", a.RestartDelay, a.RestartMaxDelay)
+	}
 	return a, nil
 }
 

@@ -83,6 +83,9 @@ func (s *Service) Edit(ctx context.Context, ref string, req EditRequest) (Edited
 	if req.DryRun || len(diff) == 0 {
 		return out, nil
 	}
+	if err := mayRestart(&rec, out.How); err != nil {
+		return Edited{}, err
+	}
 	switch out.How {
 	case EditLive:
 		err = s.editLive(ctx, ctr, want, req.Resources)
@@ -95,6 +98,14 @@ func (s *Service) Edit(ctx context.Context, ref string, req EditRequest) (Edited
 	s.figures.changed(ctr)
 	s.emit(ctr, "update", nil)
 	return out, nil
+}
+
+// mayRestart refuses to start a frozen process again, which would let it go on.
+func mayRestart(rec *container.Record, how string) error {
+	if how == EditRestart && rec.State.Status == container.Paused {
+		return errs.New(errs.Conflict, "container %s is paused, and the change needs its process to be started again: unpause it first", rec.Name)
+	}
+	return nil
 }
 
 // beginEdit makes edits of one container wait for nobody: a second one is refused.
@@ -197,7 +208,7 @@ func editPorts(rec *container.Record, req EditRequest) error {
 		}
 		n := len(ports)
 		if ports = slices.DeleteFunc(ports, match); len(ports) == n {
-			return errs.New(errs.Invalid, "port %s is not published", text)
+			return errs.New(errs.Invalid, "port %s is not published: name the container's port, as in 80 or 8080:80", text)
 		}
 	}
 	for _, p := range req.Publish {

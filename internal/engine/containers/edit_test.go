@@ -162,6 +162,10 @@ func TestEditRefusals(t *testing.T) {
 		}
 	}
 	h.status(id, container.Running)
+	must(t, h.svc.Pause(bg, id))
+	_, err := h.svc.Edit(bg, id, containers.EditRequest{Env: []string{"A=1"}})
+	wants(t, err, errs.Conflict, "is paused")
+	h.status(id, container.Paused)
 }
 
 // newer imports another image under the name of the first.

@@ -167,6 +167,9 @@ func TestHealthRefusals(t *testing.T) {
 		"want [address:]port": func(r *containers.CreateRequest) {
 			r.Config.Healthcheck = &image.Healthcheck{Test: []string{"TCP", "x"}}
 		},
+		"longer than the longest wait": func(r *containers.CreateRequest) {
+			r.Host.Annotations = map[string]string{container.AnnotationRestartDelay: "2m"}
+		},
 		"want a duration above": func(r *containers.CreateRequest) {
 			r.Host.Annotations = map[string]string{container.AnnotationTimeout: "60"}
 		},

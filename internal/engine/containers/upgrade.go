@@ -57,6 +57,9 @@ func (s *Service) Upgrade(ctx context.Context, ref string, req UpgradeRequest) (
 	if req.DryRun {
 		return out, nil
 	}
+	if err := mayRestart(&rec, out.How); err != nil {
+		return Edited{}, err
+	}
 	want.Tree = rec.ID + "." + newID()[:12]
 	if err := s.Trees.Prepare(ctx, want.Tree, img.Chain, snapshot.Options{Labels: map[string]string{labelOwner: rec.ID}, Durable: !rec.Host.AutoRemove}); err != nil {
 		return Edited{}, fmt.Errorf("upgrade container %s: make its file tree: %w", rec.Name, err)
