@@ -8,19 +8,32 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// annotationEgress is what --egress writes, as an annotation of a container and an option of a network; docs/egress.md names it for other clients.
-const annotationEgress = "dev.corten.egress"
+// What the flags write, as annotations of a container and options of a network; docs/egress.md names them for other clients.
+const (
+	annotationEgress      = "dev.corten.egress"
+	annotationRateEgress  = "dev.corten.rate.egress"
+	annotationRateIngress = "dev.corten.rate.ingress"
+)
 
 // netLimitFlags bound what a container does on its networks.
-type netLimitFlags struct{ egress string }
+type netLimitFlags struct{ egress, rateEgress, rateIngress string }
 
 func (n *netLimitFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&n.egress, "egress", "", "let it connect only there: none, or a list such as 10.0.0.0/8,example.org:443 (docs/egress.md)")
+	f.StringVar(&n.rateEgress, "net-egress-bps", "", "bits per second that it sends on each network at most (500k, 10m, 1g)")
+	f.StringVar(&n.rateIngress, "net-ingress-bps", "", "bits per second that it receives on each network at most")
 }
 
 // apply puts the flags into the request.
 func (n *netLimitFlags) apply(host *container.HostConfig) error {
-	return annotate(host, "egress", annotationEgress, n.egress)
+	for _, a := range []struct{ flag, name, value string }{
+		{"egress", annotationEgress, n.egress}, {"net-egress-bps", annotationRateEgress, n.rateEgress}, {"net-ingress-bps", annotationRateIngress, n.rateIngress},
+	} {
+		if err := annotate(host, a.flag, a.name, a.value); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // annotate writes a flag as the annotation that stands for it.

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"fmt"
 	"time"
 
 	"corten.dev/corten/internal/errs"
@@ -16,6 +17,8 @@ const (
 	AnnotationRestartMaxDelay = "dev.corten.restart.max-delay" // the longest such wait
 	AnnotationRestartWindow   = "dev.corten.restart.window"    // a run that lasted this long begins the waits anew
 	AnnotationEgress          = network.OptionEgress           // a list (network.ParseEgress): where it may connect to
+	AnnotationRateEgress      = network.OptionRateEgress       // bits per second (network.ParseRate) that it sends on each network
+	AnnotationRateIngress     = network.OptionRateIngress      // the same for what it receives
 )
 
 // Asked is what those annotations say, with defaults.
@@ -23,6 +26,7 @@ type Asked struct {
 	Timeout                                      time.Duration // 0: none
 	RestartDelay, RestartMaxDelay, RestartWindow time.Duration
 	Egress                                       string // empty: everywhere
+	Rates                                        network.Rates
 }
 
 // ReadAnnotations reads what is asked by annotations; those of others are left alone.
@@ -30,6 +34,10 @@ func ReadAnnotations(all map[string]string) (Asked, error) {
 	a := Asked{RestartDelay: 100 * time.Millisecond, RestartMaxDelay: time.Minute, RestartWindow: 10 * time.Second}
 	if len(all) == 0 {
 		return a, nil
+	}
+	var err error
+	if a.Rates, err = network.ReadRates(all); err != nil {
+		return a, fmt.Errorf("annotation %w", err)
 	}
 	if text, given := all[AnnotationEgress]; given {
 		if _, err := network.ParseEgress(text); err != nil {

@@ -72,6 +72,11 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 	if err != nil {
 		return Endpoint{}, fmt.Errorf("connect to network %s: %w", nw.rec.Name, err)
 	}
+	if bx.shaped(nw) {
+		if err := l.shape(bx, []*network{nw}, []Endpoint{ep}, ns); err != nil {
+			return Endpoint{}, err
+		}
+	}
 	if err := l.reroute(ctx, bx, ns); err != nil {
 		return Endpoint{}, err
 	}

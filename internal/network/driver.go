@@ -72,6 +72,9 @@ func (l *Local) live(rec Network) (nw *network, err error) {
 			nw.v6, nw.gw6 = s, p.Gateway
 		}
 	}
+	if nw.rates, err = ReadRates(rec.Options); err != nil {
+		return nil, err
+	}
 	nw.drv, err = l.newDriver(nw)
 	return nw, err
 }

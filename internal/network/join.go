@@ -49,6 +49,11 @@ func (l *Local) Join(ctx context.Context, req JoinRequest) (_ *Sandbox, err erro
 		return nil, err
 	}
 	undo.Push(func(context.Context) error { return ns.Close() })
+	if len(p.eps) > 0 && bx.shaped(p.nets...) {
+		if err := l.shape(bx, p.nets, p.eps, ns); err != nil {
+			return nil, err
+		}
+	}
 	if err := l.fence(bx, p.eps); err != nil {
 		return nil, err
 	}

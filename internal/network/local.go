@@ -62,6 +62,7 @@ type network struct {
 	hostIP    netip.Addr
 	bridgeOptions
 	egress    *Egress // nil: no list
+	rates     Rates   // of each of its containers
 	isDefault bool
 	foreign   bool                 // the bridge was there before us: it is never removed
 	eps       map[string]*Endpoint // by owner

@@ -96,6 +96,8 @@ type JoinRequest struct {
 	Openings []Opening
 	// Egress is where it may connect to, as ParseEgress reads it; empty: everywhere. It needs networks of driver bridge.
 	Egress string
+	// Rates bound it on each of its networks.
+	Rates Rates
 	// Sysctls of net.* are set by the runtime, not here.
 }
 

@@ -51,7 +51,7 @@ func (s *Service) joinRequest(rec *container.Record) (network.JoinRequest, error
 	if err != nil {
 		return network.JoinRequest{}, err
 	}
-	req := network.JoinRequest{Owner: rec.ID, Name: rec.Name, Hostname: cfg.Hostname, DNSSearch: host.DNSSearch, DNSOptions: host.DNSOptions, Openings: s.openings(rec), Egress: asked.Egress}
+	req := network.JoinRequest{Owner: rec.ID, Name: rec.Name, Hostname: cfg.Hostname, DNSSearch: host.DNSSearch, DNSOptions: host.DNSOptions, Openings: s.openings(rec), Egress: asked.Egress, Rates: asked.Rates}
 	for _, addr := range host.DNS {
 		req.DNS = append(req.DNS, addr.String())
 	}

@@ -13,6 +13,7 @@ import (
 	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/caps"
+	"corten.dev/corten/internal/network"
 )
 
 // cgroup2 tells whether this host has the unified hierarchy alone.
@@ -190,11 +191,13 @@ func validateAsked(host *container.Host) error {
 	if err != nil {
 		return err
 	}
-	if other, shared := strings.CutPrefix(host.NetworkMode, "container:"); shared && asked.Egress != "" {
-		return errs.New(errs.Invalid, "conflicting options: an egress list and the network of container %s, whose own list counts", other)
-	}
-	if host.NetworkMode == "host" && asked.Egress != "" {
-		return errs.New(errs.Invalid, "conflicting options: an egress list and the host's network")
+	for what, given := range map[string]bool{"an egress list": asked.Egress != "", "rates of networks": asked.Rates != (network.Rates{})} {
+		if other, shared := strings.CutPrefix(host.NetworkMode, "container:"); shared && given {
+			return errs.New(errs.Invalid, "conflicting options: %s and the network of container %s, whose own count", what, other)
+		}
+		if host.NetworkMode == "host" && given {
+			return errs.New(errs.Invalid, "conflicting options: %s and the host's network", what)
+		}
 	}
 	return nil
 }
