@@ -172,3 +172,18 @@ func answers(tb testing.TB, ns *os.File, addr string, a [4]byte) {
 		}()
 	})
 }
+
+// Several containers with one alias are all named, and one that leaves is not named any more.
+func TestOneAliasOfSeveral(t *testing.T) {
+	w := newWorld(t, nil)
+	w.network(t, Network{Name: "blue"})
+	asker := w.join(t, JoinRequest{Owner: "asker", Name: "asker", Endpoints: on("blue")})
+	want := []string{}
+	for _, owner := range []string{"a", "b", "c"} {
+		sb := w.join(t, JoinRequest{Owner: owner, Name: owner, Endpoints: []EndpointRequest{{Network: "blue", Aliases: []string{"web"}}}})
+		want = append(want, sb.Endpoints[0].IPv4.Addr().String())
+	}
+	wantPrefix(t, "all by tcp", lookup(t, asker.NS, "tcp", "Web", dnsmessage.TypeA), "Success "+strings.Join(want, " "))
+	check(t, w.Leave(bg, "b"))
+	wantPrefix(t, "without b", lookup(t, asker.NS, "udp", "web", dnsmessage.TypeA), "Success "+want[0]+" "+want[2])
+}

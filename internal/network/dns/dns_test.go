@@ -187,6 +187,11 @@ func FuzzUpstreamAnswer(f *testing.F) {
 		if !answers(r, 99, p, q) {
 			return
 		}
+		for _, told := range addresses(r, q.end) {
+			if !told.Addr.IsValid() {
+				t.Errorf("% x tells no address", r)
+			}
+		}
 		var c cache
 		c.init()
 		c.put("k", r, q)
@@ -205,4 +210,28 @@ func FuzzResolvConf(f *testing.F) {
 			t.Errorf("%q: %v became %v", p, r, again)
 		}
 	})
+}
+
+// Several addresses of one name come in another order each time.
+func TestRoundRobin(t *testing.T) {
+	s := serverWith(t, fixed{})
+	first := map[string]bool{}
+	for range 50 { // of 100 addresses
+		answer, _ := s.local("a", query(t, "many.", dnsmessage.TypeA))
+		first[unpack(t, answer).Answers[0].Body.GoString()] = true
+	}
+	if len(first) < 2 {
+		t.Error("the same one is always the first")
+	}
+}
+
+func TestMatch(t *testing.T) {
+	for _, c := range []struct {
+		pattern, name string
+		want          bool
+	}{{"a.org", "a.org", true}, {"a.org", "x.a.org", false}, {"*.a.org", "x.a.org", true}, {"*.a.org", "y.x.a.org", true}, {"*.a.org", "a.org", false}, {"*.a.org", "ba.org", false}, {"*.a.org", ".a.org", false}, {"*", "any", true}} {
+		if got := Match(c.pattern, c.name); got != c.want {
+			t.Errorf("%s %s: %v", c.pattern, c.name, got)
+		}
+	}
 }
