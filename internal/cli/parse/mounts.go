@@ -2,6 +2,7 @@ package parse
 
 import (
 	"encoding/csv"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,7 +15,7 @@ import (
 // csvFields splits one line of comma separated values, with quotes.
 func csvFields(s string) ([]string, error) {
 	if s == "" {
-		return nil, invalid("value is empty")
+		return nil, io.EOF // Docker's word for it
 	}
 	r := csv.NewReader(strings.NewReader(s))
 	fields, err := r.Read()
@@ -129,7 +130,7 @@ func mountField(m *Mounted, key, val string) (err error) {
 		}
 		tmpfsOf(&m.Mount).Mode = os.FileMode(n)
 	default:
-		return invalid("unknown option '%s' in '%s'", key, key+"="+val)
+		return invalid("unexpected key '%s' in '%s'", key, key+"="+val)
 	}
 	return err
 }
@@ -194,7 +195,11 @@ func checkMount(m *mount.Mount) error {
 		return invalid("cannot mix 'image-*' options with mount type '%s'", m.Type)
 	}
 	if b := m.BindOptions; b != nil && !m.ReadOnly && (b.ReadOnlyNonRecursive || b.ReadOnlyForceRecursive) {
-		return invalid("option 'bind-recursive=readonly' or 'bind-recursive=writable' requires 'readonly' to be specified in conjunction")
+		word := "writable"
+		if b.ReadOnlyForceRecursive {
+			word = "readonly"
+		}
+		return invalid("option 'bind-recursive=%s' requires 'readonly' to be specified in conjunction", word)
 	}
 	if b := m.BindOptions; b != nil && b.ReadOnlyForceRecursive && b.Propagation != mount.PropagationRPrivate {
 		return invalid("option 'bind-recursive=readonly' requires 'bind-propagation=rprivate' to be specified in conjunction")
