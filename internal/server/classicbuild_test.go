@@ -87,7 +87,7 @@ func TestClassicBuild(t *testing.T) {
 			{Digest: digest.FromString("i"), Name: "[internal] load build definition", Started: &now, Completed: &now},
 			{Digest: a, Name: "[1/2] FROM busybox", Started: &now}, {Digest: b, Name: "[2/2] RUN echo hi", Started: &now},
 		}, Logs: []build.LogStatus{{Vertex: b, Stream: 1, Data: []byte("hi\n")}}})
-		req.Status(build.Status{Vertexes: []build.VertexStatus{{Digest: a, Completed: &now, Cached: true}, {Digest: b, Completed: &now}}})
+		req.Status(build.Status{Vertexes: []build.VertexStatus{{Digest: a, Completed: &now, Cached: true}, {Digest: b, Completed: &now, Cached: true}}})
 		return builds.Response{Exporter: map[string]string{"containerimage.config.digest": "sha256:0123456789abcdef"}}, nil
 	})
 	r := httptest.NewRequest("POST", `/v1.48/build?t=app&t=h:5/x:2&buildargs={"A":"1","B":null}&labels={"l":"x"}&nocache=1&extrahosts=db:10.0.0.1&target=app&version=1`, contextTar(t))
@@ -96,10 +96,10 @@ func TestClassicBuild(t *testing.T) {
 	w := httptest.NewRecorder()
 	s.ServeHTTP(w, r)
 	want := `{"stream":"Step 1/4 : FROM busybox\n"}
-{"stream":" ---> Using cache\n"}
 {"stream":"Step 2/4 : ENV A=b\n"}
 {"stream":"Step 3/4 : RUN echo hi\n"}
 {"stream":"hi\n"}
+{"stream":" ---> Using cache\n"}
 {"stream":"Step 4/4 : CMD [\"x\"]\n"}
 {"aux":{"ID":"sha256:0123456789abcdef"}}
 {"stream":"Successfully built 0123456789ab\n"}

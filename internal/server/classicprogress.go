@@ -116,7 +116,7 @@ func (c *classic) tell(step *classicStep, n, of int) (over bool) {
 		c.say(string(step.output))
 		step.output = nil
 	}
-	if step.completed && step.cached {
+	if step.completed && step.cached && !strings.HasPrefix(step.name, "FROM ") { // an image that is there is no step saved
 		c.say(" ---> Using cache\n")
 	}
 	return step.completed
