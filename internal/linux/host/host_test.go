@@ -47,7 +47,7 @@ func TestFileSystem(t *testing.T) {
 	if name, err := FileSystem(t.TempDir()); err != nil || name == "" {
 		t.Errorf("%q, %v", name, err)
 	}
-	if name, err := FileSystem("/proc"); err != nil || name != "0x9fa0" {
+	if name, err := FileSystem("/proc"); err != nil || name != "proc" {
 		t.Errorf("procfs is %q, %v", name, err)
 	}
 	if _, err := FileSystem("/no/such/path"); !errors.Is(err, os.ErrNotExist) {
