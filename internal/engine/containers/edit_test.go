@@ -201,6 +201,15 @@ func TestUpgrade(t *testing.T) {
 	if out := h.exec(id, "sh", "-c", "cat /data/f; ls /file"); !strings.HasPrefix(out, "data\n") || !strings.Contains(out, "No such file") {
 		t.Errorf("its volume and its tree: %q", out)
 	}
+	// What is committed is what it runs on now.
+	h.exec(id, "touch", "/since")
+	made, err := h.svc.Commit(bg, containers.CommitRequest{Container: id, Ref: "made"})
+	must(t, err)
+	other := sh("ls /since /file")
+	other.Config.Image = made
+	look := h.run(other)
+	h.says(look, "/since\n", 1)
+	h.says(look, "/file: No such file", 1)
 	// Undo goes back to the old image with the tree that it had, and undo of that forth again.
 	h.exec(id, "sh", "-c", "echo second > /file")
 	good := h.inspect(id).Image

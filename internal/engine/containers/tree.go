@@ -103,7 +103,7 @@ func (s *Service) Commit(ctx context.Context, req CommitRequest) (imageID string
 		run = merge(*req.Config, rec.Config.RunConfig).RunConfig
 	}
 	img, err := s.Images.Commit(ctx, image.CommitOptions{
-		Key: ctr.id, Parent: rec.Image, Ref: req.Ref, Author: req.Author, Comment: req.Comment, Run: run, Changes: req.Changes,
+		Key: rec.TreeKey(), Parent: rec.Image, Ref: req.Ref, Author: req.Author, Comment: req.Comment, Run: run, Changes: req.Changes,
 		CreatedBy: strings.Join(append([]string{rec.Path}, rec.Args...), " "),
 	})
 	if err != nil {
