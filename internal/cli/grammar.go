@@ -27,7 +27,7 @@ func grammar() *node {
 		noun("manifest", "Manage manifests and lists of manifests at registries",
 			cmd("annotate", newManifestAnnotate), cmd("create", newManifestCreate), cmd("inspect", newManifestInspect),
 			cmd("push", newManifestPush), alias(cmd("rm", newManifestRm), "remove")),
-		noun("builder", "Manage builds", cmd("build", newBuild), cmd("prune", newBuilderPrune)),
+		noun("builder", "Manage builds", cmd("build", newBuild), cmd("du", newBuildxDu), cmd("prune", newBuilderPrune)),
 		noun("buildx", "Build images, in buildx's words", buildxNouns(cmd, noun)...),
 		noun("network", "Manage networks",
 			cmd("connect", newNetworkConnect), cmd("create", newNetworkCreate), cmd("disconnect", newNetworkDisconnect),
