@@ -25,6 +25,7 @@ type screen struct {
 
 	mu   sync.Mutex // guards text
 	text strings.Builder
+	seen int // how far the text was waited for
 }
 
 func onScreen(t *testing.T, cmd *exec.Cmd) *screen {
@@ -72,20 +73,24 @@ func (s *screen) resize(rows, cols uint16) {
 	}
 }
 
-// types sends keys, and waits until the text appears that they did not bring along.
+// types sends keys, and waits until the text appears that they did not bring along; without keys, it waits for what comes after the last text that was waited for: it may be there already.
 func (s *screen) types(keys, want string) {
 	s.t.Helper()
-	s.mu.Lock()
-	before := s.text.Len()
-	s.mu.Unlock()
+	before := s.seen
+	if keys != "" {
+		s.mu.Lock()
+		before = s.text.Len()
+		s.mu.Unlock()
+	}
 	if _, err := s.master.WriteString(keys); err != nil {
 		s.t.Fatal(err)
 	}
-	for range 250 {
+	for range 1500 {
 		s.mu.Lock()
 		now := s.text.String()[before:]
 		s.mu.Unlock()
-		if strings.Contains(now, want) {
+		if i := strings.Index(now, want); i >= 0 {
+			s.seen = before + i + len(want)
 			return
 		}
 		time.Sleep(20 * time.Millisecond)
@@ -100,7 +105,7 @@ func (s *screen) leaves() int {
 	go func() { err <- s.cmd.Wait() }()
 	select {
 	case <-err:
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		_ = s.cmd.Process.Kill()
 		s.t.Fatalf("it does not end: %q", s.text.String())
 	}
