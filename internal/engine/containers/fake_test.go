@@ -577,7 +577,7 @@ func TestCrashes(t *testing.T) {
 	must(t, w.mons.Monitor(lost).Close())
 	w.take("tree leftover", 1)
 	go func() { // what the kernel does on SIGKILL
-		for range 200 {
+		for range 3000 {
 			if m := w.mons.Monitor(half); m != nil {
 				time.Sleep(20 * time.Millisecond)
 				m.End(monitor.Exit{Code: 137})
@@ -595,7 +595,7 @@ func TestCrashes(t *testing.T) {
 		}
 		return view.State.Status
 	}
-	for range 200 {
+	for range 3000 {
 		if state(lost) == container.Running {
 			break
 		}

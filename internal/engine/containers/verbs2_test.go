@@ -40,7 +40,7 @@ func (h *host) status(ref string, want container.Status) {
 // says waits until the log of a container has a text so many times.
 func (h *host) says(id, text string, times int) {
 	h.t.Helper()
-	for range 300 {
+	for range 3000 {
 		if strings.Count(h.logs(id), text) >= times {
 			return
 		}
@@ -232,12 +232,7 @@ func TestPrivilegedInitAndShared(t *testing.T) {
 	req.Host.Privileged = true
 	req.Host.IpcMode = "shareable"
 	id := h.run(req)
-	for range 100 {
-		if strings.Contains(h.logs(id), "mounted") {
-			break
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	h.says(id, "mounted", 1)
 	if got := h.logs(id); !strings.Contains(got, "Seccomp:\t0") || !strings.Contains(got, "mounted") {
 		t.Errorf("got %s", got)
 	}
@@ -250,14 +245,10 @@ func TestPrivilegedInitAndShared(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 	must(t, h.svc.Kill(bg, "first", ""))
-	if _, err := os.Stat(h.exec_() + "/shm/" + id); err == nil {
-		t.Error("shared memory left")
-	}
-}
-
-func (h *host) exec_() string {
-	time.Sleep(100 * time.Millisecond)
-	return h.opts.ExecRoot
+	wait30(t, "the shared memory to go", func() bool {
+		_, err := os.Stat(h.opts.ExecRoot + "/shm/" + id)
+		return os.IsNotExist(err)
+	})
 }
 
 func TestFailedStarts(t *testing.T) {
@@ -303,7 +294,7 @@ func TestFilesOfAContainer(t *testing.T) {
 	req := sh("echo new >/tmp/f; echo changed >/data/seed; sleep 60")
 	req.Host.Binds = []string{"cpvol:/vol"}
 	id := h.run(req)
-	for range 100 {
+	for range 3000 {
 		if ch, err := h.svc.Changes(bg, id); err == nil && len(ch) >= 4 {
 			break
 		}
@@ -429,7 +420,7 @@ func TestRestartPolicies(t *testing.T) {
 	req := sh("echo run; exit 2")
 	req.Host.Restart = container.RestartPolicy{Name: "on-failure", MaxRetries: 2}
 	id := h.run(req)
-	for range 200 {
+	for range 3000 {
 		if st := h.inspect(id); st.State.Status == container.Exited && st.RestartCount == 2 {
 			break
 		}
@@ -441,7 +432,7 @@ func TestRestartPolicies(t *testing.T) {
 	req = sh("exit 0")
 	req.Host.Restart = container.RestartPolicy{Name: "always"}
 	id = h.run(req)
-	for range 200 {
+	for range 3000 {
 		if h.inspect(id).RestartCount > 0 {
 			break
 		}
@@ -503,7 +494,7 @@ func TestEngineComesBack(t *testing.T) {
 	if b, err := os.ReadFile("/proc/" + itoa(lostPid) + "/stat"); err == nil && !strings.Contains(string(b), ") Z ") {
 		t.Errorf("the lost container's process lives: %s", b)
 	}
-	for range 200 {
+	for range 3000 {
 		if h.inspect("always").State.Status == container.Running {
 			break
 		}
@@ -544,7 +535,7 @@ func killMonitorOf(t *testing.T, pid int) {
 func TestMonitorIsKilled(t *testing.T) {
 	h := newHost(t)
 	id := h.run(sh("echo said; sleep 60"))
-	for range 100 {
+	for range 3000 {
 		if strings.Contains(h.logs(id), "said") {
 			break
 		}
