@@ -196,12 +196,13 @@ func TestStatsAsTheKernelHasThem(t *testing.T) {
 	if high := usage(); got.CPU.Usage.Total < low-min(low, 1000) || got.CPU.Usage.Total > high {
 		t.Errorf("processor time %d, the kernel says %d to %d", got.CPU.Usage.Total, low, high)
 	}
-	if want := number(v.file("memory.usage_in_bytes", "memory.current")); got.Memory.Usage != want || got.Memory.Limit != 64<<20 {
+	// Pages come and go between the two readings: the kernel counts them in batches for each processor.
+	if want := number(v.file("memory.usage_in_bytes", "memory.current")); max(got.Memory.Usage, want)-min(got.Memory.Usage, want) > 2<<20 || got.Memory.Limit != 64<<20 {
 		t.Errorf("memory %d of %d, the kernel says %d", got.Memory.Usage, got.Memory.Limit, want)
 	}
 	for line := range strings.Lines(v.file("memory.stat", "memory.stat")) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if n, ok := got.Memory.Stats[name]; !ok || (strings.HasSuffix(name, "inactive_file") || name == "rss" || name == "anon") && n != number(value) {
+		if n, ok := got.Memory.Stats[name]; !ok || (strings.HasSuffix(name, "inactive_file") || name == "rss" || name == "anon") && max(n, number(value))-min(n, number(value)) > 2<<20 {
 			t.Errorf("%s is %d (%v), the kernel says %s", name, n, ok, value)
 		}
 	}

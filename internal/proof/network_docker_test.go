@@ -83,7 +83,7 @@ var networkScript = []struct{ line, why string }{
 	{"run --rm --network one --ip 10.99.0.1 busybox true", "docker 20.10 began it with a capital"},
 	{"run -d --name db --expose 5432 --expose 90-92/udp -e SECRET=1 busybox sleep 1000", ""},
 	{"run --rm --name app --link db:store busybox sh -c 'env | grep STORE | sort'", ""},
-	{"run --rm --name app --link db busybox sh -c 'grep db /etc/hosts | cut -f2'", ""},
+	{"run --rm --name app --link db busybox sh -c 'grep -w db /etc/hosts | cut -f2'", ""},
 	{"run --rm --link nosuch:x busybox true", ""},
 	{"run --rm --network container:db --link c1:x busybox true", ""},
 	{"run -d --name p1 -p 127.0.0.1:27431-27433:80-82/udp busybox sleep 1000", ""},

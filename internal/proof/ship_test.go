@@ -347,6 +347,11 @@ func TestKillPush(t *testing.T) {
 func TestKillCollection(t *testing.T) {
 	e := enginetest.New(t, "--image-gc", "high=1,low=0,keep=1ns")
 	e.Up()
+	found, err := filepath.Glob(filepath.Join(e.Dir, "d", "content", "blobs", "sha256", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	blobs := len(found)
 	reg := enginetest.NewRegistry(t)
 	ref := reg.Addr + "/ship/moving:latest"
 	var files map[string]string
@@ -375,6 +380,13 @@ func TestKillCollection(t *testing.T) {
 	})
 	checkImage(t, e, ref, files)
 	e.Corten("rmi", ref)
+	// What a killed engine was about to remove, the next one removes, in the background.
+	e.Kill9()
+	e.Up()
+	settle(t, "blobs of collected images", func() bool {
+		found, err := filepath.Glob(filepath.Join(e.Dir, "d", "content", "blobs", "sha256", "*"))
+		return err == nil && len(found) <= blobs
+	})
 }
 
 // The disk fills up in each phase of a pull: before it, while blobs come, while they are unpacked. One clear line each, nothing is left, and with room again the same pull
