@@ -138,7 +138,12 @@ func list(ports []network.Port) []string {
 // PortText writes a published port as people do: [address:][port:]port/protocol.
 func PortText(p network.Port) string {
 	text := fmt.Sprintf("%d/%s", p.ContainerPort, p.Proto)
+	if n := p.Len(); n > 1 {
+		text = fmt.Sprintf("%d-%d/%s", p.ContainerPort, int(p.ContainerPort)+n-1, p.Proto)
+	}
 	switch {
+	case p.HostPort != 0 && p.Len() > 1:
+		text = fmt.Sprintf("%d-%d:%s", p.HostPort, int(p.HostPort)+p.Len()-1, text)
 	case p.HostPort != 0 && p.HostPortEnd > p.HostPort:
 		text = fmt.Sprintf("%d-%d:%s", p.HostPort, p.HostPortEnd, text)
 	case p.HostPort != 0:

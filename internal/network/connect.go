@@ -261,7 +261,7 @@ func (l *Local) republish(ctx context.Context, bx *box, p plan) error {
 		return err
 	}
 	if len(chosen) == 0 {
-		return l.publish(ctx, bx, p)
+		return l.publish(bx, p, bx.req.Ports)
 	}
 	return l.rebind(ctx, bx, p, chosen)
 }

@@ -57,7 +57,7 @@ func (l *Local) Join(ctx context.Context, req JoinRequest) (_ *Sandbox, err erro
 	if err := l.fence(bx, p.eps); err != nil {
 		return nil, err
 	}
-	if err := l.publish(ctx, bx, p); err != nil {
+	if err := l.publish(bx, p, bx.req.Ports); err != nil {
 		return nil, err
 	}
 	return l.finish(ctx, bx, p, ns)

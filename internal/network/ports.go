@@ -110,9 +110,9 @@ func (t *portTable) release(b *binding) {
 	}
 }
 
-// publish takes the ports of a sandbox and makes them answer, all in one transaction.
-func (l *Local) publish(ctx context.Context, bx *box, p plan) error {
-	if len(bx.req.Ports) == 0 || len(p.eps) == 0 {
+// publish takes ports for a sandbox, beside those that it has, and makes them answer, all in one transaction. What it had taken when it failed is the sandbox's yet.
+func (l *Local) publish(bx *box, p plan, ports []Port) error {
+	if len(ports) == 0 || len(p.eps) == 0 {
 		return nil
 	}
 	ep, nw := bx.portEndpoint(p)
@@ -123,11 +123,13 @@ func (l *Local) publish(ctx context.Context, bx *box, p plan) error {
 	if l.opt.NoRules {
 		return errs.New(errs.Unavailable, "ports cannot be published: the engine runs without rules (iptables=false)")
 	}
-	for _, port := range inRuns(bx.req.Ports) {
+	var all []*binding
+	for _, port := range inRuns(ports) {
 		made, err := l.bindPort(port, ep, nw, bx.req.Owner)
 		if err != nil {
 			return fmt.Errorf("driver failed programming external connectivity on endpoint %s (%s): %w", bx.req.Name, ep.ID, err)
 		}
+		all = append(all, made...)
 		l.mu.Lock()
 		bx.bindings = append(bx.bindings, made...)
 		l.rules.changes++
@@ -137,7 +139,7 @@ func (l *Local) publish(ctx context.Context, bx *box, p plan) error {
 		l.mu.Unlock()
 	}
 	go l.hairpin(ep) // only for a container that calls itself by its published port; not worth waiting for the kernel's lock of all links
-	return l.expose(bx.bindings)
+	return l.expose(all)
 }
 
 func (l *Local) hairpin(ep Endpoint) {
@@ -433,11 +435,22 @@ func (l *Local) expose(bindings []*binding) error {
 	return l.forgetFlows(bindings)
 }
 
-// unpublish takes the ports of a sandbox back.
+// unpublish takes the ports of a sandbox back. What it has chosen for them stays known, see republish.
 func (l *Local) unpublish(ctx context.Context, bx *box) error {
 	l.mu.Lock()
 	list := bx.bindings
-	bx.bindings = nil
+	l.mu.Unlock()
+	return l.takeBack(ctx, bx, list)
+}
+
+// takeBack takes some of the bindings of a sandbox back.
+func (l *Local) takeBack(ctx context.Context, bx *box, list []*binding) error {
+	gone := make(map[*binding]bool, len(list))
+	for _, b := range list {
+		gone[b] = true
+	}
+	l.mu.Lock()
+	bx.bindings = slices.DeleteFunc(slices.Clone(bx.bindings), func(b *binding) bool { return gone[b] })
 	l.rules.changes++
 	l.mu.Unlock()
 	if len(list) == 0 {

@@ -8,7 +8,8 @@ import (
 	"corten.dev/corten/internal/errs"
 )
 
-// SetPorts changes what a running container publishes. Ports that it goes on publishing keep their host ports and their connections; when one of the new ones cannot be had, nothing has changed.
+// SetPorts changes what a running container publishes. Ports that it goes on publishing keep their host ports and their connections, but for those of a range that is cut: it is one element
+// of the table, and made anew without the ports that go. When one of the new ones cannot be had, nothing has changed.
 func (l *Local) SetPorts(ctx context.Context, owner string, ports []Port) error {
 	l.mu.Lock()
 	bx := l.boxes[owner]
@@ -16,24 +17,17 @@ func (l *Local) SetPorts(ctx context.Context, owner string, ports []Port) error 
 		l.mu.Unlock()
 		return errs.New(errs.NotFound, "sandbox of %s not found", short(owner))
 	}
-	had := bx.req.Ports
+	had, kept, shown := bx.req.Ports, slices.Clone(bx.bindings), slices.Clone(bx.sb.Ports)
 	p := l.planOf(bx)
 	l.mu.Unlock()
-	var added, gone []Port
-	for _, port := range ports {
-		if !slices.Contains(had, port) {
-			added = append(added, port)
-		}
+	if err := l.publish(bx, p, Runs(beyond(ports, had))); err != nil {
+		l.mu.Lock()
+		made := slices.DeleteFunc(slices.Clone(bx.bindings), func(b *binding) bool { return slices.Contains(kept, b) })
+		bx.sb.Ports = shown
+		l.mu.Unlock()
+		return errors.Join(err, l.takeBack(ctx, bx, made))
 	}
-	for _, port := range had {
-		if !slices.Contains(ports, port) {
-			gone = append(gone, port)
-		}
-	}
-	if err := l.publishMore(ctx, bx, p, added); err != nil {
-		return err
-	}
-	if err := l.publishLess(ctx, bx, gone); err != nil {
+	if err := l.publishLess(ctx, bx, p, beyond(had, ports)); err != nil {
 		return err
 	}
 	l.mu.Lock()
@@ -42,55 +36,47 @@ func (l *Local) SetPorts(ctx context.Context, owner string, ports []Port) error 
 	return nil
 }
 
-// publishMore publishes some ports beside those that are, all or none.
-func (l *Local) publishMore(ctx context.Context, bx *box, p plan, added []Port) error {
-	if len(added) == 0 {
-		return nil
+// beyond are the ports of a list, one by one, that another does not have.
+func beyond(list, other []Port) (more []Port) {
+	have := map[Port]bool{}
+	for p := range Each(other) {
+		have[p] = true
 	}
-	l.mu.Lock()
-	had, kept, shown := bx.req.Ports, bx.bindings, bx.sb.Ports
-	bx.req.Ports, bx.bindings = added, nil
-	l.mu.Unlock()
-	err := l.publish(ctx, bx, p)
-	if err != nil {
-		err = errors.Join(err, l.unpublish(ctx, bx))
+	for p := range Each(list) {
+		if !have[p] {
+			more = append(more, p)
+		}
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	bx.req.Ports = had
-	bx.bindings = append(kept[:len(kept):len(kept)], bx.bindings...)
-	if err != nil {
-		bx.sb.Ports = shown
-	}
-	return err
+	return more
 }
 
 // publishLess takes some ports back.
-func (l *Local) publishLess(ctx context.Context, bx *box, gone []Port) error {
+func (l *Local) publishLess(ctx context.Context, bx *box, p plan, gone []Port) error {
 	if len(gone) == 0 {
 		return nil
 	}
-	of := func(made Port) bool {
-		return slices.ContainsFunc(gone, func(asked Port) bool {
-			return made.Proto == asked.Proto && made.ContainerPort == asked.ContainerPort && (!asked.HostIP.IsValid() || made.HostIP == asked.HostIP.Unmap()) &&
-				(asked.HostPort == 0 || made.HostPort >= asked.HostPort && made.HostPort <= max(asked.HostPort, asked.HostPortEnd))
-		})
-	}
 	l.mu.Lock()
-	var kept, drop []*binding
+	var drop []*binding
+	var left []Port // of ranges that are cut
 	for _, b := range bx.bindings {
-		if of(b.Port) {
-			drop = append(drop, b)
-		} else {
-			kept = append(kept, b)
+		of := slices.Collect(Each([]Port{b.Port}))
+		stay := slices.DeleteFunc(slices.Clone(of), func(made Port) bool { return asks(gone, made) })
+		if len(stay) < len(of) {
+			drop, left = append(drop, b), append(left, stay...)
+			bx.sb.Ports = slices.DeleteFunc(slices.Clone(bx.sb.Ports), func(shown Port) bool { return shown == b.Port })
 		}
 	}
-	bx.bindings = drop
-	bx.sb.Ports = slices.DeleteFunc(slices.Clone(bx.sb.Ports), of)
 	l.mu.Unlock()
-	err := l.unpublish(ctx, bx)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	bx.bindings = kept
-	return err
+	if err := l.takeBack(ctx, bx, drop); err != nil {
+		return err
+	}
+	return l.publish(bx, p, Runs(left))
+}
+
+// asks tells whether a published port is what one of those asked for became.
+func asks(list []Port, made Port) bool {
+	return slices.ContainsFunc(list, func(asked Port) bool {
+		return made.Proto == asked.Proto && made.ContainerPort == asked.ContainerPort && (!asked.HostIP.IsValid() || made.HostIP == asked.HostIP.Unmap()) &&
+			(asked.HostPort == 0 || made.HostPort >= asked.HostPort && made.HostPort <= max(asked.HostPort, asked.HostPortEnd))
+	})
 }

@@ -9,6 +9,7 @@ import (
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/task"
 )
 
@@ -124,7 +125,7 @@ func (s *Service) Rename(ctx context.Context, ref, name string) (err error) {
 	return nil
 }
 
-// SetNetwork keeps that a container is (or is no longer, with a nil ep) on a network, and what it has there now (sandbox may be nil).
+// SetNetwork keeps that a container is (or is no longer, with a nil ep) on a network, and what it has in its networks then: as change says, or, where that is nil, as the room does.
 func (s *Service) SetNetwork(ref, name string, ep *container.EndpointSettings, change func(rec *container.Record)) error {
 	ctr, err := s.find(ref)
 	if err != nil {
@@ -141,17 +142,27 @@ func (s *Service) SetNetwork(ref, name string, ep *container.EndpointSettings, c
 		} else {
 			rec.Networks[name] = *ep
 		}
-		if change != nil {
-			change(rec)
+		if change == nil {
+			change = s.seeSandbox
 		}
+		change(rec)
 	})
-	if rec.State.Status.Live() && before != nil && rec.Sandbox != nil {
-		if err := s.editHosts(rec, before); err != nil {
-			return fmt.Errorf("hosts file of container %s: %w", rec.Name, err)
-		}
-		if err := s.editResolvConf(rec, before); err != nil {
-			return fmt.Errorf("resolv.conf of container %s: %w", rec.Name, err)
-		}
+	if err := s.followNetworks(rec, before); err != nil {
+		return err
 	}
 	return s.save(ctr, true)
+}
+
+// followNetworks writes into the files of a running container what it has in its networks now; before is what it had.
+func (s *Service) followNetworks(rec *container.Record, before *network.Sandbox) error {
+	if !rec.State.Status.Live() || before == nil || rec.Sandbox == nil {
+		return nil
+	}
+	if err := s.editHosts(rec, before); err != nil {
+		return fmt.Errorf("hosts file of container %s: %w", rec.Name, err)
+	}
+	if err := s.editResolvConf(rec, before); err != nil {
+		return fmt.Errorf("resolv.conf of container %s: %w", rec.Name, err)
+	}
+	return nil
 }

@@ -56,19 +56,12 @@ type Edited struct {
 //	                                                          ├─▶ all live: ports, networks, limits; each with its undo
 //	                                                          └─▶ else: recreate (recreate.go)
 func (s *Service) Edit(ctx context.Context, ref string, req EditRequest) (Edited, error) {
-	ctr, err := s.find(ref)
-	if err != nil {
-		return Edited{}, err
-	}
 	ctx = context.WithoutCancel(ctx)
-	done, err := ctr.beginEdit()
+	ctr, done, err := s.toEdit(ctx, ref)
 	if err != nil {
 		return Edited{}, err
 	}
 	defer done()
-	if err := ctr.settled(ctx); err != nil {
-		return Edited{}, err
-	}
 	rec := *ctr.record()
 	have := rec.Settings()
 	want, warnings, err := s.wanted(rec, req)
@@ -98,6 +91,21 @@ func (s *Service) Edit(ctx context.Context, ref string, req EditRequest) (Edited
 	s.figures.changed(ctr)
 	s.emit(ctr, "update", nil)
 	return out, nil
+}
+
+// toEdit finds a container whose settings are to be changed, by the caller alone until done is called.
+func (s *Service) toEdit(ctx context.Context, ref string) (ctr *live, done func(), err error) {
+	if ctr, err = s.find(ref); err != nil {
+		return nil, nil, err
+	}
+	if done, err = ctr.beginEdit(); err != nil {
+		return nil, nil, err
+	}
+	if err := ctr.settled(ctx); err != nil {
+		done()
+		return nil, nil, err
+	}
+	return ctr, done, nil
 }
 
 // mayRestart refuses to start a frozen process again, which would let it go on.
@@ -200,7 +208,10 @@ func (s *Service) volumesThere(want container.Settings) error {
 }
 
 func editPorts(rec *container.Record, req EditRequest) error {
-	ports := slices.Clone(rec.Host.Ports)
+	if len(req.Publish)+len(req.Unpublish) == 0 {
+		return nil
+	}
+	ports := slices.Collect(network.Each(rec.Host.Ports))
 	for _, text := range req.Unpublish {
 		match, err := portMatcher(text)
 		if err != nil {
@@ -211,13 +222,13 @@ func editPorts(rec *container.Record, req EditRequest) error {
 			return errs.New(errs.Invalid, "port %s is not published: name the container's port, as in 80 or 8080:80", text)
 		}
 	}
-	for _, p := range req.Publish {
-		if slices.ContainsFunc(ports, func(have network.Port) bool { return container.PortText(have) == container.PortText(p) }) {
+	for p := range network.Each(req.Publish) {
+		if slices.Contains(ports, p) {
 			return errs.New(errs.Invalid, "port %s is published already", container.PortText(p))
 		}
 		ports = append(ports, p)
 	}
-	rec.Host.Ports = ports
+	rec.Host.Ports = network.Runs(ports)
 	if len(req.Publish) > 0 && (rec.Host.NetworkMode == "host" || rec.Host.NetworkMode == "none" || strings.HasPrefix(rec.Host.NetworkMode, "container:")) {
 		return errs.New(errs.Invalid, "a container with network mode %s publishes no ports", rec.Host.NetworkMode)
 	}
@@ -342,6 +353,7 @@ func editNetworks(rec *container.Record, req EditRequest) error {
 func (s *Service) editLive(ctx context.Context, ctr *live, want container.Settings, limits *container.Resources) (err error) {
 	var undo task.Undo
 	defer undo.OnError(ctx, &err)
+	undo.Push(func(context.Context) error { ctr.change(s.seeSandbox); return nil }) // the last thing, when all else was taken back
 	rec := ctr.record()
 	have := rec.Settings()
 	if !reflect.DeepEqual(have.Host.Resources, want.Host.Resources) {
@@ -377,31 +389,26 @@ func (s *Service) editLive(ctx context.Context, ctr *live, want container.Settin
 		s.seeSandbox(rec)
 	})
 	undo.Push(func(context.Context) error {
-		ctr.change(func(rec *container.Record) { rec.Set(have); rec.Previous = before; s.seeSandbox(rec) })
+		ctr.change(func(rec *container.Record) { rec.Set(have); rec.Previous = before })
 		return nil
 	})
 	if err := s.save(ctr, true); err != nil {
 		return err
 	}
 	s.dropTrees(ctx, ctr, before)
-	if rec.Sandbox != nil {
-		if err := s.editHosts(ctr.record(), rec.Sandbox); err != nil {
-			s.Log.Warn("hosts file after a change", "container", rec.Name, "error", err)
-		}
-		if err := s.editResolvConf(ctr.record(), rec.Sandbox); err != nil {
-			s.Log.Warn("resolv.conf after a change", "container", rec.Name, "error", err)
-		}
+	if err := s.followNetworks(ctr.record(), rec.Sandbox); err != nil {
+		s.Log.Warn("follow a change of networks", "error", err)
 	}
 	return nil
 }
 
-// seeSandbox notes what a running container has in its networks now.
+// seeSandbox notes what a running container has in its networks now: by a network more or less, its ports and its resolv.conf may have changed too.
 func (s *Service) seeSandbox(rec *container.Record) {
 	if rec.Sandbox == nil {
 		return
 	}
 	if sb, ok := s.Networks.Sandbox(rec.ID); ok {
-		sb.NS = nil
+		sb.NS = nil // the descriptor is the room's
 		rec.Sandbox = &sb
 	}
 }

@@ -98,6 +98,37 @@ func wait30(t *testing.T, what string, ok func() bool) {
 	t.Fatalf("waited 30 s for %s", what)
 }
 
+// A range is kept as one port of many: taking one of its ports away cuts it, and leaves the others.
+func TestEditCutsARange(t *testing.T) {
+	h := newHost(t)
+	req := sh("for p in 1 2 3 4 5 6; do (while :; do echo port $p | /bin/busybox nc -l -p 2350$p; done) & done; wait")
+	loopback := netip.MustParseAddr("127.0.0.1")
+	var all []network.Port
+	for p := uint16(23501); p <= 23506; p++ {
+		all = append(all, network.Port{Proto: "tcp", ContainerPort: p, HostPort: p, HostIP: loopback})
+	}
+	req.Host.Ports = network.Runs(all)
+	if len(req.Host.Ports) != 1 {
+		t.Fatalf("six neighbours are %d ports", len(req.Host.Ports))
+	}
+	id := h.run(req)
+	wait30(t, "a port of the range to answer", func() bool { return answers(23503) == "port 3\n" })
+	h.edit(id, containers.EditRequest{Unpublish: []string{"23505"}}, containers.EditLive,
+		"publish 127.0.0.1:23501-23504:23501-23504/tcp", "publish 127.0.0.1:23506:23506/tcp", "unpublish 127.0.0.1:23501-23506:23501-23506/tcp")
+	for p := uint16(23501); p <= 23506; p++ {
+		if p == 23505 {
+			continue
+		}
+		wait30(t, fmt.Sprintf("port %d to answer", p), func() bool { return answers(p) == fmt.Sprintf("port %d\n", p-23500) })
+	}
+	if answers(23505) != "" {
+		t.Error("the port that was taken away answers")
+	}
+	h.edit(id, containers.EditRequest{Undo: true}, containers.EditLive,
+		"publish 127.0.0.1:23501-23506:23501-23506/tcp", "unpublish 127.0.0.1:23501-23504:23501-23504/tcp", "unpublish 127.0.0.1:23506:23506/tcp")
+	wait30(t, "the port to answer again", func() bool { return answers(23505) == "port 5\n" })
+}
+
 func TestEditByRestart(t *testing.T) {
 	h := newHost(t)
 	vol, err := h.vols.Create(bg, volume.CreateOptions{Name: "kept"})

@@ -23,19 +23,12 @@ type UpgradeRequest struct {
 // Upgrade puts another image under a container: same name, id, settings, volumes and addresses, a new file tree. What the container was given by its old image it gets from the new one; what
 // somebody asked for stays. A container that runs has to prove itself on the new image, else it runs on the old one again, with the tree that it had.
 func (s *Service) Upgrade(ctx context.Context, ref string, req UpgradeRequest) (Edited, error) {
-	ctr, err := s.find(ref)
-	if err != nil {
-		return Edited{}, err
-	}
 	ctx = context.WithoutCancel(ctx)
-	done, err := ctr.beginEdit()
+	ctr, done, err := s.toEdit(ctx, ref)
 	if err != nil {
 		return Edited{}, err
 	}
 	defer done()
-	if err := ctr.settled(ctx); err != nil {
-		return Edited{}, err
-	}
 	rec := *ctr.record()
 	img, err := s.upgradeTo(ctx, &rec, req.Image)
 	if err != nil {

@@ -30,8 +30,6 @@ type Rooms interface {
 type Live interface {
 	Connect(ctx context.Context, owner string, pid int, req network.EndpointRequest) (network.Endpoint, error)
 	Disconnect(ctx context.Context, owner string, pid int, network string) error
-	// Sandbox is what the container has after that: addresses, ports, resolv.conf.
-	Sandbox(owner string) (network.Sandbox, bool)
 }
 
 // Containers are those that may be on a network.
@@ -40,7 +38,7 @@ type Containers interface {
 	Names() map[string]string
 	// Endpoint is what the container asks of a network.
 	Endpoint(rec *container.Record, name string, ep container.EndpointSettings) network.EndpointRequest
-	// SetNetwork keeps that a container is (nil: is not) on a network.
+	// SetNetwork keeps that a container is (nil: is not) on a network. change says what it has in its networks then; nil: what the room says.
 	SetNetwork(ref, name string, ep *container.EndpointSettings, change func(rec *container.Record)) error
 }
 
@@ -234,7 +232,7 @@ func (s *Service) Connect(ctx context.Context, ref, containerRef string, ep cont
 			return err
 		}
 	}
-	err = s.Containers.SetNetwork(rec.ID, nw.Name, &ep, s.keepSandbox)
+	err = s.Containers.SetNetwork(rec.ID, nw.Name, &ep, nil)
 	if err != nil {
 		return err
 	}
@@ -275,17 +273,6 @@ func onNetwork(rec *container.Record, nw network.Network) (string, bool) {
 	return "", false
 }
 
-// keepSandbox notes what a running container has now: by a network more or less, its ports and its resolv.conf may have changed too.
-func (s *Service) keepSandbox(rec *container.Record) {
-	if rec.Sandbox == nil {
-		return
-	}
-	if sb, ok := s.Networks.Sandbox(rec.ID); ok {
-		sb.NS = nil // the descriptor is the room's
-		rec.Sandbox = &sb
-	}
-}
-
 // leaveSandbox takes a network out of what a running container has.
 func leaveSandbox(rec *container.Record, nw network.Network) {
 	if rec.Sandbox == nil {
@@ -321,9 +308,9 @@ func (s *Service) Disconnect(ctx context.Context, ref, containerRef string, forc
 		err := s.Networks.Disconnect(ctx, rec.ID, rec.State.PID, nw.ID)
 		if err != nil && (!force || !errors.Is(err, errs.NotFound)) {
 			was := rec.Networks[key]
-			return errors.Join(err, s.Containers.SetNetwork(rec.ID, key, &was, s.keepSandbox))
+			return errors.Join(err, s.Containers.SetNetwork(rec.ID, key, &was, nil))
 		}
-		if err := s.Containers.SetNetwork(rec.ID, key, nil, s.keepSandbox); err != nil {
+		if err := s.Containers.SetNetwork(rec.ID, key, nil, nil); err != nil {
 			return err
 		}
 	}
