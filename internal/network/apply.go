@@ -18,8 +18,9 @@ import (
 
 // rulesState keeps the table as it should be.
 type rulesState struct {
-	write   sync.Mutex // one writer of the whole table at a time; elements are written beside it
-	changes uint64     // how often the bindings or networks changed; guarded by Local.mu
+	write   sync.Mutex      // one writer of the whole table at a time; elements are written beside it
+	changes uint64          // how often the bindings or networks changed; guarded by Local.mu
+	guarded map[string]bool // ports bound to their addresses (portguard.go); guarded by write
 	watch   *os.File
 	kick    chan struct{}
 }
@@ -60,7 +61,7 @@ func (l *Local) applyRules(all bool) error {
 		now := l.rules.changes
 		l.mu.Unlock()
 		if now == seen {
-			return nil
+			return l.applyGuard(all)
 		}
 	}
 }
@@ -300,6 +301,9 @@ func (l *Local) takeDown(ctx context.Context) error {
 	}
 	kept, herr := l.nf.HasRules(l.opt.Table, chainUser)
 	tx := &nft.Tx{}
+	l.rules.write.Lock()
+	err = errors.Join(err, l.dropGuard())
+	l.rules.write.Unlock()
 	tx.AddTable(l.opt.Table) // so that nothing of the rest can fail
 	if kept || herr != nil {
 		for _, c := range ownChains {

@@ -26,10 +26,15 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.vacate(owner, ep, time.Time{})
-		bx.forgetEndpoint(ep)
 		return nil
 	})
 	undo.Push(func(context.Context) error { return l.unfence(bx, []Endpoint{ep}) })
+	undo.Push(func(context.Context) error {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		bx.forgetEndpoint(ep)
+		return nil
+	})
 	if err := l.fence(bx, []Endpoint{ep}); err != nil {
 		return Endpoint{}, err
 	}

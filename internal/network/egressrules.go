@@ -2,6 +2,7 @@ package network
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -159,6 +160,12 @@ func (ep Endpoint) sources() (all []netip.Addr) {
 	return append(all, ep.LinkLocal...)
 }
 
+// hardware is the endpoint's hardware address.
+func (ep Endpoint) hardware() net.HardwareAddr {
+	mac, _ := net.ParseMAC(ep.MAC) // written by us
+	return mac
+}
+
 // checkFence says why a container with a list cannot be on the network, if so.
 func (l *Local) checkFence(nw *network) error {
 	switch {
@@ -197,8 +204,11 @@ func (l *Local) fence(bx *box, eps []Endpoint) error {
 			tx.AddElems(l.opt.Table, set, elems)
 		}
 	}
-	err := l.commit(tx)
-	if errors.Is(err, unix.ENOENT) { // flushed a moment ago
+	err := l.guard(eps)
+	if err != nil {
+		return err
+	}
+	if err = l.commit(tx); errors.Is(err, unix.ENOENT) { // flushed a moment ago
 		err = l.applyRules(false)
 	}
 	l.mu.Lock()
@@ -222,9 +232,10 @@ func (l *Local) unfence(bx *box, eps []Endpoint) error {
 			l.untell(tx, "", a.AsSlice())
 		}
 	}
-	if err := l.commit(tx); !errors.Is(err, unix.ENOENT) {
-		return err
+	err := l.commit(tx)
+	if errors.Is(err, unix.ENOENT) {
+		l.rules.again()
+		err = nil
 	}
-	l.rules.again()
-	return nil
+	return errors.Join(err, l.unguard(eps))
 }

@@ -173,10 +173,9 @@ func announce(in *netlink.Conn, eps []Endpoint) error {
 				return err
 			}
 		}
-		mac, _ := net.ParseMAC(ep.MAC) // written by us
 		b.Begin("announce "+ep.Interface, unix.RTM_NEWLINK, 0, make([]byte, unix.SizeofIfInfomsg))
 		b.String(unix.IFLA_IFNAME, ep.Interface)
-		b.Bytes(unix.IFLA_ADDRESS, mac)
+		b.Bytes(unix.IFLA_ADDRESS, ep.hardware())
 		b.End()
 	}
 	return in.Do(&b)

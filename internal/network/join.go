@@ -390,6 +390,7 @@ func (l *Local) Leave(ctx context.Context, owner string) error {
 func (l *Local) leave(ctx context.Context, bx *box) (err error) {
 	l.mu.Lock()
 	eps := bx.sb.Endpoints
+	bx.leaving = true // its rules are not written again
 	l.mu.Unlock()
 	err = errors.Join(l.unpublish(ctx, bx), l.closeNames(ctx, bx), l.unfence(bx, eps))
 	opened := false

@@ -76,6 +76,7 @@ type box struct {
 	bindings []*binding
 	egress   *Egress // nil: no list
 	ready    bool
+	leaving  bool
 }
 
 // New opens the room: it restores the stored networks and the default ones, their bridges, and the table with its rules. Ready namespaces are
@@ -83,7 +84,7 @@ type box struct {
 func New(opt Options) (_ *Local, err error) {
 	opt = opt.withDefaults()
 	l := &Local{opt: opt, log: opt.Logger, nets: map[string]*network{}, names: map[string]string{}, boxes: map[string]*box{}, told: toldNames{},
-		resolv: dns.HostFile{Path: opt.ResolvConf}, rt: &netlink.Pool{Proto: unix.NETLINK_ROUTE}, nf: nft.NewConns()}
+		rules: rulesState{guarded: map[string]bool{}}, resolv: dns.HostFile{Path: opt.ResolvConf}, rt: &netlink.Pool{Proto: unix.NETLINK_ROUTE}, nf: nft.NewConns()}
 	ctx, stop := context.WithCancel(context.Background())
 	l.stop, l.done = stop, ctx.Done()
 	defer func() {

@@ -290,7 +290,7 @@ func (l *Local) drop(tx *nft.Tx, e toldElem) {
 func (l *Local) readTold() error {
 	now := time.Now()
 	for _, s := range toldSets {
-		elems, err := l.nf.Elems(l.opt.Table, s.Name)
+		elems, err := l.nf.Elems(0, l.opt.Table, s.Name)
 		if err != nil {
 			return fmt.Errorf("read set %s: %w", s.Name, err)
 		}
@@ -340,7 +340,7 @@ func nameable(a netip.Addr) bool {
 // addFences puts the lists of containers, and what was told for names, into the whole table. mu is held.
 func (l *Local) addFences(tx *nft.Tx) {
 	for _, bx := range l.boxes {
-		if bx.egress == nil {
+		if bx.egress == nil || bx.leaving {
 			continue
 		}
 		for _, ep := range bx.sb.Endpoints {

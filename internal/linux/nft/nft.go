@@ -21,8 +21,11 @@ import (
 
 const subsys = unix.NFNL_SUBSYS_NFTABLES << 8
 
-// Tx is one transaction on tables of the inet family, built step by step. The zero value is ready.
+// Tx is one transaction, built step by step. The zero value is ready.
 type Tx struct {
+	// Family is that of the tables of the steps to come: unix.NFPROTO_BRIDGE …; 0 is inet.
+	Family uint8
+
 	b     netlink.Batch
 	setID uint32
 }
@@ -38,7 +41,14 @@ func (t *Tx) begin(name string, typ, flags uint16) {
 		t.b.Begin("begin transaction", unix.NFNL_MSG_BATCH_BEGIN, 0, header(0, unix.NFNL_SUBSYS_NFTABLES))
 		t.b.End()
 	}
-	t.b.Begin(name, subsys|typ, flags, header(unix.NFPROTO_INET, 0))
+	t.b.Begin(name, subsys|typ, flags, header(familyOr(t.Family), 0))
+}
+
+func familyOr(family uint8) uint8 {
+	if family == 0 {
+		return unix.NFPROTO_INET
+	}
+	return family
 }
 
 // Len is the number of changes asked for.
@@ -103,6 +113,7 @@ var (
 	IPv6    = Type{8, 16}
 	Proto   = Type{12, 1}
 	Service = Type{13, 2}
+	Ether   = Type{9, 6}
 	IfName  = Type{41, 16}
 )
 
@@ -126,6 +137,8 @@ type Set struct {
 	Ranges bool
 	// Timeout says that elements go by themselves: Elem.Timeout.
 	Timeout bool
+	// Counters says that each element counts the packets that meet it.
+	Counters bool
 }
 
 // AddSet makes the set if it is not there.
@@ -157,6 +170,13 @@ func (t *Tx) AddSet(table string, s Set) {
 		t.b.BE32(unix.NFTA_SET_DATA_LEN, size)
 	}
 	t.b.BE32(unix.NFTA_SET_ID, t.setID)
+	if s.Counters {
+		counter := Counter()
+		t.b.Nest(0x11 /* NFTA_SET_EXPR */, func() {
+			t.b.String(unix.NFTA_EXPR_NAME, counter.name)
+			t.b.Nest(unix.NFTA_EXPR_DATA, func() { counter.fill(&t.b) })
+		})
+	}
 	if len(s.Key) > 1 {
 		t.b.Nest(unix.NFTA_SET_DESC, func() {
 			t.b.Nest(2 /* NFTA_SET_DESC_CONCAT */, func() {
@@ -196,6 +216,8 @@ type Elem struct {
 	Key, End, Data []byte
 	// Timeout is how long it lives in a set with Timeout; one that is there already keeps its own. Parts of a millisecond do not count.
 	Timeout time.Duration
+	// Packets and Bytes are what was counted, in a set with Counters.
+	Packets, Bytes uint64
 }
 
 // Cat concatenates parts the way the kernel lays them into registers: each begins at a multiple of four bytes.
@@ -344,14 +366,14 @@ func (c *Conns) HasRules(table, chain string) (bool, error) {
 	return found, nil
 }
 
-// Elems lists a set without ranges; Timeout is what is left of it.
-func (c *Conns) Elems(table, set string) (all []Elem, err error) {
+// Elems lists a set without ranges, of a table of a family (see Tx.Family); Timeout is what is left of it.
+func (c *Conns) Elems(family uint8, table, set string) (all []Elem, err error) {
 	conn, err := c.pool.Take()
 	if err != nil {
 		return nil, err
 	}
 	var b netlink.Batch
-	b.Begin("list set "+set, subsys|unix.NFT_MSG_GETSETELEM, 0, header(unix.NFPROTO_INET, 0))
+	b.Begin("list set "+set, subsys|unix.NFT_MSG_GETSETELEM, 0, header(familyOr(family), 0))
 	b.String(unix.NFTA_SET_ELEM_LIST_TABLE, table)
 	b.String(unix.NFTA_SET_ELEM_LIST_SET, set)
 	b.End()
@@ -378,6 +400,12 @@ func (c *Conns) Elems(table, set string) (all []Elem, err error) {
 						e.Timeout = time.Duration(binary.BigEndian.Uint64(v)) * time.Millisecond
 					}
 				})
+				walk(elem, unix.NFTA_SET_ELEM_EXPR, func(expr []byte) {
+					walk(expr, unix.NFTA_EXPR_DATA, func(counter []byte) {
+						walk(counter, unix.NFTA_COUNTER_PACKETS, number(&e.Packets))
+						walk(counter, unix.NFTA_COUNTER_BYTES, number(&e.Bytes))
+					})
+				})
 				all = append(all, e)
 			})
 		})
@@ -388,6 +416,15 @@ func (c *Conns) Elems(table, set string) (all []Elem, err error) {
 	}
 	c.pool.Give(conn)
 	return all, nil
+}
+
+// number reads a 64-bit number.
+func number(to *uint64) func([]byte) {
+	return func(v []byte) {
+		if len(v) == 8 {
+			*to = binary.BigEndian.Uint64(v)
+		}
+	}
 }
 
 // Explain says what to enable where nftables is missing.
