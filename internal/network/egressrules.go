@@ -19,13 +19,16 @@ import (
 //	set told4, told6, nettold4 …    address (or bridge) . address . protocol . port          what the DNS answered for a name of the list, with a time limit;
 //	set toldp4 … nettolda6          … . address . protocol, … . address                      where the list names no port, and no protocol
 //
+//	set asked4, asked6, netasked    address (or bridge), with what the list was asked for: set denied4, denied6, netdenied with what it dropped of that
+//
 //	input                           (filter)  new, to the host itself: as in forward
-//	egress-network, -container      allowed, told: return; else counted, and dropped
+//	egress-network, -container      count; allowed, told: return; else count, and drop
 //
 // A packet is judged by where it goes, for a port that another container publishes by that container's address, and only the first one of a connection is.
 const (
 	setFenceNet, setFence, setAllow         = "fencenet", "fence", "allow" // all but the first: and 4 or 6
 	setTold, setToldProto, setToldAny       = "told", "toldp", "tolda"
+	setAsked, setDenied                     = "asked", "denied"
 	byNet                                   = "net" // before the names of those that are for networks
 	chainInput, chainEgressNet, chainEgress = "input", "egress-network", "egress-container"
 	stateNew                                = 1 << 3
@@ -37,6 +40,12 @@ var (
 		listSets(func(from, to nft.Type) []nft.Set {
 			return []nft.Set{{Name: setAllow, Key: []nft.Type{from, to, nft.Proto, nft.Service}, Ranges: true}}
 		}))
+	// countSets are not written anew either, so that no count is lost.
+	countSets = []nft.Set{
+		{Name: setAsked + "4", Key: []nft.Type{nft.IPv4}, Counters: true}, {Name: setAsked + "6", Key: []nft.Type{nft.IPv6}, Counters: true},
+		{Name: setDenied + "4", Key: []nft.Type{nft.IPv4}, Counters: true}, {Name: setDenied + "6", Key: []nft.Type{nft.IPv6}, Counters: true},
+		{Name: byNet + setAsked, Key: []nft.Type{nft.IfName}, Counters: true}, {Name: byNet + setDenied, Key: []nft.Type{nft.IfName}, Counters: true},
+	}
 	// toldSets are not written anew at the start of an engine: what the one before it put there is read.
 	toldSets = listSets(func(from, to nft.Type) []nft.Set {
 		return []nft.Set{{Name: setTold, Key: []nft.Type{from, to, nft.Proto, nft.Service}, Timeout: true},
@@ -77,6 +86,7 @@ func whoseList(kind string, f family) (load nft.Expr, next uint32) {
 func writeEgress(tx *nft.Tx, table string, fams []family) {
 	isNew := []nft.Expr{nft.CtState(nft.R(0)), nft.And(nft.R(0), nft.Host(stateNew)), nft.Cmp(nft.R(0), nft.Host(0), true)}
 	for kind, chain := range map[string]string{byNet: chainEgressNet, "": chainEgress} {
+		counted(tx, table, chain, kind, setAsked, fams)
 		for _, f := range fams {
 			load, next := whoseList(kind, f)
 			to := append(isFamily(f.proto), load, nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, f.daddr, f.size, next))
@@ -90,9 +100,22 @@ func writeEgress(tx *nft.Tx, table string, fams []family) {
 				tx.AddRule(table, chain, "", append(all, nft.In(kind+in.set+f.name, nft.R(0), false), nft.Return())...)
 			}
 		}
+		counted(tx, table, chain, kind, setDenied, fams)
 		tx.AddRule(table, chain, "not in the list", nft.Counter(), nft.Drop())
 	}
 	judge(tx, table, chainInput, fams, isNew)
+}
+
+// counted counts packets for those whose list it is.
+func counted(tx *nft.Tx, table, chain, kind, set string, fams []family) {
+	for _, f := range fams {
+		load, _ := whoseList(kind, f)
+		if kind == byNet {
+			tx.AddRule(table, chain, "", load, nft.In(byNet+set, nft.R(0), false))
+			return
+		}
+		tx.AddRule(table, chain, "", append(isFamily(f.proto), load, nft.In(set+f.name, nft.R(0), false))...)
+	}
 }
 
 // judge sends packets from those who have a list through the chains.
@@ -124,7 +147,9 @@ func (e *Egress) elements(whose []byte, digit string) []nft.Elem {
 
 // fenceNet are the elements of a network with a list.
 func (e *Egress) fenceNet(by map[string][]nft.Elem, br string) {
-	by[setFenceNet] = []nft.Elem{{Key: nft.Name(br)}}
+	for _, set := range []string{setFenceNet, byNet + setAsked, byNet + setDenied} {
+		by[set] = []nft.Elem{{Key: nft.Name(br)}}
+	}
 	for _, f := range families {
 		if elems := e.elements(nft.Name(br), f.name); len(elems) > 0 {
 			by[byNet+setAllow+f.name] = elems
@@ -144,7 +169,9 @@ func fenceElements(e *Egress, ep Endpoint) map[string][]nft.Elem {
 	by := map[string][]nft.Elem{}
 	for _, a := range ep.sources() {
 		digit := familyDigit(a)
-		by[setFence+digit] = append(by[setFence+digit], nft.Elem{Key: a.AsSlice()})
+		for _, set := range []string{setFence, setAsked, setDenied} {
+			by[set+digit] = append(by[set+digit], nft.Elem{Key: a.AsSlice()})
+		}
 		by[setAllow+digit] = append(by[setAllow+digit], e.elements(a.AsSlice(), digit)...)
 	}
 	return by

@@ -139,7 +139,7 @@ func (l *Local) Settle(ctx context.Context) error {
 	if l.opt.NoRules {
 		return err
 	}
-	return errors.Join(err, l.applyRules(true), l.settleTold())
+	return errors.Join(err, l.applyRules(true), l.settleTold(), l.settleCounts())
 }
 
 // Close stops the background work. With no container left it also removes the bridges that have no other use and the table.

@@ -97,7 +97,7 @@ func (l *Local) writeRules(tx *nft.Tx) {
 		fams = families[:1]
 	}
 	tx.AddTable(table)
-	for _, s := range slices.Concat(portSets, bridgeSets, toldSets) {
+	for _, s := range slices.Concat(portSets, bridgeSets, countSets, toldSets) {
 		tx.AddSet(table, s)
 	}
 	tx.AddChain(table, nft.Chain{Name: chainUser})

@@ -1,0 +1,57 @@
+package network
+
+import (
+	"strings"
+	"testing"
+)
+
+// What a list lets through and drops is counted, also across engines; the next one with the address begins at nothing.
+func TestEgressCounts(t *testing.T) {
+	w := egress(t)
+	w.network(t, Network{Name: "blue", Options: map[string]string{OptionEgress: "203.0.113.2:80"}})
+	req := JoinRequest{Owner: "a", Name: "a", Endpoints: on("blue"), Egress: "203.0.113.2:80-81"}
+	a, err := w.Join(bg, req)
+	check(t, err)
+	defer a.NS.Close()
+	pid := process(t, a.NS)
+	w.join(t, JoinRequest{Owner: "b", Name: "b"})
+	nw, err := w.Get(bg, "blue")
+	check(t, err)
+	counts := func() (EgressCount, EgressCount) {
+		t.Helper()
+		owners, nets, err := w.EgressCounts(bg)
+		check(t, err)
+		if len(owners) != 1 || len(nets) != 1 {
+			t.Fatalf("counts of %v and %v", owners, nets)
+		}
+		return owners["a"], nets[nw.ID]
+	}
+	for range 3 {
+		wantReach(t, a.NS, []string{"tcp 203.0.113.2:80"}, nil)
+	}
+	wantReach(t, a.NS, nil, []string{"udp 203.0.113.2:81", "udp 198.51.100.7:80"})
+	// The network's list is asked first, and drops both.
+	ctr, net := counts()
+	if net.Allowed.Packets != 3 || net.Dropped.Packets != 2 || net.Dropped.Bytes != 2*29 || ctr.Allowed.Packets != 3 || ctr.Dropped.Packets != 0 || ctr.Allowed.Bytes != net.Allowed.Bytes {
+		t.Errorf("container %+v, network %+v", ctr, net)
+	}
+	w.crash(t)
+	w.open(t)
+	check(t, w.Restore(bg, req, *a, pid))
+	w.join(t, JoinRequest{Owner: "b", Name: "b"})
+	check(t, w.Settle(bg))
+	if again, andNet := counts(); again != ctr || andNet != net {
+		t.Errorf("with the next engine: container %+v, network %+v", again, andNet)
+	}
+	if list := nftList(t, "set", "inet", "cortentest", "netdenied"); !strings.Contains(list, "counter packets 2 bytes 58") {
+		t.Errorf("the kernel counts %s", list)
+	}
+	check(t, w.Leave(bg, "a"))
+	a, err = w.Join(bg, req)
+	check(t, err)
+	defer a.NS.Close()
+	if ctr, _ := counts(); ctr != (EgressCount{}) {
+		t.Errorf("counted already: %+v", ctr)
+	}
+	check(t, w.Leave(bg, "a"))
+}
