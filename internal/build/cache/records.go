@@ -254,13 +254,16 @@ func (c *Cache) unpin(chain snapshot.ChainID, p *pin) {
 		return
 	}
 	delete(c.pins, chain)
-	recorded := c.outputs[chain] > 0
 	c.mu.Unlock()
 	if err := c.opts.Layers.Release(context.Background(), p.name); err != nil {
 		c.log.Warn("layers that a build used stay held", "chain", chain, "error", err)
 		return
 	}
-	if !recorded { // else it goes with the record
+	// Asked after the release: a record that is forgotten before it finds the layer pinned and leaves it to us; one that is forgotten later finds it free.
+	c.mu.RLock()
+	recorded := c.outputs[chain] > 0
+	c.mu.RUnlock()
+	if !recorded {
 		c.opts.Images.DropLayers(chain)
 	}
 }
