@@ -104,7 +104,7 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 		Runtime:  containers.OverRuntime(runtime.New(runtime.Options{Root: filepath.Join(set.ExecRoot, "runtime"), Systemd: systemd, Logger: log})),
 		Monitors: monitors, Trees: trees, Images: imgs, Networks: nets, Volumes: vols, Events: bus, Log: log,
 		ReadExit: monitor.ReadExit, CgroupParent: set.CgroupParent, Network: defaultNetwork(set), SystemdCgroup: systemd, Init: set.Init,
-		Ulimits: ulimits(set), CDI: devices, ShmSize: int64(set.ShmSize), LogConfig: defaultLog(set), LogDrivers: findLogDriver(plugins),
+		Ulimits: ulimits(set), CDI: devices, ShmSize: int64(set.ShmSize), LogConfig: defaultLog(set), LogDrivers: findLogDriver(plugins), TreeSize: treeSize(set),
 	})
 	if err != nil {
 		return nil, err
@@ -210,6 +210,9 @@ func openSnapshots(set settings.Settings, log *slog.Logger) (snapshot.Store, err
 		return plain.New(plain.Options{Root: filepath.Join(root, "plain"), Logger: log})
 	case "":
 		if err := overlay.Supported(root); err != nil {
+			if size, serr := set.TreeSize(); serr != nil || size > 0 {
+				return nil, errors.Join(fmt.Errorf("storage-opt overlay2.size: %w", err), serr)
+			}
 			log.Warn("overlay mounts do not work here; every container gets a full copy of its image instead", "why", err)
 			return plain.New(plain.Options{Root: filepath.Join(root, "plain"), Logger: log})
 		}
@@ -219,6 +222,12 @@ func openSnapshots(set settings.Settings, log *slog.Logger) (snapshot.Store, err
 		}
 	}
 	return overlay.New(overlay.Options{Root: filepath.Join(root, "overlay"), Logger: log, Skeleton: skeleton()})
+}
+
+// treeSize is checked with the settings.
+func treeSize(set settings.Settings) int64 {
+	size, _ := set.TreeSize()
+	return size
 }
 
 func openNetwork(set settings.Settings, helpers *os.File, log *slog.Logger) (*network.Local, error) {

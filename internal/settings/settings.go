@@ -57,6 +57,7 @@ type Settings struct {
 	ExecOpts     []string           `json:"exec-opts,omitempty"`
 	CgroupParent string             `json:"cgroup-parent,omitempty"`
 	Storage      string             `json:"storage-driver,omitempty"`
+	StorageOpts  []string           `json:"storage-opts,omitempty"`
 	Init         bool               `json:"init,omitempty"`
 	TLS          bool               `json:"tls,omitempty"`
 	TLSVerify    bool               `json:"tlsverify,omitempty"`
@@ -199,6 +200,7 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 	set.StringArrayVar(&s.ExecOpts, "exec-opt", nil, "Runtime option native.cgroupdriver=cgroupfs|systemd; cgroupfs is the default on every host, systemd or not: a start needs no round trip to systemd, and its daemon-reload cannot take devices away from containers")
 	set.StringVar(&s.CgroupParent, "cgroup-parent", "", "Parent cgroup of all containers")
 	set.StringVarP(&s.Storage, "storage-driver", "s", "", "Snapshot driver (overlay, plain)")
+	set.StringArrayVar(&s.StorageOpts, "storage-opt", nil, "Storage option overlay2.size=SIZE: how many bytes of its own every container may write that says nothing else (--storage-opt size=SIZE of run)")
 	set.BoolVar(&s.Init, "init", false, "Run an init in every container")
 	set.BoolVar(&s.TLS, "tls", false, "Use TLS on tcp sockets")
 	set.BoolVar(&s.TLSVerify, "tlsverify", false, "Use TLS and ask clients for a certificate")
@@ -216,7 +218,7 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 // flagKeys are the keys whose flag has another name.
 var flagKeys = map[string]string{
 	"hosts": "host", "labels": "label", "default-address-pools": "default-address-pool", "dns-opts": "dns-opt",
-	"log-opts": "log-opt", "cdi-spec-dirs": "cdi-spec-dir", "plugin-dirs": "plugin-dir", "default-ulimits": "default-ulimit", "exec-opts": "exec-opt",
+	"log-opts": "log-opt", "cdi-spec-dirs": "cdi-spec-dir", "plugin-dirs": "plugin-dir", "default-ulimits": "default-ulimit", "exec-opts": "exec-opt", "storage-opts": "storage-opt",
 	"default-network-opts": "default-network-opt",
 	"insecure-registries":  "insecure-registry", "registry-mirrors": "registry-mirror", "registry-certs": "registry-certs-dir",
 }
@@ -305,6 +307,9 @@ func (s *Settings) check() error {
 	if _, err := s.SystemdCgroup(); err != nil {
 		return err
 	}
+	if _, err := s.TreeSize(); err != nil {
+		return err
+	}
 	if err := s.checkDevicesAndMetrics(); err != nil {
 		return err
 	}
@@ -351,4 +356,26 @@ func (s *Settings) SystemdCgroup() (bool, error) {
 		}
 	}
 	return systemd, nil
+}
+
+// TreeSize is how many bytes of its own a container may write that does not say (storage-opts); 0: no bound.
+func (s *Settings) TreeSize() (int64, error) {
+	size := int64(0)
+	for _, o := range s.StorageOpts {
+		key, value, ok := strings.Cut(o, "=")
+		if key = strings.ToLower(strings.TrimSpace(key)); !ok {
+			return 0, errs.New(errs.Invalid, "storage-opt %q: give name=value", o)
+		}
+		if key != "overlay2.size" && key != "overlay.size" {
+			return 0, errs.New(errs.Invalid, "overlay: unknown option %s: only overlay2.size=SIZE is known", key)
+		}
+		var err error
+		if size, err = units.RAMInBytes(strings.TrimSpace(value)); err != nil {
+			return 0, errs.New(errs.Invalid, "storage-opt %q: %w", o, err)
+		}
+	}
+	if size > 0 && (s.Storage == "plain" || s.Storage == "vfs") {
+		return 0, errs.New(errs.Invalid, "storage-opt overlay2.size: the storage driver %s has no sizes", s.Storage)
+	}
+	return size, nil
 }

@@ -41,6 +41,10 @@ func TestFileAndFlags(t *testing.T) {
 		{``, "extra", "unknown argument"},
 		{``, "--data-root relative", "absolute"},
 		{``, "--storage-driver zfs", "storage driver"},
+		{`{"storage-opts":["overlay2.size=many"]}`, "", "invalid size: 'many'"},
+		{`{"storage-opts":["dm.basesize=1G"]}`, "", "unknown option dm.basesize"},
+		{``, "--storage-opt size", "name=value"},
+		{``, "--storage-driver plain --storage-opt overlay2.size=1G", "plain has no sizes"},
 	} {
 		write(tc.file)
 		_, err := Parse(append([]string{"--config-file", file}, strings.Fields(tc.flags)...), io.Discard)

@@ -109,6 +109,9 @@ type Options struct {
 	// Shared asks for a tree that several may have mounted, each attached somewhere else, at a time. Without it, on kernels before 6.15, mounts beside the first are good for looking inside only
 	// (Mounted.Detached is false).
 	Shared bool
+	// Size bounds how many bytes the tree's own files may take: who writes more gets ENOSPC or EDQUOT. 0: no bound but the disk's. errs.NotImplemented where it cannot be kept.
+	// Such a tree is for a container: Turn refuses it.
+	Size int64
 	// UIDMap, GIDMap ask for a tree whose owners appear shifted, by an idmapped mount. Empty means unchanged.
 	IDMap []IDMap
 }
@@ -129,7 +132,8 @@ type Mounted struct {
 	Close func() error
 }
 
-// Place is where a writable tree lies on the host by name: for people and tools that look at it there, not for the engine. Lower is topmost first.
+// Place is where a writable tree lies on the host by name: for people and tools that look at it there, not for the engine. Lower is topmost first. Upper and Work are empty
+// when they lie in a file system of the tree's own, which the host sees nowhere.
 type Place struct {
 	Lower       []string
 	Upper, Work string
@@ -192,7 +196,7 @@ type Store interface {
 	Commit(ctx context.Context, key string) (Layer, error)
 	// Turn makes the writable tree itself a layer on its chain: its files are renamed, not copied, and the tree key is gone. Sockets in it are removed, as no layer has any.
 	// The bytes of the layer's tar are those that Diff would have written. A tree without changes gives the layer of its own chain (the zero Layer for the empty
-	// chain), unless opts.Empty. errs.Conflict while a mount of the tree is open. On an error the tree is there as before.
+	// chain), unless opts.Empty. errs.Conflict while a mount of the tree is open, errs.NotImplemented for one with a size. On an error the tree is there as before.
 	Turn(ctx context.Context, key string, opts TurnOptions) (Layer, error)
 	// Flush makes all relaxed layers and all holds durable; quick when there is nothing to flush.
 	Flush(ctx context.Context) error

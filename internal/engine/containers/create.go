@@ -20,7 +20,6 @@ import (
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/network"
-	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/task"
 )
 
@@ -72,7 +71,10 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (created Create
 	if err := s.claimMounts(ctx, ctr, &undo); err != nil {
 		return created, err
 	}
-	opts := snapshot.Options{Labels: map[string]string{labelOwner: rec.ID}, Durable: !rec.Host.AutoRemove}
+	opts, err := s.treeOptions(&rec)
+	if err != nil {
+		return created, err
+	}
 	if err := s.Trees.Prepare(ctx, rec.ID, img.Chain, opts); err != nil {
 		return created, fmt.Errorf("make the file tree of container %s: %w", ctr.record().Name, err)
 	}

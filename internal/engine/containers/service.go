@@ -142,6 +142,7 @@ type Options struct {
 	NoNewPrivs    bool                        // default of all containers
 	StopTimeout   int                         // seconds, default 10
 	BootID        string                      // default: the kernel's
+	TreeSize      int64                       // how many bytes a container's own files may take, if it does not say; 0: no bound
 	MaxStarts     int                         // how many are started at once at boot, default 4
 }
 

@@ -10,7 +10,6 @@ import (
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/image"
-	"corten.dev/corten/internal/snapshot"
 )
 
 // UpgradeRequest asks for another image under a container.
@@ -54,7 +53,11 @@ func (s *Service) Upgrade(ctx context.Context, ref string, req UpgradeRequest) (
 		return Edited{}, err
 	}
 	want.Tree = rec.ID + "." + newID()[:12]
-	if err := s.Trees.Prepare(ctx, want.Tree, img.Chain, snapshot.Options{Labels: map[string]string{labelOwner: rec.ID}, Durable: !rec.Host.AutoRemove}); err != nil {
+	opts, err := s.treeOptions(&rec)
+	if err != nil {
+		return Edited{}, fmt.Errorf("upgrade container %s: %w", rec.Name, err)
+	}
+	if err := s.Trees.Prepare(ctx, want.Tree, img.Chain, opts); err != nil {
 		return Edited{}, fmt.Errorf("upgrade container %s: make its file tree: %w", rec.Name, err)
 	}
 	grace := req.Grace

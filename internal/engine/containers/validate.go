@@ -85,6 +85,9 @@ func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 	if err := validateHealth(cfg.Healthcheck); err != nil {
 		return nil, err
 	}
+	if _, err := s.storageSize(host.StorageOpt); err != nil {
+		return nil, err
+	}
 	if err := validateAsked(host); err != nil {
 		return nil, err
 	}
@@ -124,8 +127,6 @@ func refuseUnsupported(cfg *container.Config, host *container.Host) error {
 		return no("user namespace mode "+strconv.Quote(host.UsernsMode), "the engine runs without user namespace remapping")
 	case host.Runtime != "" && host.Runtime != "corten" && host.Runtime != "runc" && host.Runtime != "io.containerd.runc.v2":
 		return errs.New(errs.Invalid, "unknown or invalid runtime name: %s", host.Runtime)
-	case len(host.StorageOpt) > 0:
-		return no("a storage option", "the snapshot driver has no size limit for one container")
 	case host.Cgroup != "":
 		return errs.New(errs.Invalid, "invalid cgroup mode: %v", host.Cgroup)
 	}

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -55,6 +57,36 @@ func Attach(path string, opts Options) (*os.File, error) {
 		return dev, nil
 	}
 	return nil, errs.New(errs.Unavailable, "attach %s: all loop devices are taken as soon as they are free", path)
+}
+
+// Of opens the device that a file is attached to already, by whomever; errs.NotFound when it is none. While it is open, the device stays what it is.
+func Of(path string) (*os.File, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	attached, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range attached {
+		said, err := os.ReadFile(name)
+		if err != nil || filepath.Base(strings.TrimSpace(string(said))) != filepath.Base(path) { // a hint only: the name is that of another mount namespace, maybe
+			continue
+		}
+		dev, err := os.OpenFile("/dev/"+strings.Split(name, "/")[3], os.O_RDWR, 0)
+		if err != nil {
+			continue // gone meanwhile, or read-only and not ours
+		}
+		info, err := unix.IoctlLoopGetStatus64(int(dev.Fd()))
+		if err == nil && info.Inode == st.Ino && info.Device == uint64(st.Dev) {
+			return dev, nil
+		}
+		if err := dev.Close(); err != nil {
+			return nil, err
+		}
+	}
+	return nil, errs.New(errs.NotFound, "%s is not attached to a loop device", path)
 }
 
 func attach(num int, file *os.File, mode int, opts Options) (*os.File, error) {

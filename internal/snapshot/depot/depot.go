@@ -91,6 +91,7 @@ type tree struct {
 	durable bool
 	bare    bool
 	shared  bool
+	size    int64
 	busy    bool
 }
 
@@ -227,6 +228,7 @@ type treeFile struct {
 	Durable bool              `json:",omitempty"`
 	Bare    bool              `json:",omitempty"`
 	Shared  bool              `json:",omitempty"`
+	Size    int64             `json:",omitempty"`
 }
 
 func (d *Depot) loadLayers() error {
@@ -315,7 +317,7 @@ func (d *Depot) loadTrees() error {
 			d.setAside(path, err)
 			continue
 		}
-		d.trees[rec.Key] = &tree{key: rec.Key, id: e.Name(), chain: rec.Chain, labels: rec.Labels, durable: rec.Durable, bare: rec.Bare, shared: rec.Shared}
+		d.trees[rec.Key] = &tree{key: rec.Key, id: e.Name(), chain: rec.Chain, labels: rec.Labels, durable: rec.Durable, bare: rec.Bare, shared: rec.Shared, size: rec.Size}
 		if rec.Chain == "" {
 			continue
 		}

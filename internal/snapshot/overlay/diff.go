@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os"
 	"time"
 
 	"corten.dev/corten/internal/errs"
@@ -23,7 +22,7 @@ func (s *Store) Diff(ctx context.Context, key string, w io.Writer) error {
 }
 
 func (s *Store) write(ctx context.Context, t depot.Tree, w io.Writer, opts tarfs.WriteOptions) error {
-	upper, err := os.Open(t.Dir + "/upper")
+	upper, err := s.openUpper(t)
 	if err != nil {
 		return err
 	}
@@ -45,6 +44,9 @@ func (s *Store) Turn(ctx context.Context, key string, opts snapshot.TurnOptions)
 	t, err := s.Get(key)
 	if err != nil {
 		return snapshot.Layer{}, err
+	}
+	if t.Size > 0 {
+		return snapshot.Layer{}, errs.New(errs.NotImplemented, "turn tree %s into a layer: it has a size", key)
 	}
 	return s.Depot.Turn(ctx, key, opts, depot.Turning{Files: "upper", Rest: []string{"work"}, Free: true,
 		Write: func(ctx context.Context, w io.Writer, opts tarfs.WriteOptions) error { return s.write(ctx, t, w, opts) }})
@@ -74,7 +76,7 @@ func (s *Store) Changes(ctx context.Context, key string) ([]snapshot.Change, err
 		return nil, err
 	}
 	defer below.Close()
-	upper, err := os.Open(t.Dir + "/upper")
+	upper, err := s.openUpper(t)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +94,7 @@ func (s *Store) Usage(ctx context.Context, key string) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	upper, err := os.Open(t.Dir + "/upper")
+	upper, err := s.openUpper(t)
 	if err != nil {
 		return 0, err
 	}

@@ -25,6 +25,8 @@ type layout struct {
 	// volatile: the tree goes with its container, so nothing in it needs to reach the disk. Without it, taking an overlay
 	// down flushes the whole file system below, which takes as long as anybody's unwritten data there.
 	volatile bool
+	// device, when set, holds the file system of upper and work: it is mounted at at, in the mount namespace of the thread that makes the overlay, and stays as long as the overlay does.
+	device, at string
 }
 
 // prepared is a layout as the kernel wants it.
@@ -55,7 +57,7 @@ func (s *Store) mount(l layout) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, err := s.detached(l)
+	fd, err := s.detachedOn(l)
 	if errors.Is(err, errTooLong) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) && !singleLayers() {
 		fd, err = s.elsewhere(l) // EINVAL: before 6.5 all values together have a page, and none may hold a comma
 	}
@@ -69,6 +71,19 @@ var errTooLong = errors.New("mount options are too long for fsconfig")
 
 // singleLayers tells whether lowerdir+ adds one layer at a time (since 6.8; EINVAL before).
 func singleLayers() bool { return !kernelBefore(6, 8) }
+
+// detachedOn is detached with the device of the layout mounted before. The kernel takes directories only from the thread's own mount namespace.
+func (s *Store) detachedOn(l layout) (fd int, err error) {
+	if l.device == "" {
+		return s.detached(l)
+	}
+	ns.OnOwnThread(func() {
+		if err = withdraw(l); err == nil {
+			fd, err = s.detached(l)
+		}
+	})
+	return fd, err
+}
 
 // detached uses fsopen, fsconfig and fsmount.
 func (s *Store) detached(l layout) (int, error) {
@@ -249,13 +264,27 @@ func (s *Store) cloneAtHome(home *os.File) (root *os.File, err error) {
 	return root, err
 }
 
-// attach mounts in a new mount namespace of the calling thread, over one of the empty directories.
-func (s *Store) attach(l layout) (target string, err error) {
+// withdraw gives the calling thread a mount namespace of its own, with the layout's device in it.
+func withdraw(l layout) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
-		return "", fmt.Errorf("unshare mount namespace: %w", err)
+		return fmt.Errorf("unshare mount namespace: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
-		return "", fmt.Errorf("make mounts private: %w", err)
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	if l.device == "" {
+		return nil
+	}
+	if err := unix.Mount(l.device, l.at, "ext4", 0, imageOption); err != nil {
+		return fmt.Errorf("mount %s: %w", l.device, err)
+	}
+	return nil
+}
+
+// attach mounts in a new mount namespace of the calling thread, over one of the empty directories.
+func (s *Store) attach(l layout) (target string, err error) {
+	if err := withdraw(l); err != nil {
+		return "", err
 	}
 	if err := unix.Chdir(s.Root()); err != nil {
 		return "", &os.PathError{Op: "chdir", Path: s.Root(), Err: err}

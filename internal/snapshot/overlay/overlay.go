@@ -1,7 +1,7 @@
 // Package overlay is the snapshot driver on overlayfs, the default one. Each layer is a directory with its own changes only; a
 // writable tree is an upper and a work directory.
 //
-// It owns trees/<id>/upper and trees/<id>/work; the rest of the folder is the depot's (see that package for the drawing). It promises
+// It owns trees/<id>/upper and trees/<id>/work (of a tree with a size, more: see sized.go); the rest of the folder is the depot's (see that package for the drawing). It promises
 // that a mount is made detached (fsopen, fsconfig, fsmount): it shows in no mount table until somebody attaches it, and
 // the kernel takes it down when the last descriptor is closed, however the process ends.
 //
@@ -50,9 +50,10 @@ type Store struct {
 	clones   bool
 	skeleton string // directory; empty for none
 
-	mu      sync.Mutex // guards both maps
+	mu      sync.Mutex // guards the maps
 	live    map[string]*shared
 	closing map[string]chan struct{} // mounts that are being taken down
+	devices map[string]*device       // of trees with a size
 	down    sync.WaitGroup
 }
 
@@ -72,7 +73,7 @@ func New(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
-	s := &Store{Depot: d, log: log, userXattr: !initialUserNS(), clones: !kernelBefore(6, 15), live: map[string]*shared{}, closing: map[string]chan struct{}{}}
+	s := &Store{Depot: d, log: log, userXattr: !initialUserNS(), clones: !kernelBefore(6, 15), live: map[string]*shared{}, closing: map[string]chan struct{}{}, devices: map[string]*device{}}
 	if len(opts.Skeleton) > 0 {
 		s.skeleton = opts.Root + "/skeleton"
 		if err := makeSkeleton(s.skeleton, opts.Skeleton); err != nil {
@@ -157,15 +158,21 @@ func (s *Store) Prepare(_ context.Context, key string, chain snapshot.ChainID, o
 	if len(opts.IDMap) > 0 {
 		return errs.New(errs.NotImplemented, "prepare tree %s: overlay trees with shifted owners are not there yet", key)
 	}
-	return s.NewTree(key, chain, opts, func(dir string) error {
-		if err := s.MakeRoot(dir+"/upper", chain); err != nil {
-			return err
-		}
-		if err := unix.Mkdir(dir+"/work", 0o700); err != nil {
-			return &os.PathError{Op: "mkdir", Path: dir + "/work", Err: err}
-		}
-		return nil
-	})
+	if opts.Size > 0 {
+		return s.prepareSized(key, chain, opts)
+	}
+	return s.NewTree(key, chain, opts, func(dir string) error { return s.makeDirs(dir, chain) })
+}
+
+// makeDirs makes what a writable tree consists of.
+func (s *Store) makeDirs(dir string, chain snapshot.ChainID) error {
+	if err := s.MakeRoot(dir+"/upper", chain); err != nil {
+		return err
+	}
+	if err := unix.Mkdir(dir+"/work", 0o700); err != nil {
+		return &os.PathError{Op: "mkdir", Path: dir + "/work", Err: err}
+	}
+	return nil
 }
 
 // Mount mounts the writable tree. While one mount of it is open, others share it.
@@ -186,6 +193,13 @@ func (s *Store) Mount(ctx context.Context, key string) (*snapshot.Mounted, error
 			lower = append(lower[:len(lower):len(lower)], s.skeleton)
 		}
 		l := layout{lower: lower, upper: t.Dir + "/upper", work: t.Dir + "/work", volatile: !t.Durable}
+		if inImage(t) {
+			done, err := s.onImage(t, &l)
+			if err != nil {
+				return nil, nil, err
+			}
+			defer done()
+		}
 		if t.Shared && !s.clones {
 			return s.mountAtHome(l)
 		}
@@ -204,6 +218,9 @@ func (s *Store) Locate(key string) (snapshot.Place, error) {
 	if err != nil {
 		return snapshot.Place{}, err
 	}
+	if inImage(t) {
+		return snapshot.Place{Lower: lower}, nil
+	}
 	return snapshot.Place{Lower: lower, Upper: t.Dir + "/upper", Work: t.Dir + "/work"}, nil
 }
 
@@ -213,7 +230,7 @@ func (s *Store) Inside(key string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	return os.Open(t.Dir + "/upper")
+	return s.openUpper(t)
 }
 
 // LocateLayers tells where a chain's directories are.

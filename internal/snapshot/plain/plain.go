@@ -110,6 +110,9 @@ func (s *Store) Prepare(ctx context.Context, key string, chain snapshot.ChainID,
 	if len(opts.IDMap) > 0 {
 		return errs.New(errs.NotImplemented, "prepare tree %s: trees with shifted owners need the overlay driver", key)
 	}
+	if opts.Size > 0 {
+		return errs.New(errs.NotImplemented, "prepare tree %s: trees with a size need the storage driver overlay", key)
+	}
 	return s.NewTree(key, chain, opts, func(dir string) error {
 		if err := s.MakeRoot(dir+"/"+depot.TreeDir, chain); err != nil {
 			return err
