@@ -14,16 +14,16 @@ import (
 )
 
 type imagesOptions struct {
-	all, digests, noTrunc, quiet bool
-	format                       string
-	filter                       filters
+	all, digests, noTrunc, quiet, asTree bool
+	format                               string
+	filter                               filters
 }
 
 func newImages() *verb {
 	o := imagesOptions{filter: filters{}}
 	return &verb{
 		use: "[OPTIONS] [REPOSITORY[:TAG]]", max: 1, short: "List images", names: images,
-		long: "Lists images with their names, newest first.", example: "corten images\ncorten images --filter dangling=true -q",
+		long: "Lists images with their names, newest first.", example: "corten images\ncorten images --filter dangling=true -q\ncorten images --tree",
 		flags: func(f *pflag.FlagSet) {
 			f.BoolVarP(&o.all, "all", "a", false, "show unnamed parents, too")
 			f.BoolVar(&o.digests, "digests", false, "show digests")
@@ -31,23 +31,27 @@ func newImages() *verb {
 			f.BoolVarP(&o.quiet, "quiet", "q", false, "print IDs only")
 			f.VarP(o.filter, "filter", "f", "show only what fits name=value")
 			f.StringVar(&o.format, "format", "", formatUsage)
+			f.BoolVar(&o.asTree, "tree", false, "show what the names lead to: the platforms of images, and what each takes")
 		},
 		run: func(ctx context.Context, a *app, args []string) error { return o.run(ctx, a, args) },
 	}
 }
 
 func (o *imagesOptions) run(ctx context.Context, a *app, args []string) error {
+	if len(args) == 1 {
+		if err := o.filter.Set("reference=" + args[0]); err != nil {
+			return err
+		}
+	}
+	if o.asTree {
+		return o.tree(ctx, a)
+	}
 	api, err := a.engine()
 	if err != nil {
 		return err
 	}
 	if o.format == "" && !o.quiet {
 		o.format = a.cfg.ImagesFormat
-	}
-	if len(args) == 1 {
-		if err := o.filter.Set("reference=" + args[0]); err != nil {
-			return err
-		}
 	}
 	var list []image.Summary
 	if err := api.Get(ctx, "/images/json", o.filter.into(query("all", flag1(o.all))), &list); err != nil {

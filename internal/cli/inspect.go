@@ -54,6 +54,7 @@ type inspectOptions struct {
 	size         bool
 	verbose      bool
 	scope        string
+	platform     string
 }
 
 func newInspect() *verb {
@@ -107,7 +108,11 @@ func newContainerInspect() *verb {
 		f.BoolVarP(&o.size, "size", "s", false, "add sizes")
 	})
 }
-func newImageInspect() *verb  { return inspectOf(imgNoun(), images, nil) }
+func newImageInspect() *verb {
+	return inspectOf(imgNoun(), images, func(f *pflag.FlagSet, o *inspectOptions) {
+		f.StringVar(&o.platform, "platform", "", "platform of the image, os[/arch[/variant]]")
+	})
+}
 func newVolumeInspect() *verb { return inspectOf(volNoun(), volumes, nil) }
 func newNetworkInspect() *verb {
 	return inspectOf(nwNoun(), networks, func(f *pflag.FlagSet, o *inspectOptions) {
@@ -170,6 +175,13 @@ func (o *inspectOptions) lookup(ctx context.Context, api *engineapi.Client, kind
 		q := query("verbose", flag1(o.verbose), "scope", o.scope)
 		if k.name == "container" {
 			q = query("size", flag1(o.size))
+		}
+		if k.name == "image" && o.platform != "" {
+			js, err := platformJSON(o.platform)
+			if err != nil {
+				return nil, k, err
+			}
+			q.Set("platform", js)
 		}
 		var raw []byte
 		err := api.Get(ctx, k.path(ref), q, &raw)

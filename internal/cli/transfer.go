@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,9 +11,11 @@ import (
 	"path/filepath"
 	"strings"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/pflag"
 
 	"corten.dev/corten/internal/cli/engineapi"
+	"corten.dev/corten/internal/manifest"
 )
 
 const tarType = "application/x-tar"
@@ -71,19 +74,12 @@ func newLoad() *verb {
 
 // platformJSON writes os/arch/variant as the API's object.
 func platformJSON(s string) (string, error) {
-	parts := strings.Split(s, "/")
-	if len(parts) > 3 || parts[0] == "" {
-		return "", invalid("invalid platform %q: write os[/arch[/variant]]", s)
+	p, err := manifest.ParsePlatform(s)
+	if err != nil {
+		return "", err
 	}
-	names := []string{"os", "architecture", "variant"}
-	var out []string
-	for i, p := range parts {
-		if strings.ContainsAny(p, "\"\\") {
-			return "", invalid("invalid platform %q: write os[/arch[/variant]]", s)
-		}
-		out = append(out, `"`+names[i]+`":"`+p+`"`)
-	}
-	return "{" + strings.Join(out, ",") + "}", nil
+	js, err := json.Marshal(ocispec.Platform{OS: p.OS, Architecture: p.Arch, Variant: p.Variant})
+	return string(js), err
 }
 
 func newImport() *verb {

@@ -145,6 +145,20 @@ type Store interface {
 	Commit(ctx context.Context, opts CommitOptions) (Image, error)
 }
 
+// Platforms is the part of the room's contract that knows that a name can lead to images of several platforms. The zero platform is whichever the name shows.
+type Platforms interface {
+	// GetFor is Get for a platform. errs.NotFound when the image of that platform is not here.
+	GetFor(ctx context.Context, ref string, p manifest.Platform) (Image, error)
+	// SaveFor is Save of the images of some platforms alone, without the index that they may have come in.
+	SaveFor(ctx context.Context, refs []string, wanted []manifest.Platform, w io.Writer) error
+	// LoadFor is Load of the images of some platforms alone. errs.Invalid names the others when there is none.
+	LoadFor(ctx context.Context, r io.Reader, wanted []manifest.Platform, progress Progress) ([]string, error)
+	// RemoveFor removes the image of one platform; names that showed it show another one of their index that is here. Of the last one it is Remove.
+	RemoveFor(ctx context.Context, ref string, p manifest.Platform, force bool, inUse func(id digest.Digest) (stopped, running []string)) ([]Removed, error)
+	// Parts lists the manifests that the names of an image lead to.
+	Parts(ctx context.Context, id digest.Digest) ([]Part, error)
+}
+
 // CreateOptions describe an image of layers that are here.
 type CreateOptions struct {
 	Config []byte // kept byte for byte: the image's id is its digest

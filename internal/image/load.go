@@ -187,6 +187,11 @@ type packed struct {
 
 // Load reads an archive and adds its images, all of them or none.
 func (s *Images) Load(ctx context.Context, r io.Reader, progress Progress) ([]string, error) {
+	return s.LoadFor(ctx, r, nil, progress)
+}
+
+// LoadFor implements [Platforms].
+func (s *Images) LoadFor(ctx context.Context, r io.Reader, wanted []manifest.Platform, progress Progress) ([]string, error) {
 	if progress == nil {
 		progress = func(string, string, int64, int64) {}
 	}
@@ -205,15 +210,24 @@ func (s *Images) Load(ctx context.Context, r io.Reader, progress Progress) ([]st
 	if err := sp.fill(ctx, plain); err != nil {
 		return nil, fmt.Errorf("load: %w", err)
 	}
-	images, err := sp.images(ctx, s.platform)
+	var images []packed
+	if len(wanted) == 0 {
+		images, err = sp.images(ctx, s.platform)
+	} else {
+		images, err = sp.imagesFor(ctx, wanted)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("load: %w", err)
 	}
 	s.gate.begin()
 	defer s.gate.end()
 	var names []string
-	docs, indexes := sp.manifests(), sp.indexes()
-	images = siblings(images, indexes)
+	docs := sp.manifests()
+	var indexes []indexed
+	if len(wanted) == 0 {
+		indexes = sp.indexes()
+		images = siblings(images, indexes)
+	}
 	for i := range images {
 		if err := s.unpack(ctx, sp, images[i], progress); err != nil {
 			return nil, fmt.Errorf("load: %w", err)
@@ -259,6 +273,43 @@ func (sp *spool) images(ctx context.Context, p manifest.Platform) ([]packed, err
 		return sp.oldImages(ctx)
 	}
 	return nil, errs.New(errs.Invalid, "archive holds no image: it has none of manifest.json, index.json and repositories (for a plain file tree, use import)")
+}
+
+// imagesFor finds the images of some platforms. In an archive that is both, Docker's list names one image of several, the layout all.
+func (sp *spool) imagesFor(ctx context.Context, wanted []manifest.Platform) (found []packed, err error) {
+	for _, p := range wanted {
+		var all []packed
+		if sp.has("index.json") {
+			all, err = sp.ociImages(p)
+		} else if all, err = sp.images(ctx, p); err == nil {
+			all, err = fitting(all, p)
+		}
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, all...)
+	}
+	return found, nil
+}
+
+func fitting(all []packed, p manifest.Platform) (fit []packed, err error) {
+	var others []string
+	for _, img := range all {
+		cfg, err := ParseConfig(img.raw)
+		if err != nil {
+			return nil, err
+		}
+		have := manifest.Platform{OS: cfg.OS, Arch: cfg.Architecture, Variant: cfg.Variant}
+		if p.Match(have) > 0 {
+			fit = append(fit, img)
+		} else {
+			others = append(others, have.String())
+		}
+	}
+	if len(fit) == 0 {
+		return nil, errs.New(errs.Invalid, "archive holds no image for %s, only for %s", p, strings.Join(others, ", "))
+	}
+	return fit, nil
 }
 
 // unpack applies the layers, side by side. Whatever it applied is a candidate for removal until an image names it.

@@ -18,7 +18,9 @@ func (e *entry) platform() manifest.Platform {
 	return manifest.Platform{OS: e.cfg.OS, Arch: e.cfg.Architecture, Variant: e.cfg.Variant}
 }
 
-// GetFor is Get for a name that leads to images of several platforms. The zero platform is Get itself. errs.NotFound when the image of that platform is not here.
+var _ Platforms = (*Images)(nil)
+
+// GetFor implements [Platforms].
 func (s *Images) GetFor(ctx context.Context, ref string, p manifest.Platform) (Image, error) {
 	e, err := s.findFor(ctx, ref, p)
 	if err != nil {

@@ -204,3 +204,70 @@ func TestFirstPush(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func noUsers(digest.Digest) (stopped, running []string) { return nil, nil }
+
+// An image of two platforms was shown and saved as whichever the name showed; what was asked for by --platform was refused even when it was here.
+func TestPartsOfPlatforms(t *testing.T) {
+	h := openWith(t, t.TempDir(), image.Options{Platform: "linux/amd64"})
+	missing := ocispec.Descriptor{MediaType: manifest.OCIManifest, Digest: digest.FromString("not pulled"), Size: 10, Platform: &ocispec.Platform{OS: "linux", Architecture: "s390x"}}
+	about := ocispec.Descriptor{MediaType: manifest.OCIManifest, Digest: digest.FromString("attestation"), Size: 10, Platform: &ocispec.Platform{OS: "unknown", Architecture: "unknown"},
+		Annotations: map[string]string{manifest.AnnotationReference: "attestation-manifest", manifest.AnnotationAbout: missing.Digest.String()}}
+	index, parts := h.pullIndex(t, "reg.io/multi", missing, about)
+	amd, arm := manifest.Platform{OS: "linux", Arch: "amd64"}, manifest.Platform{OS: "linux", Arch: "arm64"}
+	all, err := h.Parts(ctx, digest.FromBytes(parts["amd64"].config))
+	if err != nil || len(all) != 4 {
+		t.Fatal(all, err)
+	}
+	for i, p := range all {
+		want := index.Index.Manifests[i]
+		here := i < 2
+		if p.Descriptor.Digest != want.Digest || p.Available != here || (p.Image != nil) != here || (p.Content > 0) != here {
+			t.Errorf("part %d: %+v", i, p)
+		}
+	}
+	if all[2].Kind != image.PartImage || all[3].Kind != image.PartAttestation || all[3].About != missing.Digest || all[1].Image.ID != digest.FromBytes(parts["arm64"].config) {
+		t.Errorf("%+v", all)
+	}
+	// Saved for the other platform, the name leads to that one where it is loaded, and there is no index.
+	var saved bytes.Buffer
+	if err := h.SaveFor(ctx, []string{"reg.io/multi:1"}, []manifest.Platform{arm}, &saved); err != nil {
+		t.Fatal(err)
+	}
+	other := openWith(t, t.TempDir(), image.Options{Platform: "linux/amd64"})
+	if _, err := other.LoadFor(ctx, bytes.NewReader(saved.Bytes()), []manifest.Platform{amd}, nil); !errors.Is(err, errs.Invalid) {
+		t.Error("loaded an image of another platform", err)
+	}
+	if names, err := other.LoadFor(ctx, bytes.NewReader(saved.Bytes()), []manifest.Platform{arm}, nil); err != nil || len(names) != 1 {
+		t.Fatal(names, err)
+	}
+	if img, err := other.Get(ctx, "reg.io/multi:1"); err != nil || img.ID != digest.FromBytes(parts["arm64"].config) {
+		t.Error(img.ID, err)
+	}
+	if all, err := other.Parts(ctx, digest.FromBytes(parts["arm64"].config)); err != nil || len(all) != 1 {
+		t.Error(all, err)
+	}
+	// The platform that the name shows goes: the name shows the other one. The last one takes the name with it.
+	if _, err := h.RemoveFor(ctx, "reg.io/multi:1", manifest.Platform{OS: "linux", Arch: "riscv64"}, false, noUsers); !errors.Is(err, errs.NotFound) {
+		t.Error(err)
+	}
+	busy := func(digest.Digest) (stopped, running []string) { return nil, []string{"c1"} }
+	if _, err := h.RemoveFor(ctx, "reg.io/multi:1", amd, true, busy); !errors.Is(err, errs.Conflict) {
+		t.Error("removed under a running container", err)
+	}
+	if _, err := h.RemoveFor(ctx, "reg.io/multi:1", amd, false, noUsers); err != nil {
+		t.Fatal(err)
+	}
+	if img, err := h.Get(ctx, "reg.io/multi:1"); err != nil || img.ID != digest.FromBytes(parts["arm64"].config) {
+		t.Error(img.ID, err)
+	}
+	if _, err := h.GetFor(ctx, "reg.io/multi:1", amd); !errors.Is(err, errs.NotFound) {
+		t.Error(err)
+	}
+	if _, err := h.RemoveFor(ctx, "reg.io/multi:1", arm, false, noUsers); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := h.List(ctx); err != nil || len(list) != 0 {
+		t.Error(list, err)
+	}
+}

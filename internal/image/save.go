@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/snapshot"
 )
@@ -33,9 +34,36 @@ func (s *Images) Save(ctx context.Context, refs []string, without []snapshot.Cha
 	if err != nil {
 		return err
 	}
+	return s.saveTo(ctx, &archive{without: without}, list, w)
+}
+
+// SaveFor implements [Platforms].
+func (s *Images) SaveFor(ctx context.Context, refs []string, wanted []manifest.Platform, w io.Writer) error {
+	named, err := s.saveList(refs)
+	if err != nil {
+		return err
+	}
+	var list []saved
+	for _, it := range named {
+		ref := it.e.id.String()
+		if len(it.refs) > 0 {
+			ref = it.refs[0].String()
+		}
+		for _, p := range wanted {
+			e, err := s.findFor(ctx, ref, p)
+			if err != nil {
+				return err
+			}
+			list = append(list, saved{e, it.refs})
+		}
+	}
+	return s.saveTo(ctx, &archive{single: true}, list, w)
+}
+
+func (s *Images) saveTo(ctx context.Context, a *archive, list []saved, w io.Writer) error {
 	s.busy.Add(1)
 	defer s.busy.Add(-1)
-	a := &archive{tw: tar.NewWriter(w), have: map[digest.Digest]bool{}, without: without, when: time.Unix(0, 0)}
+	a.tw, a.have, a.when = tar.NewWriter(w), map[digest.Digest]bool{}, time.Unix(0, 0)
 	if err := s.save(ctx, a, list); err != nil {
 		return fmt.Errorf("save: %w", err)
 	}
@@ -111,7 +139,9 @@ type archive struct {
 	have map[digest.Digest]bool
 	// without are the chains whose topmost layer is left out.
 	without []snapshot.ChainID
-	when    time.Time
+	// single leaves out the indexes that images came in.
+	single bool
+	when   time.Time
 }
 
 func (a *archive) dir(name string) error {
@@ -172,10 +202,14 @@ func (s *Images) save(ctx context.Context, a *archive, list []saved) error {
 		}
 		for _, r := range it.refs {
 			named := m
-			if whole, err := s.saveIndex(ctx, a, r); err != nil {
-				return fmt.Errorf("image %s: %w", it.e.id, err)
-			} else if whole != nil {
-				named = *whole
+			if !a.single {
+				whole, err := s.saveIndex(ctx, a, r)
+				if err != nil {
+					return fmt.Errorf("image %s: %w", it.e.id, err)
+				}
+				if whole != nil {
+					named = *whole
+				}
 			}
 			named.Annotations = map[string]string{annotationName: r.String(), annotationRefName: r.Tag}
 			idx.Manifests = append(idx.Manifests, named)

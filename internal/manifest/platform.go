@@ -12,7 +12,7 @@ import (
 // Platform says what a program was built for.
 type Platform struct{ OS, Arch, Variant string }
 
-// ParsePlatform reads "os/arch[/variant]", "arch" or "os", with the usual other names of architectures.
+// ParsePlatform reads "os/arch[/variant]", "arch", "arm/v7" or "os", with the usual other names of architectures.
 func ParsePlatform(s string) (Platform, error) {
 	p := Platform{OS: "linux", Arch: runtime.GOARCH}
 	parts := strings.Split(strings.ToLower(s), "/")
@@ -31,6 +31,9 @@ func ParsePlatform(s string) (Platform, error) {
 		}
 	case 2:
 		p.OS, p.Arch = parts[0], parts[1]
+		if parts[0] == "arm" || parts[0] == "arm64" || parts[0] == "amd64" { // arch/variant, "arm/v7"
+			p = Platform{OS: "linux", Arch: parts[0], Variant: parts[1]}
+		}
 	case 3:
 		p.OS, p.Arch, p.Variant = parts[0], parts[1], parts[2]
 	default:

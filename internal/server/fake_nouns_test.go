@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/engine/images"
@@ -20,6 +21,7 @@ import (
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/filter"
 	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/volume"
 )
@@ -49,6 +51,23 @@ func (f fakeImages) Inspect(_ context.Context, ref string) (image.Image, error) 
 	}
 	return img(), f.e.note("image", ref)
 }
+func (f fakeImages) InspectFor(ctx context.Context, ref string, p manifest.Platform) (image.Image, error) {
+	if p.Arch == "riscv64" {
+		return image.Image{}, errs.New(errs.NotFound, "image with reference %s was found but does not provide the specified platform (%s)", ref, p)
+	}
+	return f.Inspect(ctx, ref)
+}
+func (f fakeImages) Manifests(context.Context, digest.Digest) ([]images.Manifest, error) {
+	here := img()
+	p := ocispec.Platform{OS: "linux", Architecture: "amd64"}
+	return []images.Manifest{
+		{Part: image.Part{Kind: image.PartImage, Descriptor: ocispec.Descriptor{Digest: diffA, Size: 5, Platform: &p}, Image: &here, Available: true, Content: 7}, Containers: []string{webID}},
+		{Part: image.Part{Kind: image.PartAttestation, Descriptor: ocispec.Descriptor{Digest: diffB}, About: diffA}},
+	}, nil
+}
+func (f fakeImages) RemoveFor(_ context.Context, ref string, p manifest.Platform, force bool) ([]image.Removed, error) {
+	return []image.Removed{{Deleted: imgID.String()}}, f.e.note("rmi", []any{ref, p.String(), force})
+}
 func (f fakeImages) History(_ context.Context, ref string) ([]image.HistoryEntry, error) {
 	return []image.HistoryEntry{{ID: imgID.String(), Created: birth, CreatedBy: "CMD", Tags: []string{"busybox:latest"}}, {ID: "<missing>", CreatedBy: "b", Size: 1 << 20}, {ID: "<missing>", CreatedBy: "a", Size: 3 << 20}}, nil
 }
@@ -61,7 +80,7 @@ func (f fakeImages) Remove(_ context.Context, ref string, force, prune bool) ([]
 func (f fakeImages) Prune(_ context.Context, args filter.Args) (images.Pruned, error) {
 	return images.Pruned{Removed: []image.Removed{{Deleted: imgID.String()}}, Space: 5}, f.e.note("prune", args)
 }
-func (f fakeImages) Load(_ context.Context, r io.Reader, p image.Progress) ([]string, error) {
+func (f fakeImages) Load(_ context.Context, r io.Reader, _ []manifest.Platform, p image.Progress) ([]string, error) {
 	p("aaaa", "Loading layer", 1, 2)
 	b, err := io.ReadAll(r)
 	if string(b) == "broken" {
@@ -74,7 +93,7 @@ func (f fakeImages) Have(_ context.Context, chains []digest.Digest) ([]digest.Di
 	return chains, nil
 }
 
-func (f fakeImages) Save(_ context.Context, refs []string, _ []digest.Digest, w io.Writer) error {
+func (f fakeImages) Save(_ context.Context, refs []string, _ images.SaveOptions, w io.Writer) error {
 	if refs[0] == "nosuch" {
 		return errs.New(errs.NotFound, "No such image: nosuch")
 	}

@@ -53,6 +53,8 @@ func TestGolden(t *testing.T) {
 		{"inspect", "/containers/web/json?size=1", []int{24, 41, 44, 51, 56}},
 		{"inspect-exited", "/containers/job/json", []int{56}},
 		{"images", "/images/json?shared-size=1", []int{24, 42, 43, 51, 56}},
+		{"images-manifests", "/images/json?manifests=1", []int{46, 47, 56}},
+		{"image-manifests", "/images/busybox/json?manifests=1", []int{47, 48}},
 		{"image-inspect", "/images/busybox/json", []int{24, 43, 44, 45, 49, 51, 56}},
 		{"history", "/images/lib/busybox:latest/history", []int{56}},
 		{"networks", "/networks", []int{24, 56}},

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"runtime"
 	"strings"
 
 	wire "github.com/moby/moby/api/types/image"
@@ -16,6 +15,7 @@ import (
 	"corten.dev/corten/internal/engine/images"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/manifest"
 )
 
 func (s *Server) imageRoutes() []entry {
@@ -70,6 +70,14 @@ func (s *Server) imagesList(w http.ResponseWriter, r *request) error {
 	out := make([]imageSummary, len(list))
 	for i := range list {
 		out[i] = imageLine(list[i], shared, r.version)
+		if r.version >= 47 && r.query.flag("manifests") {
+			if out[i].Manifests, err = s.imageManifests(r, list[i].ID); errors.Is(err, errs.NotFound) { // removed meanwhile
+				err = nil
+			}
+			if err != nil {
+				return err
+			}
+		}
 	}
 	return ok(w, out)
 }
@@ -90,37 +98,63 @@ func (s *Server) imageInspect(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
+	if r.version >= 48 && r.query.flag("manifests") {
+		list, err := s.imageManifests(r, img.ID)
+		if err != nil {
+			return err
+		}
+		if len(list) > 0 {
+			out["Manifests"] = list
+		}
+	}
 	return ok(w, out)
 }
 
-// imageFor finds the image of the route, and checks the platform that newer clients may ask for.
+// imageFor finds the image of the route; newer clients may say for which platform.
 func (s *Server) imageFor(r *request, since int) (image.Image, error) {
-	img, err := s.Images.Inspect(r.Context(), r.id())
-	if err != nil || r.version < since || !r.query.has("platform") {
-		return img, err
+	var p manifest.Platform
+	if wanted := r.query["platform"]; r.version >= since && len(wanted) > 0 {
+		var err error
+		if p, err = platform(wanted[0]); err != nil {
+			return image.Image{}, err
+		}
 	}
-	return img, matchPlatform(img, r.id(), r.query["platform"])
+	return s.Images.InspectFor(r.Context(), r.id(), p)
 }
 
-// matchPlatform refuses a platform (JSON, as OCI writes it) that an image is not for. Images here are for one platform each.
-func matchPlatform(img image.Image, ref string, wanted []string) error {
-	for _, text := range wanted {
-		var p ocispec.Platform
-		if err := json.Unmarshal([]byte(text), &p); err != nil {
-			return errs.New(errs.Invalid, "invalid platform: %w", err)
+// platforms reads platforms in JSON, as OCI writes them.
+func platforms(texts []string) (list []manifest.Platform, err error) {
+	for _, text := range texts {
+		p, err := platform(text)
+		if err != nil {
+			return nil, err
 		}
-		if p.OS == img.Config.OS && p.Architecture == img.Config.Architecture && (p.Variant == "" || p.Variant == img.Config.Variant) {
-			return nil
-		}
+		list = append(list, p)
 	}
-	return errs.New(errs.NotFound, "image %s is for platform %s/%s, not for %s", ref, img.Config.OS, img.Config.Architecture, strings.Join(wanted, ", "))
+	return list, nil
+}
+
+func platform(text string) (manifest.Platform, error) {
+	var p ocispec.Platform
+	if err := json.Unmarshal([]byte(text), &p); err != nil {
+		return manifest.Platform{}, errs.New(errs.Invalid, "invalid platform: %w", err)
+	}
+	if p.OS == "" || p.Architecture == "" {
+		return manifest.Platform{}, errs.New(errs.Invalid, "invalid platform: both os and architecture must be given")
+	}
+	words := p.OS + "/" + p.Architecture
+	if p.Variant != "" {
+		words += "/" + p.Variant
+	}
+	return manifest.ParsePlatform(words)
 }
 
 func (s *Server) imageHistory(w http.ResponseWriter, r *request) error {
-	if _, err := s.imageFor(r, 48); err != nil {
+	img, err := s.imageFor(r, 48)
+	if err != nil {
 		return err
 	}
-	history, err := s.Images.History(r.Context(), r.id())
+	history, err := s.Images.History(r.Context(), img.ID.String())
 	if err != nil {
 		return err
 	}
@@ -155,20 +189,35 @@ func (s *Server) imageTag(w http.ResponseWriter, r *request) error {
 }
 
 func (s *Server) imageRemove(w http.ResponseWriter, r *request) error {
-	if wanted := r.query["platforms"]; r.version >= 50 && len(wanted) > 0 {
-		img, err := s.Images.Inspect(r.Context(), r.id())
-		if err != nil {
-			return err
-		}
-		if err := matchPlatform(img, r.id(), wanted); err != nil {
-			return err
-		}
+	if texts := r.query["platforms"]; r.version >= 50 && len(texts) > 0 {
+		return s.imageRemoveFor(w, r, texts)
 	}
 	removed, err := s.Images.Remove(r.steady(), r.id(), r.query.flag("force"), !r.query.flag("noprune"))
 	if err != nil {
 		return err
 	}
 	return ok(w, removedImages(removed))
+}
+
+func (s *Server) imageRemoveFor(w http.ResponseWriter, r *request, texts []string) error {
+	wanted, err := platforms(texts)
+	if err != nil {
+		return err
+	}
+	for _, p := range wanted { // before anything is removed
+		if _, err := s.Images.InspectFor(r.Context(), r.id(), p); err != nil {
+			return err
+		}
+	}
+	out := []wire.DeleteResponse{}
+	for _, p := range wanted {
+		removed, err := s.Images.RemoveFor(r.steady(), r.id(), p, r.query.flag("force"))
+		if err != nil {
+			return err
+		}
+		out = append(out, removedImages(removed)...)
+	}
+	return ok(w, out)
 }
 
 func removedImages(list []image.Removed) []wire.DeleteResponse {
@@ -203,23 +252,18 @@ func (s *Server) imagesGet(w http.ResponseWriter, r *request) error {
 	if len(refs) == 0 {
 		return errs.New(errs.Invalid, "no image named: give names=")
 	}
-	if wanted := r.query["platform"]; r.version >= 48 && len(wanted) > 0 {
-		for _, ref := range refs {
-			img, err := s.Images.Inspect(r.Context(), ref)
-			if err != nil {
-				return err
-			}
-			if err := matchPlatform(img, ref, wanted); err != nil {
-				return err
-			}
+	var opts images.SaveOptions
+	if r.version >= 48 {
+		var err error
+		if opts.Platforms, err = platforms(r.query["platform"]); err != nil {
+			return err
 		}
 	}
-	var without []digest.Digest
 	for _, c := range r.query["without"] {
-		without = append(without, digest.Digest(c))
+		opts.Without = append(opts.Without, digest.Digest(c))
 	}
 	out := &lazyStream{w: w, contentType: "application/x-tar"}
-	return out.finish(s.Images.Save(r.Context(), refs, without, out))
+	return out.finish(s.Images.Save(r.Context(), refs, opts, out))
 }
 
 // maxChains bounds a question for chains: more than all layers of a good number of images.
@@ -242,10 +286,11 @@ func (s *Server) chainsHave(w http.ResponseWriter, r *request) error {
 }
 
 func (s *Server) imagesLoad(w http.ResponseWriter, r *request) error {
-	if wanted := r.query["platform"]; r.version >= 48 && len(wanted) > 0 {
-		host := image.Image{Config: image.Config{OS: "linux", Architecture: runtime.GOARCH}}
-		if err := matchPlatform(host, "", wanted); err != nil {
-			return errs.New(errs.NotImplemented, "loading an image for another platform than this host's (linux/%s) is not part of this version", runtime.GOARCH)
+	var wanted []manifest.Platform
+	if r.version >= 48 {
+		var err error
+		if wanted, err = platforms(r.query["platform"]); err != nil {
+			return err
 		}
 	}
 	// Progress is sent while the archive still comes in.
@@ -253,7 +298,7 @@ func (s *Server) imagesLoad(w http.ResponseWriter, r *request) error {
 		return err
 	}
 	out := newProgress(w, r.query.flagOr("quiet", true))
-	names, err := s.Images.Load(r.Context(), r.Body, out.update)
+	names, err := s.Images.Load(r.Context(), r.Body, wanted, out.update)
 	for _, name := range names {
 		if strings.HasPrefix(name, "sha256:") {
 			out.say("Loaded image ID: " + name + "\n")

@@ -248,6 +248,22 @@ func (s *Service) Remove(ctx context.Context, ref string, force, prune bool) ([]
 		return nil, err
 	}
 	removed, err := s.Store.Remove(ctx, ref, force, prune, s.Containers.ImageUsers)
+	s.tellRemoved(img, removed)
+	return removed, err
+}
+
+// RemoveFor implements [API].
+func (s *Service) RemoveFor(ctx context.Context, ref string, p manifest.Platform, force bool) ([]image.Removed, error) {
+	img, err := s.InspectFor(ctx, ref, p)
+	if err != nil {
+		return nil, err
+	}
+	removed, err := s.platforms().RemoveFor(ctx, ref, p, force, s.Containers.ImageUsers)
+	s.tellRemoved(img, removed)
+	return removed, err
+}
+
+func (s *Service) tellRemoved(img image.Image, removed []image.Removed) {
 	for _, r := range removed {
 		switch {
 		case r.Untagged != "":
@@ -256,7 +272,6 @@ func (s *Service) Remove(ctx context.Context, ref string, force, prune bool) ([]
 			s.emit("delete", r.Deleted, r.Deleted, img.Config.Config.Labels)
 		}
 	}
-	return removed, err
 }
 
 // Prune implements [API]: images without a name, or with dangling=false all that no container stands on.
@@ -351,8 +366,14 @@ func (s *Service) layers(ctx context.Context) (map[string]int64, error) {
 }
 
 // Load implements [API].
-func (s *Service) Load(ctx context.Context, r io.Reader, progress image.Progress) ([]string, error) {
-	names, err := s.Store.Load(ctx, r, progress)
+func (s *Service) Load(ctx context.Context, r io.Reader, wanted []manifest.Platform, progress image.Progress) ([]string, error) {
+	var names []string
+	var err error
+	if len(wanted) == 0 {
+		names, err = s.Store.Load(ctx, r, progress)
+	} else {
+		names, err = s.platforms().LoadFor(ctx, r, wanted, progress)
+	}
 	s.grow()
 	for _, name := range names {
 		if img, gerr := s.Store.Get(ctx, name); gerr == nil {
@@ -363,8 +384,17 @@ func (s *Service) Load(ctx context.Context, r io.Reader, progress image.Progress
 }
 
 // Save implements [API].
-func (s *Service) Save(ctx context.Context, refs []string, without []snapshot.ChainID, w io.Writer) error {
-	if err := s.Store.Save(ctx, refs, without, w); err != nil {
+func (s *Service) Save(ctx context.Context, refs []string, opts SaveOptions, w io.Writer) error {
+	var err error
+	switch {
+	case len(opts.Platforms) == 0:
+		err = s.Store.Save(ctx, refs, opts.Without, w)
+	case len(opts.Without) > 0:
+		err = errs.New(errs.Invalid, "conflicting options: an archive of one platform has all its layers")
+	default:
+		err = s.platforms().SaveFor(ctx, refs, opts.Platforms, w)
+	}
+	if err != nil {
 		return err
 	}
 	for _, ref := range refs {
