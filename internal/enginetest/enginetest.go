@@ -7,8 +7,6 @@ package enginetest
 import (
 	"archive/tar"
 	"bytes"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,9 +22,10 @@ import (
 
 // Engine is one private engine.
 type Engine struct {
-	Bin, Dir, Bridge, Table, Subnet string
-	Flags                           []string
-	Cmd                             *exec.Cmd
+	Ground
+	Bin, Dir string
+	Flags    []string
+	Cmd      *exec.Cmd
 
 	t        testing.TB
 	baseline map[string]bool // what the host had under the engine's names before
@@ -84,17 +83,13 @@ func Start(t testing.TB, flags ...string) *Engine {
 func New(t testing.TB, flags ...string) *Engine {
 	t.Helper()
 	bin := Bin(t)
-	var id [4]byte
-	if _, err := rand.Read(id[:]); err != nil {
-		t.Fatal(err)
-	}
-	name := hex.EncodeToString(id[:])
+	ground := NewGround(t) // given back when all is swept
 	// Not t.TempDir: its removal must come after the look for leftovers, and unix sockets need a short path.
 	dir, err := os.MkdirTemp("", "ctn")
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &Engine{Bin: bin, Dir: dir, Bridge: "ct" + name, Table: "corten-" + name, Subnet: fmt.Sprintf("10.%d.%d.1/24", 200+id[0]%13, id[1]), Flags: flags, t: t}
+	e := &Engine{Ground: ground, Bin: bin, Dir: dir, Flags: flags, t: t}
 	e.baseline = e.traces()
 	t.Cleanup(e.finish)
 	return e
@@ -119,7 +114,7 @@ func (e *Engine) Up() {
 	}
 	defer log.Close()
 	args := append([]string{"-H", e.Socket(), "--data-root", filepath.Join(e.Dir, "d"), "--exec-root", filepath.Join(e.Dir, "e"),
-		"--bridge", e.Bridge, "--bip", e.Subnet, "--nft-table", e.Table, "--config-file", config, "--log-level", "debug",
+		"--bridge", e.Bridge, "--bip", e.BIP.String(), "--default-address-pool", "base=" + e.Pool.String() + ",size=24", "--nft-table", e.Table, "--config-file", config, "--log-level", "debug",
 		"--plugin-dir", e.Plugins()}, e.Flags...)
 	if _, err := os.Stat("/run/systemd/system"); err != nil { // systemd has units, not folders
 		args = append(args, "--cgroup-parent", e.Table)
@@ -129,7 +124,7 @@ func (e *Engine) Up() {
 	if err := errors.Join(e.penned(e.Cmd), e.Cmd.Start()); err != nil {
 		e.t.Fatal(err)
 	}
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for {
 		if e.Client("version").Run() == nil {
 			if e.fresh == nil {
@@ -166,8 +161,8 @@ func (e *Engine) Down() {
 		if err != nil {
 			e.t.Errorf("the engine ended with %v:\n%s", err, e.Log())
 		}
-	case <-time.After(30 * time.Second):
-		e.t.Errorf("the engine did not end within 30 s:\n%s", e.Log())
+	case <-time.After(60 * time.Second):
+		e.t.Errorf("the engine did not end within a minute:\n%s", e.Log())
 		e.Kill9()
 	}
 }

@@ -2,7 +2,6 @@ package enginetest
 
 import (
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -26,14 +25,7 @@ type Registry struct {
 func NewRegistry(t testing.TB, flags ...string) *Registry {
 	t.Helper()
 	bin := Bin(t)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &Registry{Addr: l.Addr().String(), Dir: t.TempDir(), Flags: flags, t: t, bin: bin}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	r := &Registry{Addr: Addr(t), Dir: t.TempDir(), Flags: flags, t: t, bin: bin}
 	r.Up()
 	t.Cleanup(func() {
 		if r.Cmd != nil {
@@ -62,7 +54,7 @@ func (r *Registry) Up() {
 	if err := r.Cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for {
 		resp, err := http.Get("http://" + r.Addr + "/v2/")
 		if err == nil {

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
@@ -269,12 +268,7 @@ func TestBuildOnRemoteBase(t *testing.T) {
 
 // A client that reaches the engine over the network cannot hand its directory over: its files travel, those that changed only, and look like those that are read in place.
 func TestBuildOverTheNetwork(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := "tcp://" + l.Addr().String()
-	l.Close()
+	addr := "tcp://" + enginetest.Addr(t)
 	e := enginetest.Start(t, "-H", addr)
 	dir := put(t, t.TempDir(), map[string]string{"Dockerfile": "FROM busybox\nCOPY . /ctx\nRUN cd /ctx && find . | sort > /list", ".dockerignore": "*.o\n", "a": "1", "d/b": "2", "skip.o": "x", "big": strings.Repeat("z", 4<<20)})
 	if err := os.Symlink("/etc/passwd", filepath.Join(dir, "link")); err != nil {

@@ -71,16 +71,6 @@ func (a *authority) flags(client string) []string {
 	return []string{"--tlsverify", "--tlscacert", a.file("ca"), "--tlscert", a.file(client), "--tlskey", a.file(client + "-key")}
 }
 
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // clients are the command lines to try: ours, and docker's where it is installed.
 func clients(e *enginetest.Engine) map[string]string {
 	found := map[string]string{"corten": filepath.Join(e.Bin, "corten")}
@@ -96,7 +86,7 @@ func TestTLS(t *testing.T) {
 	ca.issue("server", &x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 	ca.issue("client", &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	other.issue("client", &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
-	at := freePort(t)
+	at := enginetest.Addr(t)
 	e := enginetest.Start(t, append([]string{"-H", "tcp://" + at}, ca.flags("server")...)...)
 	for name, path := range clients(e) {
 		call := func(stdin string, args ...string) (string, error) {
@@ -145,7 +135,7 @@ func sshServer(t *testing.T, e *enginetest.Engine) (port, sshDir string) {
 	if err := os.Mkdir("/run/sshd", 0o755); err == nil { // sshd wants it even when it does not use it
 		t.Cleanup(func() { _ = os.Remove("/run/sshd") })
 	}
-	_, port, _ = net.SplitHostPort(freePort(t))
+	_, port, _ = net.SplitHostPort(enginetest.Addr(t))
 	path := e.Bin + ":" + os.Getenv("PATH")
 	writeFile(t, filepath.Join(dir, "sshd_config"), fmt.Sprintf("ListenAddress 127.0.0.1\nPort %s\nHostKey %s/host\nAuthorizedKeysFile %s/user.pub\nPidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin yes\nSetEnv PATH=%s\n", port, dir, dir, path))
 	server := exec.Command(sshd, "-D", "-e", "-f", filepath.Join(dir, "sshd_config"))
@@ -187,7 +177,7 @@ func TestSSH(t *testing.T) {
 			t.Errorf("%s: %q %v\n%s", name, out, err, log)
 		}
 	}
-	_, nobody, _ := net.SplitHostPort(freePort(t))
+	_, nobody, _ := net.SplitHostPort(enginetest.Addr(t))
 	cmd := exec.Command(filepath.Join(e.Bin, "corten"), "-H", "ssh://root@127.0.0.1:"+nobody, "ps")
 	cmd.Env = append(os.Environ(), "HOME="+e.Dir, "PATH="+sshDir+":"+os.Getenv("PATH"))
 	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "Connection refused") {
@@ -232,7 +222,7 @@ func TestSCTP(t *testing.T) {
 		t.Skip("needs socat")
 	}
 	e := enginetest.Start(t)
-	_, port, _ := net.SplitHostPort(freePort(t))
+	_, port, _ := net.SplitHostPort(enginetest.Addr(t))
 	socat, err := exec.LookPath("socat")
 	if err != nil {
 		t.Fatal(err)

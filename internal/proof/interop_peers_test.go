@@ -180,7 +180,7 @@ func TestInteropDockerRegistry(t *testing.T) {
 // distribution starts Debian's docker-registry; it gives its address.
 func (p *peers) distribution() string {
 	p.t.Helper()
-	addr := freeAddr(p.t)
+	addr := enginetest.Addr(p.t)
 	config := filepath.Join(p.dir, "registry.yml")
 	text := "version: 0.1\nstorage:\n  filesystem: {rootdirectory: " + p.dir + "/registry}\n  delete: {enabled: true}\nhttp: {addr: '" + addr + "'}\n"
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {

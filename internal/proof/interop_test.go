@@ -358,14 +358,3 @@ func layoutConfig(t *testing.T, dir string) string {
 	}
 	return d.Config.Digest
 }
-
-// freeAddr is an address that nobody listened on a moment ago.
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}

@@ -120,12 +120,7 @@ func TestLimitsAsTheKernelHasThem(t *testing.T) {
 
 // The figures of the API are the kernel's, those of the metrics page too; and a stream goes on through an update, a restart and to the end of its container.
 func TestStatsAsTheKernelHasThem(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
+	addr := enginetest.Addr(t)
 	e := enginetest.Start(t, "--metrics-addr", addr)
 	e.Corten("run", "-d", "--name", "fig", "-m", "64m", "--pids-limit", "30", "--cpus", "0.5", enginetest.Busybox, "sh", "-c", "i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done; exec sleep 600")
 	v := viewOf(t, e, "fig")

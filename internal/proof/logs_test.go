@@ -142,7 +142,7 @@ func TestLogsOfEveryDriver(t *testing.T) {
 
 func refusedLogs(t *testing.T, e *enginetest.Engine) {
 	t.Helper()
-	nobody := freeAddr(t)
+	nobody := enginetest.Addr(t)
 	for text, args := range map[string][]string{
 		"configured logging driver does not support reading":                                        {"logs", "mute"},
 		"logger: no log driver named 'splunk' is registered":                                        {"create", "--log-driver", "splunk", enginetest.Busybox},
@@ -252,7 +252,7 @@ func TestReceiverThatTakesNothing(t *testing.T) {
 		t.Error("nobody was told what was lost with it")
 	}
 
-	addr := freeAddr(t)
+	addr := enginetest.Addr(t)
 	e.Corten("run", "-d", "--name", "late", "--network", "none", "--log-driver", "fluentd", "--log-opt", "fluentd-address="+addr, "--log-opt", "fluentd-async=true", "--log-opt", "fluentd-retry-wait=20ms",
 		"--log-opt", "cache-max-size=100k", "--log-opt", "cache-max-file=2", enginetest.Busybox, "seq", "100000")
 	e.Corten("wait", "late")
@@ -269,7 +269,7 @@ func TestReceiverThatTakesNothing(t *testing.T) {
 
 // A policy restarts a container whose destination is away; what all its runs said arrives when that is back. A person's start fails meanwhile.
 func TestRestartWhileTheDestinationIsAway(t *testing.T) {
-	addr := freeAddr(t)
+	addr := enginetest.Addr(t)
 	first := shiptest.Listen(t, "tcp", addr, nil)
 	e := enginetest.Start(t)
 	e.Corten("run", "-d", "--name", "phoenix", "--network", "none", "--restart", "on-failure:2", "--log-driver", "gelf", "--log-opt", "gelf-address=tcp://"+addr, "--log-opt", "gelf-tcp-reconnect-delay=1",

@@ -104,6 +104,7 @@ var (
 // The same client says the same to docker.io's engine, which lives in a network namespace of its own, and to ours.
 func TestNetworkCommandsAsDocker(t *testing.T) {
 	p := newPeers(t, "docker", "dockerd", "ip", "sh")
+	enginetest.Alone(t, "subnets in 10.231.0.0/16, host ports from 27431")
 	e := enginetest.Start(t)
 	sock := p.dir + "/docker.sock"
 	cmd := exec.Command("sh", "-c", `ip link set lo up && exec dockerd "$@"`, "dockerd", "-H", "unix://"+sock, "--data-root", p.dir+"/docker-data", "--exec-root", p.dir+"/docker-exec",

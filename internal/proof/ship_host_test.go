@@ -111,7 +111,7 @@ func TestPushToHost(t *testing.T) {
 		t.Errorf("%s became %s", here, there)
 	}
 
-	_, nobody, err := net.SplitHostPort(freePort(t))
+	_, nobody, err := net.SplitHostPort(enginetest.Addr(t))
 	if err != nil {
 		t.Fatal(err)
 	}

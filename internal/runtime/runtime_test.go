@@ -45,8 +45,8 @@ func TestSuiteFromBareNamespace(t *testing.T) {
 	}
 }
 
-// testCgroups is the folder of the tests' cgroups.
-const testCgroups = "/corten-runtime-test"
+// testCgroups is the folder of the cgroups of this process's tests.
+var testCgroups = fmt.Sprintf("/corten-runtime-test-%d", os.Getpid())
 
 func TestMain(m *testing.M) {
 	if part := plays[os.Args[len(os.Args)-1]]; part != nil { // this is a container

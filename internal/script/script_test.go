@@ -27,7 +27,7 @@ func TestScripts(t *testing.T) {
 		t.Skip("no static busybox for an image (install busybox-static)")
 	}
 	t.Setenv("CORTEN_BIN_DIR", programs(t))
-	eng := enginetest.New(t, "--default-address-pool", "base=10.215.0.0/16,size=24")
+	eng := enginetest.New(t)
 	eng.Up()
 	importBusybox(t, eng, busybox)
 	open, private := registries(t, eng.Bin)
@@ -41,6 +41,8 @@ func TestScripts(t *testing.T) {
 				env.Setenv("REGISTRY", open.Addr)
 				env.Setenv("PRIVATE", private.Addr)
 				env.Setenv("PLUGINS", eng.Plugins())
+				env.Setenv("SUBNET", eng.Lab.String())
+				env.Setenv("ADDRESS", strings.TrimSuffix(eng.Lab.Addr().String(), "0")+"9") // in SUBNET
 				env.Setenv("PATH", eng.Bin+string(os.PathListSeparator)+os.Getenv("PATH"))
 				return nil
 			},

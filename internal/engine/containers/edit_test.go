@@ -13,6 +13,7 @@ import (
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/engine/containers"
+	"corten.dev/corten/internal/enginetest"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/network"
@@ -39,18 +40,11 @@ func answers(port uint16) string {
 	return string(b)
 }
 
-func freePort(t *testing.T) uint16 {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must(t, err)
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).AddrPort().Port()
-}
-
 func TestEditLive(t *testing.T) {
 	h := newHost(t)
 	id := h.run(sh("while :; do echo hello | /bin/busybox nc -l -p 80; done"))
 	before := h.inspect(id)
-	port := network.Port{Proto: "tcp", ContainerPort: 80, HostPort: freePort(t), HostIP: netip.MustParseAddr("127.0.0.1")}
+	port := network.Port{Proto: "tcp", ContainerPort: 80, HostPort: enginetest.Ports(t, 1), HostIP: netip.MustParseAddr("127.0.0.1")}
 	req := containers.EditRequest{Publish: []network.Port{port}, Labels: map[string]string{"tier": "front"}}
 	req.Restart = &container.RestartPolicy{Name: "always"}
 	dry := req
@@ -101,10 +95,12 @@ func wait30(t *testing.T, what string, ok func() bool) {
 // A range is kept as one port of many: taking one of its ports away cuts it, and leaves the others.
 func TestEditCutsARange(t *testing.T) {
 	h := newHost(t)
-	req := sh("for p in 1 2 3 4 5 6; do (while :; do echo port $p | /bin/busybox nc -l -p 2350$p; done) & done; wait")
+	first := enginetest.Ports(t, 6)
+	fifth := first + 4
+	req := sh(fmt.Sprintf("for p in 0 1 2 3 4 5; do (while :; do echo port $p | /bin/busybox nc -l -p $((%d+p)); done) & done; wait", first))
 	loopback := netip.MustParseAddr("127.0.0.1")
 	var all []network.Port
-	for p := uint16(23501); p <= 23506; p++ {
+	for p := first; p <= fifth+1; p++ {
 		all = append(all, network.Port{Proto: "tcp", ContainerPort: p, HostPort: p, HostIP: loopback})
 	}
 	req.Host.Ports = network.Runs(all)
@@ -112,21 +108,29 @@ func TestEditCutsARange(t *testing.T) {
 		t.Fatalf("six neighbours are %d ports", len(req.Host.Ports))
 	}
 	id := h.run(req)
-	wait30(t, "a port of the range to answer", func() bool { return answers(23503) == "port 3\n" })
-	h.edit(id, containers.EditRequest{Unpublish: []string{"23505"}}, containers.EditLive,
-		"publish 127.0.0.1:23501-23504:23501-23504/tcp", "publish 127.0.0.1:23506:23506/tcp", "unpublish 127.0.0.1:23501-23506:23501-23506/tcp")
-	for p := uint16(23501); p <= 23506; p++ {
-		if p == 23505 {
+	wait30(t, "a port of the range to answer", func() bool { return answers(first+2) == "port 2\n" })
+	whole, four, one := portsText(first, fifth+1), portsText(first, fifth-1), portsText(fifth+1, fifth+1)
+	h.edit(id, containers.EditRequest{Unpublish: []string{fmt.Sprint(fifth)}}, containers.EditLive, "publish "+four, "publish "+one, "unpublish "+whole)
+	for p := first; p <= fifth+1; p++ {
+		if p == fifth {
 			continue
 		}
-		wait30(t, fmt.Sprintf("port %d to answer", p), func() bool { return answers(p) == fmt.Sprintf("port %d\n", p-23500) })
+		wait30(t, fmt.Sprintf("port %d to answer", p), func() bool { return answers(p) == fmt.Sprintf("port %d\n", p-first) })
 	}
-	if answers(23505) != "" {
+	if answers(fifth) != "" {
 		t.Error("the port that was taken away answers")
 	}
-	h.edit(id, containers.EditRequest{Undo: true}, containers.EditLive,
-		"publish 127.0.0.1:23501-23506:23501-23506/tcp", "unpublish 127.0.0.1:23501-23504:23501-23504/tcp", "unpublish 127.0.0.1:23506:23506/tcp")
-	wait30(t, "the port to answer again", func() bool { return answers(23505) == "port 5\n" })
+	h.edit(id, containers.EditRequest{Undo: true}, containers.EditLive, "publish "+whole, "unpublish "+four, "unpublish "+one)
+	wait30(t, "the port to answer again", func() bool { return answers(fifth) == "port 4\n" })
+}
+
+// portsText is how an edit names ports of loopback that are published as themselves.
+func portsText(first, last uint16) string {
+	ports := fmt.Sprint(first)
+	if last > first {
+		ports = fmt.Sprintf("%d-%d", first, last)
+	}
+	return "127.0.0.1:" + ports + ":" + ports + "/tcp"
 }
 
 func TestEditByRestart(t *testing.T) {

@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -15,6 +14,7 @@ import (
 
 	"corten.dev/corten/internal/content"
 	"corten.dev/corten/internal/engine/containers"
+	"corten.dev/corten/internal/enginetest"
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/monitor"
 	"corten.dev/corten/internal/monitor/monitortest"
@@ -36,6 +36,7 @@ type host struct {
 	mons     *monitor.Pool
 	vols     *volume.LocalStore
 	imgs     *image.Images
+	ground   enginetest.Ground
 }
 
 // program is the path of a monitor that is built from the source as it is; without a Go tool it is the embedded one (empty).
@@ -47,7 +48,7 @@ func newHost(t testing.TB) *host {
 	if _, err := os.Stat("/bin/busybox"); err != nil {
 		t.Skip("needs busybox-static")
 	}
-	h := &host{t: t, program: monitortest.Binary(t), dir: t.TempDir(), execRoot: t.TempDir()}
+	h := &host{t: t, program: monitortest.Binary(t), dir: t.TempDir(), execRoot: t.TempDir(), ground: enginetest.NewGround(t)}
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
 	trees, err := overlay.New(overlay.Options{Root: h.dir + "/snapshots", Logger: log})
 	must(t, err)
@@ -61,7 +62,7 @@ func newHost(t testing.TB) *host {
 	must(t, err)
 	t.Cleanup(func() { must(t, h.vols.Close()) })
 	h.opts = containers.Options{
-		Root: h.dir + "/containers", ExecRoot: h.execRoot, Trees: trees, Images: h.imgs, Volumes: h.vols, Log: log, CgroupParent: "/corten-engine-test",
+		Root: h.dir + "/containers", ExecRoot: h.execRoot, Trees: trees, Images: h.imgs, Volumes: h.vols, Log: log, CgroupParent: "/" + h.ground.Table,
 		Runtime: containers.OverRuntime(runtime.New(runtime.Options{Root: h.execRoot + "/runtime", Logger: log})),
 	}
 	h.open()
@@ -77,7 +78,7 @@ func (h *host) open() {
 	log := h.opts.Log
 	var err error
 	h.net, err = network.New(network.Options{
-		Root: h.dir + "/networks", ExecRoot: h.execRoot, Table: "cortenenginetest", Bridge: "ctengine0", BIP: netip.MustParsePrefix("10.203.7.1/24"), Logger: log,
+		Root: h.dir + "/networks", ExecRoot: h.execRoot, Table: h.ground.Table, Bridge: h.ground.Bridge, BIP: h.ground.BIP, Pools: []network.PoolRange{{Base: h.ground.Pool, Size: 24}}, Logger: log,
 	})
 	must(h.t, err)
 	h.mons, err = monitor.New(monitor.Options{Root: h.execRoot + "/monitors", Program: h.program, Logger: log})
@@ -107,7 +108,7 @@ func (h *host) end() {
 	}
 	h.close()
 	for _, dir := range []string{"cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "systemd", "unified", "cpu,cpuacct", "net_cls", "perf_event", "hugetlb", "misc", "rdma", ""} {
-		_ = os.Remove(filepath.Join("/sys/fs/cgroup", dir, "corten-engine-test"))
+		_ = os.Remove(filepath.Join("/sys/fs/cgroup", dir, h.ground.Table))
 	}
 }
 
@@ -156,7 +157,7 @@ func (h *host) run(req containers.CreateRequest) string {
 
 func (h *host) wait(id string, cond containers.WaitCondition) containers.Ended {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	c, err := h.svc.Wait(ctx, id, cond)
 	must(h.t, err)
@@ -164,7 +165,7 @@ func (h *host) wait(id string, cond containers.WaitCondition) containers.Ended {
 	case end := <-c:
 		return end
 	case <-ctx.Done():
-		h.t.Fatalf("%s: not %s after 20 seconds", id, cond)
+		h.t.Fatalf("%s: not %s after a minute", id, cond)
 		return containers.Ended{}
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"corten.dev/corten/internal/enginetest"
 )
 
 // dockerRegistry starts Debian's docker-registry, the reference of the protocol; tests that need it skip where it is not installed.
@@ -20,14 +22,7 @@ func dockerRegistry(t *testing.T, extra string) string {
 	if err != nil {
 		t.Skip("docker-registry is not installed")
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
+	addr := enginetest.Addr(t)
 	dir := t.TempDir()
 	conf := filepath.Join(dir, "config.yml")
 	text := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {delete: {enabled: true}, filesystem: {rootdirectory: %s}}\nhttp: {addr: %s}\n%s", dir, addr, extra)
@@ -44,7 +39,7 @@ func dockerRegistry(t *testing.T, extra string) string {
 		}
 		_ = cmd.Wait() // killed
 	})
-	for range 100 {
+	for range 1500 {
 		conn, err := net.Dial("tcp", addr)
 		if err == nil {
 			conn.Close()

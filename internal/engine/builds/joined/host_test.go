@@ -5,9 +5,9 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,6 +23,7 @@ import (
 	"corten.dev/corten/internal/engine/builds/steps"
 	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/engine/images"
+	"corten.dev/corten/internal/enginetest"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/image"
@@ -32,7 +33,8 @@ import (
 	"corten.dev/corten/internal/snapshot/overlay"
 )
 
-const testCgroups = "/corten-builds-test"
+// testCgroups is the folder of this process's cgroups.
+var testCgroups = fmt.Sprintf("/corten-builds-test-%d", os.Getpid())
 
 // host is the service over the real rooms, with folders, bridge and table of its own.
 type host struct {
@@ -71,8 +73,9 @@ func newHost(t testing.TB) *host {
 	h.images, err = image.New(image.Options{Root: h.dir + "/images", Snapshots: h.trees, Content: blobs, Logger: h.log})
 	must(t, err)
 	t.Cleanup(func() { must(t, h.images.Close()) })
+	ground := enginetest.NewGround(t)
 	h.net, err = network.New(network.Options{
-		Root: h.dir + "/networks", ExecRoot: h.dir + "/run", Table: "cortenbuildstest", Bridge: "ctbuilds0", BIP: netip.MustParsePrefix("10.203.11.1/24"), Logger: h.log,
+		Root: h.dir + "/networks", ExecRoot: h.dir + "/run", Table: ground.Table, Bridge: ground.Bridge, BIP: ground.BIP, Logger: h.log,
 	})
 	must(t, err)
 	must(t, h.net.Settle(t.Context()))

@@ -3,11 +3,11 @@ package steps_test
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,13 +21,15 @@ import (
 	"corten.dev/corten/internal/build/step"
 	"corten.dev/corten/internal/engine/builds/steps"
 	"corten.dev/corten/internal/engine/hostspec"
+	"corten.dev/corten/internal/enginetest"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/snapshot/overlay"
 )
 
-const testCgroups = "/corten-steps-test"
+// testCgroups is the folder of the cgroups of this process, and of the engines that it starts and kills.
+var testCgroups = cmp.Or(os.Getenv("CORTEN_TEST_CGROUPS"), fmt.Sprintf("/corten-steps-test-%d", os.Getpid()))
 
 // host is the executor and the ops over the real rooms, with folders, bridge and table of its own.
 type host struct {
@@ -39,6 +41,8 @@ type host struct {
 	exec  *steps.Executor
 	steps *step.Steps
 	base  snapshot.ChainID
+
+	ground enginetest.Ground
 }
 
 // store is a driver of the snapshot room.
@@ -67,8 +71,9 @@ func newHostOn(t testing.TB, open func(root string, log *slog.Logger) (store, er
 	h.trees, err = open(h.dir+"/snapshots", h.log)
 	must(t, err)
 	t.Cleanup(func() { must(t, h.trees.Close()) })
+	h.ground = enginetest.NewGround(t)
 	h.net, err = network.New(network.Options{
-		Root: h.dir + "/networks", ExecRoot: h.dir + "/run", Table: "cortenstepstest", Bridge: "ctsteps0", BIP: netip.MustParsePrefix("10.203.9.1/24"), Logger: h.log,
+		Root: h.dir + "/networks", ExecRoot: h.dir + "/run", Table: h.ground.Table, Bridge: h.ground.Bridge, BIP: h.ground.BIP, Logger: h.log,
 	})
 	must(t, err)
 	must(t, h.net.Settle(t.Context()))
@@ -99,6 +104,9 @@ func (h *host) open() {
 	h.steps, err = step.New(h.t.Context(), step.Options{Executor: h.exec, Trees: h.trees, Caches: &caches{trees: h.trees}, Log: h.log})
 	must(h.t, err)
 }
+
+// gateway is the host as containers see it.
+func (h *host) gateway() string { return h.ground.BIP.Addr().String() }
 
 func must(t testing.TB, err error) {
 	t.Helper()

@@ -107,6 +107,7 @@ func TestKilledEngine(t *testing.T) {
 			chain := (&host{t: t, trees: trees, base: base.Chain}).withSelf()
 			must(t, trees.Close())
 			cmd := exec.Command("/proc/self/exe", "engine", dir, string(chain), c.args)
+			cmd.Env = append(os.Environ(), "CORTEN_TEST_CGROUPS="+testCgroups)
 			out, err := cmd.StdoutPipe()
 			must(t, err)
 			cmd.Stderr = os.Stderr
@@ -122,11 +123,11 @@ func TestKilledEngine(t *testing.T) {
 			must(t, cmd.Process.Kill())
 			_ = cmd.Wait()
 			if c.atOnce {
-				for i := 0; len(processes(t)) > 0 && i < 100; i++ {
+				for i := 0; len(processes(t)) > 0 && i < 3000; i++ {
 					time.Sleep(10 * time.Millisecond)
 				}
 				if left := processes(t); len(left) > 0 {
-					t.Errorf("a second later there are still %q", left)
+					t.Errorf("half a minute later there are still %q", left)
 				}
 			}
 			trees, err = overlay.New(overlay.Options{Root: dir + "/snapshots", Logger: log})
@@ -172,7 +173,7 @@ func census(t *testing.T, h *host) map[string]int {
 	records, _ := os.ReadDir(h.dir + "/run/steps/runtime")
 	folders, _ := os.ReadDir(h.dir + "/snapshots/trees")
 	return map[string]int{
-		"descriptors": len(fds), "mounts": bytes.Count(mounts, []byte("\n")), "cgroups": len(cgroups), "records": len(records), "trees": len(folders), "goroutines": runtime.NumGoroutine(),
+		"descriptors": len(fds), "mounts": bytes.Count(mounts, []byte(h.dir)), "cgroups": len(cgroups), "records": len(records), "trees": len(folders), "goroutines": runtime.NumGoroutine(),
 		"processes": len(processes(t)),
 	}
 }
@@ -224,11 +225,21 @@ func TestNothingIsLeft(t *testing.T) {
 	for range 4 {
 		mix()
 	}
-	after := settled()
-	for what, n := range before {
-		if after[what] > n+map[string]int{"descriptors": 14, "goroutines": 2}[what] { // the ready namespaces may not all have been there yet
-			t.Errorf("%s: %d before, %d after", what, n, after[what])
+	var more []string
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		more = more[:0]
+		after := census(t, h)
+		for what, n := range before {
+			if after[what] > n+map[string]int{"descriptors": 14, "goroutines": 2}[what] { // the ready namespaces may not all have been there yet
+				more = append(more, fmt.Sprintf("%s: %d before, %d after", what, n, after[what]))
+			}
 		}
+		if len(more) == 0 || time.Now().After(deadline) {
+			break
+		}
+	}
+	if len(more) > 0 {
+		t.Error(strings.Join(more, "\n"))
 	}
 	if before["cgroups"] > 0 || before["processes"] > 0 || before["records"] > 0 {
 		t.Errorf("%v", before)
@@ -265,7 +276,7 @@ func TestShellInAFailedStep(t *testing.T) {
 		t.Helper()
 		fmt.Fprintln(type_, line)
 		for i := 0; !strings.Contains(out.String(), want); i++ {
-			if i > 500 {
+			if i > 3000 {
 				t.Fatalf("after %q no %q in %q", line, want, out.String())
 			}
 			time.Sleep(10 * time.Millisecond)

@@ -65,7 +65,7 @@ func TestMeta(t *testing.T) {
 	if _, err := op.Run(t.Context(), r.env(&p), r.in); err != nil {
 		t.Fatal(err, p.String())
 	}
-	for _, want := range []string{"builder\n", "10.9.8.7\tdb\n10.203.9.1\tme\n", "http://proxy:1 http://proxy:1 localhost\n", "77\n0\n", "67108864\n"} {
+	for _, want := range []string{"builder\n", "10.9.8.7\tdb\n" + h.gateway() + "\tme\n", "http://proxy:1 http://proxy:1 localhost\n", "77\n0\n", "67108864\n"} {
 		if !strings.Contains(p.String(), want) {
 			t.Errorf("no %q in\n%s", want, p.String())
 		}
@@ -101,7 +101,7 @@ func TestNetworkModes(t *testing.T) {
 	h := newHost(t)
 	show := "ls /sys/class/net | grep -v -E 'bonding_masters|sit0|tunl0|ip6tnl0|gre|erspan|vti|dummy|ifb'; ip route 2>/dev/null"
 	r := h.sh(show)
-	if _, out := h.do(r); !strings.Contains(out, "eth0") || !strings.Contains(out, "default via 10.203.9.1") {
+	if _, out := h.do(r); !strings.Contains(out, "eth0") || !strings.Contains(out, "default via "+h.gateway()) {
 		t.Errorf("default: %s", out)
 	}
 	r = h.sh(show)
@@ -111,7 +111,7 @@ func TestNetworkModes(t *testing.T) {
 	}
 	r = h.sh(show)
 	r.exec.Network = pb.NetMode_HOST
-	if _, out := h.do(r); !strings.Contains(out, "ctsteps0") {
+	if _, out := h.do(r); !strings.Contains(out, h.ground.Bridge) {
 		t.Errorf("host: %s", out)
 	}
 }

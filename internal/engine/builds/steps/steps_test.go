@@ -11,7 +11,7 @@ import (
 
 func TestRun(t *testing.T) {
 	h := newHost(t)
-	l, err := net.Listen("tcp", "10.203.9.1:0")
+	l, err := net.Listen("tcp", h.gateway()+":0")
 	must(t, err)
 	defer l.Close()
 	go func() {
@@ -25,7 +25,7 @@ func TestRun(t *testing.T) {
 		}
 	}()
 	_, port, _ := net.SplitHostPort(l.Addr().String())
-	chain, out := h.do(h.sh("echo to stdout; echo to stderr >&2; echo made >/made; nc 10.203.9.1 " + port + " </dev/null"))
+	chain, out := h.do(h.sh("echo to stdout; echo to stderr >&2; echo made >/made; nc " + h.gateway() + " " + port + " </dev/null"))
 	for _, want := range []string{"to stdout\n", "to stderr\n", "hello from the host\n"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in %q", want, out)

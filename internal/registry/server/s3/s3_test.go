@@ -13,6 +13,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
+	"corten.dev/corten/internal/enginetest"
 	"corten.dev/corten/internal/registry/server"
 	"corten.dev/corten/internal/registry/server/servertest"
 )
@@ -37,12 +38,7 @@ func TestStore(t *testing.T) {
 func store(t *testing.T) (endpoint string) {
 	t.Helper()
 	versitygw := servertest.Tool(t, "testdata/server", "versitygw")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := l.Addr().String()
-	l.Close()
+	addr := enginetest.Addr(t)
 	root := inMemory(t)
 	for _, dir := range []string{"data", "meta"} {
 		if err := os.Mkdir(filepath.Join(root, dir), 0o700); err != nil {
