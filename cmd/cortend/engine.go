@@ -194,9 +194,12 @@ func helpersPlace(log *slog.Logger) *os.File {
 	return place
 }
 
-// skeleton is what every container gets mounted over, or looks for.
-func skeleton() []string {
-	return []string{".dockerenv", "dev/", "etc/", "etc/hostname", "etc/hosts", "etc/resolv.conf", "proc/", "sys/"}
+// skeletons are what every container, and every step of a build, gets mounted over or looks for. A step finds no mark of a container, and keeps the hostname of its image, as in BuildKit's.
+func skeletons() map[string][]string {
+	return map[string][]string{
+		"":                    {".dockerenv", "dev/", "etc/", "etc/hostname", "etc/hosts", "etc/mtab -> /proc/mounts", "etc/resolv.conf", "proc/", "sys/"},
+		snapshot.StepSkeleton: {"dev/", "etc/", "etc/hosts", "etc/resolv.conf", "proc/", "sys/"},
+	}
 }
 
 // openSnapshots chooses the driver: what was asked, or overlay where the file system carries it, or plain copies.
@@ -221,7 +224,7 @@ func openSnapshots(set settings.Settings, log *slog.Logger) (snapshot.Store, err
 			return nil, fmt.Errorf("storage driver overlay: %w", err)
 		}
 	}
-	return overlay.New(overlay.Options{Root: filepath.Join(root, "overlay"), Logger: log, Skeleton: skeleton()})
+	return overlay.New(overlay.Options{Root: filepath.Join(root, "overlay"), Logger: log, Skeletons: skeletons()})
 }
 
 // treeSize is checked with the settings.

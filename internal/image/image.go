@@ -116,6 +116,7 @@ type ImportOptions struct {
 // CommitOptions describe an image made of a container's tree.
 type CommitOptions struct {
 	Key       string        // the writable tree (snapshot.Store)
+	Without   []string      // absolute paths of it that do not belong to the image
 	Parent    digest.Digest // image the container was made from, may be empty
 	Ref       string
 	Author    string

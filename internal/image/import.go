@@ -89,7 +89,10 @@ func (s *Images) addConfig(ctx context.Context, cfg Config, refs []reference.Ref
 	return s.describe(e), nil
 }
 
-// Commit makes an image of a container's tree: the layers of its parent and one more.
+// emptyDiff is the archive that has nothing in it.
+const emptyDiff digest.Digest = "sha256:5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef"
+
+// Commit makes an image of a container's tree: the layers of its parent and one more, if anything was changed.
 func (s *Images) Commit(ctx context.Context, opts CommitOptions) (Image, error) {
 	refs, err := parseRefs(opts.Ref)
 	if err != nil {
@@ -122,7 +125,7 @@ func (s *Images) Commit(ctx context.Context, opts CommitOptions) (Image, error) 
 	}
 	s.gate.begin()
 	defer s.gate.end()
-	layer, err := s.snaps.Commit(ctx, opts.Key)
+	layer, err := s.snaps.Commit(ctx, opts.Key, opts.Without...)
 	if err != nil {
 		return Image{}, fmt.Errorf("commit: %w", err)
 	}
@@ -132,8 +135,11 @@ func (s *Images) Commit(ctx context.Context, opts CommitOptions) (Image, error) 
 	}
 	now := s.now().UTC()
 	cfg.Created, cfg.Author, cfg.Comment, cfg.Config = &now, opts.Author, opts.Comment, run
-	cfg.RootFS.DiffIDs = append(cfg.RootFS.DiffIDs, layer.DiffID)
-	cfg.History = append(cfg.History, History{Created: &now, CreatedBy: opts.CreatedBy, Author: opts.Author, Comment: opts.Comment})
+	unchanged := layer.DiffID == emptyDiff && len(cfg.RootFS.DiffIDs) > 0
+	if !unchanged {
+		cfg.RootFS.DiffIDs = append(cfg.RootFS.DiffIDs, layer.DiffID)
+	}
+	cfg.History = append(cfg.History, History{Created: &now, CreatedBy: opts.CreatedBy, Author: opts.Author, Comment: opts.Comment, EmptyLayer: unchanged})
 	img, err := s.addConfig(ctx, cfg, refs)
 	if err != nil {
 		return Image{}, fmt.Errorf("commit: %w", err)

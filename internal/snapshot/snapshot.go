@@ -96,6 +96,9 @@ type Change struct {
 	Kind ChangeKind
 }
 
+// StepSkeleton is the skeleton of roots in which a build's steps run.
+const StepSkeleton = "step"
+
 // Options change what Prepare makes.
 type Options struct {
 	// Labels are kept with the tree and given back by Walk; the engine writes whose tree it is.
@@ -104,8 +107,10 @@ type Options struct {
 	// written into them may never reach the disk, whatever the container's programs ask for.
 	Durable bool
 	// Bare: the tree shows its layers and what is written into it, and nothing else. Without it a driver may show, below all layers, what every container gets mounted over; that is
-	// right for roots of containers only.
+	// right for roots of containers and of a build's steps only.
 	Bare bool
+	// Skeleton names whose root it is, for a tree that is not bare: "" is a container's, [StepSkeleton] that of a step, which finds less there.
+	Skeleton string
 	// Shared asks for a tree that several may have mounted, each attached somewhere else, at a time. Without it, on kernels before 6.15, mounts beside the first are good for looking inside only
 	// (Mounted.Detached is false).
 	Shared bool
@@ -192,8 +197,8 @@ type Store interface {
 	Changes(ctx context.Context, key string) ([]Change, error)
 	// Diff writes the writable tree's changes as a layer tar (whiteouts as in image-spec layer.md), stable for equal content.
 	Diff(ctx context.Context, key string, w io.Writer) error
-	// Commit turns the changes of key into a layer on its chain; key stays and is unchanged.
-	Commit(ctx context.Context, key string) (Layer, error)
+	// Commit turns the changes of key into a layer on its chain; key stays and is unchanged. What lies at the paths of without, which are absolute, is left out with all below it.
+	Commit(ctx context.Context, key string, without ...string) (Layer, error)
 	// Turn makes the writable tree itself a layer on its chain: its files are renamed, not copied, and the tree key is gone. Sockets in it are removed, as no layer has any.
 	// The bytes of the layer's tar are those that Diff would have written. A tree without changes gives the layer of its own chain (the zero Layer for the empty
 	// chain), unless opts.Empty. errs.Conflict while a mount of the tree is open, errs.NotImplemented for one with a size. On an error the tree is there as before.

@@ -55,7 +55,7 @@ func (w *writer) children(fd int, path string) error {
 		}
 		f := next(name)
 		err := f.err
-		if err == nil {
+		if err == nil && !w.omits(join(path, name)) {
 			err = w.entry(fd, name, join(path, name), f)
 		}
 		f.close()

@@ -23,7 +23,7 @@ func WriteChanges(ctx context.Context, before, after *os.File, w io.Writer, opts
 		}
 	}
 	err := Compare(ctx, before, after, func(path string, how Change) {
-		if wr.err != nil {
+		if wr.err != nil || wr.omits(path[1:]) {
 			return
 		}
 		wr.err = wr.changed(int(after.Fd()), path[1:], how)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -27,6 +28,8 @@ type WriteOptions struct {
 	WholeSeconds bool
 	// Meta takes what Assemble needs to write the archive again from this very tree. A file that changes its size meanwhile is an error then. Not together with Base.
 	Meta io.Writer
+	// Omit are absolute paths that are left out, with all below them.
+	Omit []string
 	// Skipped hears of what does not go into the archive: sockets. May be nil.
 	Skipped func(path string)
 	// Stats, when set, is filled with what was written: Entries, Bytes and Root.
@@ -80,6 +83,14 @@ func newWriter(ctx context.Context, w io.Writer, opts WriteOptions) *writer {
 	}
 	wr.tw = tar.NewWriter(w)
 	return wr
+}
+
+// omits tells whether a path, without a slash in front, is to be left out.
+func (w *writer) omits(path string) bool {
+	return slices.ContainsFunc(w.opts.Omit, func(out string) bool {
+		out = strings.TrimPrefix(out, "/")
+		return path == out || strings.HasPrefix(path, out+"/")
+	})
 }
 
 func (w *writer) close() error {

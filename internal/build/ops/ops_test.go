@@ -30,7 +30,7 @@ type store interface {
 // drivers are those that ops are tried on.
 var drivers = map[string]func(dir string) (store, error){
 	"overlay": func(dir string) (store, error) {
-		return overlay.New(overlay.Options{Root: dir, Skeleton: []string{"app/", "n/", "n/sub/", "etc/", "etc/hosts", "proc/"}})
+		return overlay.New(overlay.Options{Root: dir, Skeletons: map[string][]string{"": {"app/", "n/", "n/sub/", "etc/", "etc/hosts", "proc/"}}})
 	}, // as the engine has it
 	"plain": func(dir string) (store, error) { return plain.New(plain.Options{Root: dir}) },
 }

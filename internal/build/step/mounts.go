@@ -184,7 +184,7 @@ func (set *mounted) bind(ctx context.Context, env build.Env, i int, p *part) err
 	}
 	if p.key == "" {
 		p.key, p.own = fmt.Sprintf("%s-%d", set.id, i), true
-		if err := set.steps.opts.Trees.Prepare(ctx, p.key, chain, snapshot.Options{Labels: map[string]string{label: ""}, Bare: !root}); err != nil {
+		if err := set.steps.opts.Trees.Prepare(ctx, p.key, chain, snapshot.Options{Labels: map[string]string{label: ""}, Bare: !root, Skeleton: snapshot.StepSkeleton}); err != nil {
 			return err
 		}
 		set.remove = append(set.remove, func(ctx context.Context) error { return set.steps.opts.Trees.Remove(ctx, p.key) })

@@ -77,7 +77,7 @@ type Trees interface {
 	Stat(ctx context.Context, chain snapshot.ChainID) (snapshot.Layer, error)
 	Mount(ctx context.Context, key string) (*snapshot.Mounted, error)
 	View(ctx context.Context, chain snapshot.ChainID) (*snapshot.Mounted, error)
-	Commit(ctx context.Context, key string) (snapshot.Layer, error)
+	Commit(ctx context.Context, key string, without ...string) (snapshot.Layer, error)
 	Changes(ctx context.Context, key string) ([]snapshot.Change, error)
 }
 

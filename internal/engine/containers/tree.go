@@ -34,23 +34,58 @@ func (s *Service) Changes(ctx context.Context, ref string) ([]snapshot.Change, e
 	if err != nil {
 		return nil, err
 	}
-	all, err := s.Trees.Changes(ctx, ctr.record().TreeKey())
+	kept, _, err := s.changes(ctx, ctr)
 	if err != nil {
 		return nil, fmt.Errorf("changes of container %s: %w", ref, err)
 	}
-	var kept []snapshot.Change
-	for i := len(all) - 1; i >= 0; i-- { // children come before their parents
-		ch := all[i]
-		if slices.Contains(ours, ch.Path) && ch.Kind != snapshot.Deleted {
-			below := slices.ContainsFunc(kept, func(k snapshot.Change) bool { return strings.HasPrefix(k.Path, ch.Path+"/") })
-			if !below {
-				continue
-			}
+	return kept, nil
+}
+
+// changes parts what a container changed from what the engine put there for it, which is named in `without`.
+func (s *Service) changes(ctx context.Context, ctr *live) (kept []snapshot.Change, without []string, err error) {
+	key := ctr.record().TreeKey()
+	all, err := s.Trees.Changes(ctx, key)
+	if err != nil || !slices.ContainsFunc(all, func(ch snapshot.Change) bool { return slices.Contains(ours, ch.Path) }) {
+		return all, nil, err
+	}
+	mounted, err := s.Trees.Mount(ctx, key)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer mounted.Close()
+	for _, ch := range slices.Backward(all) { // children come before their parents
+		below := func(k snapshot.Change) bool { return strings.HasPrefix(k.Path, ch.Path+"/") }
+		if slices.Contains(ours, ch.Path) && ch.Kind != snapshot.Deleted && !slices.ContainsFunc(kept, below) && asWeMade(mounted.Root, ch.Path) {
+			without = append(without, ch.Path)
+			continue
+		}
+		if slices.Contains(ours, ch.Path) && ch.Kind == snapshot.Added { // it was there when the program began
+			ch.Kind = snapshot.Modified
 		}
 		kept = append(kept, ch)
 	}
 	slices.Reverse(kept)
-	return kept, nil
+	return kept, without, nil
+}
+
+// asWeMade tells whether what is at one of our own paths is what the engine puts there: an empty file or directory of root's, or the link to the list of mounts.
+func asWeMade(root *os.File, name string) bool {
+	f, err := safefs.Open(root, name, safefs.Handle|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	if name == "/etc/mtab" {
+		target, err := safefs.Readlink(f)
+		return err == nil && target == "/proc/mounts"
+	}
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	plain := ok && st.Uid == 0 && st.Gid == 0 && fi.Mode()&(os.ModeSetuid|os.ModeSetgid|os.ModeSticky) == 0
+	return plain && (fi.IsDir() && fi.Mode().Perm() == 0o755 || fi.Mode().IsRegular() && fi.Size() == 0)
 }
 
 // Export writes the container's tree, without what is mounted over it.
@@ -98,12 +133,16 @@ func (s *Service) Commit(ctx context.Context, req CommitRequest) (imageID string
 		}()
 	}
 	rec := ctr.record()
+	_, without, err := s.changes(ctx, ctr)
+	if err != nil {
+		return "", fmt.Errorf("commit container %s: %w", rec.Name, err)
+	}
 	run := rec.Config.RunConfig
 	if req.Config != nil {
 		run = merge(*req.Config, rec.Config.RunConfig).RunConfig
 	}
 	img, err := s.Images.Commit(ctx, image.CommitOptions{
-		Key: rec.TreeKey(), Parent: rec.Image, Ref: req.Ref, Author: req.Author, Comment: req.Comment, Run: run, Changes: req.Changes,
+		Key: rec.TreeKey(), Without: without, Parent: rec.Image, Ref: req.Ref, Author: req.Author, Comment: req.Comment, Run: run, Changes: req.Changes,
 		CreatedBy: strings.Join(append([]string{rec.Path}, rec.Args...), " "),
 	})
 	if err != nil {

@@ -84,15 +84,16 @@ type form struct {
 
 // tree is a writable tree. While busy is set, it is being made or removed and nobody else may touch it.
 type tree struct {
-	key     string
-	id      string
-	chain   snapshot.ChainID
-	labels  map[string]string
-	durable bool
-	bare    bool
-	shared  bool
-	size    int64
-	busy    bool
+	key      string
+	id       string
+	chain    snapshot.ChainID
+	labels   map[string]string
+	durable  bool
+	bare     bool
+	skeleton string
+	shared   bool
+	size     int64
+	busy     bool
 }
 
 const (
@@ -222,13 +223,14 @@ func (d *Depot) forget(l *layer) {
 }
 
 type treeFile struct {
-	Key     string
-	Chain   digest.Digest     `json:",omitempty"`
-	Labels  map[string]string `json:",omitempty"`
-	Durable bool              `json:",omitempty"`
-	Bare    bool              `json:",omitempty"`
-	Shared  bool              `json:",omitempty"`
-	Size    int64             `json:",omitempty"`
+	Key      string
+	Chain    digest.Digest     `json:",omitempty"`
+	Labels   map[string]string `json:",omitempty"`
+	Durable  bool              `json:",omitempty"`
+	Bare     bool              `json:",omitempty"`
+	Skeleton string            `json:",omitempty"`
+	Shared   bool              `json:",omitempty"`
+	Size     int64             `json:",omitempty"`
 }
 
 func (d *Depot) loadLayers() error {
@@ -317,7 +319,7 @@ func (d *Depot) loadTrees() error {
 			d.setAside(path, err)
 			continue
 		}
-		d.trees[rec.Key] = &tree{key: rec.Key, id: e.Name(), chain: rec.Chain, labels: rec.Labels, durable: rec.Durable, bare: rec.Bare, shared: rec.Shared, size: rec.Size}
+		d.trees[rec.Key] = &tree{key: rec.Key, id: e.Name(), chain: rec.Chain, labels: rec.Labels, durable: rec.Durable, bare: rec.Bare, skeleton: rec.Skeleton, shared: rec.Shared, size: rec.Size}
 		if rec.Chain == "" {
 			continue
 		}

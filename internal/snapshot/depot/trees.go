@@ -17,12 +17,13 @@ import (
 
 // Tree is a writable tree that is ready.
 type Tree struct {
-	Dir     string // its folder
-	Chain   snapshot.ChainID
-	Durable bool // as it was asked for
-	Bare    bool // likewise
-	Shared  bool // likewise
-	Size    int64
+	Dir      string // its folder
+	Chain    snapshot.ChainID
+	Durable  bool // as it was asked for
+	Bare     bool // likewise
+	Shared   bool // likewise
+	Size     int64
+	Skeleton string
 }
 
 // NewTree makes the folder of a writable tree; build fills it. Nothing stays when build fails.
@@ -30,7 +31,7 @@ func (d *Depot) NewTree(key string, chain snapshot.ChainID, opts snapshot.Option
 	if key == "" {
 		return errs.New(errs.Invalid, "a tree needs a key")
 	}
-	t := &tree{key: key, chain: chain, labels: maps.Clone(opts.Labels), durable: opts.Durable, bare: opts.Bare, shared: opts.Shared, size: opts.Size, busy: true}
+	t := &tree{key: key, chain: chain, labels: maps.Clone(opts.Labels), durable: opts.Durable, bare: opts.Bare, skeleton: opts.Skeleton, shared: opts.Shared, size: opts.Size, busy: true}
 	if err := d.reserve(t); err != nil {
 		return err
 	}
@@ -69,7 +70,7 @@ func (d *Depot) reserve(t *tree) error {
 }
 
 func (d *Depot) makeTree(dir string, t *tree, durable bool, build func(string) error) error {
-	data, err := json.Marshal(treeFile{Key: t.key, Chain: t.chain, Labels: t.labels, Durable: t.durable, Bare: t.bare, Shared: t.shared, Size: t.size})
+	data, err := json.Marshal(treeFile{Key: t.key, Chain: t.chain, Labels: t.labels, Durable: t.durable, Bare: t.bare, Skeleton: t.skeleton, Shared: t.shared, Size: t.size})
 	if err != nil {
 		return err
 	}
@@ -113,7 +114,7 @@ func (d *Depot) Get(key string) (Tree, error) {
 	if t == nil || t.busy {
 		return Tree{}, noTree(key)
 	}
-	return Tree{Dir: d.root + "/" + treesDir + "/" + t.id, Chain: t.chain, Durable: t.durable, Bare: t.bare, Shared: t.shared, Size: t.size}, nil
+	return Tree{Dir: d.root + "/" + treesDir + "/" + t.id, Chain: t.chain, Durable: t.durable, Bare: t.bare, Skeleton: t.skeleton, Shared: t.shared, Size: t.size}, nil
 }
 
 // Remove is snapshot.Store's Remove. The folder is out of sight when it returns; its content goes away in the background.

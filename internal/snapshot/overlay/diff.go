@@ -53,13 +53,13 @@ func (s *Store) Turn(ctx context.Context, key string, opts snapshot.TurnOptions)
 }
 
 // Commit makes a layer of the tree's own directory.
-func (s *Store) Commit(ctx context.Context, key string) (snapshot.Layer, error) {
+func (s *Store) Commit(ctx context.Context, key string, without ...string) (snapshot.Layer, error) {
 	t, err := s.Get(key)
 	if err != nil {
 		return snapshot.Layer{}, err
 	}
 	pr, pw := io.Pipe()
-	go func() { pw.CloseWithError(s.Diff(ctx, key, pw)) }()
+	go func() { pw.CloseWithError(s.write(ctx, t, pw, tarfs.WriteOptions{Omit: without})) }()
 	l, err := s.Apply(ctx, t.Chain, "", pr)
 	pr.CloseWithError(errors.New("commit has ended"))
 	return l, err

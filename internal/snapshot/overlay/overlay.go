@@ -34,10 +34,10 @@ import (
 type Options struct {
 	Root   string // folder that the store owns; made when missing
 	Logger *slog.Logger
-	// Skeleton lists what every mounted writable tree that is not bare has at least, although no layer holds it: empty directories (names that end in a slash) and empty files, parents
-	// first. It is one directory below all layers, shared by all trees, so that what is only there to be mounted over need not be made and deleted in each of
-	// them. Layers and changes are not affected.
-	Skeleton []string
+	// Skeletons list, by the name that trees ask for, what every mounted writable tree that is not bare has at least, although no layer holds it: empty directories (names that end in a
+	// slash), empty files, and links ("name -> target"), parents first. Each is one directory below all layers, shared by all trees, so that what is only there to be mounted over need not be made and deleted in
+	// each of them. Layers and changes are not affected.
+	Skeletons map[string][]string
 }
 
 // Store is the driver.
@@ -47,8 +47,8 @@ type Store struct {
 	// userXattr: not the host's root, so marks are user.overlay.* and the mount gets userxattr.
 	userXattr bool
 	// clones: the kernel clones mounts that are attached nowhere (since 6.15).
-	clones   bool
-	skeleton string // directory; empty for none
+	clones    bool
+	skeletons map[string]string // directories by name
 
 	mu      sync.Mutex // guards the maps
 	live    map[string]*shared
@@ -73,12 +73,16 @@ func New(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
-	s := &Store{Depot: d, log: log, userXattr: !initialUserNS(), clones: !kernelBefore(6, 15), live: map[string]*shared{}, closing: map[string]chan struct{}{}, devices: map[string]*device{}}
-	if len(opts.Skeleton) > 0 {
-		s.skeleton = opts.Root + "/skeleton"
-		if err := makeSkeleton(s.skeleton, opts.Skeleton); err != nil {
+	s := &Store{Depot: d, log: log, userXattr: !initialUserNS(), clones: !kernelBefore(6, 15), live: map[string]*shared{}, closing: map[string]chan struct{}{}, devices: map[string]*device{}, skeletons: map[string]string{}}
+	for name, files := range opts.Skeletons {
+		dir := opts.Root + "/skeleton"
+		if name != "" {
+			dir += "-" + name
+		}
+		if err := makeSkeleton(dir, files); err != nil {
 			return nil, fmt.Errorf("open snapshots: skeleton: %w", err)
 		}
+		s.skeletons[name] = dir
 	}
 	return s, nil
 }
@@ -88,9 +92,13 @@ func makeSkeleton(dir string, names []string) error {
 	for _, name := range append([]string{"/"}, names...) {
 		path := filepath.Join(dir, name)
 		var err error
-		if strings.HasSuffix(name, "/") {
+		link, target, isLink := strings.Cut(path, " -> ")
+		switch {
+		case isLink:
+			err = os.Symlink(target, link)
+		case strings.HasSuffix(name, "/"):
 			err = os.Mkdir(path, 0o755)
-		} else {
+		default:
 			var f *os.File
 			if f, err = os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644); err == nil {
 				err = f.Close()
@@ -189,8 +197,8 @@ func (s *Store) Mount(ctx context.Context, key string) (*snapshot.Mounted, error
 		if err != nil {
 			return nil, nil, err
 		}
-		if s.skeleton != "" && !t.Bare && len(lower) < maxLayers {
-			lower = append(lower[:len(lower):len(lower)], s.skeleton)
+		if skeleton := s.skeletons[t.Skeleton]; skeleton != "" && !t.Bare && len(lower) < maxLayers {
+			lower = append(lower[:len(lower):len(lower)], skeleton)
 		}
 		l := layout{lower: lower, upper: t.Dir + "/upper", work: t.Dir + "/work", volatile: !t.Durable}
 		if inImage(t) {

@@ -14,7 +14,7 @@ func TestSkeleton(t *testing.T) {
 	if err := Supported(t.TempDir()); err != nil {
 		t.Skip("needs overlay mounts: ", err)
 	}
-	s, err := New(Options{Root: t.TempDir() + "/store", Skeleton: []string{"etc/", "etc/hosts", "proc/"}})
+	s, err := New(Options{Root: t.TempDir() + "/store", Skeletons: map[string][]string{"": {"etc/", "etc/hosts", "proc/"}, snapshot.StepSkeleton: {"etc/"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +49,7 @@ func TestBareTree(t *testing.T) {
 	if err := Supported(t.TempDir()); err != nil {
 		t.Skip("needs overlay mounts: ", err)
 	}
-	opts := Options{Root: t.TempDir() + "/store", Skeleton: []string{"etc/", "proc/"}}
+	opts := Options{Root: t.TempDir() + "/store", Skeletons: map[string][]string{"": {"etc/", "proc/"}}}
 	ctx := context.Background()
 	for again := range 2 {
 		s, err := New(opts)
@@ -71,6 +71,43 @@ func TestBareTree(t *testing.T) {
 		}
 		if err := mounted.Close(); err != nil {
 			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A step of a build found /.dockerenv: roots of steps stand on a skeleton of their own, over restarts too, and a name that the driver has no skeleton for is none.
+func TestSkeletonsByName(t *testing.T) {
+	if err := Supported(t.TempDir()); err != nil {
+		t.Skip("needs overlay mounts: ", err)
+	}
+	opts := Options{Root: t.TempDir() + "/store", Skeletons: map[string][]string{"": {"mtab -> /proc/mounts", "etc/"}, snapshot.StepSkeleton: {"etc/", "etc/hosts"}}}
+	ctx := context.Background()
+	want := map[string]int{"": 2, snapshot.StepSkeleton: 1, "none": 0}
+	for again := range 2 {
+		s, err := New(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for name, entries := range want {
+			if again == 0 {
+				if err := s.Prepare(ctx, "tree "+name, "", snapshot.Options{Skeleton: name}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			mounted, err := s.Mount(ctx, "tree "+name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			names, err := os.ReadDir("/proc/self/fd/" + strconv.Itoa(int(mounted.Root.Fd())))
+			if err != nil || len(names) != entries {
+				t.Errorf("%q shows %v %v", name, names, err)
+			}
+			if err := mounted.Close(); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if err := s.Close(); err != nil {
 			t.Fatal(err)

@@ -30,6 +30,7 @@ import (
 	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/registry/client"
+	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/snapshot/overlay"
 )
 
@@ -65,7 +66,7 @@ func newHost(t testing.TB) *host {
 	}
 	h := &host{t: t, dir: t.TempDir(), log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	var err error
-	h.trees, err = overlay.New(overlay.Options{Root: h.dir + "/snapshots", Logger: h.log, Skeleton: []string{"dev/", "etc/", "etc/hosts", "etc/resolv.conf", "proc/", "sys/"}})
+	h.trees, err = overlay.New(overlay.Options{Root: h.dir + "/snapshots", Logger: h.log, Skeletons: map[string][]string{snapshot.StepSkeleton: {"dev/", "etc/", "etc/hosts", "etc/resolv.conf", "proc/", "sys/"}}})
 	must(t, err)
 	t.Cleanup(func() { must(t, h.trees.Close()) })
 	blobs, err := content.New(content.Options{Root: h.dir + "/content", Logger: h.log})

@@ -54,7 +54,7 @@ type store interface {
 func newHost(t testing.TB) *host {
 	t.Helper()
 	return newHostOn(t, func(root string, log *slog.Logger) (store, error) {
-		return overlay.New(overlay.Options{Root: root, Logger: log, Skeleton: []string{"dev/", "etc/", "etc/hosts", "etc/resolv.conf", "proc/", "sys/"}})
+		return overlay.New(overlay.Options{Root: root, Logger: log, Skeletons: map[string][]string{"": {".dockerenv"}, snapshot.StepSkeleton: {"dev/", "etc/", "etc/hosts", "etc/resolv.conf", "proc/", "sys/"}}})
 	})
 }
 

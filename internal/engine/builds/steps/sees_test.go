@@ -48,6 +48,24 @@ func TestWhatAStepSees(t *testing.T) {
 	}
 }
 
+// Steps found the marks of a container in their root: /.dockerenv, and an empty /etc/hostname where the image has none. Programs that look for them built other things than under
+// BuildKit, and `rm -f /.dockerenv` left a mark of deletion in the layer.
+func TestNothingOfAContainerInAStep(t *testing.T) {
+	h := newHost(t)
+	chain, out := h.do(h.sh("ls -a /; ls -a /etc; rm -f /.dockerenv /etc/hostname /etc/mtab; rm -f /etc/hosts /etc/resolv.conf 2>/dev/null || echo in use"))
+	want := ".\n..\nbin\ndata\ndev\netc\nproc\nroot\nsys\ntmp\n.\n..\ngroup\nhosts\npasswd\nresolv.conf\nin use\n"
+	if out != want {
+		t.Errorf("a step sees %q, want %q", out, want)
+	}
+	if got := h.files(chain); got != "" {
+		t.Errorf("the layer has %s", got)
+	}
+	chain, _ = h.do(h.sh("echo builder >/etc/hostname; echo >/.dockerenv; ln -s /proc/mounts /etc/mtab")) // what a step makes itself is its own
+	if got := h.files(chain); got != ".dockerenv:1 etc/:0 etc/hostname:8 etc/mtab:0" {
+		t.Errorf("the layer has %s", got)
+	}
+}
+
 func TestMeta(t *testing.T) {
 	h := newHost(t)
 	r := h.sh("hostname; cat /etc/hosts; echo $http_proxy $HTTP_PROXY $NO_PROXY; ulimit -n; ulimit -c; cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2>/dev/null; exit 4")
