@@ -146,7 +146,7 @@ func (n *node) bring(ctx context.Context, index int) (build.Output, error) {
 			return out, n.adopt(ctx, res)
 		}
 		if out.Fetch != nil {
-			err := n.fetch(ctx, out)
+			err := n.fetch(ctx, res, out)
 			if err == nil {
 				continue
 			}
@@ -164,8 +164,8 @@ func (n *node) bring(ctx context.Context, index int) (build.Output, error) {
 	return build.Output{}, n.failed(errs.New(errs.Conflict, "%s: its layers are not here, however often they are brought", n.vertex.Name))
 }
 
-// fetch brings layers from where the output comes from.
-func (n *node) fetch(ctx context.Context, out build.Output) error {
+// fetch brings layers from where the output comes from. A step whose layers an import has was not run: it stays a cached one.
+func (n *node) fetch(ctx context.Context, res *result, out build.Output) error {
 	n.voice.begin(time.Now())
 	if err := out.Fetch(ctx, n.voice); err != nil {
 		if ctx.Err() != nil {
@@ -173,7 +173,7 @@ func (n *node) fetch(ctx context.Context, out build.Output) error {
 		}
 		return err
 	}
-	n.voice.end("", false)
+	n.voice.end("", res.imported != nil)
 	return nil
 }
 

@@ -65,6 +65,21 @@ func TestImport(t *testing.T) {
 	}
 }
 
+// A step of an imported cache ended as DONE: it was told as cached when it was found, and as done when its layers were here. People took it for a step that was run.
+func TestImportedStepsStayCached(t *testing.T) {
+	w := newWorld(t)
+	a, _ := newArchive(t, w)
+	var seen watcher
+	w.mustBuild(chain(3), solve.JobOptions{Imports: []solve.Import{a}, Status: seen.status})
+	last := map[string]build.VertexStatus{}
+	for _, v := range seen.st.Vertexes {
+		last[v.Name] = v
+	}
+	if a.fetched == 0 || !last["step 2"].Cached || last["step 2"].Completed == nil || last["step 2"].Error != "" {
+		t.Errorf("fetched %d, %+v", a.fetched, last)
+	}
+}
+
 // The own record has lost its layers: the import has them.
 func TestImportInsteadOfRunningAgain(t *testing.T) {
 	w := newWorld(t)
