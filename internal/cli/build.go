@@ -44,24 +44,23 @@ func (o *buildFlags) run(ctx context.Context, a *app, path string) error {
 	if err != nil {
 		return err
 	}
+	if o.iidfile != "" { // what an earlier build wrote there is not this one's
+		if err := os.Remove(o.iidfile); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return errors.Join(fmt.Errorf("--iidfile: %w", err), p.close())
+		}
+	}
 	ctx, stop := cancellable(ctx)
 	defer stop()
 	resp, err := a.runBuild(ctx, p, d)
 	if err != nil {
 		p.drop()
 	}
-	err = errors.Join(err, d.Finish(), p.close())
+	err = errors.Join(err, d.Finish(), d.Warned(a.global.debug), p.close())
 	if err != nil {
 		return a.buildFailed(err)
 	}
 	if p.call != "" {
 		return a.callResult(o, p, resp)
-	}
-	mode := d.Mode()
-	if mode == buildprogress.TTY || mode == buildprogress.Text {
-		if err := buildprogress.PrintWarnings(a.Err, d.Warnings(), a.global.debug, mode == buildprogress.TTY && os.Getenv("NO_COLOR") == ""); err != nil {
-			return err
-		}
 	}
 	return o.results(a, p, resp, d.Warnings())
 }
@@ -86,12 +85,8 @@ func (o *buildFlags) results(a *app, p *buildPlan, resp buildwire.Response, warn
 		}
 	}
 	if o.metadataFile != "" {
-		data, err := metadata(resp.Exporter, p.req.Ref, warnings)
-		if err != nil {
+		if err := writeMetadata(o.metadataFile, metadata(resp.Exporter, p.req.Ref), warnings); err != nil {
 			return err
-		}
-		if err := os.WriteFile(o.metadataFile, data, 0o644); err != nil {
-			return fmt.Errorf("--metadata-file: %w", err)
 		}
 	}
 	if o.quiet && id != "" {
@@ -100,8 +95,8 @@ func (o *buildFlags) results(a *app, p *buildPlan, resp buildwire.Response, warn
 	return nil
 }
 
-// metadata is the file of --metadata-file: values that are JSON in base64 become JSON.
-func metadata(exporter map[string]string, ref string, warnings []buildprogress.Warning) ([]byte, error) {
+// metadata is what is told of a build in the file of --metadata-file: values that are JSON in base64 become JSON.
+func metadata(exporter map[string]string, ref string) map[string]any {
 	out := map[string]any{"buildx.build.ref": "default/default/" + ref}
 	for key, value := range exporter {
 		out[key] = value
@@ -113,17 +108,25 @@ func metadata(exporter map[string]string, ref string, warnings []buildprogress.W
 			out[key] = json.RawMessage(raw)
 		}
 	}
+	return out
+}
+
+// writeMetadata writes that file, with what the linter found where that is asked for.
+func writeMetadata(name string, doc map[string]any, warnings []buildprogress.Warning) error {
 	if on, _ := boolOf(os.Getenv("BUILDX_METADATA_WARNINGS")); on && len(warnings) > 0 {
-		out["buildx.build.warnings"] = warnings
+		doc["buildx.build.warnings"] = warnings
 	}
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
 	enc.SetIndent("", "  ")
-	if err := enc.Encode(out); err != nil {
-		return nil, err
+	if err := enc.Encode(doc); err != nil {
+		return fmt.Errorf("--metadata-file: %w", err)
 	}
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+	if err := os.WriteFile(name, bytes.TrimSuffix(b.Bytes(), []byte("\n")), 0o644); err != nil {
+		return fmt.Errorf("--metadata-file: %w", err)
+	}
+	return nil
 }
 
 // callResult prints what a subrequest answered, and gives buildx's exit code.

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -198,7 +197,7 @@ func (o *bakeFlags) build(ctx context.Context, a *app, plan *bakePlan, names []s
 		})
 	}
 	wg.Wait()
-	if err := d.Finish(); err != nil {
+	if err := errors.Join(d.Finish(), d.Warned(a.global.debug)); err != nil {
 		return err
 	}
 	if cause := context.Cause(ctx); cause != nil {
@@ -230,10 +229,10 @@ func (a *app) bakeFailed(e *bakeError) error {
 	return err
 }
 
-// finish prints answers of subrequests and warnings, and writes the metadata.
+// finish prints answers of subrequests, and writes the metadata.
 func (o *bakeFlags) finish(a *app, d *buildprogress.Display, names []string, plans map[string]*buildPlan, flags map[string]*buildFlags, results map[string]buildwire.Response) error {
 	code := 0
-	all := map[string]json.RawMessage{}
+	all := map[string]any{}
 	for _, name := range names {
 		p := plans[name]
 		if p.call != "" {
@@ -245,24 +244,11 @@ func (o *bakeFlags) finish(a *app, d *buildprogress.Display, names []string, pla
 				return err
 			}
 		}
-		data, err := metadata(results[name].Exporter, p.req.Ref, nil)
-		if err != nil {
-			return err
-		}
-		all[name] = data
-	}
-	if mode := d.Mode(); mode == buildprogress.TTY || mode == buildprogress.Text {
-		if err := buildprogress.PrintWarnings(a.Err, d.Warnings(), a.global.debug, false); err != nil {
-			return err
-		}
+		all[name] = metadata(results[name].Exporter, p.req.Ref)
 	}
 	if o.metadataFile != "" {
-		data, err := json.MarshalIndent(all, "", "  ")
-		if err != nil {
+		if err := writeMetadata(o.metadataFile, all, d.Warnings()); err != nil {
 			return err
-		}
-		if err := os.WriteFile(o.metadataFile, data, 0o644); err != nil {
-			return fmt.Errorf("--metadata-file: %w", err)
 		}
 	}
 	if code != 0 {

@@ -147,7 +147,7 @@ func (l *loader) vertex(dgst digest.Digest, op *pb.Op) (*build.Vertex, error) {
 	if op.GetSource() != nil {
 		var err error
 		if op, err = l.policy(op); err != nil {
-			return nil, err
+			return nil, located(l.def.Source, dgst, err)
 		}
 		if op.GetSource() == nil || len(op.Inputs) > 0 {
 			return nil, errs.New(errs.Invalid, "a source policy made something else of a source")
@@ -181,10 +181,20 @@ func checkSource(src *pb.Source) error {
 }
 
 // Locations tells where a vertex comes from: lines of a Dockerfile.
-func (g *Graph) Locations(dgst digest.Digest) []*errdefs.Source {
+func (g *Graph) Locations(dgst digest.Digest) []*errdefs.Source { return locations(g.source, dgst) }
+
+// located gives the refusal of a vertex the lines that it comes from.
+func located(src *pb.Source, dgst digest.Digest, err error) error {
+	for _, at := range locations(src, dgst) {
+		err = errdefs.WithSource(err, at)
+	}
+	return err
+}
+
+func locations(src *pb.Source, dgst digest.Digest) []*errdefs.Source {
 	var all []*errdefs.Source
-	for _, loc := range g.source.GetLocations()[string(dgst)].GetLocations() {
-		info := g.source.Infos[loc.SourceIndex]
+	for _, loc := range src.GetLocations()[string(dgst)].GetLocations() {
+		info := src.Infos[loc.SourceIndex]
 		if info == nil || len(loc.Ranges) == 0 {
 			continue
 		}

@@ -47,7 +47,7 @@ func (s *scope) solve(ctx context.Context, def *pb.Definition) (*Result, error) 
 	}
 	for _, v := range g.Vertices {
 		if err := j.grants.check(v); err != nil {
-			return nil, fmt.Errorf("failed to load LLB: %w", err)
+			return nil, fmt.Errorf("failed to load LLB: %w", located(def.Source, v.Digest, err))
 		}
 	}
 	nodes, err := s.add(g)

@@ -216,9 +216,17 @@ func (d *Display) Finish() error {
 	return d.err
 }
 
-// Warnings are all that came.
+// Warnings are all that came, each once.
 func (d *Display) Warnings() []Warning {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.model.Warnings()
+}
+
+// Warned draws, below the end of a build that succeeded or failed, what the linter found; all is told with details. Programs, and who asked for quiet, find it elsewhere.
+func (d *Display) Warned(details bool) error {
+	if d.mode != TTY && d.mode != Text {
+		return nil
+	}
+	return printWarnings(d.o.Out, d.Warnings(), details, d.mode == TTY && d.o.Colour)
 }

@@ -6,6 +6,7 @@ package buildprogress
 
 import (
 	"bytes"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -121,8 +122,16 @@ type part struct {
 // NewModel makes an empty picture.
 func NewModel(keep int) *Model { return &Model{Keep: keep, steps: map[string]*step{}} }
 
-// Warnings are all that came.
-func (m *Model) Warnings() []Warning { return m.warnings }
+// Warnings are all that came. The same finding at several steps, or for several platforms, is one.
+func (m *Model) Warnings() (list []Warning) {
+	for _, w := range m.warnings {
+		same := func(one Warning) bool { one.Vertex = w.Vertex; return reflect.DeepEqual(one, w) }
+		if !slices.ContainsFunc(list, same) {
+			list = append(list, w)
+		}
+	}
+	return list
+}
 
 // Apply adds what happened. The prefix, if any, is put into the names: it tells builds apart.
 func (m *Model) Apply(st *Status, prefix string, now time.Time) {

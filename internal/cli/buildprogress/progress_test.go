@@ -199,7 +199,7 @@ func TestWarnings(t *testing.T) {
 	list := []Warning{{Short: []byte("StageNameCasing: write it small (line 1)"), Detail: [][]byte{[]byte("why")}, URL: "https://example.org",
 		Source: &Source{Filename: "Dockerfile", Data: []byte("FROM a AS B\n")}, Ranges: []Range{{Position{Line: 1}, Position{Line: 1}}}}}
 	for _, details := range []bool{false, true} {
-		if err := PrintWarnings(&b, list, details, false); err != nil {
+		if err := printWarnings(&b, list, details, false); err != nil {
 			t.Fatal(err)
 		}
 	}

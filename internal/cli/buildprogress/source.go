@@ -65,8 +65,8 @@ func meant(ranges []Range, line int) bool {
 	return false
 }
 
-// PrintWarnings lists what the linter found; all is told with details.
-func PrintWarnings(w io.Writer, list []Warning, details, colour bool) error {
+// printWarnings lists what the linter found.
+func printWarnings(w io.Writer, list []Warning, details, colour bool) error {
 	if len(list) == 0 {
 		return nil
 	}
