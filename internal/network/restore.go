@@ -10,7 +10,7 @@ import (
 )
 
 // Restore re-claims what a running container has, after an engine restart: pid is its first process. What is there already in the kernel is left alone,
-// so no packet of the container notices.
+// so no packet of the container notices; what was taken from it meanwhile is made again.
 func (l *Local) Restore(ctx context.Context, req JoinRequest, sb Sandbox, pid int) error {
 	bx := &box{req: req, sb: sb, pid: pid, ready: true}
 	if err := bx.readWishes(); err != nil { // it was read when the container was made
@@ -45,11 +45,12 @@ func (l *Local) Restore(ctx context.Context, req JoinRequest, sb Sandbox, pid in
 	for _, name := range lost {
 		l.log.Warn("network of a running container is gone", "owner", req.Owner, "network", name)
 	}
-	err := errors.Join(l.fence(bx, bx.sb.Endpoints), l.rebind(ctx, bx, p, sb.Ports))
+	made, err := l.mend(bx, p, pid)
+	err = errors.Join(err, l.fence(bx, bx.sb.Endpoints), l.rebind(ctx, bx, p, sb.Ports))
 	if p.asksUs(bx) {
 		err = errors.Join(err, l.restoreNames(ctx, bx, pid))
 	}
-	if p.userDefined() {
+	if made || p.userDefined() {
 		err = errors.Join(err, l.restoreRoutes(ctx, bx, pid))
 	}
 	if err != nil {

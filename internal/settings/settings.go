@@ -173,7 +173,7 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 	set.StringVar(&s.DataRoot, "data-root", s.DataRoot, "Folder of everything that is kept")
 	set.StringVar(&s.ExecRoot, "exec-root", s.ExecRoot, "Folder of what a reboot may take away")
 	set.StringVarP(&s.Pidfile, "pidfile", "p", "", "File for the engine's process id")
-	set.StringVar(&s.ConfigFile, "config-file", "/etc/corten/daemon.json", "Configuration file")
+	set.StringVar(&s.ConfigFile, "config-file", "/etc/corten/daemon.json", "Configuration file; an empty name for none")
 	set.StringVarP(&s.LogLevel, "log-level", "l", s.LogLevel, "Least important messages to log (debug, info, warn, error)")
 	set.StringVar(&s.LogFormat, "log-format", s.LogFormat, "Form of the messages (text, json)")
 	set.BoolVarP(&s.Debug, "debug", "D", false, "Same as --log-level debug")
@@ -224,6 +224,9 @@ var flagKeys = map[string]string{
 }
 
 func (s *Settings) readFile(set *pflag.FlagSet) error {
+	if s.ConfigFile == "" {
+		return nil
+	}
 	raw, err := os.ReadFile(s.ConfigFile)
 	if errors.Is(err, fs.ErrNotExist) && !set.Changed("config-file") {
 		return nil

@@ -104,3 +104,14 @@ func writeConfig(t *testing.T, text string) string {
 	}
 	return path
 }
+
+// --config-file "" is how scripts say that the host's file is not meant; it was taken for a file without a name.
+func TestNoConfigFile(t *testing.T) {
+	s, err := Parse([]string{"--config-file", "", "--exec-root", "/y"}, io.Discard)
+	if err != nil || s.ExecRoot != "/y" {
+		t.Errorf("%+v %v", s, err)
+	}
+	if _, err := Parse([]string{"--config-file", filepath.Join(t.TempDir(), "none")}, io.Discard); err == nil {
+		t.Error("a file that was named and is not there is no error")
+	}
+}

@@ -154,6 +154,7 @@ func (s *Service) takeOver(ctx context.Context, ctr *live, mon monitor.Monitor, 
 		}
 		if err != nil {
 			s.Log.Error("take over the network of a running container", "container", rec.Name, "error", err)
+			ctr.change(func(rec *container.Record) { rec.State.Error = err.Error() }) // for who looks at it, until it ends
 		}
 	}
 	for _, mnt := range rec.Mounts {

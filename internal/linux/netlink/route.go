@@ -107,14 +107,26 @@ func (b *Batch) AddVeth(v Veth) {
 	b.noLinkLocal()
 	b.End()
 	if v.Isolated {
-		b.Begin("isolate veth "+v.Name, unix.RTM_NEWLINK, 0, ifinfo(0, 0, 0, 0))
-		b.String(unix.IFLA_IFNAME, v.Name)
-		b.Nest(unix.IFLA_LINKINFO, func() {
-			b.String(unix.IFLA_INFO_SLAVE_KIND, "bridge")
-			b.Nest(unix.IFLA_INFO_SLAVE_DATA, func() { b.U8(unix.IFLA_BRPORT_ISOLATED, 1) })
-		})
-		b.End()
+		b.Isolate(v.Name)
 	}
+}
+
+// Isolate keeps a bridge's port from other ports that are kept so.
+func (b *Batch) Isolate(name string) {
+	b.Begin("isolate "+name, unix.RTM_NEWLINK, 0, ifinfo(0, 0, 0, 0))
+	b.String(unix.IFLA_IFNAME, name)
+	b.Nest(unix.IFLA_LINKINFO, func() {
+		b.String(unix.IFLA_INFO_SLAVE_KIND, "bridge")
+		b.Nest(unix.IFLA_INFO_SLAVE_DATA, func() { b.U8(unix.IFLA_BRPORT_ISOLATED, 1) })
+	})
+	b.End()
+}
+
+// Enslave puts an interface into a bridge, and sets it up.
+func (b *Batch) Enslave(index, bridge int) {
+	b.Begin(fmt.Sprintf("put link %d into bridge %d", index, bridge), unix.RTM_NEWLINK, 0, ifinfo(0, index, unix.IFF_UP, unix.IFF_UP))
+	b.U32(unix.IFLA_MASTER, uint32(bridge))
+	b.End()
 }
 
 // OnParent describes an interface of the kind macvlan or ipvlan, made directly in the namespace NS (nil: here).
