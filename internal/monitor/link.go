@@ -28,6 +28,8 @@ type link struct {
 	hear func(*answer) // what is no answer, and the descriptions of processes, in order; must not wait
 	gone func()        // called once when the monitor is gone; must not wait
 
+	sending sync.RWMutex // held to read by those who send, to write by what ends the link: nothing is sent to a monitor that is somebody else's by then
+
 	mu      sync.Mutex // guards what is below
 	last    uint32
 	pending map[uint32]chan answer
@@ -49,6 +51,18 @@ func (l *link) with(fn func(fd int) error) (err error) {
 	return err
 }
 
+// again is another link over the same socket; this one is about to end.
+func (l *link) again() (next *link, err error) {
+	err = l.with(func(fd int) error {
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err == nil {
+			next = newLink(dup)
+		}
+		return err
+	})
+	return next, err
+}
+
 // shut ends the conversation: both sides hear of it.
 func (l *link) shut() error {
 	err := l.with(func(fd int) error { return unix.Shutdown(fd, unix.SHUT_RDWR) })
@@ -60,7 +74,9 @@ func (l *link) shut() error {
 
 // end is the last thing that happens to a link.
 func (l *link) end() {
+	l.sending.Lock()
 	_ = l.sock.Close() // nothing is buffered
+	l.sending.Unlock()
 	l.mu.Lock()
 	l.closed = true
 	for _, ch := range l.pending {
@@ -121,6 +137,8 @@ func (l *link) send(m *wire.Message, fds []int, wait bool) error {
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
 	}
+	l.sending.RLock()
+	defer l.sending.RUnlock()
 	err := l.with(func(fd int) error {
 		end := time.Now().Add(sendLimit)
 		for {

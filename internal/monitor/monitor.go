@@ -13,6 +13,8 @@
 //
 // In the engine a monitor is a socket and two descriptors of processes: one goroutine hears them all (poller.go). Those who wait for many ends use [WhenExited].
 //
+// A monitor has one container at a time. When that ended, and nothing of it is left in the monitor, the engine that started it may use it for another one (serve/again.go).
+//
 // # When a monitor is killed
 //
 // An engine that runs sees it and kills the container, whose output and exit nobody keeps any more. Without one the kernel does (PR_SET_PDEATHSIG, set by the program's list),

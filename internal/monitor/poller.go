@@ -101,7 +101,9 @@ func (p *poller) drop(fd int32, l *link) {
 	p.mu.Lock()
 	delete(p.links, fd)
 	p.mu.Unlock()
-	l.end() // the kernel takes a closed descriptor out of the epoll
+	// The kernel takes a closed descriptor out of the epoll by itself, but only when no other one stands for the same socket (see link.again).
+	_ = l.with(func(fd int) error { return p.control(unix.EPOLL_CTL_DEL, fd) })
+	l.end()
 }
 
 // close ends the poller; links that are still there hear nothing any more.
@@ -117,7 +119,7 @@ type inbox struct {
 	oob [64]byte
 }
 
-// receive takes one packet; false when the other side is gone, or talks nonsense.
+// receive takes one packet; false when it was the last: the other side is gone, talks nonsense, or is idle and somebody else's from now on.
 func (l *link) receive(in *inbox) bool {
 	var n, on int
 	err := l.with(func(fd int) (err error) {
@@ -142,7 +144,7 @@ func (l *link) receive(in *inbox) bool {
 	if a.ID == 0 || a.Kind == wire.Process {
 		l.hear(&a)
 		a.close()
-		return true
+		return a.Kind != wire.Idle
 	}
 	l.mu.Lock()
 	ch := l.pending[a.ID]

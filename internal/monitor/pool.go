@@ -35,12 +35,12 @@ type Options struct {
 // Pool starts monitors and finds them again.
 //
 // A monitor takes 1 to 2 ms to start, so a few wait beforehand, each on its socket for its Launch; when one was taken, the next is started a moment later, off the
-// hot path. A waiting monitor ends with its engine; one that has a container does not.
+// hot path. One whose container ended comes back, if there is room. A waiting monitor ends with its engine; one that has a container does not.
 type Pool struct {
 	opts    Options
 	prog    *program
 	poller  *poller
-	ready   chan *spare
+	ready   spares
 	refill  chan struct{}
 	stop    context.CancelFunc
 	stopped sync.WaitGroup
@@ -51,6 +51,43 @@ type spare struct {
 	pid  int
 	link *link
 }
+
+// spares are the monitors that wait. The one that came last goes first: its memory is the likeliest to be in the processor's caches.
+type spares struct {
+	mu   sync.Mutex // guards list
+	list []*spare
+	most int
+}
+
+// put keeps s, if there is room.
+func (r *spares) put(s *spare) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.list) >= r.most {
+		return false
+	}
+	r.list = append(r.list, s)
+	return true
+}
+
+// take gives one out, or nil.
+func (r *spares) take() (s *spare) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n := len(r.list); n > 0 {
+		s, r.list[n-1] = r.list[n-1], nil
+		r.list = r.list[:n-1]
+	}
+	return s
+}
+
+func (r *spares) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.list)
+}
+
+func (r *spares) full() bool { return r.count() >= r.most }
 
 // refillAfter is how long after a start the pool is filled again: a burst of starts is not slowed down by it.
 const refillAfter = 25 * time.Millisecond
@@ -78,7 +115,7 @@ func New(opts Options) (*Pool, error) {
 		return nil, errors.Join(err, prog.close())
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &Pool{opts: opts, prog: prog, poller: poll, ready: make(chan *spare, opts.Pool), refill: make(chan struct{}, 1), stop: cancel}
+	p := &Pool{opts: opts, prog: prog, poller: poll, ready: spares{most: opts.Pool}, refill: make(chan struct{}, 1), stop: cancel}
 	p.stopped.Add(1)
 	go p.fill(ctx)
 	p.refill <- struct{}{}
@@ -99,20 +136,20 @@ func (p *Pool) fill(ctx context.Context) {
 			case <-ctx.Done():
 				return
 			case <-p.refill:
-				if len(p.ready) > 1 { // a long row of starts must not find the pool empty
+				if p.ready.count() > 1 { // a long row of starts must not find the pool empty
 					continue
 				}
 			case <-time.After(refillAfter):
 			}
 			break
 		}
-		for len(p.ready) < cap(p.ready) && ctx.Err() == nil {
+		for !p.ready.full() && ctx.Err() == nil {
 			s, err := p.start()
 			if err != nil {
 				p.opts.Logger.Warn("start a monitor beforehand", "err", err)
 				break
 			}
-			p.ready <- s
+			p.keep(s)
 		}
 	}
 }
@@ -125,17 +162,32 @@ func (p *Pool) take() (*spare, error) {
 		default:
 		}
 	}()
-	for {
-		select {
-		case s := <-p.ready:
-			if alive(s.link) {
-				return s, nil
-			}
-			s.end()
-		default:
-			return p.start()
+	for s := p.ready.take(); s != nil; s = p.ready.take() {
+		if alive(s.link) {
+			return s, nil
 		}
+		s.end()
 	}
+	return p.start()
+}
+
+// keep has a monitor wait, or end where enough wait already.
+func (p *Pool) keep(s *spare) {
+	if !p.ready.put(s) {
+		s.end()
+	}
+}
+
+// keepLater is keep for the poller, which must not wait for an end. Close waits for the poller, so that nothing comes here after it looked.
+func (p *Pool) keepLater(s *spare) {
+	if p.ready.put(s) {
+		return
+	}
+	p.stopped.Add(1)
+	go func() {
+		defer p.stopped.Done()
+		s.end()
+	}()
 }
 
 // alive reports whether the other side of the socket is still there.
@@ -208,15 +260,12 @@ func wait(pid int) {
 // Close ends the waiting monitors.
 func (p *Pool) Close() error {
 	p.stop()
+	err := p.poller.close() // from here on none comes back
 	p.stopped.Wait()
-	for {
-		select {
-		case s := <-p.ready:
-			s.end()
-		default:
-			return errors.Join(p.poller.close(), p.prog.close())
-		}
+	for s := p.ready.take(); s != nil; s = p.ready.take() {
+		s.end()
 	}
+	return errors.Join(err, p.prog.close())
 }
 
 func (p *Pool) folder(id string) (string, error) {

@@ -28,6 +28,7 @@ type monitor struct {
 
 	mu       sync.Mutex // guards what is below, and pid, pidfd and after of the processes
 	closing  bool
+	idle     *link // the way to the monitor once it has done its work and waits again
 	sessions map[string]*proc
 	ends     map[uint32]func(AttachEnd) // attachments that go on, by number
 	number   uint32
@@ -63,8 +64,8 @@ func (m *monitor) lost() {
 	for _, p := range m.sessions {
 		procs = append(procs, p)
 	}
-	ends := m.ends
-	m.ends = nil
+	ends, idle := m.ends, m.idle
+	m.ends, m.idle = nil, nil
 	closing := m.closing
 	m.mu.Unlock()
 	if !closing {
@@ -74,6 +75,11 @@ func (m *monitor) lost() {
 	}
 	for _, end := range ends {
 		end(AttachEnd{})
+	}
+	if idle != nil {
+		close(m.gone)
+		m.pool.keepLater(&spare{pid: m.pid, link: idle})
+		return
 	}
 	if m.child && (!closing || m.hasExited()) { // else it lives on, and is init's to reap when this engine ended
 		go func() {
@@ -189,6 +195,14 @@ func (m *monitor) hear(a *answer) {
 		if m.pool.opts.OnOOM != nil {
 			go m.pool.opts.OnOOM(m.id)
 		}
+	case wire.Idle:
+		next, err := m.link.again()
+		if err != nil {
+			return // without its socket it ends
+		}
+		m.mu.Lock()
+		m.idle = next
+		m.mu.Unlock()
 	}
 }
 
@@ -283,7 +297,11 @@ func (m *monitor) Close() error {
 		m.mu.Unlock()
 		// Once the folder is gone the name is free: what the monitor still has to deliver to slow clients it delivers from elsewhere.
 		err = removeFolder(m.folder)
-		if !lost {
+		switch {
+		case lost:
+		case m.child && !m.pool.ready.full():
+			m.link.tell(&wire.Message{Kind: wire.Again})
+		default:
 			m.link.tell(&wire.Message{Kind: wire.Quit})
 		}
 	}
@@ -296,7 +314,7 @@ func (m *monitor) Close() error {
 		if m.pidfd != nil {
 			m.pidfd.Close()
 		}
-		return err // its socket closes when it has delivered everything, and run reaps it
+		return err // it ends, or is idle, when it has delivered everything: lost hears of it
 	}
 	serr := m.link.shut()
 	select {

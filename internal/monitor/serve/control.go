@@ -84,7 +84,7 @@ func (e *engine) receive() {
 		return
 	}
 	e.s.asked += 4096 + 3*int(n)
-	if n > 16<<10 {
+	if n > 16<<10 || e.s.asked >= collectEvery {
 		e.s.busy = monotonic()
 	}
 	e.s.handle(e, &m, fds)
@@ -147,6 +147,11 @@ func (s *Server) handle(e *engine, m *wire.Message, fds []int) {
 		e.tell(&wire.Message{Kind: wire.Done, ID: m.ID}, -1)
 	case wire.Quit:
 		s.quit = len(s.procs) == 0 || s.procs[0].ended
+		e.tell(&wire.Message{Kind: wire.Done, ID: m.ID}, -1)
+	case wire.Again:
+		if s.quit = len(s.procs) > 0 && s.procs[0].ended; s.quit {
+			s.again = e
+		}
 		e.tell(&wire.Message{Kind: wire.Done, ID: m.ID}, -1)
 	default:
 		closeAll(fds)

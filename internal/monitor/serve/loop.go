@@ -5,9 +5,10 @@
 // promises of a monitor, and that an idle one costs about half a megabyte.
 //
 //	waiting ──Launch──▶ running ──first process reaped──▶ draining ──▶ recorded ──▶ lingering ──▶ gone
-//	   │ engine gone                                       pipes empty   ExitPath     output delivered to the attached clients, sessions reaped,
-//	   ▼                                                                 engines told  and Quit said (or no engine connected: the exit is on disk)
-//	  gone
+//	 ▲   │ engine gone                                     pipes empty   ExitPath     │ output delivered to the attached clients, sessions reaped,
+//	 │   ▼                                                               engines told │ and Quit said (or no engine connected: the exit is on disk)
+//	 │  gone                                                                          │
+//	 └────────────── Again said, and nothing of the container is left: see again.go ──┘
 //
 // Attached clients. What a client does not take at once waits in its queue. A client with more than 256 KiB waiting stops the reading of that
 // process's output, as Docker does; one that took nothing for ten seconds is cut off, so that the container goes on. For a container whose log is non-blocking
@@ -21,14 +22,15 @@ import (
 
 // Times, in ns.
 const (
-	second       = int64(1e9)
-	stallLimit   = 10 * second // a client that takes nothing for this long is cut off
-	firstLimit   = 10 * second // how long an exec process's output waits for its first client
-	lingerLimit  = 2 * second  // how long a finished client may take to close its side
-	tick         = 250
-	trimAfter    = 1 * second // big buffers of an idle monitor are given back
-	scratchSize  = 256 << 10
-	collectEvery = 96 << 10 // bytes of garbage, roughly, between two collections
+	second        = int64(1e9)
+	stallLimit    = 10 * second // a client that takes nothing for this long is cut off
+	firstLimit    = 10 * second // how long an exec process's output waits for its first client
+	lingerLimit   = 2 * second  // how long a finished client may take to close its side
+	tick          = 250
+	trimAfter     = 1 * second // big buffers of an idle monitor are given back
+	scratchSize   = 256 << 10
+	collectEvery  = 96 << 10 // bytes of garbage, roughly, that are worth a collection once nothing goes on
+	collectAtOnce = 1 << 20  // … and that cannot wait until then
 )
 
 // watcher is what owns a descriptor.
@@ -62,9 +64,10 @@ type Server struct {
 	durable  bool
 	nonblock bool // the container must never wait for anyone
 	quit     bool
-	gather   int64 // ns that the loop lets a stream of output gather
-	asked    int   // bytes that requests have cost since the last collection, roughly
-	busy     int64 // when the scratch memory was last used beyond its first pages
+	again    *engine // who wants the monitor back, as a waiting one, rather than gone
+	gather   int64   // ns that the loop lets a stream of output gather
+	asked    int     // bytes that requests have cost since the last collection, roughly
+	busy     int64   // when the scratch memory was last used beyond its first pages
 	score    score
 }
 
@@ -80,7 +83,8 @@ func Run(control int) int {
 	syscall.RawSyscall6(syscall.SYS_PRCTL, setChildSubreap, 1, 0, 0, 0, 0)
 	s := &Server{ep: ep, scratch: memory(scratchSize), dirfd: -1}
 	s.addEngine(control)
-	s.loop()
+	for s.loop(); s.renew(); s.loop() {
+	}
 	s.finish()
 	return 0
 }
@@ -155,9 +159,8 @@ func (s *Server) close(fd int) {
 
 // tend does what time asks for and returns the next time-out of the wait, in ms.
 func (s *Server) tend() int {
-	if s.asked >= collectEvery { // the collector is off (GOGC=off): an idle monitor must not wake up for it
-		s.asked = 0
-		runtime.GC()
+	if s.asked >= collectAtOnce {
+		s.collect()
 	}
 	if len(s.clients) == 0 && s.busy == 0 && !s.expecting() {
 		return -1
@@ -180,6 +183,9 @@ func (s *Server) tend() int {
 		} else {
 			s.busy = 0
 			syscall.Madvise(s.scratch, syscall.MADV_DONTNEED)
+			if s.asked >= collectEvery {
+				s.collect()
+			}
 			for _, c := range s.clients {
 				if c.out.len() == 0 {
 					c.out.free()
@@ -191,6 +197,12 @@ func (s *Server) tend() int {
 		return tick
 	}
 	return -1
+}
+
+// collect collects garbage. The collector is off (GOGC=off): an idle monitor must not wake up for it, and while a container starts the processors have better things to do.
+func (s *Server) collect() {
+	s.asked = 0
+	runtime.GC()
 }
 
 // expecting reports whether a process's output still waits for its first client.

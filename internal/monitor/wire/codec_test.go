@@ -16,7 +16,7 @@ func samples() []Message {
 		{Kind: CloseStdin, ID: 11, Session: "x"}, {Kind: Forget, ID: 1}, {Kind: Quit, ID: 12}, {Kind: State, ID: 13}, {Kind: Done, ID: 13},
 		{Kind: Started, ID: 7, PID: 4711}, {Kind: Failed, ID: 7, Errno: 2, Text: "open"},
 		{Kind: Process, ID: 1, Session: "s", PID: 5, Stdio: Stdin, Exit: Ran, Code: 137, Signal: 9, Time: 123456789},
-		{Kind: Exited, Session: "s", Exit: Ran | OOMKilled}, {Kind: Ended, Number: 3, Exit: Detached}, {Kind: OOM},
+		{Kind: Exited, Session: "s", Exit: Ran | OOMKilled}, {Kind: Ended, Number: 3, Exit: Detached}, {Kind: OOM}, {Kind: Again, ID: 14}, {Kind: Idle},
 	}
 }
 

@@ -13,6 +13,7 @@
 //	       ◀──────────────── Started ─ pidfd ────              or Failed
 //	Attach ─ client's socket ────────────────────▶ ◀── Done | Failed;  later ◀── Ended
 //	Resize, CloseStdin, Forget, Quit ────────────▶ ◀── Done | Failed
+//	Again  ──────────────────────────────────────▶ ◀── Done;  later ◀── Idle, or end of file when the monitor cannot be used again
 //	State  ──────────────────────────────────────▶ ◀── Process (pidfd, unless it ended) … one for each, then Done
 //	                                               ◀── Exited, Ended, OOM         by itself, to every engine that is connected
 //
@@ -41,6 +42,8 @@ const (
 	Exited
 	Ended
 	OOM
+	Again // Quit, but the monitor waits for another Launch if nothing of its container is left in it
+	Idle  // it does
 	kinds
 )
 
