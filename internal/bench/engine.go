@@ -1,7 +1,6 @@
 package bench
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -15,6 +14,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"corten.dev/corten/internal/busyboxtree"
 )
 
 // ErrSkip is returned for rows that a contestant cannot do.
@@ -45,7 +46,7 @@ func (e *Engine) Start(ctx context.Context) error {
 	if err := e.StartOnly(ctx); err != nil {
 		return err
 	}
-	image, err := BusyboxTar(e.Busybox)
+	image, err := busyboxtree.Tar(e.Busybox)
 	if err != nil {
 		return err
 	}
@@ -219,36 +220,6 @@ type counter int64
 func (c *counter) Write(p []byte) (int, error) {
 	*c += counter(len(p))
 	return len(p), nil
-}
-
-// BusyboxTar is a tree with busybox under its most usual names.
-func BusyboxTar(path string) ([]byte, error) {
-	bin, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("a static busybox is needed (Debian: busybox-static): %w", err)
-	}
-	var buf bytes.Buffer
-	tw := tar.NewWriter(&buf)
-	for _, d := range []string{"bin/", "etc/", "tmp/", "root/"} {
-		if err := tw.WriteHeader(&tar.Header{Name: d, Typeflag: tar.TypeDir, Mode: 0o755}); err != nil {
-			return nil, err
-		}
-	}
-	if err := tw.WriteHeader(&tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(bin))}); err != nil {
-		return nil, err
-	}
-	if _, err := tw.Write(bin); err != nil {
-		return nil, err
-	}
-	for _, l := range strings.Fields("sh true false sleep yes head cat echo ls") {
-		if err := tw.WriteHeader(&tar.Header{Name: "bin/" + l, Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777}); err != nil {
-			return nil, err
-		}
-	}
-	if err := tw.Close(); err != nil {
-		return nil, err
-	}
-	return buf.Bytes(), nil
 }
 
 // idle is how long nobody asks an engine for anything before its memory is read. An engine may need some seconds to see that a burst is over.

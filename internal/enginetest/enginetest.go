@@ -5,7 +5,6 @@
 package enginetest
 
 import (
-	"archive/tar"
 	"bytes"
 	"errors"
 	"fmt"
@@ -18,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"corten.dev/corten/internal/busyboxtree"
 )
 
 // Engine is one private engine.
@@ -65,7 +66,7 @@ func Bin(t testing.TB) string {
 // Start starts an engine with a busybox image.
 func Start(t testing.TB, flags ...string) *Engine {
 	t.Helper()
-	image, err := BusyboxTar()
+	image, err := busyboxtree.Tar(busyboxtree.Path)
 	if err != nil {
 		t.Skipf("needs a static busybox (Debian: busybox-static): %v", err)
 	}
@@ -317,38 +318,4 @@ func (e *Engine) traces() map[string]bool {
 		}
 	}
 	return found
-}
-
-// BusyboxTar is a root file system with busybox under its usual names, users and a world-writable /tmp.
-func BusyboxTar() ([]byte, error) {
-	const path = "/bin/busybox"
-	bin, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	list, err := exec.Command(path, "--list").Output()
-	if err != nil {
-		return nil, err
-	}
-	var buf bytes.Buffer
-	tw := tar.NewWriter(&buf)
-	add := func(h tar.Header, body []byte) {
-		h.Size = int64(len(body))
-		err = errors.Join(err, tw.WriteHeader(&h))
-		_, werr := tw.Write(body)
-		err = errors.Join(err, werr)
-	}
-	for _, d := range []string{"bin/", "etc/", "root/", "home/", "var/"} {
-		add(tar.Header{Name: d, Typeflag: tar.TypeDir, Mode: 0o755}, nil)
-	}
-	add(tar.Header{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o1777}, nil)
-	add(tar.Header{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\n"))
-	add(tar.Header{Name: "etc/group", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:\nalice:x:1000:\nstaff:x:50:alice\n"))
-	add(tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, bin)
-	for name := range strings.FieldsSeq(string(list)) {
-		if name != "busybox" {
-			add(tar.Header{Name: "bin/" + filepath.Base(name), Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777}, nil)
-		}
-	}
-	return buf.Bytes(), errors.Join(err, tw.Close())
 }

@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"corten.dev/corten/internal/busyboxtree"
 	"corten.dev/corten/internal/enginetest"
 	"corten.dev/corten/internal/tarfs"
 )
@@ -135,7 +136,7 @@ func TestDifferentialBuild(t *testing.T) {
 		t.Fatal(err)
 	}
 	differentialContext(t, dir)
-	base, err := enginetest.BusyboxTar()
+	base, err := busyboxtree.Tar(busyboxtree.Path)
 	if err != nil {
 		t.Skip(err)
 	}

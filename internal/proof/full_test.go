@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"corten.dev/corten/internal/busyboxtree"
 	"corten.dev/corten/internal/enginetest"
 )
 
@@ -30,7 +31,7 @@ func onSmallDisk(t *testing.T, size string) (e *enginetest.Engine, disk string) 
 		t.Fatal(err)
 	}
 	e.Up()
-	tree, err := enginetest.BusyboxTar()
+	tree, err := busyboxtree.Tar(busyboxtree.Path)
 	if err != nil {
 		t.Skip("needs a static busybox: ", err)
 	}

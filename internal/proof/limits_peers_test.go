@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"corten.dev/corten/internal/busyboxtree"
 	"corten.dev/corten/internal/enginetest"
 )
 
@@ -79,7 +80,7 @@ func TestPeersLimits(t *testing.T) {
 	}
 	e := enginetest.Start(t, "--cdi-spec-dir", "")
 	p.dockerd()
-	image, err := enginetest.BusyboxTar()
+	image, err := busyboxtree.Tar(busyboxtree.Path)
 	if err != nil {
 		t.Skip(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"corten.dev/corten/internal/busyboxtree"
 	"corten.dev/corten/internal/enginetest"
 )
 
@@ -38,7 +39,7 @@ func newBusy(t *testing.T, e *enginetest.Engine) *busy {
 		t.Fatal(err)
 	}
 	b.archive, b.tree = filepath.Join(b.dir, "archive"), filepath.Join(b.dir, "tree")
-	root, err := enginetest.BusyboxTar()
+	root, err := busyboxtree.Tar(busyboxtree.Path)
 	if err != nil {
 		t.Fatal(err)
 	}

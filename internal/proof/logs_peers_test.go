@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"corten.dev/corten/internal/busyboxtree"
 	"corten.dev/corten/internal/enginetest"
 	"corten.dev/corten/internal/logs/shiptest"
 )
@@ -35,7 +36,7 @@ func TestPeersLogs(t *testing.T) {
 	p := newPeers(t, "docker")
 	e := enginetest.Start(t)
 	p.dockerd()
-	image, err := enginetest.BusyboxTar()
+	image, err := busyboxtree.Tar(busyboxtree.Path)
 	if err != nil {
 		t.Skip(err)
 	}

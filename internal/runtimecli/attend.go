@@ -1,12 +1,12 @@
 package runtimecli
 
 import (
-	"fmt"
 	"io"
 	"os"
 	"os/signal"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/pty"
 	"corten.dev/corten/internal/runtime"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -32,11 +32,10 @@ func (c *call) ownTerminal(l *runtime.Launcher, proc *specs.Process, s *starting
 	if detach {
 		return nil, errs.New(errs.Invalid, "a terminal needs --console-socket when nobody waits")
 	}
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("terminal: %w", err)
+	var err error
+	if t.ours, t.theirs, err = pty.Socket(); err != nil {
+		return nil, err
 	}
-	t.ours, t.theirs = os.NewFile(uintptr(pair[0]), "console"), os.NewFile(uintptr(pair[1]), "console")
 	*l = runtime.WithStdio([3]*os.File{c.In, c.Out, c.Err}, t.theirs)
 	return t, nil
 }
@@ -52,27 +51,9 @@ func (t *terminal) close() {
 	}
 }
 
-// master receives the terminal.
-func (t *terminal) master() (*os.File, error) {
-	buf, oob := make([]byte, 64), make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := unix.Recvmsg(int(t.ours.Fd()), buf, oob, unix.MSG_CMSG_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("terminal: %w", err)
-	}
-	msgs, err := unix.ParseSocketControlMessage(oob[:n])
-	if err != nil || len(msgs) != 1 {
-		return nil, errs.New(errs.Unavailable, "terminal: none came")
-	}
-	fds, err := unix.ParseUnixRights(&msgs[0])
-	if err != nil || len(fds) != 1 {
-		return nil, errs.New(errs.Unavailable, "terminal: none came")
-	}
-	return os.NewFile(uintptr(fds[0]), "terminal"), nil
-}
-
 func (t *terminal) resize(master *os.File) {
 	if size, err := unix.IoctlGetWinsize(int(t.in.Fd()), unix.TIOCGWINSZ); err == nil {
-		_ = unix.IoctlSetWinsize(int(master.Fd()), unix.TIOCSWINSZ, size)
+		_ = pty.Resize(master, size.Row, size.Col) // a terminal without a size is one all the same
 	}
 }
 
@@ -101,7 +82,7 @@ func (c *call) attend(pid int, pidfd *os.File, t *terminal) (int, error) {
 	copied := make(chan struct{})
 	if t.ours != nil {
 		var err error
-		if master, err = t.master(); err != nil {
+		if master, err = pty.Receive(t.ours); err != nil {
 			return 1, err
 		}
 		defer master.Close()

@@ -18,6 +18,7 @@ import (
 	"syscall"
 
 	"corten.dev/corten/internal/bench"
+	"corten.dev/corten/internal/busyboxtree"
 )
 
 // Options choose what to measure.
@@ -130,7 +131,7 @@ func (b *builder) Start(ctx context.Context) error {
 	if err := b.StartOnly(ctx); err != nil {
 		return err
 	}
-	image, err := bench.BusyboxTar(b.busy)
+	image, err := busyboxtree.Tar(b.busy)
 	if err != nil {
 		return err
 	}

@@ -72,12 +72,11 @@ func (s *stamp) settledBy(now int64) bool {
 
 // refresher brings nodes up to date with what is on disk.
 type refresher struct {
-	ctx   context.Context
-	log   *slog.Logger
-	owner *[2]uint32
-	now   int64
-	// helpers are free goroutines.
-	helpers chan struct{}
+	ctx     context.Context
+	log     *slog.Logger
+	owner   *[2]uint32
+	now     int64
+	helpers task.Helpers
 	// changed: a digest or a name is another than before. touched: something else is.
 	changed, touched atomic.Bool
 	hashed           atomic.Int64 // files whose content was read
@@ -89,23 +88,14 @@ func newRefresher(ctx context.Context, log *slog.Logger, owner *[2]uint32) *refr
 	if unix.ClockGettime(unix.CLOCK_REALTIME, &ts) == nil {
 		now = ts.Nano()
 	}
-	return &refresher{ctx: ctx, log: log, owner: owner, now: now, helpers: make(chan struct{}, runtime.GOMAXPROCS(0)-1)}
+	return &refresher{ctx: ctx, log: log, owner: owner, now: now, helpers: task.NewHelpers(runtime.GOMAXPROCS(0) - 1)}
 }
 
 // each calls fn for all kids, side by side where there is a free helper: a directory that is known goes to one by itself, other things in pieces. What fn finds gone is no error.
 func (r *refresher) each(kids []node, fn func(n *node) error) error {
 	const piece = 256
 	unknown := max(1, min(32, len(kids)/4))
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var first error
-	note := func(err error) {
-		mu.Lock()
-		defer mu.Unlock()
-		if first == nil {
-			first = err
-		}
-	}
+	g := r.helpers.Group()
 	run := func(from, to int) (err error) {
 		defer task.Contain(r.log, "take checksums", &err)
 		for i := from; i < to; i++ {
@@ -133,25 +123,14 @@ func (r *refresher) each(kids []node, fn func(n *node) error) error {
 				to++
 			}
 		}
-		helped := false
-		if to-from >= least && len(kids) > 1 {
-			select {
-			case r.helpers <- struct{}{}:
-				helped = true
-				wg.Go(func() {
-					defer func() { <-r.helpers }()
-					note(run(start, to))
-				})
-			default:
-			}
-		}
-		if !helped {
-			note(run(start, to))
+		if do := func() error { return run(start, to) }; to-from >= least && len(kids) > 1 {
+			g.Do(do)
+		} else {
+			g.Here(do)
 		}
 		from = to
 	}
-	wg.Wait()
-	return first
+	return g.Wait()
 }
 
 // dir brings a directory up to date: itself and what at says is chosen below it. fd is open for O_PATH at least.

@@ -35,8 +35,7 @@ type copier struct {
 	files   *[2]uint32 // the owner that all files of the source count as having
 	digests bool       // what is copied is digested on the way
 	inside  *os.File   // the tree's own changes; nil: they are not apart
-	// helpers are free goroutines.
-	helpers chan struct{}
+	helpers task.Helpers
 
 	mu    sync.Mutex
 	links map[inode]*firstCopy
@@ -53,7 +52,7 @@ type firstCopy struct {
 }
 
 func newCopier(w *work, a *pb.FileActionCopy, own *owner, src source) (*copier, error) {
-	c := &copier{w: w, a: a, own: own, time: when(a.Timestamp), links: map[inode]*firstCopy{}, helpers: make(chan struct{}, runtime.GOMAXPROCS(0)-1)}
+	c := &copier{w: w, a: a, own: own, time: when(a.Timestamp), links: map[inode]*firstCopy{}, helpers: task.NewHelpers(runtime.GOMAXPROCS(0) - 1)}
 	if src.files != nil {
 		c.digests, c.files = true, src.files.Owner
 	}
@@ -270,16 +269,7 @@ func (c *copier) dir(ctx context.Context, src int, d *dest, at pick.Cursor, deep
 // each calls fn for n things, side by side where there are free helpers.
 func (c *copier) each(n int, fn func(i int) error) error {
 	piece := max(1, min(32, n/4))
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var first error
-	note := func(err error) {
-		mu.Lock()
-		defer mu.Unlock()
-		if first == nil {
-			first = err
-		}
-	}
+	g := c.helpers.Group()
 	run := func(from, to int) (err error) {
 		defer task.Contain(c.w.o.log, "copy files", &err)
 		for i := from; i < to; i++ {
@@ -289,25 +279,11 @@ func (c *copier) each(n int, fn func(i int) error) error {
 		}
 		return nil
 	}
-	failed := func() bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return first != nil
-	}
-	for from := 0; from < n && !failed(); from += piece {
+	for from := 0; from < n && !g.Failed(); from += piece {
 		to := min(from+piece, n)
-		select {
-		case c.helpers <- struct{}{}:
-			wg.Go(func() {
-				defer func() { <-c.helpers }()
-				note(run(from, to))
-			})
-		default:
-			note(run(from, to))
-		}
+		g.Do(func() error { return run(from, to) })
 	}
-	wg.Wait()
-	return first
+	return g.Wait()
 }
 
 // kid copies one name of a directory, if it is chosen. What vanished since the directory was read is left out.

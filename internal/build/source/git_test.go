@@ -16,9 +16,7 @@ import (
 
 	"github.com/moby/buildkit/client/llb/sourceresolver"
 	"github.com/moby/buildkit/solver/pb"
-	"github.com/opencontainers/go-digest"
 
-	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
 )
 
@@ -227,7 +225,7 @@ func TestGitSecrets(t *testing.T) {
 	b.ses.Secrets = secrets{"GIT_AUTH_HEADER." + strings.TrimPrefix(h.url, "http://"): h.auth, "GIT_AUTH_HEADER": "wrong"}
 	b.ok(t, id, attrs)
 	h.auth = "basic other"
-	b.cache.recs = map[digest.Digest]build.Record{}
+	b.cache.Forget()
 	_, _, err := b.run(t, id, attrs)
 	if err == nil || strings.Contains(err.Error()+b.p.log.String(), "geheim") || strings.Contains(err.Error(), "Authorization") {
 		t.Error(err)
@@ -407,7 +405,7 @@ func TestGitSpoilt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.cache.recs = map[digest.Digest]build.Record{}
+	b.cache.Forget()
 	for fragment, want := range map[string]string{"": "2", "#" + first: "1"} {
 		id, attrs := h.source("app", fragment, nil)
 		if made, _ := b.ok(t, id, attrs); b.tree(t, made.Outputs[0].Chain)["a"].content != want {

@@ -18,7 +18,6 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 
-	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
 )
 
@@ -60,7 +59,7 @@ func TestHTTP(t *testing.T) {
 		t.Error("the change is not seen")
 	}
 	// The layer was pruned: validators alone are of no use.
-	b.cache.recs = map[digest.Digest]build.Record{}
+	b.cache.Forget()
 	if made, _ := b.ok(t, srv.URL+"/dir/file.txt", nil); made.Cached || bodies != 3 {
 		t.Error(made.Cached, bodies)
 	}

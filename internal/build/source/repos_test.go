@@ -7,9 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-
-	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
 )
 
@@ -48,7 +45,7 @@ func TestCollect(t *testing.T) {
 	if made, _ := b.ok(t, id, attrs); !made.Cached {
 		t.Error("the checkout went with its repository")
 	}
-	b.cache.recs = map[digest.Digest]build.Record{}
+	b.cache.Forget()
 	if made, _ := b.ok(t, id, attrs); made.Cached || b.tree(t, made.Outputs[0].Chain)["a"].content != "1" {
 		t.Error("it does not come again")
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/build/buildtest"
 	"corten.dev/corten/internal/build/source/base"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/manifest"
@@ -23,28 +24,6 @@ import (
 	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/snapshot/plain"
 )
-
-// memCache is a cache in memory.
-type memCache struct {
-	mu   sync.Mutex
-	recs map[digest.Digest]build.Record
-}
-
-func (c *memCache) Lookup(_ context.Context, key digest.Digest) (build.Record, bool, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	rec, ok := c.recs[key]
-	return rec, ok, nil
-}
-
-func (c *memCache) Save(_ context.Context, rec build.Record) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.recs[rec.Key] = rec
-	return nil
-}
-
-func (c *memCache) Use(context.Context, ...digest.Digest) func() { return func() {} }
 
 // progress remembers parts and output.
 type progress struct {
@@ -68,7 +47,7 @@ func (p *progress) Status(id string, _, _ int64, done bool) {
 type bench struct {
 	*Sources
 	store  snapshot.Store
-	cache  *memCache
+	cache  *buildtest.Records
 	images *memImages
 	ses    *build.Session
 	p      *progress
@@ -84,7 +63,7 @@ func newBench(t *testing.T, edit func(*Options)) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bench{store: store, cache: &memCache{recs: map[digest.Digest]build.Record{}}, images: &memImages{}, ses: &build.Session{ID: "one"}, p: &progress{}}
+	b := &bench{store: store, cache: new(buildtest.Records), images: &memImages{}, ses: &build.Session{ID: "one"}, p: &progress{}}
 	opts := Options{Root: filepath.Join(dir, "sources"), Images: b.images, Layers: store, Cache: b.cache}
 	if edit != nil {
 		edit(&opts)
@@ -263,7 +242,7 @@ func TestImage(t *testing.T) {
 		t.Error(err, fetched)
 	}
 	// The layers have no name of an image: a record under the source's key holds them.
-	if rec := b.cache.recs[key]; len(rec.Outputs) != 1 || rec.Outputs[0] != out.Chain || rec.Description != "pulled from docker.io/library/far:latest" {
+	if rec, _, _ := b.cache.Lookup(t.Context(), key); len(rec.Outputs) != 1 || rec.Outputs[0] != out.Chain || rec.Description != "pulled from docker.io/library/far:latest" {
 		t.Errorf("%+v", rec)
 	}
 	if made, _ := b.ok(t, "docker-image://both", map[string]string{pb.AttrImageResolveMode: "pull", pb.AttrImageLayerLimit: "1"}); made.Outputs[0].Chain != diff || made.Outputs[0].Fetch == nil || made.Outputs[0].Image != "" {

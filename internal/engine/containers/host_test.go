@@ -1,7 +1,6 @@
 package containers_test
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"io"
@@ -12,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"corten.dev/corten/internal/busyboxtree"
 	"corten.dev/corten/internal/content"
 	"corten.dev/corten/internal/engine/containers"
 	"corten.dev/corten/internal/enginetest"
@@ -119,33 +119,6 @@ func must(t testing.TB, err error) {
 	}
 }
 
-// busybox is a root file system of the host's static busybox.
-func busybox(t testing.TB) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	tw := tar.NewWriter(&b)
-	add := func(hdr tar.Header, body []byte) {
-		hdr.Size = int64(len(body))
-		must(t, tw.WriteHeader(&hdr))
-		_, err := tw.Write(body)
-		must(t, err)
-	}
-	for _, dir := range []string{"bin", "etc", "proc", "sys", "dev", "tmp", "data"} {
-		add(tar.Header{Name: dir + "/", Typeflag: tar.TypeDir, Mode: 0o755}, nil)
-	}
-	bin, err := os.ReadFile("/bin/busybox")
-	must(t, err)
-	add(tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, bin)
-	for _, name := range []string{"sh", "true", "false", "cat", "echo", "sleep", "id", "env", "pwd", "ls", "mount", "hostname", "kill", "ps", "ip", "wget", "nslookup", "stat", "touch", "ping", "dd", "trap", "grep"} {
-		add(tar.Header{Name: "bin/" + name, Typeflag: tar.TypeSymlink, Linkname: "busybox"}, nil)
-	}
-	add(tar.Header{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:0:root:/root:/bin/sh\nweb:x:500:501:web:/home/web:/bin/sh\n"))
-	add(tar.Header{Name: "etc/group", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:\nweb:x:501:\nextra:x:600:root,web\n"))
-	add(tar.Header{Name: "data/seed", Typeflag: tar.TypeReg, Mode: 0o640, Uid: 500, Gid: 501}, []byte("seed\n"))
-	must(t, tw.Close())
-	return b.Bytes()
-}
-
 // run creates and starts a container and returns its id.
 func (h *host) run(req containers.CreateRequest) string {
 	h.t.Helper()
@@ -208,4 +181,12 @@ func pipe(t testing.TB) (ours net.Conn, hijack func(bool) (net.Conn, []byte, err
 	must(t, err)
 	t.Cleanup(func() { ours.Close() })
 	return ours, func(bool) (net.Conn, []byte, error) { return theirs, nil, nil }
+}
+
+// busybox is a root file system of the host's static busybox.
+func busybox(t testing.TB) []byte {
+	t.Helper()
+	tree, err := busyboxtree.Tar(busyboxtree.Path)
+	must(t, err)
+	return tree
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -42,6 +43,19 @@ func (d *Depot) Apply(ctx context.Context, parent snapshot.ChainID, want digest.
 		return snapshot.Layer{}, fmt.Errorf("apply layer: %w", err)
 	}
 	return l.Layer, nil
+}
+
+// Commit is snapshot.Store's Commit: diff writes what a tree has of its own, and unpack makes files of it on what the tree stands on.
+func (d *Depot) Commit(ctx context.Context, key string, unpack Unpack, diff func(ctx context.Context, t Tree, w io.Writer) error) (snapshot.Layer, error) {
+	t, err := d.Get(key)
+	if err != nil {
+		return snapshot.Layer{}, err
+	}
+	pr, pw := io.Pipe()
+	go func() { pw.CloseWithError(diff(ctx, t, pw)) }()
+	l, err := d.Apply(ctx, t.Chain, "", pr, unpack)
+	pr.CloseWithError(errors.New("commit has ended"))
+	return l, err
 }
 
 // claim waits until nobody unpacks chain. It returns the layer if it is there then, else the right to unpack it.

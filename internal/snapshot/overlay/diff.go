@@ -2,7 +2,6 @@ package overlay
 
 import (
 	"context"
-	"errors"
 	"io"
 	"time"
 
@@ -54,15 +53,9 @@ func (s *Store) Turn(ctx context.Context, key string, opts snapshot.TurnOptions)
 
 // Commit makes a layer of the tree's own directory.
 func (s *Store) Commit(ctx context.Context, key string, without ...string) (snapshot.Layer, error) {
-	t, err := s.Get(key)
-	if err != nil {
-		return snapshot.Layer{}, err
-	}
-	pr, pw := io.Pipe()
-	go func() { pw.CloseWithError(s.write(ctx, t, pw, tarfs.WriteOptions{Omit: without})) }()
-	l, err := s.Apply(ctx, t.Chain, "", pr)
-	pr.CloseWithError(errors.New("commit has ended"))
-	return l, err
+	return s.Depot.Commit(ctx, key, s.unpack, func(ctx context.Context, t depot.Tree, w io.Writer) error {
+		return s.write(ctx, t, w, tarfs.WriteOptions{Omit: without})
+	})
 }
 
 // Changes compares the tree's own directory with what is below.

@@ -7,7 +7,6 @@ package plain
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -285,15 +284,9 @@ func (s *Store) write(ctx context.Context, t depot.Tree, w io.Writer, opts tarfs
 
 // Commit makes a layer of what differs.
 func (s *Store) Commit(ctx context.Context, key string, without ...string) (snapshot.Layer, error) {
-	t, err := s.Get(key)
-	if err != nil {
-		return snapshot.Layer{}, err
-	}
-	pr, pw := io.Pipe()
-	go func() { pw.CloseWithError(s.write(ctx, t, pw, tarfs.WriteOptions{Omit: without})) }()
-	l, err := s.Apply(ctx, t.Chain, "", pr)
-	pr.CloseWithError(errors.New("commit has ended"))
-	return l, err
+	return s.Depot.Commit(ctx, key, s.unpack, func(ctx context.Context, t depot.Tree, w io.Writer) error {
+		return s.write(ctx, t, w, tarfs.WriteOptions{Omit: without})
+	})
 }
 
 // Usage counts what was added or changed, which is what a container's own size means to its user.

@@ -1,7 +1,6 @@
 package joined_test
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -17,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/busyboxtree"
 	"corten.dev/corten/internal/content"
 	"corten.dev/corten/internal/engine/builds"
 	"corten.dev/corten/internal/engine/builds/joined"
@@ -215,24 +215,7 @@ func (h *host) cat(img, name string) string {
 // busybox is a root file system of the host's static busybox.
 func busybox(t testing.TB) []byte {
 	t.Helper()
-	var b bytes.Buffer
-	tw := tar.NewWriter(&b)
-	add := func(hdr tar.Header, body []byte) {
-		hdr.Size = int64(len(body))
-		must(t, tw.WriteHeader(&hdr))
-		_, err := tw.Write(body)
-		must(t, err)
-	}
-	for _, dir := range []string{"bin", "etc", "tmp", "root"} {
-		add(tar.Header{Name: dir + "/", Typeflag: tar.TypeDir, Mode: 0o755}, nil)
-	}
-	bin, err := os.ReadFile("/bin/busybox")
+	tree, err := busyboxtree.Tar(busyboxtree.Path)
 	must(t, err)
-	add(tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, bin)
-	for _, name := range strings.Fields("sh true false cat echo sleep id env pwd ls mkdir rm ln mv touch wc test chmod date grep find stat") {
-		add(tar.Header{Name: "bin/" + name, Typeflag: tar.TypeSymlink, Linkname: "busybox"}, nil)
-	}
-	add(tar.Header{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:0:root:/root:/bin/sh\n"))
-	must(t, tw.Close())
-	return b.Bytes()
+	return tree
 }

@@ -3,41 +3,18 @@ package steps_test
 import (
 	"context"
 	"os"
-	"sync"
 	"testing"
 
 	"github.com/moby/buildkit/solver/pb"
-	"github.com/opencontainers/go-digest"
 
 	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/build/buildtest"
 	"corten.dev/corten/internal/build/checksum"
 	"corten.dev/corten/internal/build/checksum/pick"
 	"corten.dev/corten/internal/build/ops"
 	"corten.dev/corten/internal/build/step"
 	"corten.dev/corten/internal/snapshot"
 )
-
-// records are a cache in memory.
-type records struct {
-	mu   sync.Mutex
-	recs map[digest.Digest]build.Record
-}
-
-func (r *records) Lookup(_ context.Context, key digest.Digest) (build.Record, bool, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	rec, ok := r.recs[key]
-	return rec, ok, nil
-}
-
-func (r *records) Save(_ context.Context, rec build.Record) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.recs[rec.Key] = rec
-	return nil
-}
-
-func (r *records) Use(context.Context, ...digest.Digest) func() { return func() {} }
 
 // A build context is mounted as what it was when the key was made: without what its patterns leave out, writable without consequences, made layers once, and let go when it changed meanwhile.
 func TestMountedContext(t *testing.T) {
@@ -48,7 +25,7 @@ func TestMountedContext(t *testing.T) {
 	files, err := ops.New(t.Context(), ops.Options{Trees: h.trees, Sums: sums, Log: h.log})
 	must(t, err)
 	made, held := 0, 0
-	kept := &records{recs: map[digest.Digest]build.Record{}}
+	kept := new(buildtest.Records)
 	h.steps, err = step.New(t.Context(), step.Options{
 		Executor: h.exec, Trees: h.trees, Checksums: files, Cache: kept, Log: h.log,
 		Layers: func(ctx context.Context, _ build.Env, in build.Output, path string) (snapshot.ChainID, error) {
@@ -99,8 +76,8 @@ func TestMountedContext(t *testing.T) {
 		t.Errorf("%q %v, made layers %d times", out, got.Volatile, made)
 	}
 	write("three\n")
-	if got, out := run("cat /ctx/src/file", func() { write("four\n") }); out != "four\n" || !got.Volatile || len(kept.recs) != 2 {
-		t.Errorf("%q %v, %d records", out, got.Volatile, len(kept.recs))
+	if got, out := run("cat /ctx/src/file", func() { write("four\n") }); out != "four\n" || !got.Volatile || kept.Len() != 2 {
+		t.Errorf("%q %v, %d records", out, got.Volatile, kept.Len())
 	}
 	if held != 0 {
 		t.Errorf("%d layers are still held", held)

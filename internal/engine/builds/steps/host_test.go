@@ -19,6 +19,7 @@ import (
 
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/build/step"
+	"corten.dev/corten/internal/busyboxtree"
 	"corten.dev/corten/internal/engine/builds/steps"
 	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/enginetest"
@@ -226,26 +227,7 @@ func (h *host) files(chain snapshot.ChainID) string {
 // busybox is a root file system of the host's static busybox.
 func busybox(t testing.TB) []byte {
 	t.Helper()
-	var b bytes.Buffer
-	tw := tar.NewWriter(&b)
-	add := func(hdr tar.Header, body []byte) {
-		hdr.Size = int64(len(body))
-		must(t, tw.WriteHeader(&hdr))
-		_, err := tw.Write(body)
-		must(t, err)
-	}
-	for _, dir := range []string{"bin", "etc", "tmp", "data", "root"} {
-		add(tar.Header{Name: dir + "/", Typeflag: tar.TypeDir, Mode: 0o755}, nil)
-	}
-	bin, err := os.ReadFile("/bin/busybox")
+	tree, err := busyboxtree.Tar(busyboxtree.Path)
 	must(t, err)
-	add(tar.Header{Name: "bin/busybox", Typeflag: tar.TypeReg, Mode: 0o755}, bin)
-	for _, name := range strings.Fields("sh true false cat echo sleep id env pwd ls mount hostname kill ps ip wget nslookup stat touch ping dd grep mkdir rm ln mv nc yes head wc seq setuidgid umount test tty stty chmod") {
-		add(tar.Header{Name: "bin/" + name, Typeflag: tar.TypeSymlink, Linkname: "busybox"}, nil)
-	}
-	add(tar.Header{Name: "etc/passwd", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:0:root:/root:/bin/sh\nweb:x:500:501:web:/home/web:/bin/sh\n"))
-	add(tar.Header{Name: "etc/group", Typeflag: tar.TypeReg, Mode: 0o644}, []byte("root:x:0:\nweb:x:501:\nextra:x:600:root,web\n"))
-	add(tar.Header{Name: "data/seed", Typeflag: tar.TypeReg, Mode: 0o640, Uid: 500, Gid: 501}, []byte("seed\n"))
-	must(t, tw.Close())
-	return b.Bytes()
+	return tree
 }
