@@ -75,7 +75,7 @@ func TestSessionEndsWithItsConnection(t *testing.T) {
 	}
 	select {
 	case <-ended:
-	case <-time.After(3 * time.Second):
+	case <-time.After(8 * time.Second):
 		t.Fatal("the session has outlived its client")
 	}
 }

@@ -22,7 +22,7 @@ func (h house) unreferenced(t testing.TB) {
 // settle waits until the keeper has looked at everything.
 func (h house) settle(t testing.TB) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); h.Remade().Waiting > 0; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); h.Remade().Waiting > 0; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("not settled: %+v", h.Remade())
 		}

@@ -98,7 +98,7 @@ func TestStaleRecipe(t *testing.T) {
 			h.Images.Close()
 			h.withRecipe(t, r.diffs[0], c.by, c.change)
 			h = openWith(t, h.root, image.Options{KeepBlobs: c.keep})
-			for end := time.Now().Add(10 * time.Second); c.keep == "auto"; time.Sleep(5 * time.Millisecond) {
+			for end := time.Now().Add(time.Minute); c.keep == "auto"; time.Sleep(5 * time.Millisecond) {
 				if by, _ := h.recipes(t, r.diffs[0]); by != c.by {
 					break
 				}

@@ -308,7 +308,7 @@ func TestFollow(t *testing.T) {
 		w.Close()
 		close(done)
 	}()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	for i := 0; ; i++ {
 		line, err := l.Next(ctx)

@@ -84,7 +84,7 @@ func TestOOM(t *testing.T) {
 				if id != c.name {
 					t.Error(id)
 				}
-			case <-time.After(2 * time.Second):
+			case <-time.After(30 * time.Second):
 				t.Errorf("%s: not told at once", c.name)
 			}
 		}

@@ -111,7 +111,7 @@ func TestTerminalSaysEverythingBeforeItEnds(t *testing.T) {
 		client, engine := pair(t)
 		m := b.launch(monitor.Launch{ID: fmt.Sprint("t", i), Program: monitortest.Program(t, 0, true, os.Args[0], "play-terminal", "seq 1 300"), Log: monitor.LogOptions{Path: log},
 			Stdio: monitor.Stdio{Terminal: true}, Attached: []monitor.AttachRequest{{Conn: engine, Options: both, End: make(chan monitor.AttachEnd, 1)}}})
-		client.SetReadDeadline(time.Now().Add(10 * time.Second))
+		client.SetReadDeadline(time.Now().Add(time.Minute))
 		got, err := io.ReadAll(client)
 		if want := logged(t, log); string(got) != want || !strings.HasSuffix(want, "\r\n300\r\n") || err != nil {
 			t.Fatalf("%d: %q, %v; log %q", i, got, err, want)

@@ -217,7 +217,7 @@ func serve(tb testing.TB, ns *os.File, name string, port int) {
 }
 
 // patience is how long the tests wait for what must come. A slow machine makes them slow; only a broken one makes them fail.
-const patience = 20 * time.Second
+const patience = 60 * time.Second
 
 // ask connects from a namespace and returns what the server says, or the error as "! …".
 func ask(tb testing.TB, ns *os.File, network, addr string) string {

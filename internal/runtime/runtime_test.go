@@ -192,7 +192,7 @@ func create(t testing.TB, rt *Runtime, opts RunOptions) (*box, error) {
 func (b *box) wait(t testing.TB) (string, int) {
 	t.Helper()
 	b.w.Close()
-	b.out.SetReadDeadline(time.Now().Add(10 * time.Second))
+	b.out.SetReadDeadline(time.Now().Add(time.Minute))
 	out, err := io.ReadAll(b.out)
 	if err != nil {
 		t.Fatal(err, string(out))

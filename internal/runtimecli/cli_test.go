@@ -138,7 +138,7 @@ func (c *cli) status(id string) string {
 
 func (c *cli) wait(id, status string) {
 	c.t.Helper()
-	for end := time.Now().Add(5 * time.Second); c.status(id) != status; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); c.status(id) != status; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			c.t.Fatalf("%s never was %s", id, status)
 		}

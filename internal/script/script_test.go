@@ -106,13 +106,13 @@ func cmdUntil(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func repeat(ts *testscript.TestScript, args []string, good func(string, error) bool) {
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		err := ts.Exec("corten", args...)
 		if good(ts.ReadFile("stdout"), err) {
 			return
 		}
 		if time.Now().After(end) {
-			ts.Fatalf("corten %s: not what was waited for after five seconds", strings.Join(args, " "))
+			ts.Fatalf("corten %s: not what was waited for after a minute", strings.Join(args, " "))
 		}
 	}
 }

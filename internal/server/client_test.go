@@ -35,7 +35,7 @@ func dial(t *testing.T, e *engine, opts ...client.Opt) (*client.Client, context.
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	return c, ctx
 }
@@ -364,7 +364,7 @@ func TestWebsocketAttach(t *testing.T) {
 	hc := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", sock)
 	}}}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	ws, _, err := websocket.Dial(ctx, "http://docker/v1.50/containers/web/attach/ws?stream=1&stdin=1&stdout=1&stderr=1", &websocket.DialOptions{HTTPClient: hc})
 	if err != nil {
@@ -427,7 +427,7 @@ func TestDockerCommand(t *testing.T) {
 		{"search --format {{.Name}}/{{.StarCount}}/{{.IsOfficial}} busy", "busy/3/[OK]"},
 	} {
 		t.Run(c.args, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
 			out, err := exec.CommandContext(ctx, docker, append([]string{"-H", "unix://" + sock}, strings.Fields(c.args)...)...).CombinedOutput()
 			if !strings.Contains(string(out), c.want) {

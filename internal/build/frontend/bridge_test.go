@@ -144,7 +144,7 @@ func TestBridgeRunsProcesses(t *testing.T) {
 	go server.Serve(l)
 	defer server.Stop()
 
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	c, err := grpcclient.New(ctx, nil, "s", "corten", dial(t, there), nil)
 	if err != nil {

@@ -52,7 +52,7 @@ func newWorld(t testing.TB, opts ...func(*solve.Options)) *world {
 	}
 	w.s = solve.New(o)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := w.s.Close(ctx); err != nil {
 			t.Error("the solver does not come to an end: ", err)

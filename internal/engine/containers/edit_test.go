@@ -30,12 +30,12 @@ func (h *host) edit(id string, req containers.EditRequest, how string, changes .
 
 // answers tells what a server at a port of this machine says; "" when there is none.
 func answers(port uint16) string {
-	conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", port), time.Second)
+	conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", port), 10*time.Second)
 	if err != nil {
 		return ""
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
 	b, _ := io.ReadAll(conn)
 	return string(b)
 }

@@ -41,7 +41,7 @@ func TestMonitorIsKilledAndProcessesHoldOn(t *testing.T) {
 
 func waitFor(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for range 500 {
+	for range 3000 {
 		if ok() {
 			return
 		}
@@ -107,16 +107,20 @@ func TestDescriptorsComeBack(t *testing.T) {
 	}
 	round(2)
 	before := map[string]int{}
+	quiet := 0
 	waitFor(t, "quiet", func() bool {
 		last := before
 		before = count()
-		time.Sleep(50 * time.Millisecond)
-		return maps.Equal(last, before)
+		time.Sleep(20 * time.Millisecond)
+		if quiet++; !maps.Equal(last, before) {
+			quiet = 0
+		}
+		return quiet == 20
 	})
 	round(10)
 	const slack = 4 // the pools may be fuller; a leak shows once a round at least
 	after := map[string]int{}
-	for range 300 { // clearing goes on in the background, and pools are filled again
+	for range 3000 { // clearing goes on in the background, and pools are filled again
 		if after = count(); after["anon_inode"] <= before["anon_inode"]+slack && after["socket"] <= before["socket"]+slack {
 			return
 		}

@@ -132,10 +132,11 @@ func TestLifeOfAContainer(t *testing.T) {
 
 func TestStopKillsWhatDoesNotListen(t *testing.T) {
 	h := newHost(t)
-	id := h.run(sh("trap '' TERM; sleep 60"))
+	id := h.run(sh("trap '' TERM; echo deaf; sleep 600"))
+	h.says(id, "deaf\n", 1)
 	now, zero := time.Now(), 0
 	must(t, h.svc.Stop(bg, id, containers.StopOptions{Timeout: &zero}))
-	if d := time.Since(now); d > 5*time.Second {
+	if d := time.Since(now); d > 60*time.Second {
 		t.Errorf("took %v", d)
 	}
 	if st := h.inspect(id).State; st.ExitCode != 137 {
@@ -453,10 +454,10 @@ func TestEngineComesBack(t *testing.T) {
 	run := sh("sleep 0.1; echo before; while ! test -e /go; do sleep 0.02; done; echo after; exit 9")
 	run.Name = "runs"
 	id := h.run(run)
-	ended := sh("sleep 0.3; exit 6")
+	ended := sh("while ! test -e /end; do sleep 0.02; done; exit 6")
 	ended.Name = "ends"
 	eid := h.run(ended)
-	rm := sh("sleep 0.3")
+	rm := sh("while ! test -e /end; do sleep 0.02; done")
 	rm.Name, rm.Host.AutoRemove = "rm", true
 	h.run(rm)
 	lost := sh("sleep 60")
@@ -472,23 +473,28 @@ func TestEngineComesBack(t *testing.T) {
 	must(t, h.svc.Stop(bg, "stopped", containers.StopOptions{Timeout: &zero}))
 	made, err := h.svc.Create(bg, sh("true"))
 	must(t, err)
+	away := []int{h.inspect(eid).State.PID, h.inspect("rm").State.PID}
 	alwaysPid := h.inspect("always").State.PID
 	lostPid := h.inspect("lost").State.PID
 	h.close()
 	killMonitorOf(t, lostPid)
 	killMonitorOf(t, alwaysPid)
-	time.Sleep(500 * time.Millisecond)
+	for _, pid := range away {
+		must(t, os.WriteFile("/proc/"+itoa(pid)+"/root/end", nil, 0o600))
+	}
+	for _, pid := range away {
+		waitFor(t, "the end of a container while the engine is away", func() bool { _, err := os.Stat("/proc/" + itoa(pid)); return err != nil })
+	}
 	must(t, os.MkdirAll(h.dir+"/containers/0123456789ab", 0o700)) // half made
 	h.open()
 
 	h.status("runs", container.Running)
-	if st := h.inspect(eid).State; st.Status != container.Exited || st.ExitCode != 6 {
+	hasEnded := func(v containers.View) bool { return v.State.Status == container.Exited } // a monitor may be about to write it down
+	if st := h.until(eid, "ended", hasEnded).State; st.ExitCode != 6 {
 		t.Errorf("ended while away: %+v", st)
 	}
-	if _, err := h.svc.Inspect(bg, "rm", false); !errors.Is(err, errs.NotFound) {
-		t.Errorf("--rm: %v", err)
-	}
-	if st := h.inspect("lost").State; st.Status != container.Exited || st.ExitCode != 137 || st.Error == "" {
+	waitFor(t, "the end of what was started with --rm", func() bool { _, err := h.svc.Inspect(bg, "rm", false); return errors.Is(err, errs.NotFound) })
+	if st := h.until("lost", "ended", hasEnded).State; st.Status != container.Exited || st.ExitCode != 137 || st.Error == "" {
 		t.Errorf("lost: %+v", st)
 	}
 	if b, err := os.ReadFile("/proc/" + itoa(lostPid) + "/stat"); err == nil && !strings.Contains(string(b), ") Z ") {

@@ -30,17 +30,19 @@ func (m *memCollector) Collect(_ context.Context, p image.Policy, space func() (
 func TestCollection(t *testing.T) {
 	m := &memCollector{calls: make(chan image.Policy, 10), gone: []image.Collected{{Image: digest.FromString("x"), Names: []string{"x:1"}, Bytes: 5, Why: "old"}, {Bytes: 3, Why: "a download"}}}
 	m.bug.Store(true)
-	var free atomic.Int64
+	var free, looks atomic.Int64
 	free.Store(50)
 	bus := &events.Bus{}
 	store := newStore(newBlobs())
 	s := New(Options{Store: store, Transfers: store, Blobs: newBlobs(), Registry: newRegistry(), Events: bus,
-		Collection: Collection{Collector: m, Policy: image.Policy{High: 80, Low: 70}, Space: func() (int64, int64) { return free.Load(), 100 }, Every: time.Hour}})
+		Collection: Collection{Collector: m, Policy: image.Policy{High: 80, Low: 70}, Space: func() (int64, int64) { defer looks.Add(1); return free.Load(), 100 }, Every: time.Hour}})
 	defer s.Close()
 	_, listener := bus.Subscribe(time.Time{})
 	defer listener.Close()
 	s.grow() // space enough: nothing
-	time.Sleep(20 * time.Millisecond)
+	for looks.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
 	free.Store(10)
 	for range 2 { // the first look meets a bug; the next one comes all the same
 		s.grow()

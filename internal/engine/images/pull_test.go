@@ -158,12 +158,13 @@ func TestPullsShare(t *testing.T) {
 		}
 	}
 	var seenA, seenB bool
-	all.Go(func() { errA = b.Pull(ctx, PullOptions{Ref: "x:a"}, half(&seenA)) })
+	left := make(chan struct{})
+	all.Go(func() { errA = b.Pull(ctx, PullOptions{Ref: "x:a"}, half(&seenA)); close(left) })
 	all.Go(func() { errB = b.Pull(t.Context(), PullOptions{Ref: "x:b"}, half(&seenB)) })
 	<-began
 	<-began
 	cancel()
-	time.Sleep(20 * time.Millisecond)
+	<-left
 	close(b.reg.gate[d])
 	all.Wait()
 	if !errors.Is(errA, context.Canceled) || errB != nil {
@@ -228,9 +229,27 @@ func TestPullLimit(t *testing.T) {
 	for _, l := range layers {
 		b.reg.gate[digest.FromString(l)] = open
 	}
-	time.AfterFunc(50*time.Millisecond, func() { close(open) })
 	var l lines
-	if err := b.Pull(t.Context(), PullOptions{Ref: "x"}, l.report); err != nil {
+	var mu sync.Mutex // guards l
+	go func() {       // until it is as far as it may go
+		defer close(open)
+		for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			mu.Lock()
+			waiting := strings.Contains(strings.Join(l.got, "\n"), ": Waiting")
+			mu.Unlock()
+			b.reg.mu.Lock()
+			most := b.reg.most
+			b.reg.mu.Unlock()
+			if waiting && most >= 2 {
+				return
+			}
+		}
+	}()
+	if err := b.Pull(t.Context(), PullOptions{Ref: "x"}, func(r Report) {
+		mu.Lock()
+		defer mu.Unlock()
+		l.report(r)
+	}); err != nil {
 		t.Fatal(err)
 	}
 	if b.reg.most != 2 || !strings.Contains(strings.Join(l.got, "\n"), ": Waiting") || b.reg.fetches[digest.FromString(layers[0])] != 1 {

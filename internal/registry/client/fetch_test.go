@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"corten.dev/corten/internal/enginetest"
 	"corten.dev/corten/internal/errs"
 )
 
@@ -458,11 +459,11 @@ func TestMirrorThatLiedIsPassedOver(t *testing.T) {
 // A registry that is restarted in the middle of a download: refused connections are waited out, and the bytes that were there are not sent again.
 func TestRegistryRestarts(t *testing.T) {
 	raw, d := noise(4 << 20)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr := enginetest.Addr(t)
+	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := l.Addr().String()
 	var ranged atomic.Int64
 	first := &http.Server{Handler: cutting(2<<20, func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Range") != "" {
@@ -473,7 +474,7 @@ func TestRegistryRestarts(t *testing.T) {
 	go first.Serve(l)
 	dst := &sink{}
 	c := quick(t, nil)
-	c.opts.Backoff = 40 * time.Millisecond
+	c.opts.Backoff = 300 * time.Millisecond // doubling: ten seconds in all
 	restarted := make(chan *http.Server, 1)
 	go func() {
 		for dst.len() < 2<<20 {
@@ -541,7 +542,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 	}
 	c.CloseIdle()
 	srv.CloseClientConnections()
-	for range 100 {
+	for range 3000 {
 		if runtime.NumGoroutine() <= before && len(c.room) == 0 {
 			return
 		}

@@ -285,7 +285,7 @@ func TestPlainHTTP(t *testing.T) {
 	plain.Close()
 	began := time.Now()
 	_, err = repo(t, New(Options{}), host+"/team/app", Credentials{}).Resolve(t.Context(), "1")
-	if err == nil || !strings.Contains(err.Error(), "connection refused") || time.Since(began) > 2*time.Second {
+	if err == nil || !strings.Contains(err.Error(), "connection refused") || time.Since(began) > 10*time.Second {
 		t.Errorf("nobody there: %v after %v", err, time.Since(began))
 	}
 }

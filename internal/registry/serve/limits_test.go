@@ -3,7 +3,6 @@ package serve
 import (
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -11,10 +10,12 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
+
+	"corten.dev/corten/internal/enginetest"
 )
 
 func TestRequestLimit(t *testing.T) {
-	r := start(t, map[string]any{"limits": map[string]any{"requests-per-second": 0.5, "requests-burst": 3}}, "--metrics-addr", freeAddr(t))
+	r := start(t, map[string]any{"limits": map[string]any{"requests-per-second": 0.01, "requests-burst": 3}}, "--metrics-addr", enginetest.Addr(t))
 	refused := 0
 	for range 6 {
 		status, h, body := r.get("/v2/", "")
@@ -31,16 +32,6 @@ func TestRequestLimit(t *testing.T) {
 	if status, _, _ := r.get("/healthz", ""); status != 200 {
 		t.Error("health is limited")
 	}
-}
-
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func TestBandwidth(t *testing.T) {
@@ -78,7 +69,7 @@ func TestSizeLimits(t *testing.T) {
 }
 
 func TestMetrics(t *testing.T) {
-	addr := freeAddr(t)
+	addr := enginetest.Addr(t)
 	r := start(t, nil, "--metrics-addr", addr)
 	if _, err := r.push("app:1", ""); err != nil {
 		t.Fatal(err)

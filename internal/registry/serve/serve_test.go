@@ -91,7 +91,7 @@ func start(t *testing.T, conf map[string]any, flags ...string) *running {
 	case r.addr = <-ready:
 	case code := <-r.code:
 		t.Fatalf("the registry ended with %d:\n%s", code, r.log)
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("the registry does not answer:\n%s", r.log)
 	}
 	r.url = "http://" + r.addr
@@ -126,14 +126,14 @@ func (r *running) stop() {
 			r.t.Errorf("the registry ended with %d:\n%s", code, r.log)
 		}
 		r.code <- code
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		r.t.Errorf("the registry does not end:\n%s", r.log)
 	}
 }
 
 func (r *running) waitLog(text string) {
 	r.t.Helper()
-	for end := time.Now().Add(5 * time.Second); !strings.Contains(r.log.String(), text); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !strings.Contains(r.log.String(), text); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			r.t.Fatalf("the log does not say %q:\n%s", text, r.log)
 		}
@@ -383,7 +383,7 @@ func TestDrain(t *testing.T) {
 	if _, err := pw.Write(make([]byte, 64<<10)); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) { // until the registry has some of it
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) { // until the registry has some of it
 		files, err := filepath.Glob(filepath.Join(r.dir, "root", "data", "uploads", "*"))
 		if err != nil || time.Now().After(end) {
 			t.Fatalf("the request does not arrive: %v", err)

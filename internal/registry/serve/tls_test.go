@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/net/dns/dnsmessage"
 
+	"corten.dev/corten/internal/enginetest"
 	"corten.dev/corten/internal/registry/server/servertest"
 )
 
@@ -151,7 +152,7 @@ func pebble(t *testing.T, tlsAddr, httpAddr string) (directory, ca string) {
 	dir := t.TempDir()
 	cert, key, _ := makeCert(t, dir, "directory.test")
 	port := func(addr string) string { _, p, _ := net.SplitHostPort(addr); return p }
-	addr := freeAddr(t)
+	addr := enginetest.Addr(t)
 	conf := writeFile(t, filepath.Join(dir, "pebble.json"), fmt.Sprintf(`{"pebble": {"listenAddress": %q, "certificate": %q, "privateKey": %q, "httpPort": %s, "tlsPort": %s}}`,
 		addr, cert, key, port(httpAddr), port(tlsAddr)))
 	cmd := exec.Command(program, "-config", conf, "-dnsserver", dnsServer(t))
@@ -168,7 +169,7 @@ func pebble(t *testing.T, tlsAddr, httpAddr string) (directory, ca string) {
 			t.Logf("the directory says:\n%s", log)
 		}
 	})
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if c, err := net.Dial("tcp", addr); err == nil {
 			c.Close()
 			return "https://" + addr + "/dir", cert
@@ -181,7 +182,7 @@ func pebble(t *testing.T, tlsAddr, httpAddr string) (directory, ca string) {
 
 // A registry gets its certificate by itself, and keeps it.
 func TestACME(t *testing.T) {
-	addr, httpAddr := freeAddr(t), freeAddr(t)
+	addr, httpAddr := enginetest.Addr(t), enginetest.Addr(t)
 	directory, ca := pebble(t, addr, httpAddr)
 	root := filepath.Join(t.TempDir(), "root")
 	acme := map[string]any{"directory": directory, "domains": []string{"registry.example.test"}, "email": "ops@example.com", "ca": ca, "http-addr": httpAddr}

@@ -314,7 +314,7 @@ func TestCollectByRules(t *testing.T) {
 
 func TestCollectExpiresUploads(t *testing.T) {
 	root := t.TempDir()
-	r, ts := registryOn(t, root, func(o *server.Options) { o.Limits.UploadAge = 300 * time.Millisecond })
+	r, ts := registryOn(t, root, func(o *server.Options) { o.Limits.UploadAge = time.Hour })
 	c := newClient(t, ts.URL)
 	_, h, _, err := c.do("POST", "/v2/x/blobs/uploads/", "", nil)
 	ok(t, err)
@@ -322,7 +322,12 @@ func TestCollectExpiresUploads(t *testing.T) {
 	if report := collect(t, r, server.CollectOptions{}); report.Uploads != 0 {
 		t.Errorf("it removes %+v", report)
 	}
-	time.Sleep(350 * time.Millisecond)
+	uploads, err := filepath.Glob(filepath.Join(root, "uploads", "*"))
+	if err != nil || len(uploads) != 1 {
+		t.Fatal(uploads, err)
+	}
+	old := time.Now().Add(-2 * time.Hour)
+	ok(t, os.Chtimes(uploads[0], old, old))
 	if report := collect(t, r, server.CollectOptions{DryRun: true}); report.Uploads != 1 || files(t, root, "uploads") != 1 {
 		t.Errorf("a dry run removes %+v", report)
 	}
@@ -341,7 +346,7 @@ func TestCollectWhilePushing(t *testing.T) {
 	root := t.TempDir()
 	r, ts := registryOn(t, root, withGrace(grace))
 	_, other := registryOn(t, root, withGrace(grace)) // shares the place, and knows nothing of the collections
-	ctx, stop := context.WithTimeout(t.Context(), 3*time.Second)
+	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	var wg sync.WaitGroup
 	var collected, pushed atomic.Int64
@@ -371,6 +376,10 @@ func TestCollectWhilePushing(t *testing.T) {
 			}
 		})
 	}
+	for began := time.Now(); time.Since(began) < 3*time.Second || collected.Load() == 0 && time.Since(began) < 2*time.Minute; {
+		time.Sleep(20 * time.Millisecond)
+	}
+	stop()
 	wg.Wait()
 	t.Logf("%d images were pushed, %d blobs collected", pushed.Load(), collected.Load())
 	if collected.Load() == 0 {

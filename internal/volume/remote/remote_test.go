@@ -136,7 +136,7 @@ func misbehaving(t *testing.T, program string) {
 		t.Errorf("slow: %v", err)
 	}
 	p.Bad("Mount never")
-	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	if _, err := d.Mount(ctx, "vol", "id"); !errors.Is(err, driver.Uncertain) {
 		t.Errorf("never: %v", err)

@@ -387,7 +387,7 @@ func TestReceive(t *testing.T) {
 	}
 	receive := func(req Request) (*build.Files, func(), int64) {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		plain, err := fsutil.NewFS(src)
 		if err != nil {
@@ -467,7 +467,7 @@ func TestReceiveHostile(t *testing.T) {
 		"hard link":    {{Path: "h", Mode: 0o644, Linkname: "../../../../../../etc/passwd"}},
 		"endless":      nil,
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		there, here := pipes(ctx)
 		go func() {
 			if stats == nil {
@@ -503,7 +503,7 @@ func TestReceiveHostile(t *testing.T) {
 			t.Errorf("%s is taken:\n%s", name, list(t, where(f)))
 			release()
 		}
-		if time.Since(start) > 5*time.Second {
+		if time.Since(start) > 50*time.Second {
 			t.Errorf("%s hung: %v", name, err)
 		}
 		cancel()

@@ -167,14 +167,22 @@ func TestMountsThatLeadOut(t *testing.T) {
 // counter counts output, and keeps none.
 type counter struct {
 	progress
-	n atomic.Int64
+	n      atomic.Int64
+	enough func()
 }
 
-func (c *counter) Log(_ int, data []byte) { c.n.Add(int64(len(data))) }
+// much is enough output to see whether it is kept.
+const much = 10 << 20
+
+func (c *counter) Log(_ int, data []byte) {
+	if n := c.n.Add(int64(len(data))); n >= much && n-int64(len(data)) < much {
+		c.enough()
+	}
+}
 
 func TestEndlessOutput(t *testing.T) {
 	h := newHost(t)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	r := h.sh("yes")
 	op, err := h.steps.Make(h.vertex(r))
@@ -182,18 +190,18 @@ func TestEndlessOutput(t *testing.T) {
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
-	c := &counter{}
-	start := time.Now()
+	var start time.Time
+	c := &counter{enough: func() { start = time.Now(); cancel() }}
 	_, err = op.Run(ctx, r.env(c), r.in)
-	if !errors.Is(err, context.DeadlineExceeded) {
+	if !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	if took := time.Since(start); took > 3*time.Second {
-		t.Errorf("it ended %s after its context", took-time.Second)
+	if took := time.Since(start); took > 30*time.Second {
+		t.Errorf("it ended %s after its context", took)
 	}
 	runtime.GC()
 	runtime.ReadMemStats(&after)
-	if c.n.Load() < 10<<20 || after.HeapAlloc > before.HeapAlloc+8<<20 {
+	if c.n.Load() < much || after.HeapAlloc > before.HeapAlloc+8<<20 {
 		t.Errorf("%d bytes of output, heap %d, then %d", c.n.Load(), before.HeapAlloc, after.HeapAlloc)
 	}
 }
@@ -217,7 +225,7 @@ func TestForkBomb(t *testing.T) {
 		_, err := op.Run(ctx, r.env(&p), r.in)
 		done <- err
 	}()
-	for i := 0; !strings.Contains(p.String(), "ready") && i < 1000; i++ {
+	for i := 0; !strings.Contains(p.String(), "ready") && i < 6000; i++ {
 		time.Sleep(10 * time.Millisecond)
 	}
 	if want := strconv.Itoa(most/2) + "\n"; !strings.HasPrefix(p.String(), want) {
@@ -228,7 +236,7 @@ func TestForkBomb(t *testing.T) {
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	if took := time.Since(start); took > 2*time.Second {
+	if took := time.Since(start); took > 30*time.Second {
 		t.Errorf("it took %s to end", took)
 	}
 	if left, _ := filepath.Glob("/sys/fs/cgroup/pids" + testCgroups + "/step-*"); len(left) > 0 {

@@ -58,7 +58,7 @@ func store(t *testing.T) (endpoint string) {
 			t.Logf("the store says:\n%.4000s", log.String())
 		}
 	})
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if c, err := net.Dial("tcp", addr); err == nil {
 			c.Close()
 			return "http://" + addr

@@ -78,17 +78,6 @@ type Process struct {
 	cmd  *exec.Cmd
 }
 
-// FreeAddr is an address that nobody listens on just now.
-func FreeAddr(tb testing.TB) string {
-	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 // StartProcess runs our registry on a folder. A short grace lets it collect all the time.
 func StartProcess(tb testing.TB, root, addr string, grace time.Duration) *Process {
 	tb.Helper()
