@@ -28,6 +28,8 @@ import (
 	"corten.dev/corten/internal/metrics"
 	"corten.dev/corten/internal/monitor"
 	"corten.dev/corten/internal/network"
+	netplugins "corten.dev/corten/internal/network/remote"
+	"corten.dev/corten/internal/plugin"
 	"corten.dev/corten/internal/runtime"
 	"corten.dev/corten/internal/server"
 	"corten.dev/corten/internal/settings"
@@ -82,7 +84,7 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 	if helpers != nil {
 		e.closers = append(e.closers, helpers.Close)
 	}
-	nets, err := openNetwork(set, helpers, log)
+	nets, err := openNetwork(set, helpers, plugins, log)
 	if err != nil {
 		return nil, err
 	}
@@ -233,10 +235,10 @@ func treeSize(set settings.Settings) int64 {
 	return size
 }
 
-func openNetwork(set settings.Settings, helpers *os.File, log *slog.Logger) (*network.Local, error) {
+func openNetwork(set settings.Settings, helpers *os.File, plugins *plugin.Set, log *slog.Logger) (*network.Local, error) {
 	opts := network.Options{
 		Root: set.DataRoot, ExecRoot: set.ExecRoot, Table: set.NftTable, Bridge: set.Bridge, MTU: set.MTU,
-		NoForward: !set.IPForward, DNS: set.DNS, DNSSearch: set.DNSSearch, DNSOptions: set.DNSOptions, Cgroup: helpers, Logger: log,
+		NoForward: !set.IPForward, DNS: set.DNS, DNSSearch: set.DNSSearch, DNSOptions: set.DNSOptions, Cgroup: helpers, Plugins: netplugins.Plugins{Set: plugins}, Logger: log,
 	}
 	// The settings were checked when they were read.
 	opts.BIP, _ = netip.ParsePrefix(set.BIP)

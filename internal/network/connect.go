@@ -22,11 +22,12 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 	}
 	var undo task.Undo
 	defer undo.OnError(ctx, &err)
-	undo.Push(func(context.Context) error {
+	undo.Push(func(ctx context.Context) error {
+		err := l.dismiss(ctx, owner, []Endpoint{ep})
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.vacate(owner, ep, time.Time{})
-		return nil
+		return err
 	})
 	undo.Push(func(context.Context) error { return l.unfence(bx, []Endpoint{ep}) })
 	undo.Push(func(context.Context) error {
@@ -38,17 +39,63 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 	if err := l.fence(bx, []Endpoint{ep}); err != nil {
 		return Endpoint{}, err
 	}
-	l.mu.Lock()
-	told := nw.unexpected(ep)
-	l.mu.Unlock()
 	ns, err := nsOf(pid)
 	if err != nil {
 		return Endpoint{}, err
 	}
 	defer ns.Close()
+	if nw.plugged() {
+		if ep, err = l.enrollLive(ctx, bx, nw, ep, req, ns); err != nil {
+			return Endpoint{}, err
+		}
+	}
+	if err := l.plugLive(nw, ep, ns); err != nil {
+		return Endpoint{}, err
+	}
+	if bx.shaped(nw) {
+		if err := l.shape(bx, []*network{nw}, []Endpoint{ep}, ns); err != nil {
+			return Endpoint{}, err
+		}
+	}
+	if err := l.turn(ctx, bx, ns); err != nil {
+		return Endpoint{}, err
+	}
+	l.mu.Lock()
+	ep = *nw.eps[owner]
+	opens := l.opens(owner)
+	l.mu.Unlock()
+	if opens {
+		err = l.reopen()
+	}
+	return ep, errors.Join(err, l.refreshNames(ctx, bx, ns))
+}
+
+// turn gives a running container whose networks changed its way to the outside: default routes, published ports, and what plugins have to do for it.
+func (l *Local) turn(ctx context.Context, bx *box, ns *os.File) error {
+	l.mu.Lock()
+	plugins := len(l.held) > 0
+	p := l.planOf(bx)
+	l.mu.Unlock()
+	if !plugins {
+		return l.reroute(ctx, bx, ns)
+	}
+	if err := errors.Join(l.readMACs(bx, &p, ns), l.mendWayOut(ctx, bx, ns), l.reroute(ctx, bx, ns)); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	p = l.planOf(bx)
+	l.mu.Unlock()
+	return l.steer(ctx, bx, p, false)
+}
+
+// plugLive makes one more interface in a container that runs.
+func (l *Local) plugLive(nw *network, ep Endpoint, ns *os.File) error {
+	l.mu.Lock()
+	told := nw.unexpected(ep)
+	l.mu.Unlock()
 	host, err := l.rt.Take()
 	if err != nil {
-		return Endpoint{}, err
+		return err
 	}
 	defer l.rt.Give(host)
 	err = l.inside(ns, func(in *netlink.Conn) error {
@@ -66,7 +113,7 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 		if err := l.makeLinks(host, &b, []*network{nw}, []Endpoint{ep}); err != nil {
 			return err
 		}
-		if err := configure(in, plan{eps: []Endpoint{ep}, gw4: -1, gw6: -1}); err != nil {
+		if err := l.configure(in, plan{eps: []Endpoint{ep}, gw4: -1, gw6: -1}); err != nil {
 			return err
 		}
 		if err := l.settleHost(host, []*network{nw}, []Endpoint{ep}); err != nil || !told {
@@ -75,23 +122,9 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 		return announce(in, []Endpoint{ep})
 	})
 	if err != nil {
-		return Endpoint{}, fmt.Errorf("connect to network %s: %w", nw.rec.Name, err)
+		return fmt.Errorf("connect to network %s: %w", nw.rec.Name, err)
 	}
-	if bx.shaped(nw) {
-		if err := l.shape(bx, []*network{nw}, []Endpoint{ep}, ns); err != nil {
-			return Endpoint{}, err
-		}
-	}
-	if err := l.reroute(ctx, bx, ns); err != nil {
-		return Endpoint{}, err
-	}
-	l.mu.Lock()
-	opens := l.opens(owner)
-	l.mu.Unlock()
-	if opens {
-		err = l.reopen()
-	}
-	return ep, errors.Join(err, l.refreshNames(ctx, bx, ns))
+	return nil
 }
 
 func (l *Local) reserveConnect(owner string, req EndpointRequest) (*box, *network, Endpoint, error) {
@@ -130,12 +163,14 @@ func (l *Local) reserveConnect(owner string, req EndpointRequest) (*box, *networ
 	if err != nil {
 		return nil, nil, Endpoint{}, err
 	}
-	named := []Endpoint{ep}
-	if err := nameInterfaces(named, []*network{nw}, bx.sb.Endpoints); err != nil {
-		l.dropEndpoint("", ep, true)
-		return nil, nil, Endpoint{}, err
+	if !nw.plugged() { // else plugins have a say in it
+		named := []Endpoint{ep}
+		if err := nameInterfaces(named, []string{nw.prefix}, bx.sb.Endpoints); err != nil {
+			l.dropEndpoint("", ep, true)
+			return nil, nil, Endpoint{}, err
+		}
+		ep = named[0]
 	}
-	ep = named[0]
 	ep.Aliases = req.Aliases
 	ep.DNSNames = dnsNames(nw, &bx.req, req.Aliases)
 	nw.enter(owner, ep)
@@ -179,7 +214,7 @@ func (l *Local) Disconnect(ctx context.Context, owner string, pid int, network s
 	if err := nw.drv.unplug(ctx, ep, ns); err != nil {
 		return fmt.Errorf("disconnect from network %s: %w", nw.rec.Name, err)
 	}
-	if err := l.unfence(bx, []Endpoint{ep}); err != nil {
+	if err := errors.Join(l.unfence(bx, []Endpoint{ep}), l.dismiss(ctx, owner, []Endpoint{ep})); err != nil {
 		return err
 	}
 	l.mu.Lock()
@@ -191,7 +226,7 @@ func (l *Local) Disconnect(ctx context.Context, owner string, pid int, network s
 			return err
 		}
 	}
-	return errors.Join(l.reroute(ctx, bx, ns), l.refreshNames(ctx, bx, ns))
+	return errors.Join(l.turn(ctx, bx, ns), l.refreshNames(ctx, bx, ns))
 }
 
 // planOf rebuilds the plan of a sandbox from what it has.

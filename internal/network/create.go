@@ -30,6 +30,9 @@ func (l *Local) Create(ctx context.Context, nw Network) (_ Network, err error) {
 	if err := errors.Join(l.fromConfig(&rec), l.withDefaults(&rec)); err != nil {
 		return Network{}, err
 	}
+	if rec.asksPlugins() {
+		return l.createPlugged(ctx, rec)
+	}
 	if err := l.chooseSubnets(&rec); err != nil {
 		return Network{}, err
 	}
@@ -37,6 +40,12 @@ func (l *Local) Create(ctx context.Context, nw Network) (_ Network, err error) {
 	if err != nil {
 		return Network{}, err
 	}
+	return l.makeNetwork(ctx, made)
+}
+
+// makeNetwork makes on the host what a network needs, and keeps it. created is held.
+func (l *Local) makeNetwork(ctx context.Context, made *network) (_ Network, err error) {
+	rec := made.rec
 	if err := l.checkBridgeName(made.br); err != nil {
 		return Network{}, err
 	}
@@ -113,16 +122,19 @@ func (l *Local) checkNew(rec *Network) error {
 	case nameNone: // a name for users, whose driver is called otherwise
 		return errs.New(errs.NotFound, "plugin %q not found", rec.Driver)
 	}
-	if d := rec.IPAM.Driver; d != "" && d != ipamDefault {
-		return errs.New(errs.NotFound, "plugin %q not found", d)
+	if rec.IPAM.Driver == "" {
+		rec.IPAM.Driver = ipamDefault
 	}
-	rec.IPAM.Driver = ipamDefault
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
 		return errs.New(errs.Unavailable, "network room is closed")
 	}
-	if _, taken := l.names[rec.Name]; taken {
+	_, taken := l.names[rec.Name]
+	for _, c := range l.coming {
+		taken = taken || c.name == rec.Name
+	}
+	if taken {
 		return errs.New(errs.Conflict, "network with name %s already exists", rec.Name)
 	}
 	return nil
@@ -141,6 +153,24 @@ func (l *Local) checkBridgeName(br string) error {
 
 // Remove removes a network that nobody is on.
 func (l *Local) Remove(ctx context.Context, ref string) error {
+	h, err := l.removeOwn(ctx, ref)
+	if err != nil || h == nil {
+		return err
+	}
+	var list []*held // endpoints that are owed yet, then the network
+	l.mu.Lock()
+	for _, e := range l.held {
+		if e.Network == h.Network && e != h {
+			list = append(list, e)
+		}
+	}
+	l.mu.Unlock()
+	l.owe(ctx, append(list, h)...) // as Docker: what a plugin says to it keeps no network
+	return nil
+}
+
+// removeOwn removes what is ours of a network, and returns what plugins hold of it.
+func (l *Local) removeOwn(ctx context.Context, ref string) (*held, error) {
 	l.created.Lock()
 	defer l.created.Unlock()
 	l.mu.Lock()
@@ -156,19 +186,20 @@ func (l *Local) Remove(ctx context.Context, ref string) error {
 	}
 	if err != nil {
 		l.mu.Unlock()
-		return err
+		return nil, err
 	}
 	delete(l.nets, nw.rec.ID) // nobody can join any more
 	delete(l.names, nw.rec.Name)
+	h := l.held[nw.rec.ID]
 	l.rules.changes++
 	l.mu.Unlock()
 	if err := l.forget(nw.rec.ID); err != nil {
 		l.mu.Lock()
 		l.put(nw)
 		l.mu.Unlock()
-		return err
+		return nil, err
 	}
-	return l.lower(ctx, nw)
+	return h, l.lower(ctx, nw)
 }
 
 // inUse is Docker's refusal to remove a network. mu is held.

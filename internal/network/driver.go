@@ -58,13 +58,24 @@ func (l *Local) newDriver(nw *network) (driver, error) {
 	case "overlay":
 		return nil, errs.New(errs.NotImplemented, "network driver overlay needs a swarm, which this engine has not yet")
 	}
-	return nil, errs.New(errs.NotFound, "plugin %q not found", nw.rec.Driver)
+	return newPluginDriver(l, nw)
 }
 
 // live makes the live side of a record; an error names the option that makes no sense.
 func (l *Local) live(rec Network) (nw *network, err error) {
-	nw = &network{rec: rec, eps: map[string]*Endpoint{}}
+	nw = &network{rec: rec, eps: map[string]*Endpoint{}, replaying: make(chan struct{}, 1)}
+	if rec.remoteIPAM() && !rec.ConfigOnly {
+		if l.opt.Plugins.Set == nil {
+			return nil, errs.New(errs.NotFound, "plugin %q not found", rec.IPAM.Driver)
+		}
+		if nw.ipam, err = l.opt.Plugins.IPAM(rec.IPAM.Driver); err != nil {
+			return nil, err
+		}
+	}
 	for _, p := range rec.IPAM.Pools {
+		if !p.Subnet.IsValid() || anyAddress(p.Subnet) {
+			continue
+		}
 		s := newSubnet(p)
 		if p.Subnet.Addr().Is4() {
 			nw.v4, nw.gw4 = s, p.Gateway

@@ -29,37 +29,61 @@ func (l *Local) newEndpoint(nw *network, er EndpointRequest, again string) (Endp
 	if (er.IPv4.IsValid() || er.IPv6.IsValid()) && nw.rec.Predefined {
 		return ep, errs.New(errs.Invalid, "user specified IP address is supported on user defined networks only")
 	}
-	if err := errors.Join(ep.readOptions(er.Options), checkLinkLocal(er.LinkLocal)); err != nil {
+	if err := errors.Join(ep.readOptions(er.Options, nw.byPlugin()), checkLinkLocal(er.LinkLocal)); err != nil {
 		return ep, err
 	}
 	ep.LinkLocal, ep.Links = er.LinkLocal, er.Links
-	if nw.index == 0 {
+	if nw.index == 0 && !nw.byPlugin() {
 		return ep, errs.New(errs.Unavailable, "network %s has no bridge on this host", nw.rec.Name)
 	}
-	a4, err := l.address(nw, nw.v4, er.IPv4, again)
-	if err != nil {
+	var err error
+	if ep.IPv4, ep.IPv6, err = l.addresses(nw, er, again); err != nil {
 		return ep, err
 	}
-	a6, err := l.address(nw, nw.v6, er.IPv6, again)
-	if err != nil {
-		if a4.IsValid() {
-			nw.v4.release(a4.Addr())
-		}
-		return ep, err
-	}
-	ep.IPv4, ep.IPv6 = a4, a6
-	if !nw.rec.Internal && !nw.byDevice() {
+	if !nw.rec.Internal && !nw.byDevice() && !nw.byPlugin() {
 		ep.Gateway4, ep.Gateway6 = nw.gw4, nw.gw6
 	}
-	mac := derivedMAC(ep)
-	if er.MAC != "" {
-		if mac, err = net.ParseMAC(er.MAC); err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+	switch {
+	case er.MAC != "":
+		mac, err := net.ParseMAC(er.MAC)
+		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
 			l.dropEndpoint("", ep, true)
 			return ep, errs.New(errs.Invalid, "invalid mac address %s", er.MAC)
 		}
+		ep.MAC = mac.String()
+	case !nw.plugged(): // else it is known when the plugins were asked: see enroll
+		ep.MAC = derivedMAC(ep).String()
 	}
-	ep.MAC = mac.String()
 	return ep, nil
+}
+
+// addresses takes the addresses of both families, or none. Those of a plugin are not taken here, only what nobody can have is refused. mu is held.
+func (l *Local) addresses(nw *network, er EndpointRequest, again string) (a4, a6 netip.Prefix, err error) {
+	if nw.ipam != nil {
+		return a4, a6, errors.Join(nw.mayAsk(nw.v4, er.IPv4), nw.mayAsk(nw.v6, er.IPv6))
+	}
+	if a4, err = l.address(nw, nw.v4, er.IPv4, again); err != nil {
+		return a4, a6, err
+	}
+	if a6, err = l.address(nw, nw.v6, er.IPv6, again); err != nil && a4.IsValid() {
+		nw.v4.release(a4.Addr())
+	}
+	return a4, a6, err
+}
+
+// mayAsk refuses addresses that the network's subnet cannot have.
+func (nw *network) mayAsk(s *subnet, want netip.Addr) error {
+	switch {
+	case !want.IsValid():
+		return nil
+	case s == nil:
+		return errs.New(errs.Invalid, "network %s has no %s subnet for address %s", nw.rec.Name, familyName(want), want)
+	case s.chosen:
+		return errs.New(errs.Invalid, "user specified IP address is supported only when connecting to networks with user configured subnets")
+	case !s.prefix.Contains(want):
+		return errs.New(errs.Invalid, "invalid address %s: It does not belong to any of this network's subnets", want)
+	}
+	return nil
 }
 
 // derivedMAC is the hardware address of who has the endpoint's addresses and names none.
@@ -67,21 +91,21 @@ func derivedMAC(ep Endpoint) net.HardwareAddr {
 	if ep.IPv4.IsValid() {
 		return macOf(ep.IPv4.Addr())
 	}
+	if !ep.IPv6.IsValid() {
+		return randomMAC()
+	}
 	raw := ep.IPv6.Addr().As16()
 	return net.HardwareAddr{0x02, 0x42, raw[12], raw[13], raw[14], raw[15]}
 }
 
 // address takes the wanted address of a subnet, or the one that its owner had before, or the next free one. mu is held.
 func (l *Local) address(nw *network, s *subnet, want netip.Addr, again string) (netip.Prefix, error) {
+	if err := nw.mayAsk(s, want); err != nil {
+		return netip.Prefix{}, err
+	}
 	switch {
-	case s == nil && want.IsValid():
-		return netip.Prefix{}, errs.New(errs.Invalid, "network %s has no %s subnet for address %s", nw.rec.Name, familyName(want), want)
 	case s == nil:
 		return netip.Prefix{}, nil
-	case want.IsValid() && s.chosen:
-		return netip.Prefix{}, errs.New(errs.Invalid, "user specified IP address is supported only when connecting to networks with user configured subnets")
-	case want.IsValid() && !s.prefix.Contains(want):
-		return netip.Prefix{}, errs.New(errs.Invalid, "invalid address %s: It does not belong to any of this network's subnets", want)
 	case want.IsValid():
 		if s.claim(want) {
 			return netip.PrefixFrom(want, s.prefix.Bits()), nil
@@ -168,10 +192,16 @@ func (nw *network) unexpected(ep Endpoint) bool {
 func announce(in *netlink.Conn, eps []Endpoint) error {
 	var b netlink.Batch
 	for _, ep := range eps {
+		if ep.Interface == "" {
+			continue
+		}
 		for _, path := range []string{"net/ipv4/conf/" + ep.Interface + "/arp_notify", "net/ipv6/conf/" + ep.Interface + "/ndisc_notify"} {
 			if err := sysctl(path, "1"); err != nil && !errors.Is(err, os.ErrNotExist) {
 				return err
 			}
+		}
+		if ep.MAC == "" {
+			continue
 		}
 		b.Begin("announce "+ep.Interface, unix.RTM_NEWLINK, 0, make([]byte, unix.SizeofIfInfomsg))
 		b.String(unix.IFLA_IFNAME, ep.Interface)

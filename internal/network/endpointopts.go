@@ -22,8 +22,8 @@ type setting struct{ path, value string }
 
 const ifName = "IFNAME"
 
-// readOptions reads the options of an endpoint; an error names the one that makes no sense.
-func (ep *Endpoint) readOptions(options map[string]string) (err error) {
+// readOptions reads the options of an endpoint; an error names the one that makes no sense. Those that are not ours are for a plugin, if the network has one.
+func (ep *Endpoint) readOptions(options map[string]string, plugin bool) (err error) {
 	for key, val := range options {
 		switch key {
 		case optIfName:
@@ -36,6 +36,9 @@ func (ep *Endpoint) readOptions(options map[string]string) (err error) {
 				return err
 			}
 		default:
+			if plugin {
+				continue
+			}
 			return errs.New(errs.NotImplemented, "endpoint option %s is not supported", key)
 		}
 	}
@@ -98,8 +101,16 @@ func linkLocalPrefix(a netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(a, 64)
 }
 
+// prefixes are what the names of interfaces on networks begin with, where it is not "eth".
+func prefixes(nets []*network) (list []string) {
+	for _, nw := range nets {
+		list = append(list, nw.prefix)
+	}
+	return list
+}
+
 // nameInterfaces gives those of the new endpoints that name no interface the next free name: eth0, eth1, …, or by the prefix of their network.
-func nameInterfaces(eps []Endpoint, nets []*network, others []Endpoint) error {
+func nameInterfaces(eps []Endpoint, prefixes []string, others []Endpoint) error {
 	taken := map[string]bool{"lo": true}
 	for _, ep := range others {
 		taken[ep.Interface] = true
@@ -113,7 +124,7 @@ func nameInterfaces(eps []Endpoint, nets []*network, others []Endpoint) error {
 		}
 	}
 	for i := range eps {
-		prefix := nets[i].prefix
+		prefix := prefixes[i]
 		if prefix == "" {
 			prefix = "eth"
 		}

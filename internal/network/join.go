@@ -42,10 +42,16 @@ func (l *Local) Join(ctx context.Context, req JoinRequest) (_ *Sandbox, err erro
 		return l.finish(ctx, bx, p, nil)
 	}
 	ns := (*os.File)(nil)
-	if ready != nil {
+	switch {
+	case ready != nil:
 		ns, p.eps = ready.ns, ready.eps
 		bx.sb.Endpoints = p.eps
-	} else if ns, err = l.build(p); err != nil {
+	case p.plugged():
+		ns, err = l.buildPlugged(ctx, bx, &p, req.Endpoints)
+	default:
+		ns, err = l.build(p)
+	}
+	if err != nil {
 		return nil, err
 	}
 	undo.Push(func(context.Context) error { return ns.Close() })
@@ -141,8 +147,10 @@ func (l *Local) tryReserve(req *JoinRequest, bx *box, again string) (p plan, rea
 			p.eps = append(p.eps, ep)
 			p.told = p.told || p.nets[i].unexpected(ep)
 		}
-		if err := nameInterfaces(p.eps, p.nets, nil); err != nil {
-			return p, nil, err
+		if !p.plugged() { // else plugins have a say in it
+			if err := nameInterfaces(p.eps, prefixes(p.nets), nil); err != nil {
+				return p, nil, err
+			}
 		}
 	} else {
 		p.eps = ready.eps
@@ -176,6 +184,9 @@ func (p *plan) gateways(reqs []EndpointRequest) {
 	}
 	for i := range p.eps {
 		dev := p.nets[i].byDevice()
+		if p.eps[i].Interface == "" {
+			continue // a plugin sees to it
+		}
 		if (p.eps[i].Gateway4.IsValid() || dev && p.eps[i].IPv4.IsValid()) && better(i, p.gw4) {
 			p.gw4 = i
 		}
@@ -228,7 +239,7 @@ func (l *Local) furnish(host, in *netlink.Conn, p plan, ns *os.File) error {
 	if err := l.makeLinks(host, &b, p.nets, p.eps); err != nil {
 		return err
 	}
-	if err := configure(in, p); err != nil {
+	if err := l.configure(in, p); err != nil {
 		return err
 	}
 	if err := l.settleHost(host, p.nets, p.eps); err != nil || !p.told {
@@ -279,15 +290,20 @@ func (l *Local) quietIPv6(eps []Endpoint) error {
 var default4, default6 = netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 
 // configure gives the interfaces in a new namespace their addresses and routes.
-func configure(in *netlink.Conn, p plan) error {
+func (l *Local) configure(in *netlink.Conn, p plan) error {
 	var b netlink.Batch
 	for i, ep := range p.eps {
+		if ep.Interface == "" { // a plugin sees to it
+			continue
+		}
 		link, err := in.LinkByName(ep.Interface)
 		if err != nil {
 			return err
 		}
+		l.pluggedBefore(&b, link, ep)
 		addAddrs(&b, link.Index, ep)
 		b.SetUp(link.Index)
+		l.pluggedAfter(&b, link, ep)
 		if i == p.gw4 {
 			b.AddRoute(link.Index, default4, ep.Gateway4)
 		}
@@ -296,7 +312,7 @@ func configure(in *netlink.Conn, p plan) error {
 		}
 	}
 	if err := in.Do(&b); err != nil {
-		return err
+		return l.unfit(p.eps, err)
 	}
 	if err := settleInside(in, p.eps); err != nil {
 		return err
@@ -392,7 +408,7 @@ func (l *Local) leave(ctx context.Context, bx *box) (err error) {
 	eps := bx.sb.Endpoints
 	bx.leaving = true // its rules are not written again
 	l.mu.Unlock()
-	err = errors.Join(l.unpublish(ctx, bx), l.closeNames(ctx, bx), l.unfence(bx, eps))
+	err = errors.Join(l.unpublish(ctx, bx), l.closeNames(ctx, bx), l.unfence(bx, eps), l.dismiss(ctx, bx.req.Owner, eps))
 	opened := false
 	defer func() {
 		if opened { // addresses are given again: what was open to this one must not be to the next

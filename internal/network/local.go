@@ -14,6 +14,7 @@ import (
 	"corten.dev/corten/internal/linux/netlink"
 	"corten.dev/corten/internal/linux/nft"
 	"corten.dev/corten/internal/network/dns"
+	"corten.dev/corten/internal/network/remote"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,6 +33,8 @@ type Local struct {
 	nets    map[string]*network // by id
 	names   map[string]string   // network name -> id
 	boxes   map[string]*box     // by owner
+	held    map[string]*held    // what plugins hold, by id
+	coming  map[string]*coming  // networks being made by way of plugins, by id
 	ports   portTable
 	told    toldNames
 	settled bool
@@ -47,6 +50,7 @@ type Local struct {
 	stop    context.CancelFunc
 	done    <-chan struct{} // closed by stop
 	work    sync.WaitGroup
+	repay   chan struct{} // asks for what is owed to be given back to plugins
 }
 
 // network is the live side of a stored network.
@@ -65,6 +69,9 @@ type network struct {
 	rates     Rates   // of each of its containers
 	isDefault bool
 	foreign   bool                 // the bridge was there before us: it is never removed
+	ipam      *remote.IPAM         // nil: the addresses are ours, or there are none
+	replaying chan struct{}        // held by who looks at replayed
+	replayed  bool                 // ipam knows what it gave to this network
 	eps       map[string]*Endpoint // by owner
 }
 
@@ -84,7 +91,8 @@ type box struct {
 func New(opt Options) (_ *Local, err error) {
 	opt = opt.withDefaults()
 	l := &Local{opt: opt, log: opt.Logger, nets: map[string]*network{}, names: map[string]string{}, boxes: map[string]*box{}, told: toldNames{},
-		rules: rulesState{guarded: map[string]bool{}}, resolv: dns.HostFile{Path: opt.ResolvConf}, rt: &netlink.Pool{Proto: unix.NETLINK_ROUTE}, nf: nft.NewConns()}
+		rules: rulesState{guarded: map[string]bool{}}, held: map[string]*held{}, coming: map[string]*coming{}, repay: make(chan struct{}, 1),
+		resolv: dns.HostFile{Path: opt.ResolvConf}, rt: &netlink.Pool{Proto: unix.NETLINK_ROUTE}, nf: nft.NewConns()}
 	ctx, stop := context.WithCancel(context.Background())
 	l.stop, l.done = stop, ctx.Done()
 	defer func() {
@@ -103,6 +111,9 @@ func New(opt Options) (_ *Local, err error) {
 		return nil, fmt.Errorf("network records: %w", err)
 	}
 	if err := l.load(ctx); err != nil {
+		return nil, err
+	}
+	if err := l.loadHeld(); err != nil {
 		return nil, err
 	}
 	if err := l.adopt(); err != nil {
@@ -124,6 +135,9 @@ func New(opt Options) (_ *Local, err error) {
 	}
 	l.work.Go(func() { l.pool.run(ctx) })
 	l.work.Go(func() { l.reap.run(ctx) })
+	if opt.Plugins.Set != nil {
+		l.work.Go(func() { l.runRepay(ctx) })
+	}
 	return l, nil
 }
 
@@ -135,7 +149,8 @@ func (l *Local) Settle(ctx context.Context) error {
 	l.mu.Unlock()
 	l.reap.orphans()
 	l.pool.wake()
-	err := errors.Join(l.proxySettle(ctx), l.settleNames(ctx))
+	err := errors.Join(l.proxySettle(ctx), l.settleNames(ctx), l.settleHeld())
+	l.replaySoon()
 	if l.opt.NoRules {
 		return err
 	}

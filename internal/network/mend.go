@@ -103,7 +103,7 @@ func (l *Local) hasInside(ep Endpoint, pid int) (there bool, err error) {
 func (req *JoinRequest) sysctlsOn(ep Endpoint) []setting {
 	for _, er := range req.Endpoints {
 		var read Endpoint
-		if (er.Network == ep.Network || er.Network == ep.NetworkID) && read.readOptions(er.Options) == nil {
+		if (er.Network == ep.Network || er.Network == ep.NetworkID) && read.readOptions(er.Options, true) == nil {
 			return read.sysctls
 		}
 	}

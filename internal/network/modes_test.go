@@ -399,7 +399,7 @@ func FuzzOptions(f *testing.F) {
 			_ = bridgeElements(nw)
 		}
 		var ep Endpoint
-		if ep.readOptions(map[string]string{key: val}) == nil {
+		if ep.readOptions(map[string]string{key: val}, false) == nil {
 			for _, s := range ep.sysctls {
 				if parts := strings.Split(s.path, "/"); len(parts) != 5 || strings.Contains(s.path, "..") {
 					t.Errorf("path %q", s.path)

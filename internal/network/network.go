@@ -18,7 +18,7 @@ import (
 // Network is a stored network. Fields follow Docker's API.
 type Network struct {
 	ID, Name   string
-	Driver     string // "bridge", "host", "none"
+	Driver     string // "bridge", "host", "null", "macvlan", "ipvlan", or the name of a plugin
 	Created    time.Time
 	Internal   bool
 	Attachable bool
@@ -46,8 +46,13 @@ type Pool struct {
 	Range   netip.Prefix
 	Gateway netip.Addr
 	Aux     map[string]netip.Addr
+	// ID is the pool's at the plugin that manages its addresses, and Space where that keeps it.
+	ID    string `json:",omitempty"`
+	Space string `json:",omitempty"`
 	// Chosen says that the engine chose the subnet; nobody can ask for an address of it, because it is another one when the network is made again.
 	Chosen bool `json:",omitempty"`
+
+	keptByPlugin bool // the gateway's address, without being asked
 }
 
 // SubnetUsage counts the addresses of a subnet: all that nobody can be given, with the network's own, the gateway's, those kept for others and those of ready namespaces, and those
@@ -90,6 +95,8 @@ type JoinRequest struct {
 	Hostname  string
 	Endpoints []EndpointRequest
 	Ports     []Port
+	// Exposed are further ports that the container's image or its maker names. Only drivers that are plugins are told.
+	Exposed []Port
 	// DNS as given by --dns, --dns-search, --dns-option; empty means the host's.
 	DNS, DNSSearch, DNSOptions []string
 	// Openings are the owners whose ports it reaches on the default bridge even where containers there do not reach each other (--link with icc off).
@@ -122,6 +129,8 @@ type Endpoint struct {
 	Aliases   []string
 	DNSNames  []string
 	Links     map[string]string `json:",omitempty"`
+	// WayOut says that nobody asked for it: it is on the network "docker_gwbridge", because the driver of another network left the way to the outside to the engine.
+	WayOut bool `json:",omitempty"`
 
 	sysctls []setting
 }

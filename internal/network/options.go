@@ -6,6 +6,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"corten.dev/corten/internal/network/remote"
 )
 
 // PoolRange is a range that the subnets of networks are taken from when their makers name none.
@@ -52,7 +54,9 @@ type Options struct {
 	Names []string
 	// Cgroup is an open cgroup v2 that port proxy and name server are born in, so that they do not end with the engine's service; nil leaves it in the engine's.
 	Cgroup *os.File
-	Logger *slog.Logger
+	// Plugins are where drivers of networks and of addresses are found that are not our own; the zero value has none.
+	Plugins remote.Plugins
+	Logger  *slog.Logger
 }
 
 // defaultTable is the nftables table, and with it the name on the host, of an engine that was told none.

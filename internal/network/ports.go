@@ -116,6 +116,9 @@ func (l *Local) publish(bx *box, p plan, ports []Port) error {
 		return nil
 	}
 	ep, nw := bx.portEndpoint(p)
+	if nw == nil && slices.ContainsFunc(p.nets, (*network).byPlugin) {
+		return nil // a matter of the plugin: see steer
+	}
 	if nw == nil {
 		l.log.Warn("ports are not published: no network of the container reaches the outside", "owner", bx.req.Owner)
 		return nil // as Docker: compose files say ports also for services on internal networks

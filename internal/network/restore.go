@@ -30,6 +30,7 @@ func (l *Local) Restore(ctx context.Context, req JoinRequest, sb Sandbox, pid in
 			lost = append(lost, ep.Network)
 			continue
 		}
+		l.claimHeld(ep)
 		delete(l.reap.dying, l.linkName(ep))
 		if nw.v4 != nil && ep.IPv4.IsValid() {
 			nw.v4.claim(ep.IPv4.Addr())

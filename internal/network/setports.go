@@ -31,9 +31,9 @@ func (l *Local) SetPorts(ctx context.Context, owner string, ports []Port) error 
 		return err
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	bx.req.Ports = slices.Clone(ports)
-	return nil
+	l.mu.Unlock()
+	return l.steer(ctx, bx, p, true)
 }
 
 // beyond are the ports of a list, one by one, that another does not have.

@@ -46,6 +46,9 @@ func (l *Local) settleHost(host *netlink.Conn, nets []*network, eps []Endpoint) 
 // were up before them.
 func settleInside(in *netlink.Conn, eps []Endpoint) error {
 	for _, ep := range eps {
+		if ep.Interface == "" { // a plugin sees to it
+			continue
+		}
 		if _, err := in.LinkByName(ep.Interface); err != nil {
 			return err
 		}

@@ -16,15 +16,23 @@ import (
 //	<root>/networks/<id>.json.bad   one that could not be read, set aside
 func (l *Local) storeDir() string { return filepath.Join(l.opt.Root, "networks") }
 
-func (l *Local) save(nw Network) (err error) {
+func (l *Local) save(nw Network) error {
 	raw, err := json.MarshalIndent(nw, "", " ")
 	if err != nil {
 		return fmt.Errorf("store network %s: %w", nw.Name, err)
 	}
-	path := filepath.Join(l.storeDir(), nw.ID+".json")
-	f, err := os.CreateTemp(l.storeDir(), "."+nw.ID+".*")
-	if err != nil {
+	if err := l.writeAside(filepath.Join(l.storeDir(), nw.ID+".json"), raw); err != nil {
 		return fmt.Errorf("store network %s: %w", nw.Name, err)
+	}
+	return nil
+}
+
+// writeAside writes a file that is there whole, or as it was, after a crash.
+func (l *Local) writeAside(path string, raw []byte) error {
+	dir, name := filepath.Split(path)
+	f, err := os.CreateTemp(dir, "."+name+".*")
+	if err != nil {
+		return err
 	}
 	_, err = f.Write(raw)
 	err = errors.Join(err, f.Sync(), f.Close())
@@ -32,20 +40,20 @@ func (l *Local) save(nw Network) (err error) {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
-		return fmt.Errorf("store network %s: %w", nw.Name, errors.Join(err, os.Remove(f.Name())))
+		return errors.Join(err, os.Remove(f.Name()))
 	}
-	return l.syncDir()
+	return syncDir(dir)
 }
 
 func (l *Local) forget(id string) error {
 	if err := os.Remove(filepath.Join(l.storeDir(), id+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("forget network %s: %w", id, err)
 	}
-	return l.syncDir()
+	return syncDir(l.storeDir())
 }
 
-func (l *Local) syncDir() error {
-	dir, err := os.Open(l.storeDir())
+func syncDir(path string) error {
+	dir, err := os.Open(path)
 	if err != nil {
 		return err
 	}
@@ -101,6 +109,9 @@ func parseRecord(raw []byte, id string) (Network, error) {
 		return nw, errors.New("id or name does not fit")
 	}
 	for _, p := range nw.IPAM.Pools {
+		if nw.IPAM.Driver != "" && nw.IPAM.Driver != ipamDefault {
+			break // checked when the plugin gave it
+		}
 		if err := checkPool(p); err != nil {
 			return nw, errors.Join(errors.New("bad address pool"), err)
 		}

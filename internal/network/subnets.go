@@ -47,6 +47,11 @@ func (l *Local) takenSubnets(own string) (taken []netip.Prefix, ownAddr netip.Pr
 			taken = append(taken, p.Subnet)
 		}
 	}
+	for _, c := range l.coming {
+		for _, p := range c.pools {
+			taken = append(taken, p.Subnet)
+		}
+	}
 	return taken, ownAddr, nil
 }
 
@@ -88,8 +93,8 @@ func uniqueLocal(id string) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom16(raw), 64)
 }
 
-// chooseSubnets checks the pools that were asked for and finds those that were not.
-func (l *Local) chooseSubnets(rec *Network) error {
+// checkPools checks the pools that were asked for, and leaves out those of families that the network does not have.
+func (l *Local) checkPools(rec *Network) error {
 	var have4, have6 int
 	for _, p := range rec.IPAM.Pools {
 		if !p.Subnet.IsValid() {
@@ -113,9 +118,23 @@ func (l *Local) chooseSubnets(rec *Network) error {
 	}
 	rec.IPAM.Pools = slices.DeleteFunc(rec.IPAM.Pools, func(p Pool) bool { return !p.Subnet.IsValid() || p.Subnet.Addr().Is6() && !rec.EnableIPv6 })
 	if have4 > 1 || have6 > 1 {
-		return errs.New(errs.Forbidden, "bridge driver doesn't support multiple subnets")
+		return errs.New(errs.Forbidden, "%s driver doesn't support multiple subnets", rec.Driver)
 	}
 	rec.EnableIPv4 = rec.EnableIPv4 || have4 > 0 || !rec.EnableIPv6
+	return nil
+}
+
+// chooseSubnets checks the pools that were asked for and finds those that were not.
+func (l *Local) chooseSubnets(rec *Network) error {
+	if rec.IPAM.Driver == ipamNull {
+		return rec.noAddresses()
+	}
+	if err := l.checkPools(rec); err != nil {
+		return err
+	}
+	has := func(is4 bool) bool {
+		return slices.ContainsFunc(rec.IPAM.Pools, func(p Pool) bool { return p.Subnet.Addr().Is4() == is4 })
+	}
 	taken, _, err := l.takenSubnets("")
 	if err != nil {
 		return err
@@ -126,14 +145,14 @@ func (l *Local) chooseSubnets(rec *Network) error {
 			return errs.New(errs.Forbidden, "invalid pool request: Pool overlaps with other one on this address space")
 		}
 	}
-	if rec.EnableIPv4 && have4 == 0 {
+	if rec.EnableIPv4 && !has(true) {
 		subnet, err := freeSubnet(ofFamily(l.opt.Pools, true), taken)
 		if err != nil {
 			return err
 		}
 		rec.IPAM.Pools = append(rec.IPAM.Pools, Pool{Subnet: subnet, Chosen: true})
 	}
-	if rec.EnableIPv6 && have6 == 0 {
+	if rec.EnableIPv6 && !has(false) {
 		subnet := uniqueLocal(newID())
 		if ranges := ofFamily(l.opt.Pools, false); len(ranges) > 0 {
 			if subnet, err = freeSubnet(ranges, taken); err != nil {
@@ -151,13 +170,22 @@ func (nw *network) pools() []Pool {
 	if nw.rec.ConfigOnly {
 		return nil
 	}
-	return nw.rec.IPAM.Pools
+	return slices.DeleteFunc(slices.Clone(nw.rec.IPAM.Pools), func(p Pool) bool { return anyAddress(p.Subnet) })
 }
 
+// ourSubnets are those of the engine's own address manager: those of others may be the same ones, if a plugin keeps them apart.
 func (l *Local) ourSubnets() (all []netip.Prefix) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for _, c := range l.coming {
+		for _, p := range c.pools {
+			all = append(all, p.Subnet)
+		}
+	}
 	for _, nw := range l.nets {
+		if nw.ipam != nil && nw.byPlugin() {
+			continue
+		}
 		for _, p := range nw.pools() {
 			all = append(all, p.Subnet)
 		}

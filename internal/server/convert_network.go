@@ -151,6 +151,9 @@ func endpoints(r container.Record, version int) map[string]*wirenet.EndpointSett
 		for i := range r.Sandbox.Endpoints {
 			made := &r.Sandbox.Endpoints[i]
 			name := made.Network
+			if made.WayOut {
+				continue // as Docker: nobody asked for it
+			}
 			asked, ok := r.Networks[name]
 			if !ok { // asked for by id
 				for key, settings := range r.Networks {

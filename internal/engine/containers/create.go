@@ -323,6 +323,9 @@ func (s *Service) emitNetworks(ctx context.Context, id, action string, sb *netwo
 		return
 	}
 	for _, ep := range sb.Endpoints {
+		if ep.WayOut {
+			continue // as Docker: nobody asked for it
+		}
 		driver := ""
 		if nw, err := s.Networks.Get(ctx, ep.NetworkID); err == nil {
 			driver = nw.Driver

@@ -78,6 +78,9 @@ func (s *Service) joinRequest(rec *container.Record) (network.JoinRequest, error
 		return req, nil
 	}
 	req.Ports = slices.Clone(host.Ports)
+	if req.Exposed, err = exposed(cfg.ExposedPorts, nil); err != nil {
+		return req, err
+	}
 	if host.PublishAll {
 		more, err := exposed(cfg.ExposedPorts, host.Ports)
 		if err != nil {

@@ -126,7 +126,11 @@ func (s *Service) view(ctx context.Context, nw network.Network, names map[string
 	}
 	view := View{Network: nw, Containers: make(map[string]Member, len(eps))}
 	for owner, ep := range eps {
-		view.Containers[owner] = Member{Name: names[owner], Endpoint: ep}
+		name := names[owner]
+		if ep.WayOut { // as Docker
+			name = "gateway_" + owner[:min(len(owner), 12)]
+		}
+		view.Containers[owner] = Member{Name: name, Endpoint: ep}
 	}
 	return view, nil
 }

@@ -217,6 +217,21 @@ func (b *Batch) SetUpName(name string) {
 	b.End()
 }
 
+// MoveLink moves a link into another namespace, where it has the name given; it is down then. The link is told by its index in the namespace of the request.
+func (b *Batch) MoveLink(index int, name string, ns *os.File) {
+	b.Begin("move link to "+name, unix.RTM_NEWLINK, 0, ifinfo(0, index, 0, unix.IFF_UP))
+	b.U32(unix.IFLA_NET_NS_FD, uint32(ns.Fd()))
+	b.String(unix.IFLA_IFNAME, name)
+	b.End()
+}
+
+// SetMAC gives a link a hardware address.
+func (b *Batch) SetMAC(index int, mac net.HardwareAddr) {
+	b.Begin(fmt.Sprintf("set the hardware address of link %d", index), unix.RTM_NEWLINK, 0, ifinfo(0, index, 0, 0))
+	b.Bytes(unix.IFLA_ADDRESS, mac)
+	b.End()
+}
+
 // SetMTU changes an interface's MTU.
 func (b *Batch) SetMTU(index, mtu int) {
 	b.Begin(fmt.Sprintf("set mtu of link %d", index), unix.RTM_NEWLINK, 0, ifinfo(0, index, 0, 0))
