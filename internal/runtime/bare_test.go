@@ -1,11 +1,13 @@
 package runtime
 
 import (
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -91,6 +93,14 @@ func play(t *testing.T, word string) (string, int) {
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
+	}
+	if prog, err := elf.Open(self); err != nil {
+		t.Fatal(err)
+	} else {
+		defer prog.Close()
+		if slices.ContainsFunc(prog.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
+			t.Skip("the test program needs a linker that the container has not: run it with CGO_ENABLED=0")
+		}
 	}
 	return sh(t, "exec /play "+word, func(s *specs.Spec) {
 		privileged(s)

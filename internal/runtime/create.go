@@ -339,6 +339,10 @@ func (p *plan) protect() {
 
 func (p *plan) hostnames() {
 	b := p.b
+	if (p.spec.Hostname != "" || p.spec.Domainname != "") && !p.has(unix.CLONE_NEWUTS) {
+		p.fail(errs.New(errs.Invalid, "hostname or domain name: the container has the host's uts namespace, and would change the host's"))
+		return
+	}
 	if h := p.spec.Hostname; h != "" {
 		p.note("set hostname %s", h)
 		b.Sys(unix.SYS_SETHOSTNAME, b.Str(h), launch.Imm(len(h)))

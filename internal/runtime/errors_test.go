@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -39,6 +40,19 @@ func TestErrorsLeaveNothing(t *testing.T) {
 		"capability": {func(s *specs.Spec) { s.Process.Capabilities.Bounding = []string{"what"} }, errs.Invalid, "what"},
 		"namespace":  {func(s *specs.Spec) { s.Linux.Namespaces[0].Path = "/proc/self/ns/net" }, errs.Invalid, "is a net namespace, not mnt"},
 		"fake":       {func(s *specs.Spec) { s.Linux.Namespaces[1].Path = "/etc/passwd" }, errs.Invalid, "is not a namespace"},
+		// It was the host that got the name: this one is safe to have.
+		"hostname": {func(s *specs.Spec) {
+			s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UTSNamespace })
+			s.Hostname, _ = os.Hostname()
+		}, errs.Invalid, "the host's uts namespace"},
+		"hostname of the host by path": {func(s *specs.Spec) {
+			for i := range s.Linux.Namespaces {
+				if s.Linux.Namespaces[i].Type == specs.UTSNamespace {
+					s.Linux.Namespaces[i].Path = "/proc/self/ns/uts"
+				}
+			}
+			s.Hostname, _ = os.Hostname()
+		}, errs.Invalid, "the host's uts namespace"},
 		"maps": {func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "user"})
 		}, errs.Invalid, "mappings"},

@@ -163,10 +163,10 @@ var ipcSysctls = map[string]bool{
 	"kernel/shmall": true, "kernel/shmmax": true, "kernel/shmmni": true, "kernel/shm_rmid_forced": true,
 }
 
-// has tells whether the container has a namespace of that kind for itself or joined one.
+// has tells whether the container has a namespace of that kind for itself or joined one that is not the host's.
 func (p *plan) has(flag uint64) bool {
 	_, joined := p.joins[flag]
-	return joined || p.newFlags&flag != 0
+	return joined && p.hosts&flag == 0 || p.newFlags&flag != 0
 }
 
 // sysctlPath checks that a sysctl belongs to a namespace that the container has; any other would change the host.

@@ -32,6 +32,7 @@ type plan struct {
 	forked   bool
 	newFlags uint64                // namespaces to make
 	joins    map[uint64]launch.Arg // namespaces to join
+	hosts    uint64                // those of them that this process is in itself
 	prop     uint32                // propagation of the root
 
 	proc     launch.Arg // the host's procfs, verified
@@ -240,6 +241,9 @@ func (p *plan) namespaces() error {
 			if f, err = ns.Open(n.Path, flag); err != nil {
 				return err
 			}
+		}
+		if ns.IsOwn(f, flag) {
+			p.hosts |= flag
 		}
 		p.joins[flag] = p.take(f)
 	}

@@ -162,8 +162,8 @@ type capSet struct {
 	last                                                 int
 }
 
-// capabilities reads the sets. What this process does not have itself cannot be granted and is left out, as the specification asks; in a new user namespace
-// everything can.
+// capabilities reads the sets. What cannot be granted, because this process does not have it itself or the sets do not fit each other, is left out, as the specification asks;
+// in a new user namespace everything can.
 func (p *plan) capabilities(c *specs.LinuxCapabilities) (set capSet, err error) {
 	set.last = caps.Last() // reads a file
 	if c == nil {
@@ -185,6 +185,7 @@ func (p *plan) capabilities(c *specs.LinuxCapabilities) (set capSet, err error) 
 		}
 		*s.mask = m & can
 	}
+	set.ambient &= set.permitted & set.inheritable // what the kernel lets be raised; runc's own template names more, and runc passes over it
 	return set, nil
 }
 

@@ -464,3 +464,12 @@ func TestTerminal(t *testing.T) {
 		t.Errorf("%q", out)
 	}
 }
+
+// `runc spec` writes ambient capabilities without the inheritable ones that the kernel wants for them. Such a bundle did not start.
+func TestAmbientWithoutInheritable(t *testing.T) {
+	out, code := sh(t, `grep CapAmb /proc/self/status | tr -d '\t'`, func(s *specs.Spec) {
+		all := []string{"CAP_KILL", "CAP_CHOWN"}
+		s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all, Inheritable: []string{"CAP_CHOWN"}, Ambient: all}
+	})
+	want(t, out, code, "CapAmb:0000000000000001\n")
+}

@@ -111,6 +111,12 @@ func OfPid(pid int, flag uint64) (*os.File, error) {
 	return Open("/proc/"+strconv.Itoa(pid)+"/ns/"+Name(flag), flag)
 }
 
+// IsOwn tells whether an open namespace is the one that this process is in.
+func IsOwn(f *os.File, flag uint64) bool {
+	var there, here unix.Stat_t
+	return unix.Fstat(int(f.Fd()), &there) == nil && unix.Stat("/proc/self/ns/"+Name(flag), &here) == nil && there.Dev == here.Dev && there.Ino == here.Ino
+}
+
 // Same tells whether two processes share a namespace.
 func Same(pid, other string, flag uint64) bool {
 	a, err := os.Readlink("/proc/" + pid + "/ns/" + Name(flag))
