@@ -139,6 +139,12 @@ type Progress interface {
 	Warn(Warning)
 }
 
+// Runs is what a Progress offers besides, if somebody wants to know of processes.
+type Runs interface {
+	// Running tells the id of the process that the step is about to run: its tree, its cgroups and its place on the network bear it.
+	Running(id string)
+}
+
 // Status is what happened in a build since the last one; doors translate it. Nil slices are nothing new.
 type Status struct {
 	Vertexes []VertexStatus `json:"vertexes,omitempty"`
@@ -157,6 +163,10 @@ type VertexStatus struct {
 	Cached    bool              `json:"cached,omitempty"`
 	Error     string            `json:"error,omitempty"`
 	Group     *pb.ProgressGroup `json:"progressGroup,omitempty"`
+	// Result names what a completed vertex gave, for doors that tell of it: the manifest of an image, else the key of the step's record.
+	Result digest.Digest `json:"-"`
+	// Process names the process that a step runs, once there is one.
+	Process string `json:"-"`
 }
 
 // PartStatus is the state of a part of a vertex.

@@ -59,17 +59,17 @@ func (s *Server) build(w http.ResponseWriter, r *request) error {
 		req.Session.Contexts = given{files}
 	}
 	p := newProgress(w, false)
-	told := &classic{out: p, quiet: r.query.flag("q")}
+	told := &classic{out: p, quiet: r.query.flag("q"), kept: r.query.get("rm") != "" && !r.query.flag("rm"), failedToo: r.query.flag("forcerm"), imageOf: s.imageID(ctx, r.query.get("platform"))}
 	if req.Session.Contexts != nil {
 		told.plan = planOf(ctx, req.Session.Contexts, r.query.get("dockerfile"), r.query.get("target"))
 	}
 	req.Status = told.update
 	resp, err := s.Builds.Build(ctx, req)
-	told.finish(err)
+	id := resp.Exporter["containerimage.config.digest"]
+	told.finish(id, err)
 	if err != nil {
 		return p.finish(classicError(p, err))
 	}
-	id := resp.Exporter["containerimage.config.digest"]
 	if told.quiet {
 		p.say(id + "\n")
 		return p.finish(nil)
@@ -88,6 +88,20 @@ func (s *Server) build(w http.ResponseWriter, r *request) error {
 		}
 	}
 	return p.finish(nil)
+}
+
+// imageID finds ids of images by their names.
+func (s *Server) imageID(ctx context.Context, platform string) func(name string) string {
+	return func(name string) string {
+		if s.Images == nil || platform != "" { // its name may lead to another one of several
+			return ""
+		}
+		img, err := s.Images.Inspect(ctx, name)
+		if err != nil {
+			return "" // it was brought for this build, and has no name here
+		}
+		return img.ID.String()
+	}
 }
 
 // short is how Docker names an image in a line.

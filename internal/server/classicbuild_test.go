@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -87,7 +88,8 @@ func TestClassicBuild(t *testing.T) {
 			{Digest: digest.FromString("i"), Name: "[internal] load build definition", Started: &now, Completed: &now},
 			{Digest: a, Name: "[1/2] FROM busybox", Started: &now}, {Digest: b, Name: "[2/2] RUN echo hi", Started: &now},
 		}, Logs: []build.LogStatus{{Vertex: b, Stream: 1, Data: []byte("hi\n")}}})
-		req.Status(build.Status{Vertexes: []build.VertexStatus{{Digest: a, Completed: &now, Cached: true}, {Digest: b, Completed: &now, Cached: true}}})
+		req.Status(build.Status{Vertexes: []build.VertexStatus{{Digest: b, Process: "step-fedcba98765432100", Started: &now}}})
+		req.Status(build.Status{Vertexes: []build.VertexStatus{{Digest: a, Completed: &now, Cached: true, Result: "sha256:aaaaaaaaaaaaaaa"}, {Digest: b, Completed: &now, Result: "sha256:bbbbbbbbbbbbbbb"}}})
 		return builds.Response{Exporter: map[string]string{"containerimage.config.digest": "sha256:0123456789abcdef"}}, nil
 	})
 	r := httptest.NewRequest("POST", `/v1.48/build?t=app&t=h:5/x:2&buildargs={"A":"1","B":null}&labels={"l":"x"}&nocache=1&extrahosts=db:10.0.0.1&target=app&version=1`, contextTar(t))
@@ -96,11 +98,16 @@ func TestClassicBuild(t *testing.T) {
 	w := httptest.NewRecorder()
 	s.ServeHTTP(w, r)
 	want := `{"stream":"Step 1/4 : FROM busybox\n"}
+{"stream":" ---> aaaaaaaaaaaa\n"}
 {"stream":"Step 2/4 : ENV A=b\n"}
+{"stream":" ---> aaaaaaaaaaaa\n"}
 {"stream":"Step 3/4 : RUN echo hi\n"}
+{"stream":" ---> Running in fedcba987654\n"}
 {"stream":"hi\n"}
-{"stream":" ---> Using cache\n"}
+{"stream":"Removing intermediate container fedcba987654\n"}
+{"stream":" ---> bbbbbbbbbbbb\n"}
 {"stream":"Step 4/4 : CMD [\"x\"]\n"}
+{"stream":" ---> 0123456789ab\n"}
 {"aux":{"ID":"sha256:0123456789abcdef"}}
 {"stream":"Successfully built 0123456789ab\n"}
 {"stream":"Successfully tagged app:latest\n"}
@@ -131,6 +138,58 @@ func TestClassicBuildFails(t *testing.T) {
 		s.ServeHTTP(w, httptest.NewRequest("POST", "/v1.48/build?"+query, contextTar(t)))
 		if w.Code < 400 || !strings.Contains(w.Body.String(), part) {
 			t.Errorf("%s: %d %s", query, w.Code, w.Body)
+		}
+	}
+}
+
+// Programs that read docker's stream look for ids: scripts that debug a build take the last "--->", others the id of the container, and rm and forcerm decide what is told of that.
+func TestClassicIDs(t *testing.T) {
+	now := time.Now()
+	base, run, copied := digest.FromString("a"), digest.FromString("b"), digest.FromString("c")
+	tell := func(query string, failing bool) string {
+		s := classicServer(t, func(_ context.Context, req builds.Request) (builds.Response, error) {
+			req.Status(build.Status{Vertexes: []build.VertexStatus{
+				{Digest: base, Name: "[one 1/2] FROM busybox", Started: &now, Completed: &now, Result: "sha256:1111111111111111"},
+				{Digest: run, Name: "[one 2/2] RUN a", Started: &now, Process: "step-5555555555555555"},
+			}})
+			if failing {
+				req.Status(build.Status{Vertexes: []build.VertexStatus{{Digest: run, Completed: &now, Error: "no"}}})
+				return builds.Response{}, errors.New("no")
+			}
+			req.Status(build.Status{Vertexes: []build.VertexStatus{
+				{Digest: copied, Name: "[two 1/1] COPY x /", Started: &now, Completed: &now, Cached: true, Result: "sha256:3333333333333333"}, {Digest: run, Completed: &now, Result: "sha256:2222222222222222"},
+			}})
+			return builds.Response{Exporter: map[string]string{"containerimage.config.digest": "sha256:9999999999999999"}}, nil
+		})
+		var tree bytes.Buffer
+		w := tar.NewWriter(&tree)
+		text := "FROM busybox AS one\nRUN a\nENV A=b\nFROM one AS two\nUSER 5\nCOPY x /\n"
+		if err := errors.Join(w.WriteHeader(&tar.Header{Name: "Dockerfile", Mode: 0o644, Size: int64(len(text))}), func() error { _, err := io.WriteString(w, text); return err }(), w.Close()); err != nil {
+			t.Fatal(err)
+		}
+		rec := httptest.NewRecorder()
+		s.ServeHTTP(rec, httptest.NewRequest("POST", "/v1.48/build?"+query, &tree))
+		var out strings.Builder
+		for dec := json.NewDecoder(rec.Body); ; {
+			var m struct{ Stream string }
+			if dec.Decode(&m) != nil {
+				return out.String()
+			}
+			out.WriteString(m.Stream)
+		}
+	}
+	begin := "Step 1/6 : FROM busybox AS one\n ---> 111111111111\nStep 2/6 : RUN a\n ---> Running in 555555555555\n"
+	end := " ---> 222222222222\nStep 3/6 : ENV A=b\n ---> 222222222222\nStep 4/6 : FROM one AS two\n ---> 222222222222\nStep 5/6 : USER 5\n ---> 222222222222\n" +
+		"Step 6/6 : COPY x /\n ---> Using cache\n ---> 999999999999\nSuccessfully built 999999999999\n"
+	removed := "Removing intermediate container 555555555555\n"
+	for query, want := range map[string]string{"": begin + removed + end, "rm=1": begin + removed + end, "rm=0": begin + end} {
+		if got := tell(query, false); got != want {
+			t.Errorf("%s:\n%s\nwant\n%s", query, got, want)
+		}
+	}
+	for query, want := range map[string]string{"rm=1": begin, "forcerm=1": begin + removed} {
+		if got := tell(query, true); got != want {
+			t.Errorf("failing, %s:\n%s\nwant\n%s", query, got, want)
 		}
 	}
 }

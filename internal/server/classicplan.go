@@ -25,6 +25,7 @@ type planned struct {
 	stage string
 	// place is its number among those of its stage that have a vertex ("[stage 2/3] RUN …"); 0: it has none.
 	place int
+	from  string // what a FROM stands on, as it is written; that of a stage in small letters
 	step  *classicStep
 }
 
@@ -85,8 +86,8 @@ func parsePlan(text []byte, target string) (p plan) {
 		if name == "" {
 			name = "stage-" + strconv.Itoa(i)
 		}
-		from, place := &planned{text: st.SourceCode, stage: name}, 0
-		if !seen[strings.ToLower(st.BaseName)] {
+		from, place := &planned{text: st.SourceCode, stage: name, from: strings.ToLower(st.BaseName)}, 0
+		if !seen[from.from] {
 			place++
 			from.place = place
 		}

@@ -173,7 +173,7 @@ func (n *node) fetch(ctx context.Context, res *result, out build.Output) error {
 		}
 		return err
 	}
-	n.voice.end("", res.imported != nil)
+	n.voice.end("", res.imported != nil, res.name())
 	return nil
 }
 

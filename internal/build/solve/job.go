@@ -137,11 +137,11 @@ func (j *Job) Progress(dgst digest.Digest, name string) (p build.Progress, done 
 	return v, func(err error) {
 		switch {
 		case err == nil:
-			v.end("", false)
+			v.end("", false, "")
 		case errors.Is(err, context.Canceled):
 			v.drop()
 		default:
-			v.end(err.Error(), false)
+			v.end(err.Error(), false, "")
 		}
 	}
 }

@@ -65,6 +65,14 @@ type result struct {
 	started, completed time.Time
 }
 
+// name is what the result is told by.
+func (r *result) name() digest.Digest {
+	if len(r.outputs) > 0 && r.outputs[0].Image != "" {
+		return r.outputs[0].Image
+	}
+	return r.key
+}
+
 // attempt says how a result is looked for.
 type attempt struct {
 	again     bool // the layers of the one at hand are gone
@@ -131,7 +139,7 @@ func (n *node) make(ctx context.Context, how attempt) (*result, error) {
 		_, err := n.output(res, wide-1)
 		return nil, err
 	}
-	res.started, res.completed = n.voice.end("", res.cached)
+	res.started, res.completed = n.voice.end("", res.cached, res.name())
 	return res, nil
 }
 
@@ -253,7 +261,7 @@ func (n *node) failed(err error) error {
 	if errors.As(err, &other) {
 		return err
 	}
-	n.voice.end(err.Error(), false)
+	n.voice.end(err.Error(), false, "")
 	var step *build.StepError
 	if !errors.As(err, &step) {
 		err = &build.StepError{Vertex: n.vertex, ExitCode: -1, Err: err}

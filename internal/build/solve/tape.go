@@ -11,6 +11,7 @@ import (
 type tape struct {
 	mu       sync.Mutex // guards what follows
 	started  time.Time
+	process  string
 	logs     []build.LogStatus
 	parts    []build.PartStatus // the newest of each
 	index    map[string]int     // where in parts
@@ -31,6 +32,9 @@ func (t *tape) join(v *voice) {
 		return
 	}
 	v.begin(t.started)
+	if t.process != "" {
+		v.Running(t.process)
+	}
 	for _, l := range t.logs {
 		v.log(l.Stream, l.Data, l.Timestamp)
 	}
@@ -79,6 +83,16 @@ func (t *tape) keep(stream int, data []byte, at time.Time) {
 	}
 	for v := range t.voices {
 		v.log(stream, data, at)
+	}
+}
+
+// Running implements build.Runs.
+func (t *tape) Running(id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.process = id
+	for v := range t.voices {
+		v.Running(id)
 	}
 }
 

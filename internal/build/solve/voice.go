@@ -21,6 +21,7 @@ type voice struct {
 	mu      sync.Mutex // guards what follows
 	open    bool
 	started time.Time
+	process string
 	parts   map[string]time.Time // when a part was first heard of
 	clips   clips
 }
@@ -51,8 +52,8 @@ func (o *voice) begin(at time.Time) {
 	o.rep.vertexes(st)
 }
 
-// end tells how the vertex ended: an empty text is success.
-func (o *voice) end(text string, cached bool) (started, completed time.Time) {
+// end tells how the vertex ended: an empty text is success, and then of names the result.
+func (o *voice) end(text string, cached bool, of digest.Digest) (started, completed time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.tail()
@@ -63,7 +64,7 @@ func (o *voice) end(text string, cached bool) (started, completed time.Time) {
 	o.open = false
 	started = o.started
 	st := o.status()
-	st.Started, st.Completed, st.Cached, st.Error = &started, &completed, cached, text
+	st.Started, st.Completed, st.Cached, st.Error, st.Result, st.Process = &started, &completed, cached, text, of, o.process
 	o.rep.vertexes(st)
 	return started, completed
 }
@@ -74,7 +75,7 @@ func (o *voice) drop() {
 	open := o.open
 	o.mu.Unlock()
 	if open {
-		o.end("context canceled", false)
+		o.end("context canceled", false, "")
 	}
 }
 
@@ -83,6 +84,17 @@ func (o *voice) tail() {
 	for stream, data := range o.clips.rest() {
 		o.rep.log(o.dgst, stream, data, time.Now())
 	}
+}
+
+// Running implements build.Runs.
+func (o *voice) Running(id string) {
+	o.begin(time.Now())
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.process = id
+	st, started := o.status(), o.started
+	st.Started, st.Process = &started, id
+	o.rep.vertexes(st)
 }
 
 // Log implements build.Progress: for work that is done for this job alone.

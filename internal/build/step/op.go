@@ -3,6 +3,7 @@ package step
 import (
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -149,8 +150,12 @@ type op struct {
 // Traits implements [build.Op].
 func (o *op) Traits() build.Traits { return build.Traits{Heavy: true} }
 
-// newID names a run of a step: its tree, its processes' cgroups and its place on the network.
-func newID() string { return "step-" + strings.ToLower(rand.Text()) }
+// newID names a run of a step: its tree, its processes' cgroups and its place on the network. Behind the dash it looks like the id of a container, which some doors call it.
+func newID() string {
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // it never fails
+	return "step-" + hex.EncodeToString(id[:])
+}
 
 // Run implements [build.Op].
 func (o *op) Run(ctx context.Context, env build.Env, in []build.Output) (_ build.Made, err error) {
@@ -195,6 +200,9 @@ func (o *op) valid(code int) bool {
 // run runs the program; a code of -1 says that it never ran.
 func (o *op) run(ctx context.Context, env build.Env, set *mounted, vars []string) (int, error) {
 	meta := o.exec.Meta
+	if told, ok := env.Progress.(build.Runs); ok {
+		told.Running(set.id)
+	}
 	proc, err := o.steps.opts.Executor.Start(ctx, Step{
 		ID: set.id, Root: set.root, ReadOnly: set.readOnly, Mounts: set.list(),
 		Command: Command{
