@@ -2,6 +2,7 @@ package source
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -94,6 +95,26 @@ func wanted(img base.Image, limit int) int {
 	return limit
 }
 
+// elsewise adds to the error of a registry that the image is here, for another platform than the one that was asked for: who builds on images of his own has no use for the registry's.
+func (s *Sources) elsewise(ctx context.Context, id imageID, err error) error {
+	if id.platform == (manifest.Platform{}) {
+		return err
+	}
+	img, lerr := s.opts.Images.Local(ctx, id.ref, manifest.Platform{})
+	if lerr != nil {
+		return err // there is none at all
+	}
+	var cfg struct{ OS, Architecture, Variant string }
+	is := manifest.Platform{}
+	if json.Unmarshal(img.Config, &cfg) == nil {
+		is = manifest.Platform{OS: cfg.OS, Arch: cfg.Architecture, Variant: cfg.Variant}
+	}
+	if is.Arch == "" || id.platform.Match(is) > 0 {
+		return err
+	}
+	return fmt.Errorf("the image that is here is for %s, not for %s: %w", is, id.platform, err)
+}
+
 // find looks an image up, for callers who name it in errors: in the store unless the mode is "pull", then at the registry.
 func (s *Sources) find(ctx context.Context, env build.Env, id imageID) (img base.Image, err error) {
 	name := id.ref.String()
@@ -114,7 +135,7 @@ func (s *Sources) find(ctx context.Context, env build.Env, id imageID) (img base
 	img, err = s.opts.Images.Remote(ctx, id.ref, id.platform, ses.Credentials)
 	env.Progress.Status("resolve "+name, 0, 0, true)
 	if err != nil {
-		return img, err
+		return img, s.elsewise(ctx, id, err)
 	}
 	if id.checksum != "" && img.Digest != id.checksum {
 		return img, errs.New(errs.Invalid, "%s has digest %s, the checksum given is %s", name, img.Digest, id.checksum)

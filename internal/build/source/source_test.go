@@ -13,6 +13,7 @@ import (
 
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/build"
@@ -197,8 +198,12 @@ func (m *memImages) find(from map[string]base.Image, kind, name string) (base.Im
 	return img, nil
 }
 
-func (m *memImages) Local(_ context.Context, ref reference.Ref, _ manifest.Platform) (base.Image, error) {
-	return m.find(m.local, "local", ref.Familiar())
+func (m *memImages) Local(_ context.Context, ref reference.Ref, p manifest.Platform) (base.Image, error) {
+	img, err := m.find(m.local, "local", ref.Familiar())
+	if p.Arch != "" && strings.Contains(string(img.Config), "architecture") && !strings.Contains(string(img.Config), `"`+p.Arch+`"`) {
+		return img, errs.New(errs.NotFound, "not for %s", p)
+	}
+	return img, err
 }
 
 func (m *memImages) Remote(_ context.Context, ref reference.Ref, _ manifest.Platform, _ build.Credentials) (base.Image, error) {
@@ -262,6 +267,22 @@ func TestImage(t *testing.T) {
 	ref, dgst, cfg, err := b.ResolveImage(t.Context(), "far", nil, "", b.env())
 	if err != nil || ref != "docker.io/library/far:latest" || dgst != far.Digest || string(cfg) != "{}" {
 		t.Error(ref, dgst, cfg, err)
+	}
+}
+
+// An image that was loaded or built here, and a build for another platform: the registry was asked and knew nothing, and the error told only that.
+func TestImageOfAnotherPlatform(t *testing.T) {
+	b := newBench(t, nil)
+	b.images.local = map[string]base.Image{"mine:latest": {Config: []byte(`{"os":"linux","architecture":"amd64"}`)}}
+	_, _, _, err := b.ResolveImage(t.Context(), "mine", &ocispec.Platform{OS: "linux", Architecture: "arm64"}, "", b.env())
+	if err == nil || !strings.Contains(err.Error(), "the image that is here is for linux/amd64, not for linux/arm64: no such image: mine:latest") {
+		t.Error(err)
+	}
+	if _, _, _, err := b.ResolveImage(t.Context(), "mine", &ocispec.Platform{OS: "linux", Architecture: "amd64"}, "", b.env()); err != nil {
+		t.Error(err)
+	}
+	if _, _, _, err := b.ResolveImage(t.Context(), "none", &ocispec.Platform{OS: "linux", Architecture: "arm64"}, "", b.env()); err == nil || strings.Contains(err.Error(), "that is here") {
+		t.Error(err)
 	}
 }
 

@@ -53,7 +53,7 @@ func runnable(p *pb.Platform) error {
 	if p.Variant != "" {
 		name += "/" + p.Variant
 	}
-	return errs.New(errs.Unavailable, "platform %s: this host (linux/%s) cannot run its programs, and no emulator is registered for them; install one (qemu-user-static and binfmt-support)", name, runtime.GOARCH)
+	return errs.New(errs.Unavailable, "platform %s: this host (linux/%s) cannot run its programs, and no emulator is registered for them in /proc/sys/fs/binfmt_misc; install one (Debian, Ubuntu: apt install qemu-user-static binfmt-support)", name, runtime.GOARCH)
 }
 
 // emulated tells whether one of the handlers below dir takes the programs of an architecture.
