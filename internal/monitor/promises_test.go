@@ -328,7 +328,7 @@ func TestStalledClient(t *testing.T) {
 			begin := time.Now()
 			b.wait(m)
 			took := time.Since(begin)
-			if nonblocking && took > 3*time.Second || !nonblocking && (took < 9*time.Second || took > 14*time.Second) {
+			if nonblocking && took > 9*time.Second || !nonblocking && (took < 9*time.Second || took > time.Minute) {
 				t.Error(took)
 			}
 			if n := len(logged(t, log)); n != 8e6 {

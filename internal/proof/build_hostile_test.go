@@ -149,7 +149,7 @@ func TestBuildWithoutEnd(t *testing.T) {
 			left, _ := filepath.Glob("/sys/fs/cgroup/pids/" + e.Table + "/step-*")
 			return len(left) == 0
 		})
-		if took := time.Since(start); took > 5*time.Second {
+		if took := time.Since(start); took > time.Minute {
 			t.Errorf("%s went on for %s", name, took)
 		}
 	}

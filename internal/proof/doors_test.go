@@ -201,7 +201,7 @@ at() { words=("$@"); CURRENT=$#; _corten; }; at corten volu; at corten rm wel; a
 			if _, err := exec.LookPath(shell); err != nil {
 				t.Skip("needs " + shell)
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			cmd := exec.CommandContext(ctx, shell, "-c", c.script)
 			cmd.Env = append(os.Environ(), "HOME="+e.Dir, "CORTEN_HOST="+e.Socket(), "PATH="+e.Bin+":"+os.Getenv("PATH"), "TERM=dumb")

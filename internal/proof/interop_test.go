@@ -56,7 +56,7 @@ func newPeers(t *testing.T, programs ...string) *peers {
 			t.Fatal(err)
 		}
 	}
-	deadline, cancel := context.WithTimeout(t.Context(), time.Minute)
+	deadline, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	t.Cleanup(cancel)
 	return &peers{t: t, dir: dir, deadline: deadline, env: append(os.Environ(), "HOME="+dir, "TMPDIR="+dir+"/tmp", "XDG_RUNTIME_DIR="+dir+"/run", "DOCKER_CONFIG="+dir+"/docker")}
 }

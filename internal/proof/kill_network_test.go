@@ -106,7 +106,7 @@ func (n *netVerbs) check(t *testing.T) {
 	same := func() bool {
 		return len(n.bridges()) == len(networks) && len(strings.Fields(n.e.Corten("exec", "node", "ls", "/sys/class/net"))) == len(on)+1
 	}
-	for end := time.Now().Add(30 * time.Second); !same() && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !same() && time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 	}
 	if !same() {
 		t.Errorf("bridges %v, networks %v; in the container %s, on %v", n.bridges(), networks, n.e.Corten("exec", "node", "ls", "/sys/class/net"), on)

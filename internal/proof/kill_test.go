@@ -82,7 +82,7 @@ func atWork(e *enginetest.Engine) enginetest.Census {
 // ping reads one line from the published port.
 func ping(port string) error {
 	var last error
-	for range 50 {
+	for range 500 {
 		conn, err := net.DialTimeout("tcp", "127.0.0.1:"+port, time.Second)
 		if err == nil {
 			buf := make([]byte, 16)
@@ -126,7 +126,7 @@ func TestKillMonitor(t *testing.T) {
 	e.Corten("run", "-d", "--name", "other", enginetest.Busybox, "sleep", "1000")
 	e.Corten("run", "-d", "--name", "victim", enginetest.Busybox, "sh", "-c", counting)
 	e.Corten("run", "-d", "--name", "phoenix", "--restart", "always", enginetest.Busybox, "sleep", "1000")
-	time.Sleep(300 * time.Millisecond)
+	wait(t, "a few lines", func() bool { return strings.Contains(e.Corten("logs", "victim"), "line 100\n") })
 	for _, name := range []string{"victim", "phoenix"} {
 		killMonitor(t, e.Corten("inspect", "-f", "{{.State.Pid}}", name))
 	}
@@ -173,13 +173,11 @@ func killMonitor(t *testing.T, pid string) {
 
 func wait(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for range 500 {
-		if ok() {
-			return
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited a minute for %s", what)
 		}
-		time.Sleep(20 * time.Millisecond)
 	}
-	t.Fatalf("waited 10 s for %s", what)
 }
 
 // A client that is killed takes nothing with it but itself: a foreground container goes on, and its name and log are there.
@@ -208,15 +206,22 @@ func TestKillClient(t *testing.T) {
 // An engine that is told to stop leaves containers running; a new one finds them, with exit codes of those that ended meanwhile.
 func TestEndedWhileAway(t *testing.T) {
 	e := enginetest.Start(t)
-	e.Corten("run", "-d", "--name", "short", enginetest.Busybox, "sh", "-c", "sleep 0.5; echo bye; exit 42")
-	e.Corten("run", "-d", "--rm", "--name", "vanishing", enginetest.Busybox, "sleep", "0.5")
+	const told = "while [ ! -e /end ]; do sleep 0.05; done; "
+	e.Corten("run", "-d", "--name", "short", enginetest.Busybox, "sh", "-c", told+"echo bye; exit 42")
+	e.Corten("run", "-d", "--rm", "--name", "vanishing", enginetest.Busybox, "sh", "-c", told)
 	e.Corten("run", "-d", "--name", "long", enginetest.Busybox, "sleep", "1000")
+	pids := pidsOf(e)
 	e.Kill9()
-	time.Sleep(time.Second)
-	e.Up()
-	if got := e.Corten("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "short"); got != "exited 42" {
-		t.Errorf("short: %s", got)
+	for _, name := range []string{"short", "vanishing"} {
+		writeFile(t, "/proc/"+pids[name]+"/root/end", "")
 	}
+	for _, name := range []string{"short", "vanishing"} {
+		wait(t, name+" to end", func() bool { return ended(pids[name]) })
+	}
+	e.Up()
+	wait(t, "the end of short to be known", func() bool { // its monitor may be about to write it down
+		return e.Corten("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "short") == "exited 42"
+	})
 	if got := e.Corten("logs", "short"); got != "bye" {
 		t.Errorf("log of short: %q", got)
 	}

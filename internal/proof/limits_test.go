@@ -124,7 +124,7 @@ func TestStatsAsTheKernelHasThem(t *testing.T) {
 	e := enginetest.Start(t, "--metrics-addr", addr)
 	e.Corten("run", "-d", "--name", "fig", "-m", "64m", "--pids-limit", "30", "--cpus", "0.5", enginetest.Busybox, "sh", "-c", "i=0; while [ $i -lt 5000 ]; do i=$((i+1)); done; exec sleep 600")
 	v := viewOf(t, e, "fig")
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if b, err := os.ReadFile("/proc/" + v.pid + "/cmdline"); err == nil && strings.HasPrefix(string(b), "sleep") {
 			break
 		}
@@ -259,7 +259,7 @@ func streamThrough(t *testing.T, e *enginetest.Engine, client *http.Client) {
 	dec := json.NewDecoder(resp.Body)
 	wait := func(what string, ok func(limit, pids uint64) bool) {
 		t.Helper()
-		end := time.Now().Add(30 * time.Second)
+		end := time.Now().Add(time.Minute)
 		for time.Now().Before(end) {
 			var r struct {
 				Memory struct{ Limit uint64 }   `json:"memory_stats"`

@@ -245,12 +245,10 @@ func TestReceiverThatTakesNothing(t *testing.T) {
 	}
 	begin := time.Now()
 	e.Corten("rm", "talker")
-	if d := time.Since(begin); d > 20*time.Second {
+	if d := time.Since(begin); d > time.Minute {
 		t.Errorf("removing it took %v", d)
 	}
-	if !strings.Contains(e.Log(), "removed before its log's destination had everything") {
-		t.Error("nobody was told what was lost with it")
-	}
+	shiptest.Eventually(t, "word of what was lost with it", func() bool { return strings.Contains(e.Log(), "removed before its log's destination had everything") })
 
 	addr := enginetest.Addr(t)
 	e.Corten("run", "-d", "--name", "late", "--network", "none", "--log-driver", "fluentd", "--log-opt", "fluentd-address="+addr, "--log-opt", "fluentd-async=true", "--log-opt", "fluentd-retry-wait=20ms",
@@ -262,9 +260,7 @@ func TestReceiverThatTakesNothing(t *testing.T) {
 	if st := destinations(t, e, "late")["fluentd"]; st.Lost == 0 || st.Sent == 0 || st.Lost+st.Sent != 100000 {
 		t.Errorf("%+v", st)
 	}
-	if !strings.Contains(e.Log(), "dropped by its bound") {
-		t.Error("the engine's log does not say that lines were lost")
-	}
+	shiptest.Eventually(t, "word of the lines that were lost", func() bool { return strings.Contains(e.Log(), "dropped by its bound") })
 }
 
 // A policy restarts a container whose destination is away; what all its runs said arrives when that is back. A person's start fails meanwhile.
@@ -273,9 +269,10 @@ func TestRestartWhileTheDestinationIsAway(t *testing.T) {
 	first := shiptest.Listen(t, "tcp", addr, nil)
 	e := enginetest.Start(t)
 	e.Corten("run", "-d", "--name", "phoenix", "--network", "none", "--restart", "on-failure:2", "--log-driver", "gelf", "--log-opt", "gelf-address=tcp://"+addr, "--log-opt", "gelf-tcp-reconnect-delay=1",
-		enginetest.Busybox, "sh", "-c", "echo run; sleep 0.3; exit 1")
+		enginetest.Busybox, "sh", "-c", "echo run; while [ ! -e /go ]; do sleep 0.05; done; exit 1")
 	shiptest.Eventually(t, "its first run", func() bool { return strings.Count(string(first.Bytes()), `"run"`) == 1 })
 	first.Close()
+	e.Corten("exec", "phoenix", "touch", "/go")
 	shiptest.Eventually(t, "its last run", func() bool {
 		return e.Corten("inspect", "-f", "{{.State.Status}} {{.RestartCount}}", "phoenix") == "exited 2"
 	})

@@ -13,9 +13,9 @@ import (
 	"corten.dev/corten/internal/enginetest"
 )
 
-// noting writes numbered lines, and notes on the host the line that it wrote sixty lines ago: what is noted must be in the log, whoever is killed when. What a monitor that waits for a
+// noting writes numbered lines, and notes on the host the line that it wrote three hundred lines ago: what is noted must be in the log, whoever is killed when. What a monitor that waits for a
 // processor has not yet read from the pipe goes with the container.
-const noting = `i=0; while true; do echo "line $i"; usleep 3000; [ $i -lt 60 ] || { echo $((i-60)) > /notes/.$HOSTNAME; mv /notes/.$HOSTNAME /notes/$HOSTNAME; }; i=$((i+1)); done`
+const noting = `i=0; while true; do echo "line $i"; usleep 3000; [ $i -lt 300 ] || { echo $((i-300)) > /notes/.$HOSTNAME; mv /notes/.$HOSTNAME /notes/$HOSTNAME; }; i=$((i+1)); done`
 
 // Monitors are killed at random moments while clients are busy. Each takes its own container with it and no other; what was written is in the log; what happened is said; and the restart policy
 // applies.

@@ -40,7 +40,7 @@ func (w *pluginWorld) counted(vol string, ctrs ...string) {
 		want[w.e.Corten("inspect", "-f", "{{.Id}}", name)] = 1
 	}
 	at := filepath.Join(w.p.Root, "mnt", vol)
-	for until := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for until := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		got, mounts := w.p.Mounted(vol), plugintest.MountsBelow(w.t, w.p.Root)
 		if maps.Equal(got, want) && slices.Contains(mounts, at) == (len(want) > 0) {
 			return

@@ -1,6 +1,9 @@
 package proof
 
 import (
+	"bytes"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -38,7 +41,7 @@ func TestPoliciesAcrossEngines(t *testing.T) {
 				want = "exited"
 			}
 			var got string
-			for range 150 {
+			for range 3000 {
 				if got = e.Corten("inspect", "-f", "{{.State.Status}}", name); got == want {
 					break
 				}
@@ -101,8 +104,8 @@ func TestFollowAcrossEngines(t *testing.T) {
 		end()
 		select {
 		case <-ended:
-		case <-time.After(5 * time.Second):
-			t.Error("the client still waits five seconds after the engine went")
+		case <-time.After(30 * time.Second):
+			t.Error("the client still waits half a minute after the engine went")
 			_ = cmd.Process.Kill()
 			<-ended
 		}
@@ -110,16 +113,24 @@ func TestFollowAcrossEngines(t *testing.T) {
 	}
 	before := len(strings.Fields(e.Corten("logs", "talker")))
 	next := e.Client("logs", "-f", "talker")
-	var sb strings.Builder
-	next.Stdout = &sb
+	seen, err := os.Create(filepath.Join(t.TempDir(), "seen"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer seen.Close()
+	next.Stdout = seen
 	if err := next.Start(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(300 * time.Millisecond)
+	var text []byte
+	wait(t, "a new client to see more than there was", func() bool {
+		text, err = os.ReadFile(seen.Name())
+		return err != nil || len(bytes.Fields(text)) > before
+	})
 	_ = next.Process.Kill()
 	_ = next.Wait()
-	if after := len(strings.Fields(sb.String())); after <= before || !strings.HasPrefix(sb.String(), "line 0\nline 1\n") {
-		t.Errorf("a new client sees %d words where there were %d", after, before)
+	if err != nil || !bytes.HasPrefix(text, []byte("line 0\nline 1\n")) {
+		t.Errorf("a new client sees %.100q, %v", text, err)
 	}
 	e.Corten("kill", "talker")
 	checkLines(t, e, "talker")

@@ -140,7 +140,7 @@ func TestHostileAnswers(t *testing.T) {
 	// A bomb: 5 MB that unpack to 5 GiB of nothing behind the end of the archive, where no disk shows it.
 	bomb := zipped(t, tar.Header{Name: "small", Mode: 0o644}, 80)
 	v.image(t, "bomb", bomb, hexSum(nil), func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(bomb) })
-	refused("bomb", "unpacks to more than 4294967296 bytes", time.Minute)
+	refused("bomb", "unpacks to more than 4294967296 bytes", 10*time.Minute)
 
 	// Redirects: the blob is elsewhere, where nobody has any business with our password, ask as they may.
 	layer := zipped(t, tar.Header{Name: "small", Mode: 0o644}, 0)
@@ -171,7 +171,7 @@ func TestHostileAnswers(t *testing.T) {
 	})
 	writeFile(t, filepath.Join(e.Dir, ".docker", "config.json"), fmt.Sprintf(`{"auths":{%q:{"auth":"bWU6czNjcmV0"}}}`, strings.TrimPrefix(v.URL, "http://")))
 	greedy.Store(true)
-	refused("elsewhere", "", 20*time.Second)
+	refused("elsewhere", "", time.Minute)
 	greedy.Store(false)
 	e.Corten("pull", "-q", v.ref("elsewhere"))
 	e.Corten("rmi", v.ref("elsewhere"))
@@ -220,12 +220,12 @@ func TestSlowDrips(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = given.Wait()
-	if took := time.Since(began); took > 2*time.Second {
+	if took := time.Since(began); took > 15*time.Second {
 		t.Errorf("a pull that was given up went on for %s", took)
 	}
 	began = time.Now()
 	_, err := e.Try("pull", "-q", v.ref("drip"))
-	if took := time.Since(began); err == nil || !strings.Contains(err.Error(), "the server is too slow") || took > 90*time.Second {
+	if took := time.Since(began); err == nil || !strings.Contains(err.Error(), "the server is too slow") || took > 5*time.Minute {
 		t.Errorf("after %s: %v", took, err)
 	}
 	well.Store(true)

@@ -44,6 +44,12 @@ func (o *outer) begin(what string) (end func()) {
 	}
 }
 
+func (o *outer) most(what string) int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.top[what]
+}
+
 func (o *outer) seen(host string) int {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -61,7 +67,9 @@ func (o *outer) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	switch {
 	case req.Method == http.MethodGet && strings.Contains(req.URL.Path, "/blobs/"):
 		defer o.begin("download")()
-		time.Sleep(50 * time.Millisecond) // long enough to meet the others
+		for end := time.Now().Add(time.Second); time.Now().Before(end) && o.most("download") < 2; time.Sleep(10 * time.Millisecond) { // until it meets another
+		}
+		time.Sleep(50 * time.Millisecond) // and one more, which should not be
 	case req.Method == http.MethodPatch || req.Method == http.MethodPut && strings.Contains(req.URL.Path, "/blobs/"):
 		o.mu.Lock()
 		o.uploads++

@@ -279,7 +279,7 @@ func TestKillPull(t *testing.T) {
 // settle waits for what is done in the background.
 func settle(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for range 200 {
+	for range 1200 {
 		if done() {
 			return
 		}

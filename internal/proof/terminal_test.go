@@ -105,7 +105,7 @@ func (s *screen) leaves() int {
 	go func() { err <- s.cmd.Wait() }()
 	select {
 	case <-err:
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		_ = s.cmd.Process.Kill()
 		s.t.Fatalf("it does not end: %q", s.text.String())
 	}

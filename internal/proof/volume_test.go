@@ -243,7 +243,7 @@ func TestVolumeAnonymous(t *testing.T) {
 // eventually waits for something that takes as long as the machine is busy.
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for until := time.Now().Add(30 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+	for until := time.Now().Add(time.Minute); !is(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(until) {
 			t.Fatalf("in vain: %s", what)
 		}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/loop"
@@ -25,17 +26,23 @@ func needLoop(t testing.TB) {
 	must(t, dev.Close())
 }
 
-// loops counts the loop devices whose file lies below a folder, as the kernel lists them.
+// loops counts the loop devices whose file lies below a folder, as the kernel lists them. It waits for them to go: a neighbour that is just starting a container, another test or another
+// program, has a copy of all mounts for a moment, and with them what is mounted.
 func loops(t testing.TB, root string) (n int) {
 	t.Helper()
-	list, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
-	must(t, err)
-	for _, name := range list {
-		if b, err := os.ReadFile(name); err == nil && strings.HasPrefix(string(b), root) {
-			n++
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		list, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+		must(t, err)
+		n = 0
+		for _, name := range list {
+			if b, err := os.ReadFile(name); err == nil && strings.HasPrefix(string(b), root) {
+				n++
+			}
+		}
+		if n == 0 || time.Now().After(end) {
+			return n
 		}
 	}
-	return n
 }
 
 // A volume with a size holds that much and no more, keeps what is in it over engines, and leaves no loop device behind. A size was forgotten by Docker where there were no quotas (moby#43891).

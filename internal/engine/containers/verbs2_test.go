@@ -308,7 +308,7 @@ func TestFilesOfAContainer(t *testing.T) {
 		list = append(list, string("CAD"[c.Kind])+" "+c.Path)
 	}
 	if got := strings.Join(list, "; "); got != "C /data; C /data/seed; C /tmp; A /tmp/f; A /vol" {
-		t.Errorf("changes: %s", got)
+		t.Errorf("changes: %s; it says %q", got, h.logs(id))
 	}
 	check := func(when string) {
 		st, err := h.svc.StatPath(bg, id, "/bin/sh")

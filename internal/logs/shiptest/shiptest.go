@@ -29,7 +29,7 @@ import (
 )
 
 // Patience is how long a test waits for something that must happen.
-const Patience = 30 * time.Second
+const Patience = 60 * time.Second
 
 // Receiver takes what comes.
 type Receiver struct {
