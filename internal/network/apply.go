@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -203,43 +202,11 @@ func (l *Local) forgetWhich(bindings []*binding, which func(proto string, answer
 		return nil
 	}
 	protoOf := portsIndex(wanted)
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER)
-	if err != nil {
-		return err
-	}
-	var del netlink.Batch
-	var dump netlink.Batch
-	const ctnetlink = unix.NFNL_SUBSYS_CTNETLINK << 8
-	dump.Begin("list connections", ctnetlink|1, 0, make([]byte, 4)) // IPCTNL_MSG_CT_GET
-	dump.End()
-	err = c.Dump(&dump, func(_ uint16, p []byte) error {
-		if len(p) < 4 {
-			return netlink.ErrMalformed
-		}
-		var tuple []byte
-		answered := false
-		err := netlink.Attrs(p[4:], func(typ uint16, data []byte) {
-			switch {
-			case typ == 1: // CTA_TUPLE_ORIG
-				tuple = data
-			case typ == 3 && len(data) == 4: // CTA_STATUS
-				answered = binary.BigEndian.Uint32(data)&2 != 0 // IPS_SEEN_REPLY
-			}
-		})
-		if proto := protoOf(destination(tuple)); proto != "" && which(proto, answered) {
-			del.Begin("forget connection", ctnetlink|2, 0, []byte{p[0], 0, 0, 0}) // IPCTNL_MSG_CT_DELETE
-			del.Bytes(1|unix.NLA_F_NESTED, tuple)
-			del.End()
-		}
-		return err
+	_, err := dropFlows(func(f flow) bool {
+		proto := protoOf(f.proto, f.to.Port())
+		return proto != "" && which(proto, f.answered)
 	})
-	if err == nil {
-		err = c.Do(&del)
-	}
-	if errors.Is(err, unix.EOPNOTSUPP) || onlyErrno(err, unix.ENOENT) { // no list of connections in this kernel, or they ended meanwhile
-		err = nil
-	}
-	return errors.Join(err, c.Close())
+	return err
 }
 
 // portsIndex finds the protocol of the bindings that a destination belongs to, or none.
@@ -262,24 +229,6 @@ func portsIndex(bindings []*binding) func(proto byte, port uint16) string {
 		}
 		return ""
 	}
-}
-
-// destination reads protocol and destination port out of a connection's tuple.
-func destination(tuple []byte) (proto byte, port uint16) {
-	_ = netlink.Attrs(tuple, func(typ uint16, data []byte) {
-		if typ != 2 { // CTA_TUPLE_PROTO
-			return
-		}
-		_ = netlink.Attrs(data, func(typ uint16, data []byte) {
-			switch {
-			case typ == 1 && len(data) >= 1: // CTA_PROTO_NUM
-				proto = data[0]
-			case typ == 3 && len(data) >= 2: // CTA_PROTO_DST_PORT
-				port = binary.BigEndian.Uint16(data)
-			}
-		})
-	})
-	return proto, port
 }
 
 // takeDown removes what is the room's own on the host: bridges without containers and the table, unless the administrator wrote into it.

@@ -52,8 +52,11 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 	if err := l.plugLive(nw, ep, ns); err != nil {
 		return Endpoint{}, err
 	}
-	if bx.shaped(nw) {
-		if err := l.shape(bx, []*network{nw}, []Endpoint{ep}, ns); err != nil {
+	l.mu.Lock()
+	rates, bounded := bx.ratesOn([]*network{nw})
+	l.mu.Unlock()
+	if bounded {
+		if err := l.shape([]*network{nw}, []Endpoint{ep}, rates, nil, ns); err != nil {
 			return Endpoint{}, err
 		}
 	}

@@ -156,6 +156,15 @@ func goodPattern(s string) bool {
 	return !digits
 }
 
+// allows says whether the items with addresses let a packet through.
+func (e *Egress) allows(to netip.Addr, proto byte, port uint16) bool {
+	withPorts := proto == protoNumber["tcp"] || proto == protoNumber["udp"]
+	return slices.ContainsFunc(e.Subnets, func(s EgressSubnet) bool {
+		all := s.First == 0 && s.Last == 65535
+		return s.Prefix.Contains(to) && (s.Proto == proto || s.Proto == 0 && (all || withPorts)) && s.First <= port && port <= s.Last
+	})
+}
+
 // Patterns are the names of the list.
 func (e *Egress) Patterns() []string {
 	names := make([]string, 0, len(e.Names))

@@ -68,6 +68,9 @@ func FuzzParseEgress(f *testing.F) {
 				all := s.First == 0 && s.Last == 65535
 				said = said || s.Prefix.Contains(a) && (s.Proto == proto || s.Proto == 0 && (all || proto == 6 || proto == 17)) && s.First <= port && port <= s.Last
 			}
+			if e.allows(a, proto, port) != said {
+				t.Errorf("%q: %s %d %d is allowed: %v", list, a, proto, port, !said)
+			}
 			for _, b := range boxes {
 				if b.from.BitLen() == a.BitLen() && !a.Less(b.from) && !b.to.Less(a) && b.proto <= proto && proto <= b.protoE && b.port <= port && port <= b.portE {
 					held++

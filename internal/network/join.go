@@ -55,8 +55,11 @@ func (l *Local) Join(ctx context.Context, req JoinRequest) (_ *Sandbox, err erro
 		return nil, err
 	}
 	undo.Push(func(context.Context) error { return ns.Close() })
-	if len(p.eps) > 0 && bx.shaped(p.nets...) {
-		if err := l.shape(bx, p.nets, p.eps, ns); err != nil {
+	l.mu.Lock()
+	rates, bounded := bx.ratesOn(p.nets)
+	l.mu.Unlock()
+	if len(p.eps) > 0 && bounded {
+		if err := l.shape(p.nets, p.eps, rates, nil, ns); err != nil {
 			return nil, err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,10 +18,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// toldNames are the elements that the answers for names of lists put into the kernel, by set and key, and until when.
-type toldNames map[toldElem]time.Time
+// toldNames are the elements that the answers for names of lists put into the kernel, by set and key.
+type toldNames map[toldElem]saying
 
 type toldElem struct{ set, key string }
+
+type saying struct {
+	until time.Time
+	name  string // which it was told for, as far as this engine knows
+}
 
 // maxTold bounds what foreign name servers can put into the kernel.
 const maxTold = 32768
@@ -199,7 +205,7 @@ func (l *Local) admit(req dns.GateRequest) error {
 			}
 		}
 	}
-	full := l.told.note(by, time.Now())
+	full := l.told.note(by, req.Name, time.Now())
 	l.mu.Unlock()
 	if full {
 		return errs.New(errs.Unavailable, "names of egress lists have more than %d addresses", maxTold)
@@ -220,22 +226,22 @@ func (l *Local) admit(req dns.GateRequest) error {
 
 // prune forgets what has ended. Local.mu is held.
 func (t toldNames) prune(now time.Time) {
-	for e, until := range t {
-		if until.Before(now) {
+	for e, what := range t {
+		if what.until.Before(now) {
 			delete(t, e)
 		}
 	}
 }
 
 // note takes elements down, unless they are too many.
-func (t toldNames) note(by map[string][]nft.Elem, now time.Time) (full bool) {
+func (t toldNames) note(by map[string][]nft.Elem, name string, now time.Time) (full bool) {
 	t.prune(now)
 	for set, elems := range by {
 		for _, e := range elems {
 			if len(t) >= maxTold {
 				return true
 			}
-			t[toldElem{set, string(e.Key)}] = now.Add(e.Timeout)
+			t[toldElem{set, string(e.Key)}] = saying{now.Add(e.Timeout), name}
 		}
 	}
 	return false
@@ -267,15 +273,44 @@ func (e *Egress) tell(by map[string][]nft.Elem, kind string, whose []byte, name 
 	}
 }
 
+// tells says whether the list says of the name what an element says.
+func (e *Egress) tells(elem toldElem, kind string, whose []byte, name string) bool {
+	size := map[byte]int{'4': 4, '6': 16}[elem.set[len(elem.set)-1]]
+	addr, ok := netip.AddrFromSlice([]byte(elem.key[len(whose):][:size]))
+	by := map[string][]nft.Elem{}
+	if ok && name != "" {
+		e.tell(by, kind, whose, name, dns.Told{Addr: addr})
+	}
+	return slices.ContainsFunc(by[elem.set], func(o nft.Elem) bool { return string(o.Key) == elem.key })
+}
+
+// letTold says whether a packet gets through by what was told for names. mu is held.
+func (l *Local) letTold(kind string, whose []byte, to netip.Addr, proto byte, port uint16) bool {
+	digit, now := familyDigit(to), time.Now()
+	for set, key := range map[string][]byte{
+		setTold: nft.Cat(whose, to.AsSlice(), []byte{proto}, nft.Port(port)), setToldProto: nft.Cat(whose, to.AsSlice(), []byte{proto}), setToldAny: nft.Cat(whose, to.AsSlice()),
+	} {
+		if what, known := l.told[toldElem{kind + set + digit, string(key)}]; known && what.until.After(now) {
+			return true
+		}
+	}
+	return false
+}
+
 // untell takes what was told for a list away, in the kernel with the transaction.
 func (l *Local) untell(tx *nft.Tx, kind string, whose []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for e := range l.told {
-		if strings.HasPrefix(e.set, byNet) == (kind == byNet) && strings.HasPrefix(e.key, string(whose)) && (kind == byNet || strings.HasSuffix(e.set, map[int]string{4: "4", 16: "6"}[len(whose)])) {
+		if e.belongs(kind, whose) {
 			l.drop(tx, e)
 		}
 	}
+}
+
+// belongs says whether an element is of that list.
+func (e toldElem) belongs(kind string, whose []byte) bool {
+	return strings.HasPrefix(e.set, byNet) == (kind == byNet) && strings.HasPrefix(e.key, string(whose)) && (kind == byNet || strings.HasSuffix(e.set, map[int]string{4: "4", 16: "6"}[len(whose)]))
 }
 
 // drop takes one element away; it may have gone by itself, so it is made first. mu is held.
@@ -294,7 +329,7 @@ func (l *Local) readTold() error {
 		if err != nil {
 			return fmt.Errorf("read set %s: %w", s.Name, err)
 		}
-		l.told.note(map[string][]nft.Elem{s.Name: elems}, now)
+		l.told.note(map[string][]nft.Elem{s.Name: elems}, "", now)
 	}
 	return nil
 }
@@ -351,17 +386,23 @@ func (l *Local) addFences(tx *nft.Tx) {
 	}
 	now := time.Now()
 	l.told.prune(now)
-	for e, until := range l.told {
-		tx.AddElems(l.opt.Table, e.set, []nft.Elem{{Key: []byte(e.key), Timeout: until.Sub(now)}})
+	for e, what := range l.told {
+		tx.AddElems(l.opt.Table, e.set, []nft.Elem{{Key: []byte(e.key), Timeout: what.until.Sub(now)}})
 	}
 }
 
 // readWishes reads what a container asks for that is text.
 func (bx *box) readWishes() (err error) {
-	if bx.req.Egress != "" {
-		bx.egress, err = ParseEgress(bx.req.Egress)
-	}
+	bx.egress, err = readList(bx.req.Egress)
 	return err
+}
+
+// readList reads a list, of which an empty one lets everything through.
+func readList(text string) (*Egress, error) {
+	if text == "" {
+		return nil, nil
+	}
+	return ParseEgress(text)
 }
 
 // fenceOf is what the name server is told of a list.

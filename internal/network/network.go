@@ -31,6 +31,8 @@ type Network struct {
 	// ConfigOnly networks are nothing but settings (IPAM, Options, Labels, EnableIPv6 …), for others that name them in ConfigFrom.
 	ConfigOnly bool   `json:",omitempty"`
 	ConfigFrom string `json:",omitempty"`
+	// Before are the options that Update can change, as they were before it did so last; nil: it never did.
+	Before map[string]string `json:",omitempty"`
 }
 
 // IPAM is the address configuration of a network.
@@ -154,6 +156,8 @@ type Manager interface {
 	Get(ctx context.Context, ref string) (Network, error)
 	List(ctx context.Context) ([]Network, error)
 	Remove(ctx context.Context, ref string) error
+	// Update changes the limits of a network, and of those who are on it, and tells in words what differs. On an error nothing has changed.
+	Update(ctx context.Context, ref string, req NetworkChange) (changes []string, err error)
 	// Usage counts the addresses of a network's subnets.
 	Usage(ctx context.Context, ref string) ([]SubnetUsage, error)
 	// Endpoints lists who is on a network: owner -> endpoint.
@@ -169,6 +173,8 @@ type Manager interface {
 	Disconnect(ctx context.Context, owner string, pid int, network string) error
 	// SetPorts changes what a running container publishes; on an error nothing has changed. What it has then, Sandbox tells.
 	SetPorts(ctx context.Context, owner string, ports []Port) error
+	// SetLimits changes a running container's egress list and rates. Connections that the new list does not have end. On an error nothing has changed.
+	SetLimits(ctx context.Context, owner string, pid int, want Limits) error
 	// Rename changes the DNS name of a running container.
 	Rename(ctx context.Context, owner, name string) error
 	// Share returns the names, ports and resolv.conf for network mode container:OWNER without joining.

@@ -98,6 +98,7 @@ func (l *Local) Endpoints(_ context.Context, ref string) (map[string]Endpoint, e
 // clone copies a record so that its receiver cannot change ours.
 func clone(nw Network) Network {
 	nw.Options, nw.Labels, nw.IPAM.Options = maps.Clone(nw.Options), maps.Clone(nw.Labels), maps.Clone(nw.IPAM.Options)
+	nw.Before = maps.Clone(nw.Before)
 	nw.IPAM.Pools = slices.Clone(nw.IPAM.Pools)
 	for i := range nw.IPAM.Pools {
 		nw.IPAM.Pools[i].Aux = maps.Clone(nw.IPAM.Pools[i].Aux)

@@ -69,6 +69,12 @@ func newOnParent(l *Local, nw *network) (*onParent, error) {
 			if nw.prefix = val; !goodLinkName(val + "1000") {
 				return nil, errs.New(errs.Invalid, "failed to parse %s value: %s (not the beginning of a name of an interface)", key, val)
 			}
+		case OptionEgress:
+			if list, err := ParseEgress(val); err != nil || list != nil {
+				return nil, errors.Join(err, l.checkFence(nw))
+			}
+		case OptionRateIngress:
+			return nil, noHostEnd(nw)
 		case optIPv4, optIPv6:
 		default:
 			if strings.HasPrefix(key, "com.docker.network.") || strings.HasSuffix(key, "vlan_mode") || strings.HasSuffix(key, "vlan_flag") {

@@ -74,52 +74,74 @@ func bucket(b *netlink.Batch, index int, rate uint64) {
 	b.TBF(index, rate, size(100, 16<<10), size(20, 64<<10))
 }
 
-// shape bounds the rates of interfaces, before anything runs behind them. ns is the container's namespace.
-func (l *Local) shape(bx *box, nets []*network, eps []Endpoint, ns *os.File) error {
+// shape bounds the rates of interfaces, before anything runs behind them. ns is the container's namespace; had is what they were bounded to before, nil for new ones.
+func (l *Local) shape(nets []*network, eps []Endpoint, want, had []Rates, ns *os.File) error {
 	c, err := l.rt.Take()
 	if err != nil {
 		return err
 	}
 	defer l.rt.Give(c)
-	var host netlink.Batch
-	sending := map[string]uint64{}
-	for i, ep := range eps {
-		r := bx.req.Rates.within(nets[i].rates)
-		if r.Egress > 0 {
-			sending[ep.Interface] = r.Egress
+	before := func(i int) Rates {
+		if had == nil {
+			return Rates{}
 		}
-		if r.Ingress == 0 {
+		return had[i]
+	}
+	var host, gone netlink.Batch
+	inside := map[string]uint64{} // by interface; 0: no bound any more
+	for i, ep := range eps {
+		if r := want[i].Egress; r != before(i).Egress {
+			inside[ep.Interface] = r
+		}
+		r := want[i].Ingress
+		if r == before(i).Ingress {
 			continue
 		}
 		name := nets[i].drv.hostLink(ep)
 		if name == "" {
-			return errs.New(errs.NotImplemented, "%s needs networks of driver bridge: network %s (%s) has no end of the interface on the host", OptionRateIngress, nets[i].rec.Name, nets[i].rec.Driver)
+			return noHostEnd(nets[i])
 		}
 		link, err := c.LinkByName(name)
 		if err != nil {
 			return err
 		}
-		bucket(&host, link.Index, r.Ingress)
+		setBucket(&host, &gone, link.Index, r)
 	}
-	if host.Len() > 0 {
-		if err := c.Do(&host); err != nil {
-			return noBucket(err)
-		}
-	}
-	if len(sending) == 0 {
-		return nil
+	if err := errors.Join(noBucket(c.Do(&host)), noneSet(c.Do(&gone))); err != nil || len(inside) == 0 {
+		return err
 	}
 	return l.inside(ns, func(in *netlink.Conn) error {
-		var b netlink.Batch
-		for name, rate := range sending {
+		var b, gone netlink.Batch
+		for name, rate := range inside {
 			link, err := in.LinkByName(name)
 			if err != nil {
 				return err
 			}
-			bucket(&b, link.Index, rate)
+			setBucket(&b, &gone, link.Index, rate)
 		}
-		return noBucket(in.Do(&b))
+		return errors.Join(noBucket(in.Do(&b)), noneSet(in.Do(&gone)))
 	})
+}
+
+// setBucket asks for a bound, or, with 0, for none.
+func setBucket(set, gone *netlink.Batch, index int, rate uint64) {
+	if rate > 0 {
+		bucket(set, index, rate)
+	} else {
+		gone.DelQdisc(index)
+	}
+}
+
+// noneSet forgives that a container has taken its own bound away already.
+func noneSet(err error) error {
+	if onlyErrno(err, unix.ENOENT) || onlyErrno(err, unix.EINVAL) {
+		return nil
+	}
+	return err
+}
+
+func noHostEnd(nw *network) error {
+	return errs.New(errs.NotImplemented, "%s needs networks of driver bridge: network %s (%s) has no end of the interface on the host", OptionRateIngress, nw.rec.Name, nw.rec.Driver)
 }
 
 // noBucket says what the kernel lacks.
@@ -133,12 +155,11 @@ func noBucket(err error) error {
 	return nil
 }
 
-// shaped says whether there is anything to bound.
-func (bx *box) shaped(nets ...*network) bool {
+// ratesOn are the container's rates on networks. mu is held, or nobody else knows the box.
+func (bx *box) ratesOn(nets []*network) (all []Rates, any bool) {
 	for _, nw := range nets {
-		if nw.rates != (Rates{}) {
-			return true
-		}
+		r := bx.req.Rates.within(nw.rates)
+		all, any = append(all, r), any || r != Rates{}
 	}
-	return bx.req.Rates != (Rates{})
+	return all, any
 }

@@ -28,3 +28,12 @@ func (b *Batch) TBF(index int, rate uint64, burst, limit uint32) {
 	})
 	b.End()
 }
+
+// DelQdisc asks for the queue that a link has by itself, in place of the one at its root. Where none was set the kernel answers ENOENT.
+func (b *Batch) DelQdisc(index int) {
+	head := make([]byte, 20) // struct tcmsg
+	native.PutUint32(head[4:], uint32(index))
+	native.PutUint32(head[12:], 0xffffffff) // TC_H_ROOT
+	b.Begin("limit the rate of a link no more", unix.RTM_DELQDISC, 0, head)
+	b.End()
+}

@@ -179,6 +179,27 @@ func (m *Networks) Remove(_ context.Context, ref string) error {
 	return nil
 }
 
+// Update changes the limits of a network.
+func (m *Networks) Update(_ context.Context, ref string, req network.NetworkChange) ([]string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	nw, err := m.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	want, changes, err := req.To(nw.Network)
+	if err == nil {
+		_, err = network.ReadRates(want.Options)
+	}
+	if list, given := want.Options[network.OptionEgress]; given && err == nil {
+		_, err = network.ParseEgress(list)
+	}
+	if err == nil && len(changes) > 0 && !req.DryRun {
+		nw.Network = want
+	}
+	return changes, err
+}
+
 // Usage counts the addresses of a network's subnets.
 func (m *Networks) Usage(_ context.Context, ref string) ([]network.SubnetUsage, error) {
 	m.mu.Lock()
@@ -373,6 +394,23 @@ func (m *Networks) Disconnect(_ context.Context, owner string, _ int, ref string
 	delete(nw.used, ep.IPv4.Addr())
 	bx := m.boxes[owner]
 	bx.sb.Endpoints = slices.DeleteFunc(slices.Clone(bx.sb.Endpoints), func(o network.Endpoint) bool { return o.ID == ep.ID })
+	return nil
+}
+
+// SetLimits changes what bounds a sandbox.
+func (m *Networks) SetLimits(_ context.Context, owner string, _ int, want network.Limits) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	bx := m.boxes[owner]
+	if bx == nil {
+		return errs.New(errs.NotFound, "sandbox of %s not found", owner)
+	}
+	if want.Egress != "" {
+		if _, err := network.ParseEgress(want.Egress); err != nil {
+			return err
+		}
+	}
+	bx.req.Egress, bx.req.Rates = want.Egress, want.Rates
 	return nil
 }
 
