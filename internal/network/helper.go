@@ -50,6 +50,7 @@ type helperOp struct {
 	soon   bool          // where the process must be started first, that is not waited for
 	done   chan error    // nil: nobody waits
 	gone   *net.UnixConn // no packet, but news: the watch on this connection saw its end
+	again  bool          // no packet, but another try to have a process
 }
 
 const helperIdle = 10 * time.Second
@@ -207,7 +208,7 @@ func (h *helper) run(ctx context.Context, work *sync.WaitGroup) {
 // serve sends one request. A process that is not there, or died, is started with everything that it is to hold, the request's own part included.
 func (h *helper) serve(ctx context.Context, work *sync.WaitGroup, op helperOp) {
 	switch {
-	case op.gone != nil && op.gone != h.watch:
+	case op.gone != nil && op.gone != h.watch, op.again && h.conn != nil:
 		return // another is there already
 	case op.gone == nil && h.conn != nil:
 		_, err := call(h.conn, op.packet(), nil)
@@ -226,7 +227,17 @@ func (h *helper) serve(ctx context.Context, work *sync.WaitGroup, op helperOp) {
 		h.tell(op, nil)
 		op.done = nil
 	}
-	h.tell(op, h.restart(ctx, work))
+	err := h.restart(ctx, work)
+	h.tell(op, err)
+	if err != nil && broken(err) { // those that are there already need one, too
+		h.hangUp()
+		time.AfterFunc(time.Second, func() {
+			select {
+			case h.queue <- helperOp{again: true}:
+			case <-ctx.Done():
+			}
+		})
+	}
 }
 
 func (h *helper) tell(op helperOp, err error) {

@@ -147,9 +147,11 @@ func Serve(ln net.Listener, resolvConf, program string, log *slog.Logger) error 
 			continue
 		}
 		go func() {
-			r.engine(conn)
+			gate := r.engine(conn)
 			leave()
-			r.idle.Reset(time.Millisecond)
+			if !gate { // which may be there before the engine's other connections, and says nothing about them
+				r.idle.Reset(time.Millisecond)
+			}
 		}()
 	}
 }
@@ -163,9 +165,8 @@ func (r *process) endIfIdle() {
 	}
 }
 
-// engine answers one connection.
-func (r *process) engine(c *net.UnixConn) {
-	kept := false
+// engine answers one connection, unless it is the gate, which is kept.
+func (r *process) engine(c *net.UnixConn) (kept bool) {
 	defer func() {
 		if !kept {
 			_ = c.Close() // what was asked is answered
@@ -175,7 +176,7 @@ func (r *process) engine(c *net.UnixConn) {
 	for {
 		n, oobn, _, _, err := c.ReadMsgUnix(buf, oob)
 		if err != nil || n == 0 {
-			return
+			return false
 		}
 		files, err := resident.Descriptors(oob[:oobn])
 		var req Request
@@ -189,7 +190,7 @@ func (r *process) engine(c *net.UnixConn) {
 				r.log.Warn("gate", "err", err)
 			}
 			r.book.gate.open(c)
-			return
+			return true
 		}
 		if err == nil {
 			ans, out, err = r.do(req, files)
@@ -201,7 +202,7 @@ func (r *process) engine(c *net.UnixConn) {
 		}
 		err = resident.Send(c, ans, out)
 		if err = errors.Join(err, resident.Close(out)); err != nil {
-			return
+			return false
 		}
 	}
 }

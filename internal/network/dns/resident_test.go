@@ -183,3 +183,23 @@ func TestResidentFinishesWithTheDeadFirst(t *testing.T) {
 		}
 	}
 }
+
+// On a slow machine the gate was there before the engine's other connections; the server took its end (of being read) for the last engine's, and was gone before anybody had asked it for something.
+func TestResidentWaitsForWhoOpensTheGate(t *testing.T) {
+	path, ended := serving(t)
+	gate := dialServer(t, path)
+	if err := resident.Send(gate, Request{Op: "gate"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(20 * time.Millisecond) // longer, and it would only find less
+	engine := dialServer(t, path)
+	if ans, _ := request(t, engine, Request{Op: "list"}); ans.Err != "" || ans.Program != "this" {
+		t.Errorf("got %+v", ans)
+	}
+	if ans, _ := request(t, engine, Request{Op: "end"}); ans.Err != "" {
+		t.Error(ans.Err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
