@@ -24,11 +24,47 @@ func (n *netLimitFlags) register(f *pflag.FlagSet) {
 	f.StringVar(&n.rateIngress, "net-ingress-bps", "", "bits per second that it receives on each network at most")
 }
 
+// registerFor is register for networks.
+func (n *netLimitFlags) registerFor(f *pflag.FlagSet, whom string) {
+	f.StringVar(&n.egress, "egress", "", "let "+whom+" connect only there: none, or a list such as 10.0.0.0/8,example.org:443 (docs/egress.md)")
+	f.StringVar(&n.rateEgress, "net-egress-bps", "", "bits per second that each of "+whom+" sends there at most (500k, 10m, 1g)")
+	f.StringVar(&n.rateIngress, "net-ingress-bps", "", "bits per second that each of "+whom+" receives there at most")
+}
+
+// changes are the flags of update that were given, as annotations or options of a network; "0" takes a rate away.
+func (n *netLimitFlags) changes(set *pflag.FlagSet) map[string]string {
+	all := map[string]string{}
+	for _, a := range n.named() {
+		switch {
+		case !set.Changed(a.flag):
+		case a.value == "0" && a.name != annotationEgress, a.value == "all" && a.name == annotationEgress:
+			all[a.name] = ""
+		default:
+			all[a.name] = a.value
+		}
+	}
+	return all
+}
+
+type namedLimit struct{ flag, name, value string }
+
+func (n *netLimitFlags) named() []namedLimit {
+	return []namedLimit{{"egress", annotationEgress, n.egress}, {"net-egress-bps", annotationRateEgress, n.rateEgress}, {"net-ingress-bps", annotationRateIngress, n.rateIngress}}
+}
+
+// check refuses a flag without a value, which would mean that nothing is asked for.
+func (n *netLimitFlags) check(set *pflag.FlagSet) error {
+	for _, a := range n.named() {
+		if set.Changed(a.flag) && a.value == "" {
+			return badFlag(a.flag, a.value, invalid("want a value: all or 0 for no limit"))
+		}
+	}
+	return nil
+}
+
 // apply puts the flags into the request.
 func (n *netLimitFlags) apply(host *container.HostConfig) error {
-	for _, a := range []struct{ flag, name, value string }{
-		{"egress", annotationEgress, n.egress}, {"net-egress-bps", annotationRateEgress, n.rateEgress}, {"net-ingress-bps", annotationRateIngress, n.rateIngress},
-	} {
+	for _, a := range n.named() {
 		if err := annotate(host, a.flag, a.name, a.value); err != nil {
 			return err
 		}

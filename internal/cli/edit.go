@@ -22,10 +22,12 @@ type editFlags struct {
 	publish, unpublish, env, envFile, unsetEnv, label, unsetLabel []string
 	volume, mount, unmount, connect, disconnect                   []string
 	undo, dryRun                                                  bool
+	limits                                                        netLimitFlags
 }
 
 // editNames are their names; update of any of them is an edit.
-var editNames = []string{"publish-add", "publish-rm", "env", "env-file", "env-rm", "label", "label-rm", "volume-add", "mount-add", "mount-rm", "network-add", "network-rm", "undo", "dry-run"}
+var editNames = []string{"publish-add", "publish-rm", "env", "env-file", "env-rm", "label", "label-rm", "volume-add", "mount-add", "mount-rm", "network-add", "network-rm", "egress", "net-egress-bps", "net-ingress-bps",
+	"undo", "dry-run"}
 
 func (e *editFlags) register(f *pflag.FlagSet) {
 	list(f, &e.publish, "publish-add", "p", "publish one more port, in the words of run -p")
@@ -40,6 +42,7 @@ func (e *editFlags) register(f *pflag.FlagSet) {
 	list(f, &e.unmount, "mount-rm", "", "mount nothing at this place any more; a volume keeps what it holds")
 	list(f, &e.connect, "network-add", "", "connect to one more network: a name, or name=…,alias=…,ip=… options")
 	list(f, &e.disconnect, "network-rm", "", "disconnect from a network")
+	e.limits.register(f)
 	f.BoolVar(&e.undo, "undo", false, "go back to what was before the last change")
 	f.BoolVar(&e.dryRun, "dry-run", false, "tell what would change, and how: live, restart, or next start")
 }
@@ -54,6 +57,7 @@ type editBody struct {
 	UnsetEnv      []string                             `json:",omitempty"`
 	Labels        map[string]string                    `json:",omitempty"`
 	UnsetLabels   []string                             `json:",omitempty"`
+	Annotations   map[string]string                    `json:",omitempty"`
 	Binds         []string                             `json:",omitempty"`
 	Mounts        []parse.Mounted                      `json:",omitempty"`
 	Unmount       []string                             `json:",omitempty"`
@@ -78,6 +82,10 @@ func (e *editFlags) given(set *pflag.FlagSet) bool {
 // body translates the flags. limits and policy were given beside them.
 func (e *editFlags) body(set *pflag.FlagSet, up container.UpdateConfig) (*editBody, error) {
 	b := &editBody{Unpublish: e.unpublish, UnsetEnv: e.unsetEnv, UnsetLabels: e.unsetLabel, Unmount: e.unmount, Disconnect: e.disconnect, Undo: e.undo, DryRun: e.dryRun}
+	if err := e.limits.check(set); err != nil {
+		return nil, err
+	}
+	b.Annotations = e.limits.changes(set)
 	others := false // limits or the policy
 	set.Visit(func(f *pflag.Flag) { others = others || f.Name != "restart" && !slices.Contains(editNames, f.Name) })
 	if others {

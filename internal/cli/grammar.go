@@ -32,7 +32,7 @@ func grammar() *node {
 		noun("network", "Manage networks",
 			cmd("connect", newNetworkConnect), cmd("create", newNetworkCreate), cmd("disconnect", newNetworkDisconnect),
 			cmd("inspect", newNetworkInspect), alias(cmd("ls", newNetworkLs), "list"), cmd("prune", newNetworkPrune),
-			alias(cmd("rm", newNetworkRm), "remove")),
+			alias(cmd("rm", newNetworkRm), "remove"), cmd("update", newNetworkUpdate)),
 		noun("system", "Manage the engine",
 			cmd("df", newDf), cmd("dial-stdio", newDialStdio), cmd("events", newEvents), cmd("info", newInfo), cmd("prune", newSystemPrune)),
 		noun("volume", "Manage volumes",

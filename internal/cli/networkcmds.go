@@ -16,7 +16,8 @@ import (
 )
 
 type nwCreateOptions struct {
-	driver, ipamDriver, scope, configFrom, egress          string
+	driver, ipamDriver, scope, configFrom                  string
+	limits                                                 netLimitFlags
 	opts, labels, ipamOpts, subnets, ranges, gateways, aux []string
 	internal, attachable, ingress, configOnly, ipv4, ipv6  bool
 }
@@ -30,7 +31,7 @@ func newNetworkCreate() *verb {
 			f.StringVarP(&o.driver, "driver", "d", "bridge", "network driver")
 			list(f, &o.opts, "opt", "o", "option for the driver, name=value")
 			list(f, &o.labels, "label", "", "add a label, name[=value]")
-			f.StringVar(&o.egress, "egress", "", "let its containers connect only there: none, or a list such as 10.0.0.0/8,example.org:443 (docs/egress.md)")
+			o.limits.registerFor(f, "its containers")
 			f.BoolVar(&o.internal, "internal", false, "no way out of the network")
 			f.BoolVar(&o.attachable, "attachable", false, "let containers join by hand")
 			f.BoolVar(&o.ingress, "ingress", false, "make it the cluster's ingress network")
@@ -77,8 +78,10 @@ func (o *nwCreateOptions) request(v *verb, name string) (*network.CreateRequest,
 	if err != nil {
 		return nil, err
 	}
-	if o.egress != "" {
-		o.opts = append(o.opts, annotationEgress+"="+o.egress)
+	for _, l := range o.limits.named() {
+		if l.value != "" {
+			o.opts = append(o.opts, l.name+"="+l.value)
+		}
 	}
 	req := &network.CreateRequest{Name: name, Driver: o.driver, Options: parse.Map(o.opts), Labels: parse.Map(o.labels), Internal: o.internal,
 		Attachable: o.attachable, Ingress: o.ingress, Scope: o.scope, ConfigOnly: o.configOnly, IPAM: ipam}

@@ -80,7 +80,8 @@ func Diff(have, want Settings) []Change {
 	diffMap(have.Networks, want.Networks, func(verb, name string) { add(true, "%s network %s", verb, name) })
 	diffMap(have.Config.Labels, want.Config.Labels, func(verb, name string) { add(true, "%s label %s", verb, name) })
 	diffMap(have.Host.Annotations, want.Host.Annotations, func(verb, name string) {
-		add(strings.HasPrefix(name, AnnotationRestart), "%s annotation %s", verb, name)
+		live := name == AnnotationEgress || name == AnnotationRateEgress || name == AnnotationRateIngress
+		add(live || strings.HasPrefix(name, AnnotationRestart), "%s annotation %s", verb, name)
 	})
 	diffMap(environment(have.Config.Env), environment(want.Config.Env), func(verb, name string) { add(false, "%s variable %s", verb, name) })
 	diffMap(byTarget(have.Mounts), byTarget(want.Mounts), func(verb, name string) { add(false, "%s mount %s", verb, name) })

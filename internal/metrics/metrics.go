@@ -25,6 +25,8 @@ type Containers interface {
 // Networks lists networks with who is on them.
 type Networks interface {
 	List(ctx context.Context, filters filter.Args) ([]networks.View, error)
+	// EgressCounts tells what the egress lists of containers and networks, by id, let through and dropped.
+	EgressCounts(ctx context.Context) (ctrs, nets map[string]networks.EgressCount, err error)
 }
 
 // Volumes lists volumes and how many containers use each.
@@ -81,6 +83,9 @@ func (o *Options) page(ctx context.Context, format Format, sizes bool) ([]byte, 
 	}
 	states(p, views)
 	usage(p, views, o.Containers.Readings(ctx))
+	if err := o.egress(ctx, p, views); err != nil {
+		return nil, err
+	}
 	if err := o.networks(ctx, p); err != nil {
 		return nil, err
 	}

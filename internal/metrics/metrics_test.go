@@ -41,6 +41,11 @@ func (fakes) Readings(context.Context) []*containers.Stats {
 		Networks: []containers.NetStats{{Name: "eth0", RxBytes: 11, TxBytes: 22}, {Name: "odd\"0", RxBytes: 1}}}}
 }
 
+func (fakeNetworks) EgressCounts(context.Context) (owners, nets map[string]network.EgressCount, err error) {
+	return map[string]network.EgressCount{"aaa": {Allowed: network.Traffic{Packets: 3, Bytes: 180}, Spoofed: network.Traffic{Packets: 1, Bytes: 29}}},
+		map[string]network.EgressCount{"n1": {Dropped: network.Traffic{Packets: 2, Bytes: 120}}, "gone": {}}, nil
+}
+
 type fakeNetworks struct{}
 
 func (fakeNetworks) List(context.Context, filter.Args) ([]networks.View, error) {
@@ -191,6 +196,8 @@ func TestBothFormats(t *testing.T) {
 		for sample, want := range map[string]float64{
 			"container_cpu_usage_seconds_total" + id: 1.5, "container_memory_working_set_bytes" + id: 700, "container_memory_cache" + id: 700, "container_oom_events_total" + id: 3,
 			"container_spec_memory_limit_bytes" + id: 1 << 40, "container_threads" + id: 4, "container_fs_reads_bytes_total" + id + " device=8:0": 5,
+			"corten_container_egress_packets_total" + id + " verdict=allowed": 3, "corten_container_egress_bytes_total" + id + " verdict=spoofed": 29,
+			"corten_network_egress_packets_total id=n1 name=front verdict=dropped":         2,
 			"container_network_receive_bytes_total" + id + " interface=eth0 network=front": 11, "container_network_receive_bytes_total" + id + ` interface=odd\"0 network=`: 1,
 			"corten_container_state" + id + " state=running": 1, "corten_container_state id=bbb name=old image=img state=exited": 1, "corten_container_restarts_total" + id: 2,
 			"container_start_time_seconds" + id: 1000.5, "container_last_seen" + id: 2000,

@@ -14,8 +14,8 @@ import (
 // anew when somebody else flushes the host's rules.
 type EgressCount struct {
 	Allowed, Dropped Traffic
-	// Strays were dropped because they had addresses that are not the container's own. Of containers only.
-	Strays Traffic
+	// Spoofed were dropped because they had addresses that are not the container's own. Of containers only.
+	Spoofed Traffic
 }
 
 // Traffic is a number of packets, and their bytes.
@@ -82,7 +82,7 @@ func (l *Local) EgressCounts(context.Context) (owners, networks map[string]Egres
 		read(0, s.set+"6", whose, owners, s.of)
 		read(0, byNet+s.set, whoseNet, networks, s.of)
 	}
-	read(unix.NFPROTO_BRIDGE, setStrays, ports, owners, func(c *EgressCount) *Traffic { return &c.Strays })
+	read(unix.NFPROTO_BRIDGE, setStrays, ports, owners, func(c *EgressCount) *Traffic { return &c.Spoofed })
 	for _, all := range []map[string]EgressCount{owners, networks} {
 		for name, c := range all {
 			c.Allowed = c.Allowed.without(c.Dropped)

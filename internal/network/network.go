@@ -175,6 +175,8 @@ type Manager interface {
 	SetPorts(ctx context.Context, owner string, ports []Port) error
 	// SetLimits changes a running container's egress list and rates. Connections that the new list does not have end. On an error nothing has changed.
 	SetLimits(ctx context.Context, owner string, pid int, want Limits) error
+	// EgressCounts tells what the lists of containers, by owner, and of networks, by id, let through and dropped. Those without a list are not there.
+	EgressCounts(ctx context.Context) (owners, networks map[string]EgressCount, err error)
 	// Rename changes the DNS name of a running container.
 	Rename(ctx context.Context, owner, name string) error
 	// Share returns the names, ports and resolv.conf for network mode container:OWNER without joining.

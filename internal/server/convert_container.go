@@ -13,6 +13,7 @@ import (
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/engine/containers"
+	"corten.dev/corten/internal/network"
 )
 
 // shown is the status that Docker's words have: a container that is being started is still what it was.
@@ -165,6 +166,8 @@ type inspectView struct {
 	NetworkSettings any
 	// LogDestinations is ours: where the log is handed on to, and how that goes.
 	LogDestinations []logDestination `json:",omitempty"`
+	// Egress is ours, too: what the egress list let through and dropped.
+	Egress *network.EgressCount `json:",omitempty"`
 }
 
 // logDestination is one destination of a container's log.
@@ -251,6 +254,7 @@ func inspection(view containers.View, version int) inspectView {
 		},
 		HostConfig: fromHost(view.Host, version),
 		Config:     configView{Config: fromConfig(view.Config)},
+		Egress:     view.Egress,
 	}
 	for _, opt := range view.Host.SecurityOpt {
 		if profile, found := strings.CutPrefix(strings.Replace(opt, ":", "=", 1), "apparmor="); found {

@@ -9,12 +9,14 @@ import (
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/engine/containers"
+	"corten.dev/corten/internal/engine/networks"
 	"corten.dev/corten/internal/errs"
 )
 
-// Two endpoints that Docker does not have. Types are those of the container endpoints; what is left out stays as it is.
+// Endpoints that Docker does not have. Types are those of the container endpoints; what is left out stays as it is.
 //
 //	POST /containers/{id}/edit      editBody ─▶ editedBody
+//	POST /networks/{id}/update      networkEditBody ─▶ editedBody
 //	POST /containers/{id}/upgrade?image=NAME&grace=SECONDS&dryrun=1 ─▶ editedBody, when the container has proved itself (or was put back: an error)
 
 // editBody changes a container's settings.
@@ -27,12 +29,31 @@ type editBody struct {
 	UnsetEnv      []string            `json:",omitempty"`
 	Labels        map[string]string   `json:",omitempty"`
 	UnsetLabels   []string            `json:",omitempty"`
+	Annotations   map[string]string   `json:",omitempty"` // an empty one is taken away
 	Binds         []string            `json:",omitempty"`
 	Mounts        []mountBody         `json:",omitempty"`
 	Unmount       []string            `json:",omitempty"` // targets
 	Connect       map[string]*wirenet.EndpointSettings
 	Disconnect    []string `json:",omitempty"`
 	Undo, DryRun  bool
+}
+
+// networkEditBody changes a network.
+type networkEditBody struct {
+	Options      map[string]string `json:",omitempty"` // dev.corten.egress, dev.corten.rate.egress, dev.corten.rate.ingress; an empty one is taken away
+	Undo, DryRun bool
+}
+
+func (s *Server) networkUpdate(w http.ResponseWriter, r *request) error {
+	var body networkEditBody
+	if err := readJSON(r.Request, &body); err != nil {
+		return err
+	}
+	changes, err := s.Networks.Update(r.steady(), r.id(), networks.Change(body))
+	if err != nil {
+		return err
+	}
+	return ok(w, editedBody{Changes: orEmpty(changes), How: containers.EditLive, Warnings: []string{}})
 }
 
 // editedBody tells what was changed, or would be.
@@ -64,7 +85,7 @@ func (s *Server) containerEdit(w http.ResponseWriter, r *request) error {
 
 func toEdit(body editBody, version int) (containers.EditRequest, error) {
 	req := containers.EditRequest{
-		Unpublish: body.Unpublish, Env: body.Env, UnsetEnv: body.UnsetEnv, Labels: body.Labels, UnsetLabels: body.UnsetLabels, Binds: body.Binds, Unmount: body.Unmount,
+		Unpublish: body.Unpublish, Env: body.Env, UnsetEnv: body.UnsetEnv, Labels: body.Labels, UnsetLabels: body.UnsetLabels, Annotations: body.Annotations, Binds: body.Binds, Unmount: body.Unmount,
 		Disconnect: body.Disconnect, Undo: body.Undo, DryRun: body.DryRun,
 	}
 	var err error

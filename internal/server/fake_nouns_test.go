@@ -186,6 +186,9 @@ func (f fakeNetworks) Inspect(_ context.Context, ref string) (networks.View, err
 	}
 	return blue(), nil
 }
+func (f fakeNetworks) Update(_ context.Context, _ string, change networks.Change) ([]string, error) {
+	return []string{"add option x"}, f.e.note("update", change)
+}
 func (f fakeNetworks) Remove(_ context.Context, ref string) error { return f.e.note("rm-network", ref) }
 func (f fakeNetworks) Prune(_ context.Context, args filter.Args) ([]string, error) {
 	return []string{"blue"}, f.e.note("prune", args)

@@ -6,6 +6,7 @@ import (
 	wire "github.com/moby/moby/api/types/network"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/network"
 )
 
 func (s *Server) networkRoutes() []entry {
@@ -15,6 +16,7 @@ func (s *Server) networkRoutes() []entry {
 		{"POST /networks/prune", s.networksPrune},
 		{"GET /networks/*", s.networkInspect},
 		{"DELETE /networks/*", s.networkRemove},
+		{"POST /networks/*/update", s.networkUpdate},
 		{"POST /networks/*/connect", s.networkConnect},
 		{"POST /networks/*/disconnect", s.networkDisconnect},
 	}
@@ -89,7 +91,10 @@ func (s *Server) networkInspect(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	out := wire.Inspect{Network: fromNetwork(view.Network), Containers: members(view)}
+	out := struct {
+		wire.Inspect
+		Egress *network.EgressCount `json:",omitempty"` // ours: what the egress list let through and dropped
+	}{wire.Inspect{Network: fromNetwork(view.Network), Containers: members(view)}, view.Egress}
 	if r.version >= 52 {
 		out.Status = subnetStatus(view)
 	}

@@ -5,8 +5,8 @@
 // It promises: every answer has the status, shape and words that Docker clients know; an unknown field of a newer API is never taken for an old one;
 // a body is bounded and its JSON checked; after a hijack nothing here touches the connection again.
 //
-// Fields that are ours stand beside those of Docker, whose clients pass over them: LogDestinations of a container (docs/logging.md); IDMap (text) and Chown (true) in
-// HostConfig.Mounts (mountBody). Routes that are ours are those below /volumes/{name}/ that copy (volumecopies.go).
+// Fields that are ours stand beside those of Docker, whose clients pass over them: LogDestinations of a container (docs/logging.md); Egress of containers and networks (docs/egress.md); IDMap (text) and Chown (true) in
+// HostConfig.Mounts (mountBody). Routes that are ours are those below /volumes/{name}/ that copy (volumecopies.go), and those of edit.go.
 package server
 
 import (

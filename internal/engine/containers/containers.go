@@ -14,6 +14,7 @@ import (
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/filter"
 	"corten.dev/corten/internal/logs/ship"
+	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/runtime"
 	"corten.dev/corten/internal/snapshot"
 )
@@ -40,10 +41,12 @@ type View struct {
 	LogPath string
 	// LogDestinations are those that the log is handed on to; empty where the log stays here.
 	LogDestinations []ship.Status
-	Driver          string         // snapshot driver
-	Place           snapshot.Place // of the tree, for inspection; empty where the driver has no such thing
-	SizeRw          *int64         // only when asked
-	SizeRootFs      *int64
+	// Egress is what the egress list of a running container let through and dropped; nil where it has none. By Inspect only.
+	Egress     *network.EgressCount
+	Driver     string         // snapshot driver
+	Place      snapshot.Place // of the tree, for inspection; empty where the driver has no such thing
+	SizeRw     *int64         // only when asked
+	SizeRootFs *int64
 	// Paths of the generated files.
 	ResolvConfPath, HostnamePath, HostsPath string
 }

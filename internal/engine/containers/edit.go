@@ -26,7 +26,8 @@ type EditRequest struct {
 	UnsetEnv    []string
 	Labels      map[string]string
 	UnsetLabels []string
-	Binds       []string // as -v
+	Annotations map[string]string // an empty one is taken away
+	Binds       []string          // as -v
 	Mounts      []container.MountRequest
 	Unmount     []string // targets
 	Connect     map[string]container.EndpointSettings
@@ -147,7 +148,7 @@ func (s *Service) wanted(rec container.Record, req EditRequest) (container.Setti
 	}
 	have := rec.Settings()
 	var all []error
-	all = append(all, editPorts(&rec, req), editEnv(&rec, req), editLabels(&rec, req), editMounts(&rec, req), editNetworks(&rec, req))
+	all = append(all, editPorts(&rec, req), editEnv(&rec, req), editLabels(&rec, req), editAnnotations(&rec, req), editMounts(&rec, req), editNetworks(&rec, req))
 	if req.Restart != nil && req.Restart.Name != "" {
 		all = append(all, checkRestart(&rec, req.Restart))
 		rec.Host.Restart = *req.Restart
@@ -365,6 +366,9 @@ func (s *Service) editLive(ctx context.Context, ctr *live, want container.Settin
 		}
 	}
 	if err := s.rewire(ctx, ctr, have, want, &undo); err != nil {
+		return err
+	}
+	if err := s.limitNetworks(ctx, ctr, have, want, &undo); err != nil {
 		return err
 	}
 	if !slices.Equal(have.Host.Ports, want.Host.Ports) {

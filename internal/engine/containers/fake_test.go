@@ -186,9 +186,15 @@ func (f fakeNetworks) Disconnect(context.Context, string, int, string) error {
 	return f.step("disconnect")
 }
 func (f fakeNetworks) SetPorts(context.Context, string, []network.Port) error { return f.step("ports") }
-func (f fakeNetworks) Sandbox(string) (network.Sandbox, bool)                 { return network.Sandbox{}, false }
-func (f fakeNetworks) Rename(context.Context, string, string) error           { return f.step("rename") }
-func (f fakeNetworks) HostGateway() netip.Addr                                { return netip.MustParseAddr("10.0.0.1") }
+func (f fakeNetworks) SetLimits(context.Context, string, int, network.Limits) error {
+	return f.step("limits of networks")
+}
+func (f fakeNetworks) EgressCounts(context.Context) (owners, networks map[string]network.EgressCount, err error) {
+	return nil, nil, nil
+}
+func (f fakeNetworks) Sandbox(string) (network.Sandbox, bool)       { return network.Sandbox{}, false }
+func (f fakeNetworks) Rename(context.Context, string, string) error { return f.step("rename") }
+func (f fakeNetworks) HostGateway() netip.Addr                      { return netip.MustParseAddr("10.0.0.1") }
 
 type fakeVolumes struct{ *world }
 

@@ -96,6 +96,15 @@ func (s *Service) Inspect(ctx context.Context, ref string, size bool) (View, err
 		view.LogDestinations = append(view.LogDestinations, f.Status())
 	}
 	ctr.mu.Unlock()
+	if _, listed := view.Host.Annotations[container.AnnotationEgress]; listed && view.State.Status.Live() {
+		counts, _, err := s.Networks.EgressCounts(ctx)
+		if err != nil {
+			return View{}, err
+		}
+		if c, has := counts[ctr.id]; has {
+			view.Egress = &c
+		}
+	}
 	if at, ok := s.Trees.(snapshot.Locator); ok {
 		if view.Place, err = at.Locate(view.TreeKey()); err != nil && !errors.Is(err, errs.NotFound) { // one that is being removed has lost its tree
 			return View{}, err

@@ -87,6 +87,7 @@ type LiveNetworks interface {
 	Connect(ctx context.Context, owner string, pid int, req network.EndpointRequest) (network.Endpoint, error)
 	Disconnect(ctx context.Context, owner string, pid int, network string) error
 	SetPorts(ctx context.Context, owner string, ports []network.Port) error
+	SetLimits(ctx context.Context, owner string, pid int, want network.Limits) error
 	Sandbox(owner string) (network.Sandbox, bool)
 }
 
@@ -99,6 +100,7 @@ type Networks interface {
 	Leave(ctx context.Context, owner string) error
 	Rename(ctx context.Context, owner, name string) error
 	HostGateway() netip.Addr
+	EgressCounts(ctx context.Context) (owners, networks map[string]network.EgressCount, err error)
 }
 
 // Volumes gives containers named directories (volume.Store without listing).

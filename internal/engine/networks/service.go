@@ -21,7 +21,9 @@ type Rooms interface {
 	Get(ctx context.Context, ref string) (network.Network, error)
 	List(ctx context.Context) ([]network.Network, error)
 	Remove(ctx context.Context, ref string) error
+	Update(ctx context.Context, ref string, req network.NetworkChange) ([]string, error)
 	Endpoints(ctx context.Context, ref string) (map[string]network.Endpoint, error)
+	EgressCounts(ctx context.Context) (owners, networks map[string]network.EgressCount, err error)
 	Usage(ctx context.Context, ref string) ([]network.SubnetUsage, error)
 	Live
 }
@@ -145,7 +147,13 @@ func (s *Service) Inspect(ctx context.Context, ref string) (View, error) {
 	if err != nil {
 		return View{}, err
 	}
-	view.Usage, err = s.Networks.Usage(ctx, nw.ID)
+	if view.Usage, err = s.Networks.Usage(ctx, nw.ID); err != nil || nw.Options[network.OptionEgress] == "" {
+		return view, err
+	}
+	_, counts, err := s.Networks.EgressCounts(ctx)
+	if c, has := counts[nw.ID]; has {
+		view.Egress = &c
+	}
 	return view, err
 }
 
@@ -160,6 +168,30 @@ func (s *Service) Remove(ctx context.Context, ref string) error {
 	}
 	s.emit("destroy", nw, nil)
 	return nil
+}
+
+// Update implements [API].
+func (s *Service) Update(ctx context.Context, ref string, change Change) ([]string, error) {
+	nw, err := s.Networks.Get(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	changes, err := s.Networks.Update(ctx, nw.ID, network.NetworkChange{Options: change.Options, Undo: change.Undo, DryRun: change.DryRun, Process: func(owner string) int {
+		rec, err := s.Containers.Record(owner)
+		if err != nil || !rec.State.Status.Live() {
+			return 0
+		}
+		return rec.State.PID
+	}})
+	if err == nil && len(changes) > 0 && !change.DryRun {
+		s.emit("update", nw, nil)
+	}
+	return changes, err
+}
+
+// EgressCounts tells what the egress lists of containers and networks, by id, let through and dropped.
+func (s *Service) EgressCounts(ctx context.Context) (ctrs, nets map[string]EgressCount, err error) {
+	return s.Networks.EgressCounts(ctx)
 }
 
 // Prune implements [API].
