@@ -226,7 +226,14 @@ func openSnapshots(set settings.Settings, log *slog.Logger) (snapshot.Store, err
 			return nil, fmt.Errorf("storage driver overlay: %w", err)
 		}
 	}
-	return overlay.New(overlay.Options{Root: filepath.Join(root, "overlay"), Logger: log, Skeletons: skeletons()})
+	label, err := hostspec.SharedLabel()
+	if err == nil && label != "" {
+		err = hostspec.LabelLayers(root)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("label files for SELinux: %w", err)
+	}
+	return overlay.New(overlay.Options{Root: filepath.Join(root, "overlay"), Logger: log, Skeletons: skeletons(), Label: label})
 }
 
 // treeSize is checked with the settings.

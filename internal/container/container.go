@@ -43,6 +43,9 @@ type Record struct {
 	Next *Settings `json:",omitempty"`
 	// Trial is set while the settings have to prove themselves: should they fail, or the engine find them failed, Previous comes back.
 	Trial bool `json:",omitempty"`
+	// ProcessLabel and MountLabel are the SELinux labels of its processes and of its files; empty where the host has no policy for containers.
+	ProcessLabel string `json:",omitempty"`
+	MountLabel   string `json:",omitempty"`
 	// StoppedByUser is set by stop and kill and cleared by start; it keeps unless-stopped containers down at boot and always-containers until then.
 	StoppedByUser bool
 }

@@ -343,8 +343,12 @@ func (p *plan) makeFS(m *specs.Mount, o *mount.Options, set uint64) launch.Arg {
 		config(setFlag, "ro", "")
 	}
 	data := append(append([]string(nil), o.Super...), o.Data...)
-	if l := p.spec.Linux.MountLabel; l != "" && (m.Type == "tmpfs" || m.Type == "mqueue" || m.Type == "devpts") && selinuxEnabled() {
-		data = append(data, "context="+l)
+	label := p.spec.Linux.MountLabel
+	if !selinuxEnabled() {
+		label = ""
+	}
+	if label != "" && (m.Type == "tmpfs" || m.Type == "devpts") {
+		data = append(data, "context="+label)
 	}
 	for _, d := range data {
 		p.note("mount %s on %s: option %s", m.Type, m.Destination, d)
@@ -360,7 +364,23 @@ func (p *plan) makeFS(m *specs.Mount, o *mount.Options, set uint64) launch.Arg {
 	b.Sys(unix.SYS_FSMOUNT, ctx, launch.Imm(unix.FSMOUNT_CLOEXEC), launch.Imm(set)).To(fd)
 	b.Close(ctx)
 	b.FreeReg(ctx)
+	if label != "" && m.Type == "mqueue" {
+		p.labelRoot(fd, label)
+	}
 	return fd
+}
+
+// labelRoot labels the root of a mount whose file system came with its namespace, so that it takes no context any more when it is mounted.
+func (p *plan) labelRoot(fd launch.Arg, label string) {
+	b := p.b
+	p.note("label %s", label)
+	back := b.NewReg()
+	b.Sys(unix.SYS_OPENAT, launch.AtCwd(), b.Str("."), launch.Imm(unix.O_PATH|unix.O_CLOEXEC)).To(back)
+	b.Sys(unix.SYS_FCHDIR, fd)
+	b.Sys(unix.SYS_SETXATTR, b.Str("."), b.Str("security.selinux"), b.Str(label), launch.Imm(len(label)+1), launch.Imm(0))
+	b.Sys(unix.SYS_FCHDIR, back)
+	b.Close(back)
+	b.FreeReg(back)
 }
 
 // finish sets what is set after a mount was attached: propagation, recursive attributes.

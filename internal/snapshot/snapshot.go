@@ -117,6 +117,8 @@ type Options struct {
 	// Size bounds how many bytes the tree's own files may take: who writes more gets ENOSPC or EDQUOT. 0: no bound but the disk's. errs.NotImplemented where it cannot be kept.
 	// Such a tree is for a container: Turn refuses it.
 	Size int64
+	// Label is the SELinux context in which all files of the tree appear while it is mounted; empty is what the driver gives to all. A driver without mounts writes it to the files.
+	Label string
 	// UIDMap, GIDMap ask for a tree whose owners appear shifted, by an idmapped mount. Empty means unchanged.
 	IDMap []IDMap
 }

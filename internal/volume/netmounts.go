@@ -161,7 +161,7 @@ func (mo *mountOptions) credentials(out outside) error {
 func (mo *mountOptions) shown() string {
 	list := make([]string, len(mo.data))
 	for i, o := range mo.data {
-		if key, _, _ := strings.Cut(o, "="); key == "pass" || key == "password" || key == "password2" {
+		if key, _, _ := strings.Cut(o, "="); secretWords[key] {
 			o = key + "=xxxxx"
 		}
 		list[i] = o

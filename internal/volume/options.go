@@ -39,6 +39,9 @@ var unmeant = map[string]bool{
 	"_netdev": true, "auto": true, "noauto": true, "nofail": true, "user": true, "nouser": true, "users": true, "owner": true, "group": true, "fg": true,
 }
 
+// secretWords are options that no message shows.
+var secretWords = map[string]bool{"pass": true, "password": true, "password2": true}
+
 var propagations = map[string]uintptr{
 	"private": unix.MS_PRIVATE, "rprivate": unix.MS_PRIVATE | unix.MS_REC, "shared": unix.MS_SHARED, "rshared": unix.MS_SHARED | unix.MS_REC,
 	"slave": unix.MS_SLAVE, "rslave": unix.MS_SLAVE | unix.MS_REC, "unbindable": unix.MS_UNBINDABLE, "runbindable": unix.MS_UNBINDABLE | unix.MS_REC,
@@ -89,9 +92,29 @@ func parseOptions(opts map[string]string) (mountOptions, error) {
 	return mo, nil
 }
 
+// splitWords splits mount options at their commas. In a password the kernel's clients take two commas for one that belongs to it.
+func splitWords(list string) (words []string) {
+	for list != "" {
+		key, _, _ := strings.Cut(list, "=")
+		end := strings.IndexByte(list, ',')
+		for end >= 0 && secretWords[key] && strings.HasPrefix(list[end:], ",,") {
+			next := strings.IndexByte(list[end+2:], ',')
+			if next >= 0 {
+				next += end + 2
+			}
+			end = next
+		}
+		if end < 0 {
+			return append(words, list)
+		}
+		words, list = append(words, list[:end]), list[end+1:]
+	}
+	return words
+}
+
 // words takes the mount options apart, as mount(8) does.
 func (mo *mountOptions) words(list string) error {
-	for o := range strings.SplitSeq(list, ",") {
+	for _, o := range splitWords(list) {
 		key, _, _ := strings.Cut(o, "=")
 		switch {
 		case o == "" || unmeant[o] || key == "comment" || strings.HasPrefix(key, "x-"):

@@ -66,6 +66,9 @@ func TestComplete(t *testing.T) {
 		{"nfs4", ":/x", "addr=files,vers=4.2", "addr=10.1.2.3,vers=4.2", "", ""},
 		{"nfs", ":/x", "soft", "", "", "no server in the device"},
 		{"cifs", "//files/s", "credentials=/f,vers=3.0", "username=me,password=a,,b=c,domain=D,vers=3.0,addr=10.1.2.3", "username=me,password=xxxxx,domain=D,vers=3.0,addr=10.1.2.3", ""},
+		// A password with a comma was torn apart there: the mount failed, and the message showed what came after the comma.
+		{"cifs", "//files/s", "password=a,,b,,,,c,,,vers=3.0,username=me", "password=a,,b,,,,c,,,vers=3.0,username=me,addr=10.1.2.3", "password=xxxxx,vers=3.0,username=me,addr=10.1.2.3", ""},
+		{"cifs", "//files/s", "username=me,,pass=a,,", "username=me,pass=a,,,addr=10.1.2.3", "username=me,pass=xxxxx,addr=10.1.2.3", ""},
 	} {
 		mo, err := parseOptions(map[string]string{"type": c.fstype, "device": c.device, "o": c.o})
 		if err == nil {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/image"
@@ -62,6 +63,10 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (created Create
 
 	var undo task.Undo
 	defer undo.OnError(ctx, &err)
+	if err := s.takeLabels(&rec); err != nil {
+		return created, err
+	}
+	undo.Push(func(context.Context) error { hostspec.ReleaseLabels(rec.ProcessLabel); return nil })
 	rec.Networks = s.plain.share(rec.Networks)
 	ctr := newLive(rec)
 	if err := s.takeName(ctr, strings.TrimPrefix(req.Name, "/")); err != nil {

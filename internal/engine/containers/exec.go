@@ -276,7 +276,7 @@ func (s *Service) sessionProcess(ses *session, mon monitor.Monitor) (*specs.Proc
 	}
 	p := &specs.Process{
 		Terminal: req.Tty, User: id.User, Args: req.Cmd, Env: environmentExec(env, req.Env, id.Home), Cwd: path.Clean("/" + cwd), Capabilities: hostspec.Capabilities(names, id.UID),
-		Rlimits: s.maker.Rlimits(host.Resources.Ulimits), NoNewPrivileges: noNewPrivs, ApparmorProfile: profile, OOMScoreAdj: &host.OomScoreAdj,
+		Rlimits: s.maker.Rlimits(host.Resources.Ulimits), NoNewPrivileges: noNewPrivs, ApparmorProfile: profile, SelinuxLabel: rec.ProcessLabel, OOMScoreAdj: &host.OomScoreAdj,
 	}
 	return p, nil
 }

@@ -37,7 +37,7 @@ func (s *Service) claimImage(ctx context.Context, rec *container.Record, mnt *co
 	}
 	mnt.Source = string(img.ID)
 	key := mountKey(rec.ID, mnt)
-	opts := snapshot.Options{Labels: map[string]string{labelOwner: rec.ID}, Durable: !rec.Host.AutoRemove, Bare: true}
+	opts := snapshot.Options{Labels: map[string]string{labelOwner: rec.ID}, Durable: !rec.Host.AutoRemove, Bare: true, Label: rec.MountLabel}
 	if err := s.Trees.Prepare(ctx, key, img.Chain, opts); err != nil {
 		return fmt.Errorf("make the file tree of image %s: %w", mnt.Name, err)
 	}

@@ -145,27 +145,10 @@ func (s *Service) startSteps(ctx context.Context, ctr *live, undo *task.Undo) er
 	if err != nil {
 		return err
 	}
-	if err := r.relabel(spec); err != nil {
+	if err := r.relabel(); err != nil {
 		return err
 	}
 	return s.execute(ctx, r, spec, undo)
-}
-
-// relabel gives the content of mounts that ask for it the container's label, or one for all containers, where the kernel has SELinux.
-func (r *run) relabel(spec *specs.Spec) error {
-	for _, mnt := range r.rec.Mounts {
-		if mnt.Relabel == "" || mnt.Type != "bind" && mnt.Type != "volume" {
-			continue
-		}
-		at := r.sources[mnt.Target]
-		if tree := r.trees[at]; tree != nil {
-			at = procPath(tree)
-		}
-		if err := hostspec.Relabel(spec, at, mnt.Relabel == "z"); err != nil {
-			return fmt.Errorf("relabel %s: %w", mnt.Target, err)
-		}
-	}
-	return nil
 }
 
 // release closes what was open for the time of the start only.
@@ -179,7 +162,7 @@ func (r *run) release() {
 func (r *run) hostspec() *hostspec.Run {
 	return &hostspec.Run{
 		ID: r.rec.ID, Args: append([]string{r.rec.Path}, r.rec.Args...), Config: &r.rec.Config, Host: &r.rec.Host, Mounts: r.rec.Mounts, Root: r.mounted.Root, User: r.user,
-		Files: r.files, Sources: r.sources, IDMaps: r.idmaps, Shm: r.shm, Init: r.init, Env: r.env, Joins: r.joins,
+		Files: r.files, Sources: r.sources, IDMaps: r.idmaps, Shm: r.shm, Init: r.init, Env: r.env, Joins: r.joins, ProcessLabel: r.rec.ProcessLabel, MountLabel: r.rec.MountLabel,
 	}
 }
 

@@ -34,5 +34,5 @@ func (s *Service) storageSize(opts map[string]string) (int64, error) {
 // treeOptions say how the tree of a container is made.
 func (s *Service) treeOptions(rec *container.Record) (snapshot.Options, error) {
 	size, err := s.storageSize(rec.Host.StorageOpt)
-	return snapshot.Options{Labels: map[string]string{labelOwner: rec.ID}, Durable: !rec.Host.AutoRemove, Size: size}, err
+	return snapshot.Options{Labels: map[string]string{labelOwner: rec.ID}, Durable: !rec.Host.AutoRemove, Size: size, Label: rec.MountLabel}, err
 }

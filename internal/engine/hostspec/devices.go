@@ -10,8 +10,6 @@ import (
 	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"github.com/opencontainers/selinux/go-selinux"
-	"github.com/opencontainers/selinux/go-selinux/label"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
@@ -149,33 +147,4 @@ func deviceNode(fi fs.FileInfo, target string) (specs.LinuxDevice, bool) {
 	d.Major, d.Minor = linuxhost.Numbers(uint64(st.Rdev))
 	d.UID, d.GID = ptr(st.Uid), ptr(st.Gid)
 	return d, true
-}
-
-// labels sets SELinux labels where the host has SELinux.
-func labels(spec *specs.Spec, sec SecurityOpt, privileged bool) error {
-	if !selinux.GetEnabled() {
-		if len(sec.Label) > 0 {
-			return errs.New(errs.Invalid, "security option label=%s asked for, but SELinux is not enabled on this host", sec.Label[0])
-		}
-		return nil
-	}
-	opts := sec.Label
-	if sec.LabelDisable || privileged && len(opts) == 0 {
-		opts = []string{"disable"}
-	}
-	process, mount, err := label.InitLabels(opts)
-	if err != nil {
-		return errs.New(errs.Invalid, "security option label: %w", err)
-	}
-	spec.Process.SelinuxLabel, spec.Linux.MountLabel = process, mount
-	return nil
-}
-
-// Relabel gives a directory or file and all below it the container's SELinux label, or with shared the one that all containers may use. Without SELinux, and for a container
-// without a label, it does nothing.
-func Relabel(spec *specs.Spec, path string, shared bool) error {
-	if !selinux.GetEnabled() || spec.Linux.MountLabel == "" {
-		return nil
-	}
-	return label.Relabel(path, spec.Linux.MountLabel, shared)
 }

@@ -25,6 +25,9 @@ type Security struct {
 	name     string
 	own      []string // capabilities that the engine itself has; nobody can be given more
 
+	selinux   bool
+	noSELinux string // why there are no labels
+
 	mu    sync.Mutex
 	cache map[string]*specs.LinuxSeccomp // by profile and capabilities; never changed once made
 }
@@ -34,7 +37,9 @@ const cachedProfiles = 64
 // NewSecurity: def is the profile of those that ask for none, "" for the one built in, "unconfined", or JSON.
 func NewSecurity(def string, log *slog.Logger) *Security {
 	enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
-	return &Security{def: def, log: log, own: ownCapabilities(), apparmor: err == nil && strings.HasPrefix(string(enabled), "Y"), cache: map[string]*specs.LinuxSeccomp{}}
+	s := &Security{def: def, log: log, own: ownCapabilities(), apparmor: err == nil && strings.HasPrefix(string(enabled), "Y"), cache: map[string]*specs.LinuxSeccomp{}}
+	s.selinux, s.noSELinux = selinuxPolicy()
+	return s
 }
 
 // Seccomp gives the profile for a set of capabilities; nil for none.

@@ -46,6 +46,8 @@ type Run struct {
 	Init   string        // host path of the init program; empty without --init
 	Env    []string      // variables that the image and the user did not set, but may
 	Joins  map[specs.LinuxNamespaceType]string
+	// ProcessLabel and MountLabel are SELinux labels of [Security.Labels].
+	ProcessLabel, MountLabel string
 }
 
 // Files are the paths of the three files that every container gets; an empty one is left out.
@@ -101,9 +103,7 @@ func (m *Maker) Spec(r *Run) (*specs.Spec, error) {
 		spec.Hostname, spec.Domainname = cfg.Hostname, cfg.Domainname
 	}
 	spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = HiddenPaths(host, sec)
-	if err := labels(spec, sec, host.Privileged); err != nil {
-		return nil, err
-	}
+	spec.Process.SelinuxLabel, spec.Linux.MountLabel = r.ProcessLabel, r.MountLabel
 	if err := m.CDI.Inject(spec, host.Resources.DeviceRequests); err != nil {
 		return nil, err
 	}

@@ -93,6 +93,7 @@ type tree struct {
 	skeleton string
 	shared   bool
 	size     int64
+	label    string
 	busy     bool
 }
 
@@ -231,6 +232,7 @@ type treeFile struct {
 	Skeleton string            `json:",omitempty"`
 	Shared   bool              `json:",omitempty"`
 	Size     int64             `json:",omitempty"`
+	Label    string            `json:",omitempty"`
 }
 
 func (d *Depot) loadLayers() error {
@@ -319,7 +321,7 @@ func (d *Depot) loadTrees() error {
 			d.setAside(path, err)
 			continue
 		}
-		d.trees[rec.Key] = &tree{key: rec.Key, id: e.Name(), chain: rec.Chain, labels: rec.Labels, durable: rec.Durable, bare: rec.Bare, skeleton: rec.Skeleton, shared: rec.Shared, size: rec.Size}
+		d.trees[rec.Key] = &tree{key: rec.Key, id: e.Name(), chain: rec.Chain, labels: rec.Labels, durable: rec.Durable, bare: rec.Bare, skeleton: rec.Skeleton, shared: rec.Shared, size: rec.Size, label: rec.Label}
 		if rec.Chain == "" {
 			continue
 		}

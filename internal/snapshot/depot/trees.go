@@ -23,6 +23,7 @@ type Tree struct {
 	Bare     bool // likewise
 	Shared   bool // likewise
 	Size     int64
+	Label    string
 	Skeleton string
 }
 
@@ -31,7 +32,7 @@ func (d *Depot) NewTree(key string, chain snapshot.ChainID, opts snapshot.Option
 	if key == "" {
 		return errs.New(errs.Invalid, "a tree needs a key")
 	}
-	t := &tree{key: key, chain: chain, labels: maps.Clone(opts.Labels), durable: opts.Durable, bare: opts.Bare, skeleton: opts.Skeleton, shared: opts.Shared, size: opts.Size, busy: true}
+	t := &tree{key: key, chain: chain, labels: maps.Clone(opts.Labels), durable: opts.Durable, bare: opts.Bare, skeleton: opts.Skeleton, shared: opts.Shared, size: opts.Size, label: opts.Label, busy: true}
 	if err := d.reserve(t); err != nil {
 		return err
 	}
@@ -70,7 +71,7 @@ func (d *Depot) reserve(t *tree) error {
 }
 
 func (d *Depot) makeTree(dir string, t *tree, durable bool, build func(string) error) error {
-	data, err := json.Marshal(treeFile{Key: t.key, Chain: t.chain, Labels: t.labels, Durable: t.durable, Bare: t.bare, Skeleton: t.skeleton, Shared: t.shared, Size: t.size})
+	data, err := json.Marshal(treeFile{Key: t.key, Chain: t.chain, Labels: t.labels, Durable: t.durable, Bare: t.bare, Skeleton: t.skeleton, Shared: t.shared, Size: t.size, Label: t.label})
 	if err != nil {
 		return err
 	}
@@ -114,7 +115,7 @@ func (d *Depot) Get(key string) (Tree, error) {
 	if t == nil || t.busy {
 		return Tree{}, noTree(key)
 	}
-	return Tree{Dir: d.root + "/" + treesDir + "/" + t.id, Chain: t.chain, Durable: t.durable, Bare: t.bare, Skeleton: t.skeleton, Shared: t.shared, Size: t.size}, nil
+	return Tree{Dir: d.root + "/" + treesDir + "/" + t.id, Chain: t.chain, Durable: t.durable, Bare: t.bare, Skeleton: t.skeleton, Shared: t.shared, Size: t.size, Label: t.label}, nil
 }
 
 // Remove is snapshot.Store's Remove. The folder is out of sight when it returns; its content goes away in the background.

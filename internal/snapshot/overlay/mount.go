@@ -25,6 +25,7 @@ type layout struct {
 	// volatile: the tree goes with its container, so nothing in it needs to reach the disk. Without it, taking an overlay
 	// down flushes the whole file system below, which takes as long as anybody's unwritten data there.
 	volatile bool
+	label    string // SELinux context of all files; empty: the store's
 	// device, when set, holds the file system of upper and work: it is mounted at at, in the mount namespace of the thread that makes the overlay, and stays as long as the overlay does.
 	device, at string
 }
@@ -137,6 +138,9 @@ func (s *Store) configure(l layout, single bool) (_ int, err error) {
 		set("upperdir", l.upper)
 		set("workdir", l.work)
 	}
+	if label := s.context(l); label != "" {
+		set("context", label)
+	}
 	for _, opt := range s.extra(l) {
 		key, value, ok := strings.Cut(opt, "=")
 		if ok {
@@ -166,6 +170,14 @@ func (s *Store) extra(l layout) []string {
 		opts = append(opts, "volatile")
 	}
 	return opts
+}
+
+// context is the SELinux context in which a mount's files appear; empty: each in its own.
+func (s *Store) context(l layout) string {
+	if l.label != "" {
+		return l.label
+	}
+	return s.label
 }
 
 // contextLog is what the kernel has to say about a failed step.
@@ -300,6 +312,9 @@ func (s *Store) attach(l layout) (target string, err error) {
 		opts = append(opts, "upperdir="+rel(l.upper), "workdir="+rel(l.work))
 	} else {
 		flags = unix.MS_RDONLY
+	}
+	if label := s.context(l); label != "" {
+		opts = append(opts, `context="`+label+`"`) // categories are joined by commas
 	}
 	data := strings.Join(opts, ",")
 	if len(data) >= os.Getpagesize() {

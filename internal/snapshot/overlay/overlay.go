@@ -38,6 +38,8 @@ type Options struct {
 	// slash), empty files, and links ("name -> target"), parents first. Each is one directory below all layers, shared by all trees, so that what is only there to be mounted over need not be made and deleted in
 	// each of them. Layers and changes are not affected.
 	Skeletons map[string][]string
+	// Label is the SELinux context of the files in mounts of trees that have none of their own, and of views. Empty: the files' own.
+	Label string
 }
 
 // Store is the driver.
@@ -49,6 +51,7 @@ type Store struct {
 	// clones: the kernel clones mounts that are attached nowhere (since 6.15).
 	clones    bool
 	skeletons map[string]string // directories by name
+	label     string            // see Options
 
 	mu      sync.Mutex // guards the maps
 	live    map[string]*shared
@@ -73,7 +76,7 @@ func New(opts Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
-	s := &Store{Depot: d, log: log, userXattr: !initialUserNS(), clones: !kernelBefore(6, 15), live: map[string]*shared{}, closing: map[string]chan struct{}{}, devices: map[string]*device{}, skeletons: map[string]string{}}
+	s := &Store{Depot: d, log: log, userXattr: !initialUserNS(), clones: !kernelBefore(6, 15), label: opts.Label, live: map[string]*shared{}, closing: map[string]chan struct{}{}, devices: map[string]*device{}, skeletons: map[string]string{}}
 	for name, files := range opts.Skeletons {
 		dir := opts.Root + "/skeleton"
 		if name != "" {
@@ -200,7 +203,7 @@ func (s *Store) Mount(ctx context.Context, key string) (*snapshot.Mounted, error
 		if skeleton := s.skeletons[t.Skeleton]; skeleton != "" && !t.Bare && len(lower) < maxLayers {
 			lower = append(lower[:len(lower):len(lower)], skeleton)
 		}
-		l := layout{lower: lower, upper: t.Dir + "/upper", work: t.Dir + "/work", volatile: !t.Durable}
+		l := layout{lower: lower, upper: t.Dir + "/upper", work: t.Dir + "/work", volatile: !t.Durable, label: t.Label}
 		if inImage(t) {
 			done, err := s.onImage(t, &l)
 			if err != nil {

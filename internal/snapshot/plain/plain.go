@@ -9,8 +9,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -116,7 +118,23 @@ func (s *Store) Prepare(ctx context.Context, key string, chain snapshot.ChainID,
 		if err := s.MakeRoot(dir+"/"+depot.TreeDir, chain); err != nil {
 			return err
 		}
-		return s.copyChain(ctx, chain, dir+"/"+depot.TreeDir)
+		if err := s.copyChain(ctx, chain, dir+"/"+depot.TreeDir); err != nil || opts.Label == "" {
+			return err
+		}
+		return relabel(dir+"/"+depot.TreeDir, opts.Label)
+	})
+}
+
+// relabel gives all files of a tree that nobody else knows yet their SELinux context.
+func relabel(dir, label string) error {
+	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err == nil {
+			err = unix.Lsetxattr(path, "security.selinux", []byte(label), 0)
+		}
+		if err != nil {
+			return fmt.Errorf("label %s as %s: %w", path, label, err)
+		}
+		return nil
 	})
 }
 

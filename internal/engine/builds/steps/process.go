@@ -26,6 +26,7 @@ type process struct {
 	step    step.Step
 	user    hostspec.Identity
 	sandbox *network.Sandbox
+	label   string // SELinux
 	spec    *specs.Spec
 	ctr     *runtime.Container
 	io      stdio
@@ -51,6 +52,7 @@ func (p *process) attend() {
 	go func() { clean <- p.exec.opts.Networks.Leave(ctx, p.id) }()
 	p.rest.Wait()
 	err = errors.Join(err, p.io.finish(), p.ctr.Delete(ctx, true), <-clean)
+	hostspec.ReleaseLabels(p.label)
 	p.code, p.err = code, err
 	close(p.done)
 }

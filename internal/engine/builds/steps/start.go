@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path"
 	"slices"
@@ -54,6 +55,7 @@ func (e *Executor) Start(ctx context.Context, s step.Step) (_ step.Process, err 
 	if err != nil {
 		return nil, err
 	}
+	undo.Push(func(context.Context) error { hostspec.ReleaseLabels(p.label); return nil })
 	sources, err := p.configure()
 	if err != nil {
 		return nil, err
@@ -191,7 +193,22 @@ func (p *process) configure() (map[string]*os.File, error) {
 		extra = slices.DeleteFunc(extra, func(e specs.Mount) bool { return e.Destination == m.Dest })
 		extra = append(extra, specs.Mount{Type: "bind", Source: name, Destination: m.Dest, Options: opts})
 	}
-	spec, err := p.exec.opts.Maker.Spec(&hostspec.Run{ID: p.id, Args: s.Args, Config: cfg, Host: host, Root: s.Root.Root, User: p.user, Extra: extra})
+	run := &hostspec.Run{ID: p.id, Args: s.Args, Config: cfg, Host: host, Root: s.Root.Root, User: p.user, Extra: extra}
+	if run.ProcessLabel, run.MountLabel, err = p.exec.opts.Maker.Security.Labels(host, ""); err != nil {
+		return nil, err
+	}
+	p.label = run.ProcessLabel
+	if run.MountLabel != "" {
+		for _, m := range extra {
+			if !path.IsAbs(m.Source) {
+				continue // a tree that came open
+			}
+			if err := hostspec.Share(run.MountLabel, m.Source); err != nil {
+				return nil, fmt.Errorf("label %s: %w", m.Destination, err)
+			}
+		}
+	}
+	spec, err := p.exec.opts.Maker.Spec(run)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,162 @@
+package hostspec
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/opencontainers/selinux/go-selinux"
+	"github.com/opencontainers/selinux/go-selinux/label"
+
+	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/errs"
+)
+
+// selinuxPolicy tells whether the host runs SELinux with a policy that has types for containers. Where it has none (Debian's names them and lacks them) no process could be given one: why says so, and containers run
+// without labels, as the host's own services do.
+func selinuxPolicy() (on bool, why string) {
+	if !selinux.GetEnabled() {
+		return false, "SELinux is not enabled on this host"
+	}
+	process, file := selinux.ContainerLabels() //nolint:staticcheck // there is no other reader of the policy's contexts
+	selinux.ReleaseLabel(process)
+	for _, l := range []string{process, file} {
+		if l == "" {
+			return false, "the SELinux policy of this host names no types for containers (contexts/lxc_contexts)"
+		}
+		if err := selinux.SecurityCheckContext(l); err != nil {
+			ctx, _ := selinux.NewContext(l)
+			return false, "the SELinux policy of this host has no type " + ctx["type"]
+		}
+	}
+	return true, ""
+}
+
+// Labels are the SELinux labels of a container's processes and of its files; both are empty where there is no policy for containers. They are taken until ReleaseLabels. Processes of
+// a container that is privileged, or sees the processes or the memory of the host, are not confined.
+//
+// shared is the label of the processes of the container whose processes or memory it joins, "" for none: they could not meet otherwise.
+func (s *Security) Labels(host *container.Host, shared string) (process, file string, err error) {
+	sec, err := ParseSecurityOpt(host.SecurityOpt)
+	if err != nil {
+		return "", "", err
+	}
+	if !s.selinux {
+		if len(sec.Label) > 0 {
+			return "", "", errs.New(errs.Invalid, "security option label=%s asked for, but %s", sec.Label[0], s.noSELinux)
+		}
+		return "", "", nil
+	}
+	opts := sec.Label
+	switch {
+	case len(opts) > 0 && !sec.LabelDisable:
+	case sec.LabelDisable, host.Privileged, host.PidMode == "host", host.IpcMode == "host":
+		opts = []string{"disable"}
+	case shared != "":
+		if opts, err = selinux.DupSecOpt(shared); err != nil {
+			return "", "", errs.New(errs.Invalid, "label of the container that is joined: %w", err)
+		}
+	}
+	process, file, err = label.InitLabels(opts)
+	if err != nil {
+		return "", "", errs.New(errs.Invalid, "security option label: %w", err)
+	}
+	for _, l := range []string{process, file} {
+		if l == "" {
+			continue
+		}
+		if err := selinux.SecurityCheckContext(l); err != nil {
+			ReleaseLabels(process)
+			return "", "", errs.New(errs.Invalid, "security option label: the SELinux policy of this host does not take %q", l)
+		}
+	}
+	return process, file, nil
+}
+
+// ReserveLabels has no other container be given the categories of a label that one has already, from before this engine.
+func ReserveLabels(process string) {
+	if process != "" && selinux.GetEnabled() {
+		selinux.ReserveLabel(process)
+	}
+}
+
+// ReleaseLabels gives the categories of a label back.
+func ReleaseLabels(process string) {
+	if process != "" && selinux.GetEnabled() {
+		selinux.ReleaseLabel(process)
+	}
+}
+
+// SharedLabel is the label of files that all containers may use; empty where there is no policy for containers.
+func SharedLabel() (string, error) {
+	if on, _ := selinuxPolicy(); !on {
+		return "", nil
+	}
+	process, file := selinux.ContainerLabels() //nolint:staticcheck // as above
+	selinux.ReleaseLabel(process)
+	return withoutCategories(file)
+}
+
+// LabelLayers gives a folder that layers of images are made in the label of files that all containers may read: what is made in it later has it from there. An overlay's mount shows files under a label of
+// its own, but who maps one into memory is judged by the file's.
+func LabelLayers(dir string) error {
+	if on, _ := selinuxPolicy(); !on {
+		return nil
+	}
+	want := selinux.ROFileLabel()
+	if want == "" {
+		return nil
+	}
+	if now, err := selinux.FileLabel(dir); err == nil && now == want {
+		return nil
+	}
+	return Relabel(want, dir, false)
+}
+
+func withoutCategories(file string) (string, error) {
+	ctx, err := selinux.NewContext(file)
+	if err != nil {
+		return "", err
+	}
+	ctx["level"] = "s0"
+	return ctx.Get(), nil
+}
+
+// Relabel gives a directory or file, which may be named by a descriptor's path, and all below it the label file, or with shared the one of it that all containers may use. A file system that knows no
+// labels is left as it is.
+func Relabel(file, path string, shared bool) (err error) {
+	if shared {
+		if file, err = withoutCategories(file); err != nil {
+			return err
+		}
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if st.IsDir() {
+		if strings.HasPrefix(path, "/proc/self/fd/") {
+			path += "/." // the walk would take the descriptor's path for a link
+		}
+		err = selinux.Chcon(path, file, true)
+	} else {
+		err = selinux.SetFileLabel(path, file)
+	}
+	if errors.Is(err, syscall.ENOTSUP) {
+		return nil
+	}
+	return err
+}
+
+// Share gives a directory or file and all below it the label of files that all containers may use, unless it has that already. file is a container's own.
+func Share(file, path string) error {
+	file, err := withoutCategories(file)
+	if err != nil {
+		return err
+	}
+	if now, err := selinux.FileLabel(path); err == nil && now == file {
+		return nil
+	}
+	return Relabel(file, path, false)
+}
