@@ -46,6 +46,7 @@ const (
 	PrunePath   = Path + "/prune"
 	HistoryPath = Path + "/history"
 	StatusPath  = Path + "/status"
+	ArchivePath = Path + "/history/archive"
 	BakePath    = Path + "/bake"
 	FetchPath   = Path + "/fetch"
 	AboutPath   = Path + "/about"

@@ -15,13 +15,14 @@ import (
 // buildxNouns are the commands of buildx that have a meaning where the engine builds by itself; the others are refused with the reason.
 func buildxNouns(cmd func(string, func() *verb) *node, noun func(string, string, ...*node) *node) []*node {
 	const oneBuilder = "the engine builds by itself, and that is the one builder; choose another engine by --host or --context"
-	const noFiles = "records of builds stay in the engine; corten buildx history logs --progress rawjson prints one"
+	const noDesktop = "there is no Docker Desktop here: see history inspect and history logs"
+	const noTraces = "this engine records the steps of builds, and no OpenTelemetry traces: see history logs --progress rawjson"
 	hidden := func(name, why string) *node { return &node{name: name, make: refusedVerb(name, why)} }
 	return []*node{
 		alias(cmd("bake", newBake), "f"), alias(cmd("build", newBuild), "b"), cmd("du", newBuildxDu),
 		noun("history", "Look at builds that were",
-			cmd("inspect", newHistoryInspect), cmd("logs", newHistoryLogs), cmd("ls", newHistoryLs), cmd("rm", newHistoryRm),
-			hidden("open", "there is no Docker Desktop to open it in"), hidden("trace", noFiles), hidden("export", noFiles), hidden("import", noFiles)),
+			cmd("export", newHistoryExport), cmd("inspect", newHistoryInspect), cmd("logs", newHistoryLogs), cmd("ls", newHistoryLs), cmd("rm", newHistoryRm),
+			hidden("open", noDesktop), hidden("import", noDesktop), hidden("trace", noTraces)),
 		noun("imagetools", "Look at images at registries, and put them together", cmd("create", newImagetoolsCreate), cmd("inspect", newImagetoolsInspect)),
 		cmd("inspect", newBuilderInspect), cmd("ls", newBuilderLs), cmd("prune", newBuildxPrune), cmd("version", newBuildxVersion),
 		hidden("create", oneBuilder), hidden("use", oneBuilder), hidden("rm", oneBuilder), hidden("stop", oneBuilder),

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"path"
 	"slices"
 	"strings"
@@ -174,10 +175,16 @@ func newHistoryLs() *verb {
 func newHistoryInspect() *verb {
 	var format string
 	return &verb{
-		use: "[OPTIONS] [REF]", max: 1, short: "Show what is known of a build", long: "Shows the last build, or the one whose ID (or the beginning of it, or ^1 for the one before the last) is given.",
+		use: "[OPTIONS] [REF]", max: -1, short: "Show what is known of a build", long: "Shows the last build, or the one whose ID (or the beginning of it, or ^1 for the one before the last) is given.",
 		example: "corten buildx history inspect\ncorten buildx history inspect ^1",
 		flags:   func(f *pflag.FlagSet) { f.StringVar(&format, "format", "", formatUsage) },
 		run: func(ctx context.Context, a *app, args []string) error {
+			if first(args) == "attachment" {
+				return &exitError{code: 1, text: "ERROR: history keeps no attachments of builds: corten buildx imagetools inspect --format '{{json .Provenance}}' IMAGE shows those of an image at a registry"}
+			}
+			if len(args) > 1 {
+				return &exitError{code: 1, text: "ERROR: one build is shown at a time"}
+			}
 			list, err := a.builds(ctx)
 			if err != nil {
 				return err
@@ -319,5 +326,54 @@ func (a *app) replay(ctx context.Context, ref, mode string) error {
 		if err := d.Update(raw, ""); err != nil {
 			return err
 		}
+	}
+}
+
+func newHistoryExport() *verb {
+	var output string
+	var all, finalize bool
+	return &verb{
+		use: "[OPTIONS] [REF...]", max: -1, short: "Write builds to a file for Docker Desktop", long: "Writes what is known of the last build, or of those that are named, to a .dockerbuild file: settings, steps and output. Results are not in it: history keeps none.",
+		example: "corten buildx history export -o build.dockerbuild\ncorten buildx history export --all -o builds.dockerbuild",
+		flags: func(f *pflag.FlagSet) {
+			f.StringVarP(&output, "output", "o", "", "file to write instead of STDOUT")
+			f.BoolVar(&all, "all", false, "all builds that are over")
+			f.BoolVar(&finalize, "finalize", false, "wait until records are complete: they are as soon as their build is over")
+		},
+		run: func(ctx context.Context, a *app, args []string) error {
+			if all && len(args) > 0 {
+				return &exitError{code: 1, text: "ERROR: cannot specify refs when using --all"}
+			}
+			if _, ok := terminalFd(a.Out); ok && output == "" {
+				return &exitError{code: 1, text: "ERROR: refusing to write to console, use --output to specify a file"}
+			}
+			list, err := a.builds(ctx)
+			if err != nil {
+				return err
+			}
+			list = slices.DeleteFunc(list, func(b buildwire.Build) bool { return b.Completed.IsZero() })
+			if len(list) == 0 {
+				return &exitError{code: 1, text: "ERROR: no records found"}
+			}
+			q := url.Values{}
+			if all {
+				for _, b := range list {
+					q.Add("ref", b.Ref)
+				}
+				args = nil
+			} else if len(args) == 0 {
+				args = []string{""}
+			}
+			for _, word := range args {
+				b, err := findBuild(list, word)
+				if err != nil {
+					return err
+				}
+				if !slices.Contains(q["ref"], b.Ref) {
+					q.Add("ref", b.Ref)
+				}
+			}
+			return a.download(ctx, buildwire.ArchivePath, q, output)
+		},
 	}
 }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"io"
 	"net/http"
 
 	"corten.dev/corten/internal/build"
@@ -16,6 +17,8 @@ type BuildKit interface {
 	BuildSession(ctx context.Context, id string) (*build.Session, error)
 	// Trace gives what happened as BuildKit's clients read it.
 	Trace(st build.Status) ([][]byte, error)
+	// Archive writes builds of the past as a file that other tools read. Nothing is written before an error of what was asked for.
+	Archive(ctx context.Context, refs []string, w io.Writer) error
 }
 
 // buildKitRoutes are the doors of buildx and of the docker client; what is said on the connections, package buildkitapi knows.

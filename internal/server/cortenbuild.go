@@ -30,6 +30,7 @@ func (s *Server) cortenRoutes() []entry {
 		{"POST " + buildwire.PrunePath, s.cortenPrune},
 		{"GET " + buildwire.HistoryPath, s.cortenHistory},
 		{"GET " + buildwire.StatusPath, s.cortenStatus},
+		{"GET " + buildwire.ArchivePath, s.cortenArchive},
 		{"POST " + buildwire.BakePath, s.cortenBake},
 		{"POST " + buildwire.FetchPath, s.cortenFetch},
 		{"GET " + buildwire.AboutPath, s.cortenAbout},

@@ -112,6 +112,19 @@ func (s *Server) cortenStatus(w http.ResponseWriter, r *request) error {
 	return out.finish(err)
 }
 
+// cortenArchive gives builds of the past as a file that Docker Desktop reads.
+func (s *Server) cortenArchive(w http.ResponseWriter, r *request) error {
+	refs := r.query["ref"]
+	if len(refs) == 0 {
+		return errs.New(errs.Invalid, "which build is not said (ref)")
+	}
+	if s.BuildKit == nil {
+		return errs.New(errs.NotImplemented, "this engine was started without the service for builds")
+	}
+	out := &lazyStream{w: w, contentType: "application/gzip"}
+	return out.finish(s.BuildKit.Archive(r.Context(), refs, out))
+}
+
 // cortenForget removes a build of the past.
 func (s *Server) cortenForget(w http.ResponseWriter, r *request) error {
 	ref := r.query.get("ref")
