@@ -20,11 +20,11 @@ func (p plan) plugged() bool { return slices.ContainsFunc(p.nets, (*network).plu
 
 // buildPlugged is build for a plan that plugins have a part in: they are asked before anything is made, and may leave the way to the outside to us. What they hold then, leave has them take back.
 func (l *Local) buildPlugged(ctx context.Context, bx *box, p *plan, reqs []EndpointRequest) (_ *os.File, err error) {
-	ns := p.bare
-	if ns == nil {
-		if ns, err = l.inNew(nil); err != nil {
-			return nil, err
-		}
+	var ns *os.File
+	if p.bare != nil {
+		ns = p.bare.ns
+	} else if ns, err = l.inNew(nil); err != nil {
+		return nil, err
 	}
 	defer func() {
 		if err != nil {

@@ -146,9 +146,7 @@ func (w *world) join(tb testing.TB, req JoinRequest) *Sandbox {
 	sb, err := w.Join(context.Background(), req)
 	check(tb, err)
 	tb.Cleanup(func() {
-		if sb.NS != nil {
-			_ = sb.NS.Close()
-		}
+		_ = sb.CloseHandles() // some tests have closed the namespace
 		check(tb, w.Leave(context.Background(), req.Owner))
 	})
 	return sb

@@ -21,8 +21,8 @@ type plan struct {
 	eps  []Endpoint
 	gw4  int // index of the endpoint with the default route, or -1
 	gw6  int
-	told bool     // the neighbours must be told whose the addresses are now
-	bare *os.File // a ready namespace with nothing but lo, to build in
+	told bool      // the neighbours must be told whose the addresses are now
+	bare *readyBox // a ready namespace with nothing but lo, to build in
 }
 
 // Join makes the namespace and interfaces of a container that is about to start.
@@ -39,12 +39,17 @@ func (l *Local) Join(ctx context.Context, req JoinRequest) (_ *Sandbox, err erro
 	}
 	undo.Push(func(ctx context.Context) error { return l.leave(ctx, bx) })
 	if len(p.nets) == 1 && p.nets[0].rec.Driver == nameHost {
-		return l.finish(ctx, bx, p, nil)
+		return l.finish(ctx, bx, p, handles{})
 	}
+	var h handles
+	if p.bare != nil {
+		h.sysfs = p.bare.sysfs
+	}
+	undo.Push(func(context.Context) error { return h.close() })
 	ns := (*os.File)(nil)
 	switch {
 	case ready != nil:
-		ns, p.eps = ready.ns, ready.eps
+		h, ns, p.eps = ready.handles, ready.ns, ready.eps
 		bx.sb.Endpoints = p.eps
 	case p.plugged():
 		ns, err = l.buildPlugged(ctx, bx, &p, req.Endpoints)
@@ -54,7 +59,7 @@ func (l *Local) Join(ctx context.Context, req JoinRequest) (_ *Sandbox, err erro
 	if err != nil {
 		return nil, err
 	}
-	undo.Push(func(context.Context) error { return ns.Close() })
+	h.ns = ns
 	l.mu.Lock()
 	rates, bounded := bx.ratesOn(p.nets)
 	l.mu.Unlock()
@@ -69,7 +74,7 @@ func (l *Local) Join(ctx context.Context, req JoinRequest) (_ *Sandbox, err erro
 	if err := l.publish(bx, p, bx.req.Ports); err != nil {
 		return nil, err
 	}
-	return l.finish(ctx, bx, p, ns)
+	return l.finish(ctx, bx, p, h)
 }
 
 // reserve checks the request and takes everything that is only memory: the owner's place and the addresses, or a ready namespace.
@@ -112,7 +117,7 @@ func (l *Local) tryReserve(req *JoinRequest, bx *box, again string) (p plan, rea
 				l.dropEndpoint(req.Owner, ep, true)
 			}
 			if p.bare != nil {
-				err = errors.Join(err, p.bare.Close())
+				err = errors.Join(err, p.bare.close())
 			}
 		}
 	}()
@@ -205,10 +210,10 @@ func (l *Local) build(p plan) (*os.File, error) {
 		return l.inNew(nil)
 	}
 	if p.bare != nil {
-		if err := l.buildIn(p, p.bare); err != nil {
-			return nil, errors.Join(err, p.bare.Close())
+		if err := l.buildIn(p, p.bare.ns); err != nil {
+			return nil, errors.Join(err, p.bare.ns.Close())
 		}
-		return p.bare, nil
+		return p.bare.ns, nil
 	}
 	host, err := l.rt.Take() // before the thread changes its namespace
 	if err != nil {
@@ -356,13 +361,13 @@ func addAddrs(b *netlink.Batch, index int, ep Endpoint) {
 }
 
 // finish makes the sandbox known.
-func (l *Local) finish(ctx context.Context, bx *box, p plan, ns *os.File) (*Sandbox, error) {
+func (l *Local) finish(ctx context.Context, bx *box, p plan, h handles) (*Sandbox, error) {
 	conf, err := l.resolvConf(bx.req, p.asksUs(bx), len(p.nets) == 1 && p.nets[0].rec.Driver == nameHost)
 	if err != nil {
 		return nil, err
 	}
 	if p.asksUs(bx) {
-		if err := l.serveNames(ctx, bx, ns); err != nil {
+		if err := l.serveNames(ctx, bx, h.ns); err != nil {
 			return nil, err
 		}
 	}
@@ -379,7 +384,7 @@ func (l *Local) finish(ctx context.Context, bx *box, p plan, ns *os.File) (*Sand
 	bx.sb.ResolvConf = conf
 	bx.ready = true
 	out := bx.sb
-	out.NS = ns
+	out.NS, out.Sysfs = h.ns, h.sysfs
 	out.Endpoints = slices.Clone(out.Endpoints)
 	return &out, nil
 }

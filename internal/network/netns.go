@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 
+	"corten.dev/corten/internal/linux/mount"
 	"corten.dev/corten/internal/linux/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -52,6 +53,22 @@ func (l *Local) inside(ns *os.File, fn func(in *netlink.Conn) error) (err error)
 		return err
 	}
 	return errors.Join(fn(in), in.Close())
+}
+
+// sysfsOf mounts a namespace's sysfs, attached nowhere. It is nil where that cannot be: then whoever needs one makes it.
+func (l *Local) sysfsOf(netns *os.File) (f *os.File) {
+	runtime.LockOSThread()
+	err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET)
+	if err != nil {
+		runtime.UnlockOSThread()
+	} else {
+		f, err = mount.FS("sysfs", "sysfs", mount.Options{})
+		err = errors.Join(err, l.goHome())
+	}
+	if err != nil {
+		l.log.Debug("make a sysfs beforehand", "err", err)
+	}
+	return f
 }
 
 // goHome brings the locked thread back to the host's namespace. A thread that cannot go back stays locked, so that it ends with its goroutine.

@@ -10,6 +10,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"os"
 	"time"
@@ -144,8 +145,22 @@ type Sandbox struct {
 	Ports     []Port // with the host ports that were chosen; one entry per host address family
 	// NS is the namespace to join; nil for driver host. The caller closes it after the first process has joined; the namespace lives with its processes.
 	NS *os.File `json:"-"`
+	// Sysfs, which may be nil, is a mount of the namespace's sysfs that is attached nowhere. While it is open another one costs nothing; else the kernel compares it with that of every network
+	// namespace there is (1.5 ms where 1,000 containers run). The caller closes it with NS.
+	Sysfs *os.File `json:"-"`
 	// ResolvConf is the content of /etc/resolv.conf for this container.
 	ResolvConf []byte
+}
+
+// CloseHandles closes NS and Sysfs.
+func (sb *Sandbox) CloseHandles() (err error) {
+	for _, f := range []**os.File{&sb.NS, &sb.Sysfs} {
+		if *f != nil {
+			err = errors.Join(err, (*f).Close())
+			*f = nil
+		}
+	}
+	return err
 }
 
 // Manager is the contract of the room.

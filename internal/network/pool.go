@@ -14,8 +14,23 @@ import (
 
 // readyBox is a namespace that waits for a container: lo is up, and for the default bridge the interface is made and addressed.
 type readyBox struct {
-	ns  *os.File
+	handles
 	eps []Endpoint
+}
+
+// handles keep a namespace, and what is costly to make again in it.
+type handles struct {
+	ns    *os.File
+	sysfs *os.File // see Sandbox.Sysfs
+}
+
+func (h handles) close() (err error) {
+	for _, f := range []*os.File{h.ns, h.sysfs} {
+		if f != nil {
+			err = errors.Join(err, f.Close())
+		}
+	}
+	return err
 }
 
 // readyPool keeps ready namespaces: of the default bridge, and bare ones for network none and for everything else to be made in. The lists are guarded by Local.mu.
@@ -73,14 +88,14 @@ func (p *readyPool) takeLocked(nets []*network, req *JoinRequest, again string) 
 }
 
 // takeBare hands out a namespace in which interfaces with special wishes are then made. mu is held.
-func (p *readyPool) takeBare(nets []*network) *os.File {
+func (p *readyPool) takeBare(nets []*network) *readyBox {
 	if len(p.bare) == 0 || nets[0].drv == nil {
 		return nil
 	}
-	ns := p.bare[0].ns
+	rb := p.bare[0]
 	p.bare = p.bare[1:]
 	p.wake()
-	return ns
+	return rb
 }
 
 // wake has the pool filled after a moment.
@@ -181,7 +196,11 @@ func (p *readyPool) fill(ctx context.Context) (more bool, err error) {
 	}
 	p.making = make(chan struct{})
 	l.mu.Unlock()
-	ns, err := l.build(pl)
+	var h handles
+	h.ns, err = l.build(pl)
+	if err == nil {
+		h.sysfs = l.sysfsOf(h.ns)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	close(p.making)
@@ -192,7 +211,7 @@ func (p *readyPool) fill(ctx context.Context) (more bool, err error) {
 		}
 		return false, err
 	}
-	rb := &readyBox{ns: ns, eps: pl.eps}
+	rb := &readyBox{handles: h, eps: pl.eps}
 	if missing > 0 {
 		p.bridge = append(p.bridge, rb)
 	} else {
@@ -217,7 +236,7 @@ func (p *readyPool) drain() error {
 	defer p.l.mu.Unlock()
 	var all []error
 	for _, rb := range append(p.bridge, p.bare...) {
-		all = append(all, rb.ns.Close())
+		all = append(all, rb.close())
 		for _, ep := range rb.eps {
 			p.l.reap.add(ep, time.Time{})
 		}

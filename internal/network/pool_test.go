@@ -9,6 +9,10 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"corten.dev/corten/internal/linux/mount"
+	"corten.dev/corten/internal/linux/ns"
+	"golang.org/x/sys/unix"
 )
 
 // A full bridge (or subnet) made the filling of the pool complain every five seconds, forever. It is told once, and when there is room again the pool is filled without
@@ -74,6 +78,41 @@ func until(tb testing.TB, what string, ok func() bool) {
 	for end := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			tb.Fatalf("%s: not within %v", what, patience)
+		}
+	}
+}
+
+// Each start compared its sysfs with those of all containers that run. A ready namespace comes with one, and what is mounted later is the same file system.
+func TestReadyNamespacesHaveTheirSysfs(t *testing.T) {
+	w := newWorld(t, func(o *Options) { o.PoolSize, o.PoolDelay = 2, time.Millisecond })
+	check(t, w.Settle(bg))
+	for name, req := range map[string]JoinRequest{
+		"default bridge":   {Owner: "a"},
+		"none":             {Owner: "b", Endpoints: []EndpointRequest{{Network: nameNone}}},
+		"bare, made later": {Owner: "c", Endpoints: []EndpointRequest{{Network: nameBridge, MAC: "02:42:0a:00:00:07"}}},
+	} {
+		until(t, "ready", func() bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return len(w.pool.bridge) == 2 && len(w.pool.bare) == 1
+		})
+		sb := w.join(t, req)
+		if sb.Sysfs == nil {
+			t.Errorf("%s: no sysfs", name)
+			continue
+		}
+		var kept, again unix.Stat_t
+		check(t, unix.Fstat(int(sb.Sysfs.Fd()), &kept))
+		check(t, ns.InNet(sb.NS, func() error {
+			f, err := mount.FS("sysfs", "sysfs", mount.Options{})
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			return unix.Fstat(int(f.Fd()), &again)
+		}))
+		if kept.Dev != again.Dev {
+			t.Errorf("%s: another sysfs", name)
 		}
 	}
 }

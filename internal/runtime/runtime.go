@@ -25,7 +25,7 @@
 //
 //	pivot_root looks at every thread of the machine               2.0 ms   not called: see bare.go
 //	sysctls by the host's procfs, one chain of names for all      2.4 ms   through the container's own procfs
-//	a sysfs is compared with that of every network namespace      1.5 ms   the kernel's; done beside the program, off the way
+//	a sysfs is compared with that of every network namespace      1.5 ms   the kernel's; whoever makes the namespace beforehand can keep one
 //	a cpuset of v1 looks at its siblings                          0.7 ms   the kernel's; likewise
 //
 // # The hand-shake

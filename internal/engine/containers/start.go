@@ -167,12 +167,10 @@ func (r *run) hostspec() *hostspec.Run {
 }
 
 func closeNS(r *run) error {
-	if r.sandbox == nil || r.sandbox.NS == nil {
+	if r.sandbox == nil {
 		return nil
 	}
-	err := r.sandbox.NS.Close()
-	r.sandbox.NS = nil
-	return err
+	return r.sandbox.CloseHandles()
 }
 
 // prepareTree mounts the tree, finds the user in it, makes the working directory, and mounts and fills the volumes.
@@ -302,7 +300,7 @@ func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *t
 	mounts := keepMounts(rec, mon)
 	now := time.Now().UTC()
 	kept := *r.sandbox
-	kept.NS = nil // a handle is not part of a record
+	kept.NS, kept.Sysfs = nil, nil // handles are not part of a record
 	ctr.mu.Lock()
 	ctr.mon, ctr.proc, ctr.mounts = mon, proc, mounts
 	ctr.changeLocked(func(rec *container.Record) {

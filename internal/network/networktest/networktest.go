@@ -87,9 +87,7 @@ func networks(t *testing.T, m network.Manager) {
 func join(t *testing.T, m network.Manager, req network.JoinRequest) *network.Sandbox {
 	t.Helper()
 	sb := must[*network.Sandbox](t)(m.Join(ctx, req))
-	if sb.NS != nil {
-		t.Cleanup(func() { sb.NS.Close() })
-	}
+	t.Cleanup(func() { sb.CloseHandles() })
 	return sb
 }
 

@@ -123,9 +123,8 @@ func (p *process) ns() *os.File {
 
 // closeNS lets go of the namespace: the process holds it now.
 func (p *process) closeNS() {
-	if ns := p.ns(); ns != nil {
-		_ = ns.Close()
-		p.sandbox.NS = nil
+	if p.sandbox != nil {
+		_ = p.sandbox.CloseHandles()
 	}
 }
 
