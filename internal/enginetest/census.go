@@ -144,15 +144,14 @@ func (e *Engine) Settled() Census {
 	return last
 }
 
-// CheckLeft fails the test if the engine has more of something than it had before, for ten seconds on end: containers that come and go by themselves are no leak.
+// CheckLeft fails the test if the engine has more of something than it had before, for a minute on end: containers that come and go by themselves are no leak.
 func (e *Engine) CheckLeft(before Census) {
 	e.t.Helper()
 	left := more(e.Census(), before)
-	for range 200 {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		if len(left) == 0 {
 			return
 		}
-		time.Sleep(50 * time.Millisecond)
 		now := more(e.Census(), before)
 		left = slices.DeleteFunc(left, func(what string) bool { return !slices.Contains(now, what) })
 	}

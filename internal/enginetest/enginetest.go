@@ -231,7 +231,7 @@ func (e *Engine) finish() {
 		e.Down()
 	}
 	var left []string
-	for range 200 { // a name server or port proxy that no engine came to waits 5 s for one
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) { // a name server or port proxy that no engine came to waits 5 s for one
 		left = left[:0]
 		for trace := range e.traces() {
 			if !e.baseline[trace] {
@@ -244,7 +244,6 @@ func (e *Engine) finish() {
 		if len(left) == 0 {
 			break
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
 	if len(left) > 0 {
 		e.t.Errorf("left behind:\n%s\n%s", strings.Join(left, "\n"), e.Log())

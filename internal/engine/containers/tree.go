@@ -48,7 +48,7 @@ func (s *Service) changes(ctx context.Context, ctr *live) (kept []snapshot.Chang
 	if err != nil || !slices.ContainsFunc(all, func(ch snapshot.Change) bool { return slices.Contains(ours, ch.Path) }) {
 		return all, nil, err
 	}
-	mounted, err := s.Trees.Mount(ctx, key)
+	mounted, err := s.openTree(ctx, ctr)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -94,7 +94,7 @@ func (s *Service) Export(ctx context.Context, ref string, begin func() io.Writer
 	if err != nil {
 		return err
 	}
-	mounted, err := s.Trees.Mount(ctx, ctr.record().TreeKey())
+	mounted, err := s.openTree(ctx, ctr)
 	if err != nil {
 		return fmt.Errorf("export container %s: %w", ref, err)
 	}
@@ -432,7 +432,7 @@ func (s *Service) ExtractTo(ctx context.Context, ref, name string, r io.Reader, 
 
 // ownerOf finds the container's user in its tree.
 func (s *Service) ownerOf(ctx context.Context, ctr *live) (*tarfs.Owner, error) {
-	mounted, err := s.Trees.Mount(ctx, ctr.record().TreeKey())
+	mounted, err := s.openTree(ctx, ctr)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,25 @@
+package mount
+
+import (
+	"fmt"
+	"os"
+
+	"corten.dev/corten/internal/linux/ns"
+	"golang.org/x/sys/unix"
+)
+
+// RootOf clones the mount that is the root of another mount namespace, without what is mounted over it.
+func RootOf(namespace *os.File) (root *os.File, err error) {
+	ns.OnOwnThread(func() {
+		if err = unix.Unshare(unix.CLONE_FS); err != nil {
+			err = fmt.Errorf("unshare: %w", err)
+			return
+		}
+		if err = unix.Setns(int(namespace.Fd()), unix.CLONE_NEWNS); err != nil {
+			err = fmt.Errorf("enter mount namespace: %w", err)
+			return
+		}
+		root, err = Tree("/", false)
+	})
+	return root, err
+}
