@@ -99,14 +99,16 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 	}
 	e.closers = append(e.closers, monitors.Close)
 
+	others := otherRuntimes(set, systemd, log)
+	e.closers = append(e.closers, others.Close)
 	bus := &events.Bus{}
 	devices := hostspec.NewCDI(set.CDISpecDirs)
 	ctrs, err := containers.New(containers.Options{
 		Root: filepath.Join(set.DataRoot, "containers"), ExecRoot: set.ExecRoot,
-		Runtime:  containers.OverRuntime(runtime.New(runtime.Options{Root: filepath.Join(set.ExecRoot, "runtime"), Systemd: systemd, Logger: log})),
+		Runtime:  containers.OverRuntimes(runtime.New(runtime.Options{Root: filepath.Join(set.ExecRoot, "runtime"), Systemd: systemd, Logger: log}), others),
 		Monitors: monitors, Trees: trees, Images: imgs, Networks: nets, Volumes: vols, Events: bus, Log: log,
 		ReadExit: monitor.ReadExit, CgroupParent: set.CgroupParent, Network: defaultNetwork(set), SystemdCgroup: systemd, Init: set.Init,
-		Ulimits: ulimits(set), CDI: devices, ShmSize: int64(set.ShmSize), LogConfig: defaultLog(set), LogDrivers: findLogDriver(plugins), TreeSize: treeSize(set),
+		Ulimits: ulimits(set), CDI: devices, ShmSize: int64(set.ShmSize), LogConfig: defaultLog(set), LogDrivers: findLogDriver(plugins), TreeSize: treeSize(set), DefaultRuntime: set.DefaultRuntime,
 	})
 	if err != nil {
 		return nil, err
@@ -129,7 +131,7 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 	vs, ns := volumes.New(volumes.Options{Store: vols, Containers: ctrs, Events: bus}), networks.New(networks.Options{Networks: nets, Containers: ctrs, Events: bus})
 	about := system.New(system.Options{
 		Containers: ctrs, Images: imgs, Volumes: vols, Trees: trees, Events: bus, Devices: devices,
-		Plugins: plugins.Active, DataRoot: set.DataRoot, Labels: set.Labels, HTTPProxy: set.Proxies.HTTP, HTTPSProxy: set.Proxies.HTTPS, NoProxy: set.Proxies.No, SystemdCgroup: systemd, Debug: log.Enabled(background(), slog.LevelDebug), Version: version.Version, LogDriver: defaultLog(set).Type, LogDrivers: logDriverNames(),
+		Runtimes: shownRuntimes(set), DefaultRuntime: set.DefaultRuntime, Plugins: plugins.Active, DataRoot: set.DataRoot, Labels: set.Labels, HTTPProxy: set.Proxies.HTTP, HTTPSProxy: set.Proxies.HTTPS, NoProxy: set.Proxies.No, SystemdCgroup: systemd, Debug: log.Enabled(background(), slog.LevelDebug), Version: version.Version, LogDriver: defaultLog(set).Type, LogDrivers: logDriverNames(),
 	})
 	e.metrics = metrics.Handler(metrics.Options{
 		Containers: ctrs, Networks: ns, Volumes: vs, System: about, Events: bus.Count, Version: version.Version, Commit: version.Commit, Logger: log,

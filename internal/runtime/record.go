@@ -110,6 +110,12 @@ func (r *record) save(dir string) error {
 	return nil
 }
 
+// StartTime is when a process was started, in ticks after boot: with its number it names the process.
+func StartTime(pid int) (uint64, error) {
+	start, _, err := processStat(pid)
+	return start, err
+}
+
 // processStat reads when a process started and whether it is a zombie.
 func processStat(pid int) (start uint64, state byte, err error) {
 	body, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")

@@ -15,7 +15,7 @@ func (ctr *Container) Stats() (Stats, error) {
 	if err != nil {
 		return Stats{}, ctr.wrap("stats of", err)
 	}
-	return fromCgroup(&s), nil
+	return FromCgroup(&s), nil
 }
 
 // Meter reads the figures of one container again and again, cheaply. It belongs to one goroutine at a time.
@@ -35,13 +35,14 @@ func (m *Meter) Read() (Stats, error) {
 	if err != nil {
 		return Stats{}, m.ctr.wrap("stats of", err)
 	}
-	return fromCgroup(&s), nil
+	return FromCgroup(&s), nil
 }
 
 // Close lets the files go.
 func (m *Meter) Close() { m.cg.Close() }
 
-func fromCgroup(s *cgroup.Stats) Stats {
+// FromCgroup are the figures of a cgroup that was read.
+func FromCgroup(s *cgroup.Stats) Stats {
 	return Stats{
 		CPUTotal: s.CPU.Total, CPUUser: s.CPU.User, CPUSystem: s.CPU.System, PerCPU: s.CPU.PerCPU,
 		Periods: s.CPU.Periods, ThrottledPeriods: s.CPU.ThrottledPeriods, ThrottledNS: s.CPU.ThrottledNS,

@@ -207,7 +207,7 @@ var _ system.API = fakeSystem{}
 func (f fakeSystem) Info(context.Context) (system.Info, error) {
 	return system.Info{ID: "id", Name: "host", Containers: 2, Running: 1, Stopped: 1, Images: 1, Driver: "overlay", OSType: "linux", Architecture: "x86_64", NCPU: 2,
 		MemTotal: 1 << 30, KernelVersion: "6.1.0", OperatingSystem: "Debian", DataRoot: "/data", CgroupDriver: "cgroupfs", CgroupVersion: "2", DefaultRuntime: "corten",
-		Runtimes: map[string]string{"corten": ""}, LogDriver: "local", LogDrivers: []string{"local", "none"}, VolumeDrivers: []string{"local"}, NetworkDrivers: []string{"bridge", "host", "none"}}, f.e.note("info", nil)
+		Runtimes: map[string]system.Runtime{"corten": {Path: ""}}, LogDriver: "local", LogDrivers: []string{"local", "none"}, VolumeDrivers: []string{"local"}, NetworkDrivers: []string{"bridge", "host", "none"}}, f.e.note("info", nil)
 }
 func (f fakeSystem) Events(ctx context.Context, since, until time.Time, args filter.Args, fn func(events.Event) error) error {
 	f.e.note("events", args)

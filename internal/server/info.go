@@ -64,8 +64,8 @@ func (s *Server) fromInfo(i system.Info, version int, now time.Time) infoView {
 		LiveRestoreEnabled: true, Isolation: wirec.IsolationEmpty, InitBinary: i.InitBinary,
 		SecurityOptions: orEmpty(i.SecurityOptions), CDISpecDirs: orEmpty(i.CDISpecDirs), Warnings: i.Warnings,
 	}}
-	for name, path := range i.Runtimes {
-		out.Runtimes[name] = wire.RuntimeWithStatus{Runtime: wire.Runtime{Path: path}}
+	for name, rt := range i.Runtimes {
+		out.Runtimes[name] = wire.RuntimeWithStatus{Runtime: wire.Runtime{Path: rt.Path, Args: rt.Args}}
 	}
 	out.ContainerdCommit, out.RuncCommit, out.InitCommit = wire.Commit{}, wire.Commit{}, wire.Commit{}
 	if version < 49 {

@@ -39,31 +39,33 @@ type Settings struct {
 	BIP       string   `json:"bip,omitempty"`
 	FixedCIDR string   `json:"fixed-cidr,omitempty"`
 	NetworkSettings
-	AddressPools []AddressPool      `json:"default-address-pools,omitempty"`
-	MTU          int                `json:"mtu,omitempty"`
-	NftTable     string             `json:"nft-table,omitempty"`
-	IPForward    bool               `json:"ip-forward,omitempty"`
-	PublishIP    string             `json:"ip,omitempty"`
-	DNS          []string           `json:"dns,omitempty"`
-	DNSSearch    []string           `json:"dns-search,omitempty"`
-	DNSOptions   []string           `json:"dns-opts,omitempty"`
-	LogDriver    string             `json:"log-driver,omitempty"`
-	LogOpts      map[string]string  `json:"log-opts,omitempty"`
-	ShmSize      Bytes              `json:"default-shm-size,omitempty"`
-	Ulimits      map[string]*Ulimit `json:"default-ulimits,omitempty"`
-	CDISpecDirs  []string           `json:"cdi-spec-dirs,omitempty"`
-	MetricsAddr  string             `json:"metrics-addr,omitempty"`
-	PluginDirs   []string           `json:"plugin-dirs,omitempty"`
-	ExecOpts     []string           `json:"exec-opts,omitempty"`
-	CgroupParent string             `json:"cgroup-parent,omitempty"`
-	Storage      string             `json:"storage-driver,omitempty"`
-	StorageOpts  []string           `json:"storage-opts,omitempty"`
-	Init         bool               `json:"init,omitempty"`
-	TLS          bool               `json:"tls,omitempty"`
-	TLSVerify    bool               `json:"tlsverify,omitempty"`
-	TLSCACert    string             `json:"tlscacert,omitempty"`
-	TLSCert      string             `json:"tlscert,omitempty"`
-	TLSKey       string             `json:"tlskey,omitempty"`
+	AddressPools   []AddressPool      `json:"default-address-pools,omitempty"`
+	MTU            int                `json:"mtu,omitempty"`
+	NftTable       string             `json:"nft-table,omitempty"`
+	IPForward      bool               `json:"ip-forward,omitempty"`
+	PublishIP      string             `json:"ip,omitempty"`
+	DNS            []string           `json:"dns,omitempty"`
+	DNSSearch      []string           `json:"dns-search,omitempty"`
+	DNSOptions     []string           `json:"dns-opts,omitempty"`
+	LogDriver      string             `json:"log-driver,omitempty"`
+	LogOpts        map[string]string  `json:"log-opts,omitempty"`
+	ShmSize        Bytes              `json:"default-shm-size,omitempty"`
+	Ulimits        map[string]*Ulimit `json:"default-ulimits,omitempty"`
+	CDISpecDirs    []string           `json:"cdi-spec-dirs,omitempty"`
+	MetricsAddr    string             `json:"metrics-addr,omitempty"`
+	PluginDirs     []string           `json:"plugin-dirs,omitempty"`
+	ExecOpts       []string           `json:"exec-opts,omitempty"`
+	CgroupParent   string             `json:"cgroup-parent,omitempty"`
+	Storage        string             `json:"storage-driver,omitempty"`
+	StorageOpts    []string           `json:"storage-opts,omitempty"`
+	Runtimes       map[string]Runtime `json:"runtimes,omitempty"`
+	DefaultRuntime string             `json:"default-runtime,omitempty"`
+	Init           bool               `json:"init,omitempty"`
+	TLS            bool               `json:"tls,omitempty"`
+	TLSVerify      bool               `json:"tlsverify,omitempty"`
+	TLSCACert      string             `json:"tlscacert,omitempty"`
+	TLSCert        string             `json:"tlscert,omitempty"`
+	TLSKey         string             `json:"tlskey,omitempty"`
 
 	InsecureRegistries []string     `json:"insecure-registries,omitempty"`
 	RegistryMirrors    []string     `json:"registry-mirrors,omitempty"`
@@ -201,6 +203,8 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 	set.StringVar(&s.CgroupParent, "cgroup-parent", "", "Parent cgroup of all containers")
 	set.StringVarP(&s.Storage, "storage-driver", "s", "", "Snapshot driver (overlay, plain)")
 	set.StringArrayVar(&s.StorageOpts, "storage-opt", nil, "Storage option overlay2.size=SIZE: how many bytes of its own every container may write that says nothing else (--storage-opt size=SIZE of run)")
+	set.Var(&runtimesFlag{&s.Runtimes}, "add-runtime", "OCI runtime that containers may name (name=path); the key \"runtimes\" also takes arguments")
+	set.StringVar(&s.DefaultRuntime, "default-runtime", "", "Runtime of containers that name none; corten, the built-in one, by default")
 	set.BoolVar(&s.Init, "init", false, "Run an init in every container")
 	set.BoolVar(&s.TLS, "tls", false, "Use TLS on tcp sockets")
 	set.BoolVar(&s.TLSVerify, "tlsverify", false, "Use TLS and ask clients for a certificate")
@@ -218,7 +222,7 @@ func (s *Settings) flags(w io.Writer) *pflag.FlagSet {
 // flagKeys are the keys whose flag has another name.
 var flagKeys = map[string]string{
 	"hosts": "host", "labels": "label", "default-address-pools": "default-address-pool", "dns-opts": "dns-opt",
-	"log-opts": "log-opt", "cdi-spec-dirs": "cdi-spec-dir", "plugin-dirs": "plugin-dir", "default-ulimits": "default-ulimit", "exec-opts": "exec-opt", "storage-opts": "storage-opt",
+	"log-opts": "log-opt", "cdi-spec-dirs": "cdi-spec-dir", "plugin-dirs": "plugin-dir", "default-ulimits": "default-ulimit", "exec-opts": "exec-opt", "storage-opts": "storage-opt", "runtimes": "add-runtime",
 	"default-network-opts": "default-network-opt",
 	"insecure-registries":  "insecure-registry", "registry-mirrors": "registry-mirror", "registry-certs": "registry-certs-dir",
 }
@@ -313,6 +317,9 @@ func (s *Settings) check() error {
 	if _, err := s.TreeSize(); err != nil {
 		return err
 	}
+	if err := s.checkRuntimes(); err != nil {
+		return err
+	}
 	if err := s.checkDevicesAndMetrics(); err != nil {
 		return err
 	}
@@ -359,26 +366,4 @@ func (s *Settings) SystemdCgroup() (bool, error) {
 		}
 	}
 	return systemd, nil
-}
-
-// TreeSize is how many bytes of its own a container may write that does not say (storage-opts); 0: no bound.
-func (s *Settings) TreeSize() (int64, error) {
-	size := int64(0)
-	for _, o := range s.StorageOpts {
-		key, value, ok := strings.Cut(o, "=")
-		if key = strings.ToLower(strings.TrimSpace(key)); !ok {
-			return 0, errs.New(errs.Invalid, "storage-opt %q: give name=value", o)
-		}
-		if key != "overlay2.size" && key != "overlay.size" {
-			return 0, errs.New(errs.Invalid, "overlay: unknown option %s: only overlay2.size=SIZE is known", key)
-		}
-		var err error
-		if size, err = units.RAMInBytes(strings.TrimSpace(value)); err != nil {
-			return 0, errs.New(errs.Invalid, "storage-opt %q: %w", o, err)
-		}
-	}
-	if size > 0 && (s.Storage == "plain" || s.Storage == "vfs") {
-		return 0, errs.New(errs.Invalid, "storage-opt overlay2.size: the storage driver %s has no sizes", s.Storage)
-	}
-	return size, nil
 }

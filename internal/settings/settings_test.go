@@ -43,6 +43,12 @@ func TestFileAndFlags(t *testing.T) {
 		{``, "--storage-driver zfs", "storage driver"},
 		{`{"storage-opts":["overlay2.size=many"]}`, "", "invalid size: 'many'"},
 		{`{"storage-opts":["dm.basesize=1G"]}`, "", "unknown option dm.basesize"},
+		{`{"runtimes":{"corten":{"path":"x"}}}`, "", "runtime name 'corten' is reserved"},
+		{`{"runtimes":{"kata":{"runtimeType":"io.containerd.kata.v2"}}}`, "", "shims of containerd"},
+		{`{"runtimes":{"crun":{}}}`, "", "runtime crun: a path must be configured"},
+		{`{"default-runtime":"crun"}`, "", "specified default runtime 'crun' does not exist"},
+		{``, "--add-runtime crun", "invalid runtime argument: crun"},
+		{``, "--add-runtime a=b --add-runtime a=c", "runtime 'a' was already defined"},
 		{``, "--storage-opt size", "name=value"},
 		{``, "--storage-driver plain --storage-opt overlay2.size=1G", "plain has no sizes"},
 	} {

@@ -295,7 +295,7 @@ func (s *Service) complete(rec *container.Record) error {
 		}
 	}
 	if host.Runtime == "" {
-		host.Runtime = "corten"
+		host.Runtime = s.DefaultRuntime
 	}
 	if host.PidMode == "host" || host.IpcMode == "host" { // what it shares with the host has the host's labels
 		labelled := func(opt string) bool { return strings.HasPrefix(opt, "label=") || strings.HasPrefix(opt, "label:") }

@@ -263,7 +263,9 @@ func (f fakeVolumes) Fill(context.Context, string, *os.File) error { return f.st
 
 type fakeRuntime struct{ *world }
 
-func (f fakeRuntime) Create(ctx context.Context, opts runtime.RunOptions) (containers.Process, error) {
+func (f fakeRuntime) Knows(name string) bool { return name == "corten" || name == "runc" }
+
+func (f fakeRuntime) Create(ctx context.Context, _ string, opts runtime.RunOptions) (containers.Process, error) {
 	if err := f.step("runtime create"); err != nil {
 		return nil, err
 	}

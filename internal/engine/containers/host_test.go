@@ -20,6 +20,7 @@ import (
 	"corten.dev/corten/internal/monitor/monitortest"
 	"corten.dev/corten/internal/network"
 	"corten.dev/corten/internal/runtime"
+	"corten.dev/corten/internal/runtime/foreign"
 	"corten.dev/corten/internal/snapshot/overlay"
 	"corten.dev/corten/internal/volume"
 )
@@ -63,7 +64,7 @@ func newHost(t testing.TB) *host {
 	t.Cleanup(func() { must(t, h.vols.Close()) })
 	h.opts = containers.Options{
 		Root: h.dir + "/containers", ExecRoot: h.execRoot, Trees: trees, Images: h.imgs, Volumes: h.vols, Log: log, CgroupParent: "/" + h.ground.Table,
-		Runtime: containers.OverRuntime(runtime.New(runtime.Options{Root: h.execRoot + "/runtime", Logger: log})),
+		Runtime: containers.OverRuntimes(runtime.New(runtime.Options{Root: h.execRoot + "/runtime", Logger: log}), foreign.New(foreign.Options{Root: h.execRoot + "/runtimes"})),
 	}
 	h.open()
 	t.Cleanup(h.end)

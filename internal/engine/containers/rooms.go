@@ -12,18 +12,36 @@ import (
 	"corten.dev/corten/internal/linux/counters"
 	"corten.dev/corten/internal/linux/pidfd"
 	"corten.dev/corten/internal/runtime"
+	"corten.dev/corten/internal/runtime/foreign"
 )
 
-// OverRuntime makes the runtime room fit what this service asks for, and has it prepare what many containers share.
-func OverRuntime(rt *runtime.Runtime) Runtime {
+// OverRuntimes makes the runtime room fit what this service asks for, and has it prepare what many containers share. Others are asked for containers that name them.
+func OverRuntimes(rt *runtime.Runtime, others *foreign.Runtimes) Runtime {
 	rt.Prepare()
-	return theRuntime{rt}
+	return theRuntimes{rt, others}
 }
 
-type theRuntime struct{ rt *runtime.Runtime }
+type theRuntimes struct {
+	rt     *runtime.Runtime
+	others *foreign.Runtimes
+}
 
-func (r theRuntime) Create(ctx context.Context, opts runtime.RunOptions) (Process, error) {
+// ownName tells whether a name is that of our own runtime. Clients ask for Docker's by habit, and get what is the engine's own; unless the settings have one of that name.
+func ownName(name string) bool {
+	return name == "" || name == "corten" || name == "runc" || name == "io.containerd.runc.v2"
+}
+
+func (r theRuntimes) Knows(name string) bool { return r.others.Has(name) || ownName(name) }
+
+func (r theRuntimes) Create(ctx context.Context, name string, opts runtime.RunOptions) (Process, error) {
 	opts.Launcher = ownDescriptor{opts.Launcher}
+	if !ownName(name) || r.others.Has(name) {
+		ctr, err := r.others.Create(ctx, name, opts)
+		if err != nil {
+			return nil, err
+		}
+		return otherProcess{ctr}, nil
+	}
 	ctr, err := r.rt.Create(ctx, opts)
 	if err != nil {
 		return nil, bare(err)
@@ -31,15 +49,36 @@ func (r theRuntime) Create(ctx context.Context, opts runtime.RunOptions) (Proces
 	return theProcess{ctr}, nil
 }
 
-func (r theRuntime) Load(_ context.Context, id string) (Process, error) {
+func (r theRuntimes) Load(ctx context.Context, id string) (Process, error) {
 	ctr, err := r.rt.Load(id)
+	if errors.Is(err, errs.NotFound) {
+		other, oerr := r.others.Load(ctx, id)
+		if oerr == nil {
+			return otherProcess{other}, nil
+		}
+		err = oerr
+	}
 	if err != nil {
 		return nil, err
 	}
 	return theProcess{ctr}, nil
 }
 
-func (r theRuntime) List(context.Context) ([]string, error) { return r.rt.List() }
+func (r theRuntimes) List(context.Context) ([]string, error) {
+	ids, err := r.rt.List()
+	more, merr := r.others.List()
+	return append(ids, more...), errors.Join(err, merr)
+}
+
+// otherProcess is a container of another runtime.
+type otherProcess struct{ *foreign.Container }
+
+func (p otherProcess) Exec(ctx context.Context, exec runtime.Exec) (int, error) {
+	exec.Launcher = ownDescriptor{exec.Launcher}
+	return p.Container.Exec(ctx, exec)
+}
+
+func (p otherProcess) Meter(keep *counters.Budget) Meter { return p.Container.Meter(keep) }
 
 // ownDescriptor gives the runtime a pidfd of its own: it closes the one it gets, and so does the monitor.
 type ownDescriptor struct{ runtime.Launcher }

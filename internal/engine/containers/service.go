@@ -34,8 +34,10 @@ import (
 
 // Runtime makes processes of OCI specs and finds them again.
 type Runtime interface {
-	// Create runs the container and returns after its execve succeeded.
-	Create(ctx context.Context, opts runtime.RunOptions) (Process, error)
+	// Knows tells whether containers may name this runtime.
+	Knows(name string) bool
+	// Create runs the container by the runtime of that name and returns after its execve succeeded.
+	Create(ctx context.Context, name string, opts runtime.RunOptions) (Process, error)
 	// Load finds a container of an earlier engine; errs.NotFound when nothing of it is there.
 	Load(ctx context.Context, id string) (Process, error)
 	// List names all containers that the runtime has something of.
@@ -131,21 +133,22 @@ type Options struct {
 	// ReadExit reads what a monitor left on disk (default: monitor.ReadExit); errs.NotFound when it left nothing.
 	ReadExit func(path string) (monitor.Exit, error)
 
-	CgroupParent  string // default "/corten", or "system.slice" with systemd
-	Network       string // of containers that name none: "bridge" (default), or "none" where there is no default bridge
-	SystemdCgroup bool
-	Init          bool                        // --init for all containers
-	Ulimits       map[string]container.Ulimit // defaults of all containers
-	CDI           *hostspec.CDI               // devices by name; nil: none
-	ShmSize       int64                       // default 64 MB
-	LogConfig     container.LogConfig         // of containers that name no driver; default: the own format, shown as "json-file"
-	LogDrivers    ship.Drivers                // beside "local" and "none"
-	Seccomp       string                      // default profile: "" built in, "unconfined", or JSON
-	NoNewPrivs    bool                        // default of all containers
-	StopTimeout   int                         // seconds, default 10
-	BootID        string                      // default: the kernel's
-	TreeSize      int64                       // how many bytes a container's own files may take, if it does not say; 0: no bound
-	MaxStarts     int                         // how many are started at once at boot, default 4
+	CgroupParent   string // default "/corten", or "system.slice" with systemd
+	Network        string // of containers that name none: "bridge" (default), or "none" where there is no default bridge
+	SystemdCgroup  bool
+	Init           bool                        // --init for all containers
+	Ulimits        map[string]container.Ulimit // defaults of all containers
+	CDI            *hostspec.CDI               // devices by name; nil: none
+	ShmSize        int64                       // default 64 MB
+	LogConfig      container.LogConfig         // of containers that name no driver; default: the own format, shown as "json-file"
+	LogDrivers     ship.Drivers                // beside "local" and "none"
+	Seccomp        string                      // default profile: "" built in, "unconfined", or JSON
+	NoNewPrivs     bool                        // default of all containers
+	StopTimeout    int                         // seconds, default 10
+	BootID         string                      // default: the kernel's
+	TreeSize       int64                       // how many bytes a container's own files may take, if it does not say; 0: no bound
+	DefaultRuntime string                      // of containers that name none; default "corten"
+	MaxStarts      int                         // how many are started at once at boot, default 4
 }
 
 // Service is the live table of containers and all their verbs. It implements [API].
@@ -233,6 +236,9 @@ func (o *Options) fill() error {
 	}
 	if o.LogConfig.Type == "" {
 		o.LogConfig.Type, o.LogConfig.Own = "json-file", true // client libraries read the logs of json-file and journald only
+	}
+	if o.DefaultRuntime == "" {
+		o.DefaultRuntime = "corten"
 	}
 	if o.StopTimeout == 0 {
 		o.StopTimeout = 10

@@ -293,7 +293,7 @@ func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *t
 	})
 	opts := runtime.RunOptions{ID: ctr.id, Bundle: s.dir(ctr.id), Spec: spec, Root: r.mounted.Root, RootDetached: r.mounted.Detached, Launcher: launcher, SystemdCgroup: s.SystemdCgroup}
 	opts.NetNS, opts.DieWithLauncher, opts.Sources = r.sandbox.NS, true, r.trees
-	proc, err := s.Runtime.Create(ctx, opts)
+	proc, err := s.Runtime.Create(ctx, rec.Host.Runtime, opts)
 	if err != nil {
 		return fmt.Errorf("%s: %w", notCreated, err)
 	}

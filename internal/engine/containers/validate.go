@@ -30,7 +30,7 @@ func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 			return nil, err
 		}
 	}
-	if err := refuseUnsupported(cfg, host); err != nil {
+	if err := s.refuseUnsupported(host); err != nil {
 		return nil, err
 	}
 	if cfg.WorkingDir != "" && !path.IsAbs(cfg.WorkingDir) {
@@ -118,14 +118,14 @@ func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 }
 
 // refuseUnsupported names everything that this engine cannot honour yet, rather than ignore it.
-func refuseUnsupported(cfg *container.Config, host *container.Host) error {
+func (s *Service) refuseUnsupported(host *container.Host) error {
 	no := func(what, why string) error {
 		return errs.New(errs.NotImplemented, "%s is not supported: %s", what, why)
 	}
 	switch {
 	case host.UsernsMode != "" && host.UsernsMode != "host":
 		return no("user namespace mode "+strconv.Quote(host.UsernsMode), "the engine runs without user namespace remapping")
-	case host.Runtime != "" && host.Runtime != "corten" && host.Runtime != "runc" && host.Runtime != "io.containerd.runc.v2":
+	case host.Runtime != "" && !s.Runtime.Knows(host.Runtime):
 		return errs.New(errs.Invalid, "unknown or invalid runtime name: %s", host.Runtime)
 	case host.Cgroup != "":
 		return errs.New(errs.Invalid, "invalid cgroup mode: %v", host.Cgroup)

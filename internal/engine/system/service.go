@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	goruntime "runtime"
@@ -74,6 +75,10 @@ type Options struct {
 	LogDriver  string   // the default
 	LogDrivers []string // all there are
 
+	// Runtimes are those beside our own; DefaultRuntime is that of containers that name none.
+	Runtimes       map[string]Runtime
+	DefaultRuntime string
+
 	SystemdCgroup bool
 	Debug         bool
 	Version       string
@@ -113,6 +118,13 @@ func (s *Service) plugins(iface string) []string {
 	return s.Plugins(iface)
 }
 
+// runtimes are our own and the others.
+func (s *Service) runtimes() map[string]Runtime {
+	all := map[string]Runtime{"corten": {Path: "built in"}}
+	maps.Copy(all, s.Runtimes)
+	return all
+}
+
 // Info implements [API].
 func (s *Service) Info(ctx context.Context) (Info, error) {
 	list, err := s.Containers.List(ctx, containers.ListOptions{All: true})
@@ -125,7 +137,7 @@ func (s *Service) Info(ctx context.Context) (Info, error) {
 	}
 	info := Info{
 		ID: s.id, Containers: len(list), Images: len(imgs), Driver: s.Trees.Name(), DriverStatus: s.driverStatus(), DataRoot: s.DataRoot, Debug: s.Debug, Labels: s.Labels,
-		OSType: "linux", Architecture: machine(), NCPU: goruntime.NumCPU(), DefaultRuntime: "corten", Runtimes: map[string]string{"corten": "built in"},
+		OSType: "linux", Architecture: machine(), NCPU: goruntime.NumCPU(), DefaultRuntime: cmp.Or(s.DefaultRuntime, "corten"), Runtimes: s.runtimes(),
 		Goroutines: goruntime.NumGoroutine(), FDs: descriptors(), LogDriver: s.LogDriver, LogDrivers: append(slices.Clone(s.LogDrivers), s.plugins("LogDriver")...), VolumeDrivers: append([]string{"local"}, s.plugins("VolumeDriver")...),
 		NetworkDrivers: append([]string{"bridge", "host", "null"}, s.plugins("NetworkDriver")...), HTTPProxy: proxy(s.HTTPProxy, "HTTP_PROXY"), HTTPSProxy: proxy(s.HTTPSProxy, "HTTPS_PROXY"), NoProxy: proxy(s.NoProxy, "NO_PROXY"), InitBinary: "corten-init",
 	}

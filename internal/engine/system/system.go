@@ -28,7 +28,7 @@ type Info struct {
 	Goroutines, FDs                                                                                 int
 	Labels                                                                                          []string
 	DefaultRuntime                                                                                  string
-	Runtimes                                                                                        map[string]string
+	Runtimes                                                                                        map[string]Runtime
 	SecurityOptions                                                                                 []string
 	Warnings                                                                                        []string
 	MemoryLimit, SwapLimit, CPUCfsPeriod, CPUCfsQuota, CPUShares, CPUSet, PidsLimit, OomKillDisable bool
@@ -38,6 +38,12 @@ type Info struct {
 	HTTPProxy, HTTPSProxy, NoProxy                                                                  string
 	InitBinary                                                                                      string
 	CDISpecDirs, CDIDevices                                                                         []string // folders with descriptions of devices, and the devices' names
+}
+
+// Runtime is how an OCI runtime is called.
+type Runtime struct {
+	Path string
+	Args []string
 }
 
 // Unknown is the size of what is not counted yet, or cannot be.

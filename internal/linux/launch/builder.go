@@ -97,6 +97,15 @@ func (b *Builder) PidNS(slot Arg) { b.h.pidNS = int32(slot.v) }
 // MinFD keeps the descriptors below n free of slots; they are for the executed program.
 func (b *Builder) MinFD(n int) { b.h.minFD = uint32(max(n, 16)) }
 
+// Makes says that the executed program is a command that makes the process in question, writes its number into a file and ends: as the command lines of OCI runtimes do (create
+// --pid-file, --console-socket). console is the slot of a listening unix socket for the master of the terminal, or Imm(0).
+func (b *Builder) Makes(pidFile string, console Arg) {
+	b.h.made = uint32(b.Own(pidFile).v)
+	if console.kind == argSlot {
+		b.h.console = uint32(console.v)
+	}
+}
+
 // Flags adds clone flags.
 func (b *Builder) Flags(flags uint64) { b.h.flags |= flags }
 

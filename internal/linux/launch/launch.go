@@ -9,6 +9,8 @@
 // Descriptor slots: a program names files by slot. Start maps the caller's files to them. Before its first operation the child moves every slot above the
 // numbers the executed program will use, and closes everything else.
 //
+// A program may end in a command that makes the process in its stead, and tells its number by a file: see [Builder.Makes]. Who starts programs must be the subreaper of what they make, then.
+//
 //	builder ──Encode──▶ bytes ──Decode (checks all)──▶ Program ──Start: clone3──▶ child: prologue, operations, execve
 //	                                                                                │
 //	                                     reports of 16 bytes on the sync slot ◀─────┘   {kind, operation, errno or value, 0}

@@ -22,7 +22,8 @@ type header struct {
 	sync      int32  // slot of the sync socket, or -1
 	pidNS     int32  // slot of a pid namespace to be born in, or -1
 	forked    uint32 // 1: the program forks once more, and its child is the process that Start returns
-	_         [2]uint32
+	made      uint32 // where the arena has the path of a file (Builder.Makes), or 0
+	console   uint32 // slot of a listening socket for the terminal's master, or 0
 	_         uint32
 	checkWord uint32
 }
@@ -128,6 +129,22 @@ func (p *Program) ops() []op {
 	return unsafe.Slice((*op)(unsafe.Pointer(&p.mem[(workSize+headerSize)/8])), p.head().ops)
 }
 
+// Made tells whether the program is one that makes a process of another program's ([Builder.Makes]): where that one's number will be written, and the slot of the socket on which
+// the master of its terminal comes, or 0.
+func (p *Program) Made() (pidFile string, console int, ok bool) {
+	h := p.head()
+	if h.made == 0 {
+		return "", 0, false
+	}
+	all := unsafe.Slice((*byte)(unsafe.Pointer(&p.mem[workSize/8])), p.n)
+	text := all[headerSize+int(h.ops)*opSize+int(h.made):]
+	n := 0
+	for text[n] != 0 { // the arena ends with one
+		n++
+	}
+	return string(text[:n]), int(h.console), true
+}
+
 // Decode checks b completely and returns a program that the walker can walk without looking back: every index is in range and every jump goes forward.
 func Decode(b []byte) (*Program, error) {
 	if len(b) < headerSize || len(b) > MaxSize {
@@ -152,6 +169,9 @@ func Decode(b []byte) (*Program, error) {
 	}
 	if h.minFD > 1024 || h.forked > 1 || h.flags>>40 != 0 || h.flags&0x10f00 != 0 {
 		return bad("flags") // CLONE_VM, FS, FILES, SIGHAND, THREAD would share what must be the child's own
+	}
+	if h.made >= h.arena || h.console >= h.slots && h.console != 0 {
+		return bad("maker")
 	}
 	ops := p.ops()
 	for i := range ops {

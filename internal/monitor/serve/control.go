@@ -122,12 +122,18 @@ func (s *Server) handle(e *engine, m *wire.Message, fds []int) {
 			e.fail(m.ID, err)
 			return
 		}
+		if p.making != nil {
+			return // the answer comes with the process
+		}
 		e.tell(&wire.Message{Kind: wire.Started, ID: m.ID, PID: uint32(p.pid)}, p.pidfd)
 		s.launched()
 	case wire.Exec:
 		p, err := s.exec(e, m, fds)
 		if err != nil {
 			e.fail(m.ID, err)
+			return
+		}
+		if p.making != nil {
 			return
 		}
 		e.tell(&wire.Message{Kind: wire.Started, ID: m.ID, PID: uint32(p.pid)}, p.pidfd)

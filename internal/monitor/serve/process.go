@@ -33,6 +33,7 @@ type process struct {
 	rows      uint16
 	cols      uint16
 	console   *console
+	making    *making // while another process makes it
 	master    master
 	in        input
 	out       [2]output
@@ -174,7 +175,7 @@ func (p *process) deliver(stream int, data []byte) {
 // flow sets what is watched, from whether the output is to be read and the input to be written.
 func (p *process) flow() {
 	s := p.s
-	p.paused = p.waitFirst != 0
+	p.paused = p.waitFirst != 0 || p.making != nil // its terminal may be there before it is known that it has a client
 	if !s.nonblock {
 		for _, c := range s.clients {
 			if c.p == p && c.out.len() > pauseAt {
@@ -233,7 +234,9 @@ func (p *process) tend(now int64) {
 
 // reap takes the exit of every child that ended; the container's orphans (in the host's pid namespace) come here too.
 func (s *Server) reap() {
-	for {
+	for s.made() {
+	}
+	for !s.isMaking() {
 		var status syscall.WaitStatus
 		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG, nil)
 		if err == syscall.EINTR {
@@ -266,9 +269,7 @@ func (p *process) reaped(status syscall.WaitStatus) {
 	if p == s.procs[0] && s.oom.killed() {
 		p.exit.Exit |= wire.OOMKilled
 	}
-	if p.console != nil { // it may have opened its terminal just before
-		p.console.ready(0)
-	}
+	p.lastConsole()
 	p.in.close0()
 	if p.waitFirst == 0 {
 		p.drain()

@@ -109,6 +109,10 @@ func (s *Server) launch(e *engine, m *wire.Message, fds []int) (*process, error)
 		return nil, err
 	}
 	s.exitPath, s.durable = m.ExitPath, m.Flags&wire.Durable != 0
+	if p.making != nil {
+		p.making.wait(e, m, pc.attached)
+		return p, nil
+	}
 	for i := range m.Attached {
 		s.attach(e, p, pc.attached[i], &m.Attached[i])
 	}
@@ -163,6 +167,10 @@ func (s *Server) exec(e *engine, m *wire.Message, fds []int) (*process, error) {
 	pc.close(err != nil)
 	if err != nil {
 		return nil, err
+	}
+	if p.making != nil {
+		p.making.wait(e, m, pc.attached)
+		return p, nil
 	}
 	for i := range m.Attached {
 		s.attach(e, p, pc.attached[i], &m.Attached[i])
@@ -250,6 +258,11 @@ func (s *Server) start(m *wire.Message, pc *parcel) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
+	making, err := newMaking(prog, m.Stdio, n, pc.files)
+	if err != nil {
+		n.closeAll()
+		return nil, err
+	}
 	fds := append(n.child[:3:3], -1)
 	if n.child[3] >= 0 || len(pc.files) > 0 {
 		fds[3] = n.child[3]
@@ -264,14 +277,14 @@ func (s *Server) start(m *wire.Message, pc *parcel) (*process, error) {
 	}
 	n.closeChild()
 	p := &process{s: s, session: m.Session, stdio: m.Stdio, pid: pid, pidfd: pidfd, terminal: m.Stdio&wire.Terminal != 0,
-		logged: m.Kind == wire.Launch, rows: m.Rows, cols: m.Cols}
+		logged: m.Kind == wire.Launch, rows: m.Rows, cols: m.Cols, making: making}
 	p.in = input{p: p, fd: n.in}
 	for i := range p.out {
 		p.out[i] = output{p: p, fd: n.out[i], stream: i + 1}
 	}
 	p.life = life{p}
 	if n.cons >= 0 {
-		p.console = &console{p, n.cons}
+		p.console = &console{p: p, fd: n.cons, listening: making != nil}
 		s.watch(n.cons, epollIn, p.console)
 	}
 	s.procs = append(s.procs, p)
@@ -281,11 +294,22 @@ func (s *Server) start(m *wire.Message, pc *parcel) (*process, error) {
 
 // console waits for the master of the terminal that the program opens.
 type console struct {
-	p  *process
-	fd int
+	p         *process
+	fd        int
+	listening bool // for the connection on which it comes
 }
 
 func (c *console) ready(uint32) {
+	if c.listening {
+		conn, _, err := syscall.Accept4(c.fd, syscall.SOCK_CLOEXEC)
+		if err != nil {
+			return
+		}
+		c.p.s.close(c.fd)
+		c.fd, c.listening = conn, false
+		c.p.s.watch(conn, epollIn, c)
+		return
+	}
 	c.take()
 	c.p.s.close(c.fd)
 	c.p.console = nil
