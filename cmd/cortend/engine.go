@@ -99,13 +99,11 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 	}
 	e.closers = append(e.closers, monitors.Close)
 
-	others := otherRuntimes(set, systemd, log)
-	e.closers = append(e.closers, others.Close)
 	bus := &events.Bus{}
 	devices := hostspec.NewCDI(set.CDISpecDirs)
 	ctrs, err := containers.New(containers.Options{
 		Root: filepath.Join(set.DataRoot, "containers"), ExecRoot: set.ExecRoot,
-		Runtime:  containers.OverRuntimes(runtime.New(runtime.Options{Root: filepath.Join(set.ExecRoot, "runtime"), Systemd: systemd, Logger: log}), others),
+		Runtime:  containers.OverRuntimes(runtime.New(runtime.Options{Root: filepath.Join(set.ExecRoot, "runtime"), Systemd: systemd, Logger: log}), otherRuntimes(set, systemd, log)),
 		Monitors: monitors, Trees: trees, Images: imgs, Networks: nets, Volumes: vols, Events: bus, Log: log,
 		ReadExit: monitor.ReadExit, CgroupParent: set.CgroupParent, Network: defaultNetwork(set), SystemdCgroup: systemd, Init: set.Init,
 		Ulimits: ulimits(set), CDI: devices, ShmSize: int64(set.ShmSize), LogConfig: defaultLog(set), LogDrivers: findLogDriver(plugins), TreeSize: treeSize(set), DefaultRuntime: set.DefaultRuntime,

@@ -3,6 +3,7 @@ package foreign
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -33,10 +34,10 @@ func (r *Runtimes) Create(ctx context.Context, name string, opts runtime.RunOpti
 	ctr := &Container{r: r, dir: r.dir(opts.ID), rec: record{ID: opts.ID, Command: cmd, Systemd: r.opts.Systemd, Cgroup: opts.Spec.Linux.CgroupsPath}}
 	var undo task.Undo
 	defer undo.OnError(ctx, &err)
-	if err := os.MkdirAll(ctr.dir, 0o700); err != nil {
+	if err := ctr.makeFolder(); err != nil {
 		return nil, err
 	}
-	undo.Push(func(context.Context) error { return os.RemoveAll(ctr.dir) })
+	undo.Push(func(context.Context) error { return ctr.removeFolder() })
 	if err := ctr.save(); err != nil {
 		return nil, err
 	}
@@ -70,6 +71,26 @@ func (r *Runtimes) Create(ctx context.Context, name string, opts runtime.RunOpti
 	}
 	ctr.rec.Started = true
 	return ctr, ctr.save()
+}
+
+// makeFolder and removeFolder: the folder of all goes with the last container, and may go at any moment.
+func (ctr *Container) makeFolder() (err error) {
+	for range 10 {
+		if err = os.MkdirAll(ctr.dir, 0o700); !errors.Is(err, os.ErrNotExist) {
+			break
+		}
+	}
+	return err
+}
+
+func (ctr *Container) removeFolder() error {
+	if err := os.RemoveAll(ctr.dir); err != nil {
+		return err
+	}
+	if err := os.Remove(ctr.r.opts.Root); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
+	return nil
 }
 
 // bundle is the folder that the runtime gets.

@@ -24,7 +24,7 @@ func (ctr *Container) line(log string, verb ...string) (path string, args []stri
 		return "", nil, err
 	}
 	args = append([]string{path}, cmd.Args...)
-	args = append(args, "--root", filepath.Join(ctr.r.opts.Root, ".state", cmd.Name))
+	args = append(args, "--root", filepath.Join(ctr.dir, "state"))
 	if log != "" {
 		args = append(args, "--log", log, "--log-format", "json")
 	}

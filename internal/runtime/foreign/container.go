@@ -120,7 +120,7 @@ func (ctr *Container) Delete(ctx context.Context) error {
 	if _, err := ctr.call(ctx, nil, "delete", "--force", ctr.rec.ID); gone(err) != nil {
 		return fmt.Errorf("delete container %s: %w", ctr.rec.ID, err)
 	}
-	return os.RemoveAll(ctr.dir)
+	return ctr.removeFolder()
 }
 
 // Meter reads the figures of the container's cgroup, which runtimes make where the configuration says.

@@ -7,8 +7,8 @@
 //	<root>/<id>/bundle/config.json    the OCI configuration
 //	           /bundle/rootfs, mounts/<n>   where the file tree and other detached mounts are attached
 //	           /record.json           command, number of the first process
-//	           /pid, tty, log         of the command at work; exec-<n>… the same of sessions
-//	<root>/.state/<name>/             the runtime's own (--root)
+//	           /create.pid, .tty, .log      of the command at work; exec-<n>… the same of sessions
+//	           /state/                the runtime's own (--root), so that all of it goes with the container
 //
 // # Who makes the process
 //
@@ -35,7 +35,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -144,20 +143,6 @@ func (r *Runtimes) List() ([]string, error) {
 		}
 	}
 	return ids, nil
-}
-
-// Close takes away the folders of runtimes that have no container.
-func (r *Runtimes) Close() error {
-	states, err := filepath.Glob(filepath.Join(r.opts.Root, ".state", "*"))
-	if err != nil {
-		return err
-	}
-	for _, dir := range append(states, filepath.Join(r.opts.Root, ".state"), r.opts.Root) {
-		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
-			return err
-		}
-	}
-	return nil
 }
 
 // save writes the record aside and renames it. A boot takes it away as it does the container, so that it is not flushed.
