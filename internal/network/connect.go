@@ -77,16 +77,15 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 func (l *Local) turn(ctx context.Context, bx *box, ns *os.File) error {
 	l.mu.Lock()
 	plugins := len(l.held) > 0
-	p := l.planOf(bx)
 	l.mu.Unlock()
 	if !plugins {
 		return l.reroute(ctx, bx, ns)
 	}
-	if err := errors.Join(l.readMACs(bx, &p, ns), l.mendWayOut(ctx, bx, ns), l.reroute(ctx, bx, ns)); err != nil {
+	if err := errors.Join(l.mendWayOut(ctx, bx, ns), l.reroute(ctx, bx, ns)); err != nil {
 		return err
 	}
 	l.mu.Lock()
-	p = l.planOf(bx)
+	p := l.planOf(bx)
 	l.mu.Unlock()
 	return l.steer(ctx, bx, p, false)
 }
@@ -94,7 +93,7 @@ func (l *Local) turn(ctx context.Context, bx *box, ns *os.File) error {
 // plugLive makes one more interface in a container that runs.
 func (l *Local) plugLive(nw *network, ep Endpoint, ns *os.File) error {
 	l.mu.Lock()
-	told := nw.unexpected(ep)
+	told := nw.unexpected(ep) || nw.byPlugin()
 	l.mu.Unlock()
 	host, err := l.rt.Take()
 	if err != nil {

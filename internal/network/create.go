@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/nft"
@@ -102,8 +101,8 @@ func (l *Local) createConfig(rec Network) (Network, error) {
 }
 
 func (l *Local) checkNew(rec *Network) error {
-	if strings.TrimSpace(rec.Name) == "" || len(rec.Name) > 255 || strings.ContainsFunc(rec.Name, func(r rune) bool { return r == '/' || unicode.IsSpace(r) || unicode.IsControl(r) }) {
-		return errs.New(errs.Invalid, "invalid network name: %q", rec.Name)
+	if strings.TrimSpace(rec.Name) == "" { // as Docker: everything else is a name
+		return errs.New(errs.Invalid, "invalid name: name is empty")
 	}
 	switch rec.Name {
 	case nameBridge, nameHost, nameNone, "default":

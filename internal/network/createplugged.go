@@ -13,7 +13,7 @@ import (
 	"corten.dev/corten/internal/task"
 )
 
-// ipamNull is the address manager that gives no addresses.
+// ipamNull is the address manager that gives no addresses. It is for drivers that are plugins: our own want some, as Docker's.
 const ipamNull = "null"
 
 // localSpace is the space of addresses of the engine's own address manager, as Docker tells it to drivers.
@@ -252,7 +252,7 @@ func (l *Local) requestKept(ctx context.Context, m *remote.IPAM, h *held, p *Poo
 		p.Gateway = gw
 	}
 	for name, a := range p.Aux {
-		if _, err := take(fmt.Sprintf("secondary ip address (%s:%s)", name, a), remote.AddressRequest{Want: a, Aux: true}); err != nil {
+		if _, err := take(fmt.Sprintf("secondary ip address (%s:%s)", name, a), remote.AddressRequest{Want: a}); err != nil {
 			return err
 		}
 	}
@@ -268,6 +268,8 @@ func (rec *Network) noAddresses() error {
 		return errs.New(errs.Invalid, "null ipam driver does not handle specific address pool requests")
 	case rec.EnableIPv6:
 		return errs.New(errs.Invalid, "null ipam driver does not handle IPv6 address pool pool requests")
+	case isBuiltIn(rec.Driver):
+		return errs.New(errs.Invalid, "ipv4 pool is empty")
 	}
 	rec.IPAM.Pools = []Pool{{Subnet: default4, Chosen: true, Space: ipamNull, ID: ipamNull + "/0.0.0.0/0"}}
 	return nil

@@ -11,7 +11,6 @@ import (
 	"slices"
 
 	"corten.dev/corten/internal/errs"
-	"corten.dev/corten/internal/linux/netlink"
 	"corten.dev/corten/internal/network/remote"
 )
 
@@ -54,10 +53,8 @@ func (l *Local) buildPlugged(ctx context.Context, bx *box, p *plan, reqs []Endpo
 	l.mu.Lock()
 	p.gateways(reqs)
 	l.mu.Unlock()
+	p.told = true // whose hardware addresses are a plugin's are known by others
 	if err := l.buildIn(*p, ns); err != nil {
-		return nil, err
-	}
-	if err := l.readMACs(bx, p, ns); err != nil {
 		return nil, err
 	}
 	return ns, l.steer(ctx, bx, *p, false)
@@ -116,17 +113,22 @@ func (l *Local) enroll(ctx context.Context, bx *box, p *plan, i int, er Endpoint
 	if err := l.note(h); err != nil {
 		return err
 	}
+	ep.Gateway4, ep.Gateway6 = joined.Gateway4, joined.Gateway6
+	mac, err := d.remote.HardwareAddress(ctx, ref)
+	if err != nil {
+		l.log.Debug("plugin tells nothing of an endpoint", "plugin", nw.rec.Driver, "err", err)
+	}
+	if ep.MAC == "" {
+		ep.MAC = mac
+	}
 	if joined.Src != "" {
-		if h.source, err = d.lookAt(joined.Src); err != nil {
+		link, err := d.lookAt(joined.Src)
+		if err != nil {
 			return err
 		}
-	}
-	if ep.Gateway4, ep.Gateway6 = joined.Gateway4, joined.Gateway6; ep.MAC == "" {
-		mac, err := d.remote.HardwareAddress(ctx, ref)
-		if err != nil {
-			l.log.Debug("plugin tells nothing of an endpoint", "plugin", nw.rec.Driver, "err", err)
+		if h.source = link.Index; ep.MAC == "" {
+			ep.MAC = link.MAC.String()
 		}
-		ep.MAC = mac
 	}
 	set()
 	return nil
@@ -269,33 +271,6 @@ func (l *Local) namePlugged(eps []Endpoint, nets []*network, others []Endpoint) 
 		eps[i].Interface = list[j].Interface
 	}
 	return nil
-}
-
-// readMACs notes the hardware addresses that plugins' interfaces have and nobody told.
-func (l *Local) readMACs(bx *box, p *plan, ns *os.File) error {
-	var todo []int
-	for i, ep := range p.eps {
-		if ep.MAC == "" && ep.Interface != "" {
-			todo = append(todo, i)
-		}
-	}
-	if len(todo) == 0 {
-		return nil
-	}
-	return l.inside(ns, func(in *netlink.Conn) error {
-		for _, i := range todo {
-			link, err := in.LinkByName(p.eps[i].Interface)
-			if err != nil {
-				return err
-			}
-			l.mu.Lock()
-			p.eps[i].MAC = link.MAC.String()
-			p.nets[i].enter(bx.req.Owner, p.eps[i])
-			bx.replace(p.eps[i])
-			l.mu.Unlock()
-		}
-		return nil
-	})
 }
 
 // replace puts an endpoint in the place of its earlier self. Local.mu is held.

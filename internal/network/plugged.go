@@ -58,27 +58,27 @@ func (d *pluginDriver) plug(b *netlink.Batch, ep Endpoint, ns *os.File) error {
 }
 
 // lookAt finds the interface that Join named, on the host.
-func (d *pluginDriver) lookAt(name string) (index int, err error) {
+func (d *pluginDriver) lookAt(name string) (link netlink.Link, err error) {
 	c, err := d.l.rt.Take()
 	if err != nil {
-		return 0, err
+		return link, err
 	}
 	defer d.l.rt.Give(c)
-	link, err := c.LinkByName(name)
+	link, err = c.LinkByName(name)
 	switch {
 	case errors.Is(err, unix.ENODEV):
-		return 0, errs.New(errs.Unavailable, "plugin %s: NetworkDriver.Join: there is no interface %q on the host", d.nw.rec.Driver, name)
+		return link, errs.New(errs.Unavailable, "plugin %s: NetworkDriver.Join: there is no interface %q on the host", d.nw.rec.Driver, name)
 	case err != nil:
-		return 0, err
+		return link, err
 	case strings.HasPrefix(link.Alias, "corten "):
-		return 0, errs.New(errs.Unavailable, "plugin %s: NetworkDriver.Join: the interface %q belongs to another network", d.nw.rec.Driver, name)
+		return link, errs.New(errs.Unavailable, "plugin %s: NetworkDriver.Join: the interface %q belongs to another network", d.nw.rec.Driver, name)
 	}
-	return link.Index, nil
+	return link, nil
 }
 
 func (d *pluginDriver) unplug(ctx context.Context, ep Endpoint, _ *os.File) error {
 	if h := d.l.heldOf(ep); h != nil {
-		d.l.owe(ctx, h)
+		return d.l.dismiss(ctx, h.Owner, []Endpoint{ep})
 	}
 	return nil
 }

@@ -89,6 +89,9 @@ func writeHosts(b *bytes.Buffer, rec *container.Record, endpoints []network.Endp
 		names = names + "." + rec.Config.Domainname + " " + names
 	}
 	for _, ep := range endpoints {
+		if ep.WayOut { // as Docker: nobody asked for it
+			continue
+		}
 		for _, addr := range []netip.Prefix{ep.IPv4, ep.IPv6} {
 			if addr.IsValid() {
 				fmt.Fprintf(b, "%s\t%s\n", addr.Addr(), names)

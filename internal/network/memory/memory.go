@@ -109,7 +109,7 @@ func (m *Networks) Create(_ context.Context, nw network.Network) (network.Networ
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if strings.TrimSpace(nw.Name) == "" {
-		return nw, errs.New(errs.Invalid, "invalid network name: %q", nw.Name)
+		return nw, errs.New(errs.Invalid, "invalid name: name is empty")
 	}
 	for _, other := range m.nets {
 		switch {

@@ -137,7 +137,6 @@ type AddressRequest struct {
 	Subnet  netip.Prefix // what the address is believed of
 	MAC     string
 	Gateway bool
-	Aux     bool // kept for something else; Docker sends no options then
 }
 
 type addressAnswer struct {
@@ -154,14 +153,11 @@ func (m *IPAM) RequestAddress(ctx context.Context, req AddressRequest) (netip.Pr
 	if req.Want.IsValid() {
 		in.Address = req.Want.String()
 	}
-	if !req.Aux {
-		in.Options = map[string]string{}
-	}
-	if req.Gateway {
-		in.Options[optionType] = labelGateway
-	}
-	if req.MAC != "" {
-		in.Options[labelMAC] = req.MAC
+	switch {
+	case req.Gateway:
+		in.Options = map[string]string{optionType: labelGateway}
+	case req.MAC != "":
+		in.Options = map[string]string{labelMAC: req.MAC}
 	}
 	var out addressAnswer
 	if err := m.take(ctx, "RequestAddress", in, &out); err != nil {

@@ -113,11 +113,14 @@ func (p *Process) Dead() {
 	}
 }
 
-// Volume is the plugin testdata/volume.
-type Volume struct {
+// served is a plugin with a folder of its own, in which it notes its calls and looks how to misbehave.
+type served struct {
 	*Process
 	Root string
 }
+
+// Volume is the plugin testdata/volume.
+type Volume struct{ served }
 
 // StartVolume starts a volume plugin that listens on a socket, and keeps its things in a new folder; more flags may follow.
 func StartVolume(t testing.TB, program, socket string, flags ...string) *Volume {
@@ -127,7 +130,7 @@ func StartVolume(t testing.TB, program, socket string, flags ...string) *Volume 
 	}
 	root := t.TempDir()
 	t.Cleanup(func() { unmountBelow(t, root) })
-	return &Volume{Root: root, Process: Start(t, program, append([]string{"-socket", socket, "-root", root}, flags...)...)}
+	return &Volume{served{Root: root, Process: Start(t, program, append([]string{"-socket", socket, "-root", root}, flags...)...)}}
 }
 
 func unmountBelow(t testing.TB, root string) {
@@ -155,15 +158,15 @@ func MountsBelow(t testing.TB, root string) []string {
 }
 
 // Bad sets how it misbehaves: lines "METHOD MODE"; none: not at all.
-func (v *Volume) Bad(lines ...string) {
+func (v *served) Bad(lines ...string) {
 	v.t.Helper()
 	if err := os.WriteFile(filepath.Join(v.Root, "bad"), []byte(strings.Join(lines, "\n")), 0o600); err != nil {
 		v.t.Fatal(err)
 	}
 }
 
-// Calls are the calls it carried out or refused, as "Mount name id".
-func (v *Volume) Calls(method string) []string {
+// Calls are the calls of a method that it carried out or refused: "Mount name id", and of a network plugin "NetworkDriver.Join {…}".
+func (v *served) Calls(method string) []string {
 	v.t.Helper()
 	text, err := os.ReadFile(filepath.Join(v.Root, "calls"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -6,7 +6,7 @@
 //	<root>/bad             lines "METHOD MODE": how it misbehaves (see bad.go); may be changed at any time
 //
 // Options of networks (-o): gateway=none (Join names none), gateway=off (none, and nobody else's either), routes=SUBNET[@NEXTHOP],… (static routes), prefix=NAME (of interfaces),
-// mac=own (it chooses hardware addresses), noif=1 (endpoints without an interface). Of pools (--ipam-opt): gateway=ADDRESS/BITS (named with the pool).
+// mac=own (it chooses hardware addresses), noif=1 (endpoints without an interface), key=1 (it wants to see the container's namespace). Of pools (--ipam-opt): gateway=ADDRESS/BITS (named with the pool).
 package main
 
 import (
