@@ -26,9 +26,10 @@ embed:
 demo: build
 	$(GO) run ./cmd/corten-demo -bin bin
 
-# Every test: units and suites, scripts of every verb against a real engine, runtime-tools' validation programs, kill -9 loops.
+# Every test: units and suites, scripts of every verb against a real engine, runtime-tools' validation programs, kill -9 loops. Two packages at a time, because most of them keep several
+# processors busy; the limit is for a package that hangs, not for one on a slow machine.
 test: build
-	CGO_ENABLED=0 $(GO) test -timeout 20m ./...
+	CORTEN_BIN_DIR=$(abspath $(BIN)) CGO_ENABLED=0 $(GO) test -p 2 -timeout 45m ./...
 
 # Dockerfiles as people have them, with their installs of packages through the network. Debian's tree is made once (needs debootstrap); about five minutes.
 test-real: build

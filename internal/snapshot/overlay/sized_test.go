@@ -114,9 +114,7 @@ func sized(t *testing.T, root string) {
 			t.Fatal(err)
 		}
 	}
-	if n := loops(t, root); n != 0 {
-		t.Errorf("%d loop devices of trees that nobody uses", n)
-	}
+	until(t, "no loop device", func() bool { return loops(t, root) == 0 })
 	m, err := s.Mount(ctx, "k")
 	if err != nil {
 		t.Fatal(err)
@@ -206,9 +204,7 @@ func removeSized(t *testing.T, s *Store, root string) {
 			t.Errorf("left in %s: %v, %v", dir, left, err)
 		}
 	}
-	if n := loops(t, root); n != 0 {
-		t.Errorf("%d loop devices are left", n)
-	}
+	until(t, "no loop device", func() bool { return loops(t, root) == 0 })
 	if project != 0 {
 		top, err := os.Open(root)
 		if err != nil {
