@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/spread"
 )
 
 // Options say where monitors live and how many wait beforehand.
@@ -105,6 +106,9 @@ func New(opts Options) (*Pool, error) {
 	}
 	if err := os.MkdirAll(opts.Root, 0o700); err != nil {
 		return nil, fmt.Errorf("monitors: %w", err)
+	}
+	if err := spread.Below(opts.Root); err != nil {
+		opts.Logger.Warn("folders of monitors are kept near each other, which can be slow", "err", err)
 	}
 	prog, err := newProgram(opts.Root, opts.Program)
 	if err != nil {

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -8,6 +9,7 @@ import (
 	"corten.dev/corten/internal/linux/launch"
 	"corten.dev/corten/internal/linux/mount"
 	"corten.dev/corten/internal/linux/ns"
+	"corten.dev/corten/internal/linux/spread"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -33,6 +35,11 @@ type bare struct {
 
 // Prepare makes what all containers of a long-lived caller can share; without it every Create goes the way that needs nothing. It may be called once, before the first Create.
 func (rt *Runtime) Prepare() {
+	if rt.opts.Root != "" {
+		if err := errors.Join(os.MkdirAll(rt.opts.Root, 0o700), spread.Below(rt.opts.Root)); err != nil {
+			rt.log.Warn("folders of containers are kept near each other, which can be slow", "error", err)
+		}
+	}
 	rt.bare.want = true
 	go rt.bareNS()
 }

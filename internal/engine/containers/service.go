@@ -20,6 +20,7 @@ import (
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/linux/cgroup"
 	"corten.dev/corten/internal/linux/counters"
+	"corten.dev/corten/internal/linux/spread"
 	"corten.dev/corten/internal/logs"
 	"corten.dev/corten/internal/logs/ship"
 	"corten.dev/corten/internal/manifest"
@@ -198,6 +199,9 @@ func New(opts Options) (*Service, error) {
 	s.execs.byID = map[string]*session{}
 	if err := os.MkdirAll(opts.Root, 0o700); err != nil {
 		return nil, err
+	}
+	if err := spread.Below(opts.Root); err != nil {
+		s.Log.Warn("folders of containers are kept near each other, which can be slow", "error", err)
 	}
 	if err := s.restore(s.ctx); err != nil {
 		s.cancel()

@@ -39,6 +39,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/spread"
 	"corten.dev/corten/internal/snapshot"
 )
 
@@ -122,6 +123,11 @@ func Open(root string, log *slog.Logger) (*Depot, error) {
 	for _, dir := range []string{layersDir, treesDir, newDir, trashDir, emptyDir + "/a", emptyDir + "/b"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o711); err != nil {
 			return nil, err
+		}
+	}
+	for _, dir := range []string{treesDir, newDir} {
+		if err := spread.Below(filepath.Join(root, dir)); err != nil {
+			log.Warn("trees are kept near each other, which can be slow", "error", err)
 		}
 	}
 	d := &Depot{root: root, log: log, layers: map[snapshot.ChainID]*layer{}, trees: map[string]*tree{}, flights: map[snapshot.ChainID]chan struct{}{},
