@@ -362,7 +362,7 @@ func addAddrs(b *netlink.Batch, index int, ep Endpoint) {
 
 // finish makes the sandbox known.
 func (l *Local) finish(ctx context.Context, bx *box, p plan, h handles) (*Sandbox, error) {
-	conf, err := l.resolvConf(bx.req, p.asksUs(bx), len(p.nets) == 1 && p.nets[0].rec.Driver == nameHost)
+	conf, err := l.resolvConf(bx.req, p.eps, p.asksUs(bx), len(p.nets) == 1 && p.nets[0].rec.Driver == nameHost)
 	if err != nil {
 		return nil, err
 	}

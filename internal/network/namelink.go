@@ -355,7 +355,7 @@ func (l *Local) refreshNames(ctx context.Context, bx *box, ns *os.File) error {
 	l.mu.Lock()
 	p, req := l.planOf(bx), bx.req
 	l.mu.Unlock()
-	conf, err := l.resolvConf(req, p.asksUs(bx), false)
+	conf, err := l.resolvConf(req, p.eps, p.asksUs(bx), false)
 	if err != nil {
 		return err
 	}

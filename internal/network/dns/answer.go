@@ -1,10 +1,10 @@
 package dns
 
 import (
-	"encoding/binary"
 	"encoding/hex"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -21,6 +21,52 @@ type question struct {
 	dnsmessage.Question
 	name string // lower case, without the last dot
 	end  int    // where the question section ends in the packet
+	edns *edns  // nil: who asks knows nothing of it
+}
+
+// edns is what the OPT record of a question says (RFC 6891).
+type edns struct {
+	size    int // of the longest answer that is taken by udp
+	version byte
+	secure  bool // DO: with signatures, where there are some
+}
+
+// What we can: version 0, and answers of a size that every path carries in one piece.
+const (
+	ednsSize = 1232
+	plain    = 512
+	badVers  = dnsmessage.RCode(16)
+)
+
+// limit is how long an answer by udp can be.
+func (q *question) limit() int {
+	if q.edns == nil {
+		return plain
+	}
+	return min(max(q.edns.size, plain), ednsSize)
+}
+
+// readEDNS finds the OPT record behind the question.
+func (q *question) readEDNS(parser *dnsmessage.Parser) dnsmessage.RCode {
+	if parser.SkipAllAnswers() != nil || parser.SkipAllAuthorities() != nil {
+		return dnsmessage.RCodeFormatError
+	}
+	for {
+		h, err := parser.AdditionalHeader()
+		if err == dnsmessage.ErrSectionDone {
+			break
+		}
+		if err != nil || h.Type == dnsmessage.TypeOPT && (q.edns != nil || h.Name.String() != ".") || parser.SkipAdditional() != nil {
+			return dnsmessage.RCodeFormatError
+		}
+		if h.Type == dnsmessage.TypeOPT {
+			q.edns = &edns{size: int(h.Class), version: byte(h.TTL >> 16), secure: h.DNSSECAllowed()}
+		}
+	}
+	if q.edns != nil && q.edns.version > 0 {
+		return badVers
+	}
+	return 0
 }
 
 // parse reads the header and the question. ok is false for what is no question at all; a question we do not understand gets a refusal in err.
@@ -45,11 +91,22 @@ func parse(p []byte) (q *question, refusal dnsmessage.RCode, ok bool) {
 		return q, dnsmessage.RCodeFormatError, true
 	}
 	q.name = strings.ToLower(strings.TrimSuffix(q.Name.String(), "."))
+	if refusal := q.readEDNS(&parser); refusal != 0 {
+		return q, refusal, true
+	}
+	if q.Type == typeAXFR || q.Type == typeIXFR { // whole zones, in any number of packets
+		return q, dnsmessage.RCodeRefused, true
+	}
 	return q, 0, true
 }
 
+const (
+	typeIXFR = dnsmessage.Type(251)
+	typeAXFR = dnsmessage.TypeAXFR
+)
+
 // local answers from the directory. A nil answer with a question is one for upstream; nil and nil is no question.
-func (s *Server) local(owner string, p []byte) (answer []byte, q *question) {
+func (s *Server) local(owner string, p []byte, stream bool) (answer []byte, q *question) {
 	q, refusal, ok := parse(p)
 	if !ok {
 		return nil, nil
@@ -79,21 +136,34 @@ func (s *Server) local(owner string, p []byte) (answer []byte, q *question) {
 		return s.orForward(owner, q)
 	}
 	rand.Shuffle(len(addrs), func(i, j int) { addrs[i], addrs[j] = addrs[j], addrs[i] })
-	return build(q, 0, func(b *dnsmessage.Builder, h dnsmessage.ResourceHeader) error {
-		for _, a := range addrs {
-			var err error
-			switch {
-			case a.Is4() && q.Type == dnsmessage.TypeA:
-				err = b.AResource(h, dnsmessage.AResource{A: a.As4()})
-			case a.Is6() && q.Type == dnsmessage.TypeAAAA:
-				err = b.AAAAResource(h, dnsmessage.AAAAResource{AAAA: a.As16()})
+	return addresses4And6(q, addrs, stream), q
+}
+
+// addresses4And6 answers with those addresses that were asked for. By udp that may be only some of them, and says so: who wants all asks again by tcp, and who cannot has some.
+func addresses4And6(q *question, addrs []netip.Addr, stream bool) []byte {
+	addrs = slices.DeleteFunc(addrs, func(a netip.Addr) bool {
+		return q.Type != dnsmessage.TypeALL && (a.Is4() && q.Type != dnsmessage.TypeA || a.Is6() && q.Type != dnsmessage.TypeAAAA)
+	})
+	for n := len(addrs); ; n-- {
+		answer := build(q, 0, func(b *dnsmessage.Builder, h dnsmessage.ResourceHeader) (err error) {
+			for i := 0; i < n && err == nil; i++ {
+				if addrs[i].Is4() {
+					err = b.AResource(h, dnsmessage.AResource{A: addrs[i].As4()})
+				} else {
+					err = b.AAAAResource(h, dnsmessage.AAAAResource{AAAA: addrs[i].As16()})
+				}
 			}
-			if err != nil {
-				return err
-			}
+			return err
+		})
+		if over := len(answer) - q.limit(); over > 0 && !stream && n > 0 {
+			n -= (over - 1) / 28 // each record has 28 bytes at most
+			continue
 		}
-		return nil
-	}), q
+		if n < len(addrs) {
+			answer[2] |= 2 // truncated
+		}
+		return answer
+	}
 }
 
 // orForward says that upstream is to be asked, or "no such name" where nobody may be.
@@ -110,24 +180,9 @@ func (s *Server) orForward(owner string, q *question) ([]byte, *question) {
 	return nil, q
 }
 
-// fit cuts an answer that is too long for udp, so that its reader asks again by tcp. Who sent EDNS can take what every path carries.
-func fit(answer, p []byte, q *question) []byte {
-	limit := 512
-	if binary.BigEndian.Uint16(p[10:]) > 0 {
-		limit = 1232
-	}
-	if len(answer) <= limit || q.end == 0 {
-		return answer
-	}
-	cut := append([]byte{}, answer[:q.end]...)
-	cut[2] |= 2 // truncated
-	copy(cut[6:12], make([]byte, 6))
-	return cut
-}
-
 // build makes an answer; one that cannot be made is a server failure.
 func build(q *question, code dnsmessage.RCode, fill func(*dnsmessage.Builder, dnsmessage.ResourceHeader) error) []byte {
-	h := dnsmessage.Header{ID: q.id, Response: true, RecursionDesired: q.head.RecursionDesired, RecursionAvailable: true, RCode: code, OpCode: q.head.OpCode}
+	h := dnsmessage.Header{ID: q.id, Response: true, RecursionDesired: q.head.RecursionDesired, RecursionAvailable: true, RCode: code & 0xf, OpCode: q.head.OpCode}
 	b := dnsmessage.NewBuilder(make([]byte, 0, 256), h)
 	b.EnableCompression()
 	if q.Name.Length > 0 {
@@ -140,12 +195,21 @@ func build(q *question, code dnsmessage.RCode, fill func(*dnsmessage.Builder, dn
 			return failure(q.id)
 		}
 	}
+	if q.edns != nil {
+		var h dnsmessage.ResourceHeader
+		if h.SetEDNS0(ednsSize, code, q.edns.secure) != nil || b.StartAdditionals() != nil || b.OPTResource(h, dnsmessage.OPTResource{}) != nil {
+			return failure(q.id)
+		}
+	}
 	p, err := b.Finish()
 	if err != nil {
 		return failure(q.id)
 	}
 	return p
 }
+
+// failed is a server failure, with the question: resolvers wait on when that is missing.
+func (q *question) failed() []byte { return build(q, dnsmessage.RCodeServerFailure, nil) }
 
 // failure is the least answer there is.
 func failure(id uint16) []byte {

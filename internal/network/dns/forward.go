@@ -10,6 +10,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"golang.org/x/net/dns/dnsmessage"
 )
 
 const (
@@ -28,7 +30,7 @@ func (s *Server) forward(owner string, p []byte, q *question, stream bool) []byt
 func (s *Server) upstream(owner string, p []byte, q *question, stream bool) []byte {
 	servers, ok := s.dir.Upstreams(owner)
 	if !ok || len(servers) == 0 {
-		return failure(q.id)
+		return q.failed()
 	}
 	key := cacheKey(servers, p, q, stream)
 	if answer := s.cache.get(key, p, q); answer != nil {
@@ -38,7 +40,7 @@ func (s *Server) upstream(owner string, p []byte, q *question, stream bool) []by
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
 	default:
-		return failure(q.id)
+		return q.failed()
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), giveUp)
 	defer cancel()
@@ -50,7 +52,10 @@ func (s *Server) upstream(owner string, p []byte, q *question, stream bool) []by
 	})
 	if err != nil {
 		s.log.Debug("no answer from upstream", "name", q.name, "err", err)
-		return failure(q.id)
+		return q.failed()
+	}
+	if binary.BigEndian.Uint16(answer[4:]) == 0 {
+		return build(q, dnsmessage.RCode(answer[3]&0xf), nil)
 	}
 	s.cache.put(key, answer, q)
 	return answer
@@ -220,7 +225,7 @@ func (c *cache) put(key string, answer []byte, q *question) {
 		return // failures and cut answers are not kept
 	}
 	ttls, least, ok := walkTTLs(answer, q.end)
-	if !ok || least == 0 {
+	if !ok || least == 0 { // or one that says no more than that there is nothing, and not for how long
 		return
 	}
 	now := time.Now()
@@ -239,7 +244,8 @@ func (c *cache) put(key string, answer []byte, q *question) {
 	c.entries[key] = e
 }
 
-// walkTTLs finds the ttl fields of the records that begin at from, and the least ttl; an empty answer lives as long as its SOA record says.
+// walkTTLs finds the ttl fields of the records that begin at from, and the least ttl. What is not there, be it at the end of a chain of aliases, is so for as long as its SOA record says;
+// without one it is not kept (RFC 2308).
 func walkTTLs(p []byte, from int) (ttls []int, least uint32, ok bool) {
 	if len(p) < 12 || from > len(p) {
 		return nil, 0, false
@@ -247,8 +253,9 @@ func walkTTLs(p []byte, from int) (ttls []int, least uint32, ok bool) {
 	answers := int(binary.BigEndian.Uint16(p[6:]))
 	records := answers + int(binary.BigEndian.Uint16(p[8:])) + int(binary.BigEndian.Uint16(p[10:]))
 	least = ^uint32(0)
+	nothing, told := p[3]&0xf == 3 || answers == 0, false
 	at := from
-	for range records {
+	for i := range records {
 		if at > len(p) {
 			return nil, 0, false
 		}
@@ -264,13 +271,13 @@ func walkTTLs(p []byte, from int) (ttls []int, least uint32, ok bool) {
 		if typ != 41 { // EDNS has flags there
 			ttls = append(ttls, at+4)
 			least = min(least, binary.BigEndian.Uint32(p[at+4:]))
-			if typ == 6 && answers == 0 && size >= 22 { // SOA: the last number is for "no such name"
-				least = min(least, binary.BigEndian.Uint32(p[end-4:]))
+			if typ == 6 && i >= answers && size >= 22 { // SOA beside the answer: the last number is for what is not there
+				least, told = min(least, binary.BigEndian.Uint32(p[end-4:])), true
 			}
 		}
 		at = end
 	}
-	if len(ttls) == 0 {
+	if len(ttls) == 0 || nothing && !told {
 		return nil, 0, false
 	}
 	return ttls, least, true

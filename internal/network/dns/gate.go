@@ -124,7 +124,7 @@ func (s *Server) admit(owner string, answer []byte, q *question) []byte {
 	}
 	if err := keeper.Admit(owner, q.name, addresses(answer, q.end)); err != nil {
 		s.log.Warn("name of an egress list is not answered", "owner", owner, "name", q.name, "err", err)
-		return failure(q.id)
+		return q.failed()
 	}
 	return answer
 }

@@ -20,13 +20,30 @@ type ResolvConf struct {
 
 // HostFile reads the host's resolv.conf, and keeps it until it changes.
 type HostFile struct {
-	Path string // empty: /etc/resolv.conf
+	Path     string // empty: /etc/resolv.conf
+	Resolved string // empty: systemd-resolved's own
 
-	mu   sync.Mutex
+	mu    sync.Mutex
+	state [2]fileState // of the file, and, where it is read in its place, of resolved's own
+	conf  ResolvConf
+	raw   []byte
+}
+
+// fileState tells whether a file has changed; zero is one that is not there.
+type fileState struct {
 	time time.Time
 	size int64
-	conf ResolvConf
-	raw  []byte
+}
+
+func stateOf(path string) (fileState, error) {
+	st, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fileState{}, nil
+	}
+	if err != nil {
+		return fileState{}, err
+	}
+	return fileState{st.ModTime(), st.Size()}, nil
 }
 
 // systemd-resolved's own file says where it asks, when the host's file only names its stub on loopback, which no container reaches.
@@ -43,14 +60,16 @@ func (h *HostFile) Read() (ResolvConf, []byte, error) {
 	if path == "" {
 		path = "/etc/resolv.conf"
 	}
-	st, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return ResolvConf{}, nil, nil
+	st, err := stateOf(path)
+	if err != nil || st == (fileState{}) {
+		return ResolvConf{}, nil, err
 	}
+	resolved, err := stateOf(h.resolved())
 	if err != nil {
 		return ResolvConf{}, nil, err
 	}
-	if h.raw != nil && h.time.Equal(st.ModTime()) && h.size == st.Size() {
+	now := [2]fileState{st, resolved}
+	if h.raw != nil && h.state == now {
 		return h.conf, h.raw, nil
 	}
 	raw, err := os.ReadFile(path)
@@ -59,12 +78,19 @@ func (h *HostFile) Read() (ResolvConf, []byte, error) {
 	}
 	conf := ParseResolvConf(raw)
 	if len(conf.Servers) > 0 && !slices.ContainsFunc(conf.Servers, func(s string) bool { return s != "127.0.0.53" }) {
-		if other, err := os.ReadFile(resolvedPath); err == nil {
+		if other, err := os.ReadFile(h.resolved()); err == nil {
 			conf = ParseResolvConf(other)
 		}
 	}
-	h.time, h.size, h.conf, h.raw = st.ModTime(), st.Size(), conf, raw
+	h.state, h.conf, h.raw = now, conf, raw
 	return conf, raw, nil
+}
+
+func (h *HostFile) resolved() string {
+	if h.Resolved != "" {
+		return h.Resolved
+	}
+	return resolvedPath
 }
 
 // ParseResolvConf reads a resolv.conf the way the C library does: the last search or domain line counts.

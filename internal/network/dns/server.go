@@ -260,12 +260,12 @@ func (s *Server) ready(fd int, buf []byte) {
 
 // packet answers a question that came by udp.
 func (s *Server) packet(c *client, fd int, from unix.Sockaddr, p []byte) {
-	answer, q := s.local(c.owner, p)
+	answer, q := s.local(c.owner, p, false)
 	if answer == nil && q == nil {
 		return // not a question: no answer
 	}
 	if answer != nil {
-		s.reply(c, fd, from, fit(answer, p, q))
+		s.reply(c, fd, from, answer)
 		return
 	}
 	p = append([]byte{}, p...)
@@ -307,7 +307,7 @@ func (s *Server) accept(c *client, fd int) {
 			if err != nil {
 				return
 			}
-			answer, q := s.local(c.owner, p)
+			answer, q := s.local(c.owner, p, true)
 			if answer == nil && q != nil {
 				answer = s.forward(c.owner, p, q, true)
 			}
