@@ -3,6 +3,7 @@ package hostspec
 import (
 	"errors"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -148,6 +149,22 @@ func Relabel(file, path string, shared bool) (err error) {
 	}
 	return err
 }
+
+// LabelScratch gives a tree that is open and in memory, which a step of a build has for itself, the label file. Other trees show theirs already.
+func LabelScratch(file string, tree *os.File) error {
+	var st syscall.Statfs_t
+	path := "/proc/self/fd/" + strconv.Itoa(int(tree.Fd()))
+	if err := syscall.Statfs(path, &st); err != nil {
+		return &os.PathError{Op: "statfs", Path: tree.Name(), Err: err}
+	}
+	if st.Type != tmpfsMagic {
+		return nil
+	}
+	return Relabel(file, path, false)
+}
+
+// tmpfsMagic is the kernel's number of a tmpfs.
+const tmpfsMagic = 0x01021994
 
 // Share gives a directory or file and all below it the label of files that all containers may use, unless it has that already. file is a container's own.
 func Share(file, path string) error {

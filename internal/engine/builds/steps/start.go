@@ -198,6 +198,11 @@ func (p *process) configure() (map[string]*os.File, error) {
 	}
 	p.label = run.ProcessLabel
 	if run.MountLabel != "" {
+		for _, m := range s.Mounts {
+			if err := hostspec.LabelScratch(run.MountLabel, m.Tree); err != nil {
+				return nil, fmt.Errorf("label %s: %w", m.Dest, err)
+			}
+		}
 		for _, m := range extra {
 			if !path.IsAbs(m.Source) {
 				continue // a tree that came open
