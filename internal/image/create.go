@@ -188,7 +188,10 @@ func (s *Images) register(ctx context.Context, names []reference.Ref, index *man
 				t.indexes[r.String()] = index.Digest
 			}
 		}
-		if index != nil && len(names) > 0 {
+		if index != nil && len(names) == 0 {
+			t.names[namelessName(index.Digest)], t.indexes[namelessName(index.Digest)] = top.id, index.Digest
+		}
+		if index != nil {
 			t.artifacts[index.Digest] = s.artifactsOf(ctx, *index)
 		}
 		return nil
@@ -202,6 +205,9 @@ func (s *Images) registered(names []reference.Ref, index *manifest.Document, all
 	var dgst digest.Digest
 	if index != nil {
 		dgst = index.Digest
+		if len(names) == 0 && s.names[namelessName(dgst)] != top.id {
+			return false
+		}
 	}
 	for _, r := range names {
 		if s.names[r.String()] != top.id || s.indexes[r.String()] != dgst {

@@ -254,6 +254,91 @@ func document(t *testing.T, v any) manifest.Document {
 	return doc
 }
 
+// An index that was built without a name was not kept: nothing told of it but its images, and a push of the digest that the build had given found nothing.
+func TestIndexWithoutName(t *testing.T) {
+	h := open(t, t.TempDir())
+	var all []image.CreateOptions
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
+	add := func(arch string) image.CreateOptions {
+		layer := step(t, h, "", arch)
+		opts := image.CreateOptions{Config: configOf(t, arch, layer), Chain: layer.Chain}
+		layers, err := h.LayerBlobs(ctx, opts, image.Compression{Type: "gzip"}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		doc := document(t, ocispec.Manifest{Versioned: index.Versioned, MediaType: ocispec.MediaTypeImageManifest, Layers: layers,
+			Config: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromBytes(opts.Config), Size: int64(len(opts.Config))}})
+		opts.Manifest = &doc
+		index.Manifests = append(index.Manifests, ocispec.Descriptor{MediaType: doc.MediaType, Digest: doc.Digest, Size: int64(len(doc.Raw)), Platform: &ocispec.Platform{OS: "linux", Architecture: arch}})
+		return opts
+	}
+	all = append(all, add("amd64"), add("arm64"))
+	doc := document(t, index)
+	img, err := h.CreateIndex(ctx, image.IndexOptions{Index: doc, Images: all})
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := stamp(t, h)
+	if _, err := h.CreateIndex(ctx, image.IndexOptions{Index: doc, Images: all}); err != nil || stamp(t, h) != before {
+		t.Error("the same once more is written again", err)
+	}
+	check := func(when string) {
+		t.Helper()
+		for _, ref := range []string{doc.Digest.String(), doc.Digest.Encoded()[:12]} {
+			if got, err := h.Get(ctx, ref); err != nil || got.ID != img.ID || len(got.Tags) > 0 {
+				t.Errorf("%s: %s: %+v %v", when, ref, got, err)
+			}
+			if got, err := h.GetFor(ctx, ref, manifest.Platform{OS: "linux", Arch: "arm64"}); err != nil || got.Config.Architecture != "arm64" {
+				t.Errorf("%s: %s for arm64: %+v %v", when, ref, got, err)
+			}
+		}
+		if parts, err := h.Parts(ctx, img.ID); err != nil || len(parts) != 2 {
+			t.Errorf("%s: %v %v", when, parts, err)
+		}
+		dangling := h.Dangling(ctx)
+		list, err := h.List(ctx)
+		if err != nil || len(list) != 2 {
+			t.Errorf("%s: %v %v", when, list, err)
+		}
+		for _, one := range list {
+			if dangling(one.ID) != (one.ID == img.ID) {
+				t.Errorf("%s: %s dangles: %v", when, one.Config.Architecture, dangling(one.ID))
+			}
+		}
+	}
+	check("built")
+	h = open(t, h.root)
+	check("after a restart")
+
+	// With a name it is a named one; without that, all of it goes.
+	if err := h.Tag(ctx, doc.Digest.String(), "multi:1"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := h.GetFor(ctx, "multi:1", manifest.Platform{OS: "linux", Arch: "arm64"}); err != nil || got.Config.Architecture != "arm64" || h.Dangling(ctx)(img.ID) {
+		t.Errorf("%+v %v", got, err)
+	}
+	if _, err := h.Remove(ctx, "multi:1", false, true, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.CreateIndex(ctx, image.IndexOptions{Index: doc, Images: all}); err != nil {
+		t.Fatal(err)
+	}
+	check("built again")
+	if _, err := h.Remove(ctx, img.ID.String(), false, true, nil); err != nil {
+		t.Fatal(err)
+	}
+	h.Sweep()
+	if list, err := h.List(ctx); err != nil || len(list) > 0 {
+		t.Errorf("%v %v", list, err)
+	}
+	if _, err := h.Get(ctx, doc.Digest.String()); !errors.Is(err, errs.NotFound) {
+		t.Error(err)
+	}
+	if left := files(t, h.root, "content/blobs/sha256/*"); len(left) > 0 {
+		t.Errorf("%d blobs stay", len(left))
+	}
+}
+
 // What is built goes out without ever being an image.
 func TestSendBuilt(t *testing.T) {
 	h := open(t, t.TempDir())

@@ -28,6 +28,9 @@ func (s *Images) find(ref string) (*entry, error) {
 		if e := s.byID[id]; e != nil {
 			return e, nil
 		}
+		if e := s.byID[s.names[namelessName(id)]]; e != nil {
+			return e, nil
+		}
 		return nil, noImage(ref)
 	}
 	if !isDigest {
@@ -42,6 +45,9 @@ func (s *Images) find(ref string) (*entry, error) {
 	e, err := s.byPrefix(hex)
 	if err != nil || e != nil {
 		return e, err
+	}
+	if e := s.byID[s.names[s.nameless(ref)]]; e != nil {
+		return e, nil
 	}
 	return nil, noImage(ref)
 }

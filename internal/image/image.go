@@ -200,7 +200,7 @@ type Maker interface {
 	// LayerBlobs tells what the layers of an image are when they go out, lowest first. Those that were never compressed are compressed for that, to find out, and how is remembered: nothing
 	// but the tree is kept. progress is told the bytes of a layer's tar that are through; it may be nil.
 	LayerBlobs(ctx context.Context, opts CreateOptions, how Compression, progress func(layer int, current, total int64)) ([]ocispec.Descriptor, error)
-	// CreateIndex makes images, and an index of them that names lead to; a name shows the image of this platform, or the first. Without names, the index itself is not kept.
+	// CreateIndex makes images, and an index of them that names lead to; a name shows the image of this platform, or the first. Without names, the index is found by its digest, and dangles.
 	CreateIndex(ctx context.Context, opts IndexOptions) (Image, error)
 	// SendBuilt prepares what is no image here for going out.
 	SendBuilt(ctx context.Context, opts CreateOptions, how Compression) (Outgoing, error)

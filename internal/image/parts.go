@@ -43,14 +43,21 @@ func (s *Images) Parts(ctx context.Context, id digest.Digest) ([]Part, error) {
 	if e != nil {
 		names = namesOf(s.names, id)
 	}
+	refs := []string{}
+	for _, name := range names {
+		refs = append(refs, name.String())
+	}
+	if len(refs) == 0 {
+		refs = append(refs, id.String()) // of an index without a name
+	}
 	s.mu.RUnlock()
 	if e == nil {
 		return nil, noImage(id.String())
 	}
 	var parts []Part
 	seen := map[digest.Digest]bool{}
-	for _, name := range names {
-		index, err := s.index(ctx, name.String())
+	for _, ref := range refs {
+		index, err := s.index(ctx, ref)
 		if err != nil {
 			return nil, err
 		}

@@ -56,14 +56,10 @@ func (s *Images) findFor(ctx context.Context, ref string, p manifest.Platform) (
 	return best, nil
 }
 
-// index reads the index that a name came as; nil when it came as a single image.
+// index reads the index that a name came as, or that is kept without one; nil when it came as a single image.
 func (s *Images) index(ctx context.Context, ref string) (*manifest.Document, error) {
-	r, err := reference.Parse(ref)
-	if err != nil {
-		return nil, nil // an id
-	}
 	s.mu.RLock()
-	dgst := s.indexes[r.WithDefaultTag().String()]
+	dgst := s.indexOf(ref)
 	s.mu.RUnlock()
 	if dgst == "" {
 		return nil, nil

@@ -101,9 +101,10 @@ func (s *Images) siblings(ctx context.Context, ref string, id digest.Digest, use
 	if err != nil || index == nil {
 		return nil
 	}
+	kept := s.listedElsewhere(ctx, index.Digest)
 	for _, d := range index.Index.Manifests {
 		other, _ := s.byManifest(ctx, d.Digest)
-		if other == nil || other.id == id {
+		if other == nil || other.id == id || kept[other.id] {
 			continue
 		}
 		if stopped, running := use(other.id); len(stopped)+len(running) == 0 {
@@ -111,6 +112,29 @@ func (s *Images) siblings(ctx context.Context, ref string, id digest.Digest, use
 		}
 	}
 	return all
+}
+
+// listedElsewhere are the images that indexes other than this one list.
+func (s *Images) listedElsewhere(ctx context.Context, index digest.Digest) map[digest.Digest]bool {
+	s.mu.RLock()
+	others := map[digest.Digest]bool{}
+	for _, other := range s.indexes {
+		others[other] = other != index
+	}
+	s.mu.RUnlock()
+	listed := map[digest.Digest]bool{}
+	for other, differs := range others {
+		doc, err := s.document(ctx, other)
+		if !differs || err != nil || doc.Index == nil {
+			continue
+		}
+		for _, d := range doc.Index.Manifests {
+			if e, _ := s.byManifest(ctx, d.Digest); e != nil {
+				listed[e.id] = true
+			}
+		}
+	}
+	return listed
 }
 
 // siblingsGoing are those of the siblings whose only names are digests in the repositories of the names that went, or in those that have no tag any more: an index that was

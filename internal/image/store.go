@@ -440,6 +440,7 @@ func (s *Images) Tag(_ context.Context, ref, name string) error {
 	to = to.WithDefaultTag()
 	s.mu.RLock()
 	e, err := s.find(ref)
+	nameless := s.nameless(ref)
 	s.mu.RUnlock()
 	if err != nil {
 		return err
@@ -455,6 +456,8 @@ func (s *Images) Tag(_ context.Context, ref, name string) error {
 		var index digest.Digest
 		if from, err := reference.Parse(ref); err == nil && t.names[from.WithDefaultTag().String()] == e.id { // not an id
 			index = t.indexes[from.WithDefaultTag().String()]
+		} else {
+			index = t.indexes[nameless]
 		}
 		t.name(to, e.id)
 		if index != "" {

@@ -24,13 +24,14 @@ func (s *Images) change(edit func(t *table) error) error {
 	if err := edit(t); err != nil {
 		return err
 	}
+	dropped := t.dropNameless()
 	rec := indexRecord{Names: t.names, Indexes: t.indexes, Artifacts: t.artifacts}
 	for name := range t.indexes {
 		if t.names[name] == "" {
 			delete(t.indexes, name)
 		}
 	}
-	going := t.unnamed()
+	going := append(t.unnamed(), dropped...)
 	for id, e := range t.byID {
 		rec.Images = append(rec.Images, imageRecord{id, e.tagged, e.manifests})
 	}
