@@ -172,6 +172,9 @@ func (o *bakeFlags) plan(ctx context.Context, a *app, targets []string) ([]byte,
 	if in.Files, err = o.read(ctx, a); err != nil {
 		return nil, err
 	}
+	if err := o.projectEnv(&in); err != nil {
+		return nil, err
+	}
 	in.Targets = targets
 	o.overrides(&in)
 	api, err := a.engine()
@@ -199,6 +202,28 @@ func (o *bakeFlags) plan(ctx context.Context, a *app, targets []string) ([]byte,
 		in.Files = append(in.Files, extra...)
 	}
 	return nil, invalid("the files lead to others more than %d deep", maxBakeRounds)
+}
+
+// projectEnv gives the .env of this folder to compose files, which take variables from it.
+func (o *bakeFlags) projectEnv(in *buildwire.Bake) error {
+	const name, most = ".env", 1 << 20
+	compose := func(f buildwire.BakeFile) bool { return path.Ext(f.Name) == ".yml" || path.Ext(f.Name) == ".yaml" }
+	if o.remote != "" || !slices.ContainsFunc(in.Files, compose) {
+		return nil
+	}
+	st, err := os.Stat(name)
+	if errors.Is(err, os.ErrNotExist) || err == nil && st.IsDir() {
+		return nil
+	}
+	if err == nil && (!st.Mode().IsRegular() || st.Size() > most) {
+		return invalid("%s is no file of variables", name)
+	}
+	data, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	in.Files = append(in.Files, buildwire.BakeFile{Name: name, Data: data, Extra: true})
+	return nil
 }
 
 // bakeRefused is the error of files that cannot be read, with the lines that it speaks of.

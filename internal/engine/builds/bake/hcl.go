@@ -3,6 +3,7 @@ package bake
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -71,6 +72,14 @@ func read(req Request) (*config, error) {
 		if f.Extra {
 			links.extra[f.Name] = f.Data
 		}
+	}
+	if data, ok := links.extra[projectEnv]; ok {
+		vars, err := dotenv(projectEnv, data, req.Env)
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(vars, req.Env)
+		links.env = vars
 	}
 	for _, f := range req.Files {
 		if f.Extra {

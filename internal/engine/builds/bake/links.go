@@ -49,18 +49,12 @@ func (c *composer) linked(from, name string) (at string, doc map[string]any, err
 	if strings.Contains(name, "://") || strings.HasPrefix(name, "git@") {
 		return "", nil, errs.New(errs.NotImplemented, "%s: %s: files at an address are not fetched", from, name)
 	}
-	at = name
-	if !path.IsAbs(name) {
-		at = path.Join(path.Dir(from), name)
-	}
+	at = beside(from, name)
 	if doc, ok := c.read[at]; ok {
 		return at, doc, nil
 	}
-	data, ok := c.extra[at]
+	data, ok := c.given(at)
 	if !ok {
-		if !slices.Contains(c.missing, at) {
-			c.missing = append(c.missing, at)
-		}
 		return at, nil, nil
 	}
 	if doc, err = c.document(at, data); err == nil {
@@ -70,6 +64,49 @@ func (c *composer) linked(from, name string) (at string, doc map[string]any, err
 		c.read[at] = doc
 	}
 	return at, doc, err
+}
+
+// beside is where a file is that another one names.
+func beside(from, name string) string {
+	if path.IsAbs(name) {
+		return name
+	}
+	return path.Join(path.Dir(from), name)
+}
+
+// given gives a file, or notes that it is missing.
+func (c *composer) given(at string) ([]byte, bool) {
+	data, ok := c.extra[at]
+	if !ok && !slices.Contains(c.missing, at) {
+		c.missing = append(c.missing, at)
+	}
+	return data, ok
+}
+
+// environment has files of variables hold for what is read until restore. What the environment has goes before what they say.
+func (c *composer) environment(from string, files []string) (restore func(), err error) {
+	env, read := c.env, c.read
+	restore = func() { c.env, c.read = env, read }
+	if len(files) == 0 {
+		return restore, nil
+	}
+	c.env, c.read = maps.Clone(env), nil
+	if c.env == nil {
+		c.env = map[string]string{}
+	}
+	for _, name := range files {
+		data, ok := c.given(beside(from, name))
+		if !ok {
+			continue
+		}
+		vars, err := dotenv(name, data, c.env)
+		if err != nil {
+			return restore, err
+		}
+		maps.Copy(c.env, vars)
+		maps.Copy(c.env, env)
+	}
+	return restore, nil
 }
 
 // include puts what the files of "include" have into doc.
@@ -86,7 +123,12 @@ func (c *composer) include(name string, doc map[string]any, depth int) error {
 		return errs.New(errs.Invalid, "%s: include: give a list", name)
 	}
 	for _, item := range one {
-		paths, dir, err := includePaths(name, item)
+		what, err := readInclude(name, item)
+		if err != nil {
+			return err
+		}
+		paths, dir := what.paths, what.dir
+		restore, err := c.environment(name, what.envFiles)
 		if err != nil {
 			return err
 		}
@@ -107,6 +149,7 @@ func (c *composer) include(name string, doc map[string]any, depth int) error {
 			rebase(more, base)
 			merged = merge(merged, more).(map[string]any)
 		}
+		restore()
 		for _, kind := range []string{"services", "secrets"} {
 			have, _ := doc[kind].(map[string]any)
 			more, _ := merged[kind].(map[string]any)
@@ -125,33 +168,47 @@ func (c *composer) include(name string, doc map[string]any, depth int) error {
 	return nil
 }
 
-// includePaths reads an item of include: a path, or a mapping of paths that are merged and the folder that theirs start from.
-func includePaths(name string, item any) (paths []string, dir string, err error) {
-	wrong := errs.New(errs.Invalid, "%s: include: give a path, or a mapping with a path", name)
+// included is an item of include: files that are merged, the folder that their paths start from, and files of variables that hold for them.
+type included struct {
+	paths, envFiles []string
+	dir             string
+}
+
+// readInclude reads an item of include: a path, or a mapping.
+func readInclude(name string, item any) (what included, err error) {
 	m, isMap := item.(map[string]any)
 	if !isMap {
 		m = map[string]any{"path": item}
 	}
-	if _, ok := m["env_file"]; ok {
-		return nil, "", errs.New(errs.NotImplemented, "%s: include.env_file is not read in bake files: set the variables for bake itself", name)
+	var ok bool
+	if what.paths, ok = texts(m["path"]); !ok || len(what.paths) == 0 {
+		return what, errs.New(errs.Invalid, "%s: include: give a path, or a mapping with a path", name)
 	}
-	switch p := m["path"].(type) {
-	case string:
-		paths = []string{p}
-	case []any:
-		for _, one := range p {
-			text, ok := one.(string)
-			if !ok {
-				return nil, "", wrong
-			}
-			paths = append(paths, text)
+	if file, has := m["env_file"]; has {
+		if what.envFiles, ok = texts(file); !ok {
+			return what, errs.New(errs.Invalid, "%s: include.env_file: give a path, or a list of paths", name)
 		}
 	}
-	if len(paths) == 0 {
-		return nil, "", wrong
+	what.dir, _ = m["project_directory"].(string)
+	return what, nil
+}
+
+// texts reads a text, or a list of them.
+func texts(v any) (list []string, ok bool) {
+	switch v := v.(type) {
+	case string:
+		return []string{v}, true
+	case []any:
+		for _, one := range v {
+			text, ok := one.(string)
+			if !ok {
+				return nil, false
+			}
+			list = append(list, text)
+		}
+		return list, true
 	}
-	dir, _ = m["project_directory"].(string)
-	return paths, dir, nil
+	return nil, false
 }
 
 // extend gives a service with what it extends put below it.

@@ -58,7 +58,7 @@ services:
 		"include: [https://x.example/y.yaml]\n":                                               "files at an address are not fetched",
 		"include: [compose.yaml]\nservices:\n  a: {build: .}\n":                               "deeper than",
 		"include: [db/compose.yaml]\nservices:\n  db: {build: .}\n":                           "conflicting service db",
-		"include: [{path: db/compose.yaml, env_file: x}]\n":                                   "env_file is not read",
+		"include: [{path: db/compose.yaml, env_file: [1]}]\n":                                 "env_file: give a path",
 		"include: [[1]]\n": "give a path",
 	} {
 		files := append([]bake.File{{Name: "compose.yaml", Data: []byte(text)}, {Name: "compose.yaml", Data: []byte(text), Extra: true}}, req.Files[1:]...)
