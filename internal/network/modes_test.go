@@ -340,6 +340,60 @@ func TestRangesAreOneElement(t *testing.T) {
 	}
 }
 
+// A range whose numbers are others in the container is one element, too, upwards and downwards, and each port comes to its own.
+func TestShiftedRangesAreOneElement(t *testing.T) {
+	for _, c := range []struct{ host, ctr, n int }{{8000, 9000, 1000}, {9000, 8000, 1000}, {40001, 30000, 20000}, {1, 2, 65534}, {50000, 40000, 1000}, {65000, 1, 500}, {60000, 59990, 20}} {
+		p := Port{Proto: "tcp", HostPort: uint16(c.host), ContainerPort: uint16(c.ctr), Count: uint16(c.n)}
+		first, last, ok := p.window()
+		for i := range c.n {
+			if size := int(last) - int(first) + 1; !ok || int(first)+(c.host+i)%size != c.ctr+i {
+				t.Fatalf("%+v: window %d-%d %v: port %d", c, first, last, ok, i)
+			}
+		}
+	}
+	if all := inRuns([]Port{{Proto: "tcp", HostPort: 2, ContainerPort: 1, Count: 65534}}); len(all) != 65534 { // no window leaves room for so many
+		t.Errorf("nearly all ports: %d elements", len(all))
+	}
+	w := newWorld(t, func(o *Options) { o.PortProxy = []string{"/proc/self/exe", "portproxy"} })
+	w.network(t, Network{Name: "six", EnableIPv4: true, EnableIPv6: true})
+	var list []Port
+	for i := range 1000 {
+		list = append(list, Port{Proto: "tcp", HostPort: uint16(8000 + i), ContainerPort: uint16(9000 + i)}, Port{Proto: "udp", HostPort: uint16(9003 + i), ContainerPort: uint16(8000 + i)})
+	}
+	for i := range 20 {
+		list = append(list, Port{Proto: "tcp", HostPort: uint16(7000 + i), ContainerPort: uint16(6000 + i), HostIP: netip.MustParseAddr("203.0.113.1")})
+	}
+	runs := Runs(list)
+	if len(runs) != 3 {
+		t.Fatalf("runs %+v", runs)
+	}
+	a := w.join(t, JoinRequest{Owner: "a", Name: "a", Endpoints: on("six"), Ports: runs})
+	for ctr, host := range map[int]string{9000: "203.0.113.1:8000", 9999: "[2001:db8::1]:8999", 6019: "203.0.113.1:7019"} {
+		serve(t, a.NS, fmt.Sprint(ctr), ctr)
+		wantPrefix(t, "tcp "+host, ask(t, w.outside, "tcp", host), fmt.Sprint(ctr))
+	}
+	for ctr, host := range map[int]string{8000: "203.0.113.1:9003", 8999: "[2001:db8::1]:10002", 8777: "203.0.113.1:9780"} {
+		serve(t, a.NS, fmt.Sprint(ctr), ctr)
+		wantPrefix(t, "udp "+host, ask(t, w.outside, "udp", host), fmt.Sprint(ctr))
+	}
+	serve(t, a.NS, "6001", 6001)
+	wantPrefix(t, "on the host", ask(t, nil, "tcp", "203.0.113.1:7001"), "6001")
+	wantPrefix(t, "on the host's loopback", ask(t, nil, "tcp", "127.0.0.1:8000"), "9000")
+	if out := nftList(t, "map", "inet", w.opt.Table, setAny4+shifted); strings.Count(out, " : ") != 3 || !strings.Contains(out, "8000-8999") { // its type, and two
+		t.Errorf("map: %s", out)
+	}
+	for _, set := range []string{setAny4, setAny6, setAny4 + ranged} {
+		if out := nftList(t, "map", "inet", w.opt.Table, set); strings.Contains(out, "elements") {
+			t.Errorf("map: %s", out)
+		}
+	}
+	check(t, w.SetPorts(bg, "a", Runs(list[:200])))
+	wantPrefix(t, "a range that was cut", ask(t, w.outside, "tcp", "203.0.113.1:8000"), "9000")
+	if got := knock(t, w.outside, "tcp", "203.0.113.1:8999"); !strings.HasPrefix(got, "!") {
+		t.Errorf("what was cut off: %s", got)
+	}
+}
+
 // A port of a long range that a process of the host listens on is found, though no socket is kept for it.
 func TestRangesMeetTheHost(t *testing.T) {
 	w := newWorld(t, nil)

@@ -71,7 +71,7 @@ type Port struct {
 	ContainerPort         uint16
 	HostIP                netip.Addr // the zero Addr: all addresses, v4 and v6
 	HostPort, HostPortEnd uint16
-	// Count, above 1, makes it that many ports in a row, from ContainerPort and from HostPort (which is the same) on. See Runs and Each.
+	// Count, above 1, makes it that many ports in a row, from ContainerPort and from HostPort on. See Runs and Each.
 	Count uint16 `json:",omitempty"`
 }
 

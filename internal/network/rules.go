@@ -3,6 +3,7 @@ package network
 import (
 	"net/netip"
 	"slices"
+	"strings"
 
 	"corten.dev/corten/internal/linux/nft"
 	"golang.org/x/sys/unix"
@@ -13,6 +14,7 @@ import (
 //	map any4, any6         proto . port            : address . port    ports published on all addresses
 //	map host4, host6       proto . address . port  : address . port    ports published on one address
 //	map any4r … host6r     proto . ports, proto . address . ports : address    the same for ranges that keep their numbers: one element each
+//	map any4s … host6s     … : address . port . port                                     for ranges whose numbers are others in the container (runs.go)
 //	set direct4, direct6   address . proto . ports of containers that are reached at their own address (routed networks, trusted interfaces)
 //	set bridges            our bridges
 //	set same               bridge . bridge, for every network; set icc: for those whose containers may reach each other
@@ -42,7 +44,7 @@ const (
 	setAny4, setAny6, setHost4, setHost6                         = "any4", "any6", "host4", "host6"
 	setBridges, setSame, setICC, setInternal, setSelf4, setSelf6 = "bridges", "same", "icc", "internal", "self4", "self6"
 	setMasq, setSNAT, setRouted, setOpen, setDirect              = "masq", "snat", "routed", "open", "direct" // and 4 or 6
-	setTrusted, setLinks, ranged                                 = "trusted", "links", "r"
+	setTrusted, setLinks, ranged, shifted                        = "trusted", "links", "r", "s"
 	chainGuard, chainPre, chainOut, chainPorts                   = "guard", "prerouting", "output", "ports"
 	chainForward, chainPost                                      = "forward", "postrouting"
 	prioRaw, prioDstNAT, prioFilter, prioSrcNAT                  = -300, -100, 0, 100
@@ -62,8 +64,14 @@ var (
 		{Name: setHost4 + ranged, Key: []nft.Type{nft.Proto, nft.IPv4, nft.Service}, Data: []nft.Type{nft.IPv4}, Ranges: true},
 		{Name: setHost6 + ranged, Key: []nft.Type{nft.Proto, nft.IPv6, nft.Service}, Data: []nft.Type{nft.IPv6}, Ranges: true},
 	}
+	shiftMaps = []nft.Set{
+		{Name: setAny4 + shifted, Key: []nft.Type{nft.Proto, nft.Service}, Data: []nft.Type{nft.IPv4, nft.Service, nft.Service}, Ranges: true},
+		{Name: setAny6 + shifted, Key: []nft.Type{nft.Proto, nft.Service}, Data: []nft.Type{nft.IPv6, nft.Service, nft.Service}, Ranges: true},
+		{Name: setHost4 + shifted, Key: []nft.Type{nft.Proto, nft.IPv4, nft.Service}, Data: []nft.Type{nft.IPv4, nft.Service, nft.Service}, Ranges: true},
+		{Name: setHost6 + shifted, Key: []nft.Type{nft.Proto, nft.IPv6, nft.Service}, Data: []nft.Type{nft.IPv6, nft.Service, nft.Service}, Ranges: true},
+	}
 	// portSets hold what belongs to containers, bridgeSets what belongs to networks.
-	portSets = slices.Concat(natMaps, rangeMaps, selfSets, fenceSets, []nft.Set{
+	portSets = slices.Concat(natMaps, rangeMaps, shiftMaps, selfSets, fenceSets, []nft.Set{
 		{Name: setDirect + "4", Key: []nft.Type{nft.IPv4, nft.Proto, nft.Service}, Ranges: true},
 		{Name: setDirect + "6", Key: []nft.Type{nft.IPv6, nft.Proto, nft.Service}, Ranges: true},
 		{Name: setLinks, Key: []nft.Type{nft.IPv4, nft.IPv4, nft.Proto, nft.Service}, Ranges: true},
@@ -129,7 +137,7 @@ func writeNAT(tx *nft.Tx, table string, fams []family) {
 	add(chainOut, "", local, one(nft.Jump(chainPorts)))
 	add(chainPorts, "no route leads from there: the port proxy", isFamily(unix.NFPROTO_IPV6),
 		one(nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 24, 16, nft.R(0)), nft.Cmp(nft.R(0), netip.IPv6Loopback().AsSlice(), false), nft.Return()))
-	for _, s := range slices.Concat(natMaps, rangeMaps) {
+	for _, s := range slices.Concat(natMaps, rangeMaps, shiftMaps) {
 		add(chainPorts, "", dnatBy(s))
 	}
 	dnated := one(nft.CtStatus(nft.R(0)), nft.And(nft.R(0), nft.Host(statusDNATbit)), nft.Cmp(nft.R(0), nft.Host(0), true))
@@ -236,7 +244,10 @@ func dnatBy(s nft.Set) []nft.Expr {
 		next += size / 4
 	}
 	all = append(all, nft.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, next), nft.Map(s.Name, nft.R(0), nft.R(0)))
-	if s.Ranges {
+	switch {
+	case len(s.Data) == 3:
+		return append(all, nft.DNATModulo(uint32(fam), nft.R(0), nft.R(size/4), nft.R(size/4+1)))
+	case s.Ranges:
 		return append(all, nft.DNATAddr(uint32(fam), nft.R(0)))
 	}
 	return append(all, nft.DNAT(uint32(fam), nft.R(0), nft.R(size/4)))
@@ -280,6 +291,10 @@ func elements(bindings []*binding) map[string][]nft.Elem {
 		e := nft.Elem{Key: nft.Cat(append(head, nft.Port(b.HostPort))...), Data: nft.Cat(to.AsSlice(), nft.Port(b.target.Port()))}
 		if b.more() > 0 {
 			set, e.End, e.Data = set+ranged, nft.Cat(append(head, nft.Port(b.HostPort+b.more()))...), to.AsSlice()
+			if b.HostPort != b.target.Port() {
+				first, last, _ := b.window()
+				set, e.Data = strings.TrimSuffix(set, ranged)+shifted, nft.Cat(to.AsSlice(), nft.Port(first), nft.Port(last))
+			}
 		}
 		by[set] = append(by[set], e)
 	}

@@ -112,6 +112,19 @@ func DNAT(family, addrReg, portReg uint32) Expr {
 	}}
 }
 
+// DNATModulo sends the connection to the address in the register, and to the port min + port modulo (max - min + 1), where port is the one that was asked for, and min and max are in
+// registers. It is what the kernel's offset of ports means when the base, which nftables cannot say, is 0 (nf_nat_l4proto_unique_tuple; since 4.18).
+func DNATModulo(family, addrReg, minReg, maxReg uint32) Expr {
+	return Expr{"nat", func(b *netlink.Batch) {
+		b.BE32(unix.NFTA_NAT_TYPE, unix.NFT_NAT_DNAT)
+		b.BE32(unix.NFTA_NAT_FAMILY, family)
+		b.BE32(unix.NFTA_NAT_REG_ADDR_MIN, addrReg)
+		b.BE32(unix.NFTA_NAT_REG_PROTO_MIN, minReg)
+		b.BE32(unix.NFTA_NAT_REG_PROTO_MAX, maxReg)
+		b.BE32(unix.NFTA_NAT_FLAGS, 1<<1|1<<5 /* NF_NAT_RANGE_PROTO_SPECIFIED, NF_NAT_RANGE_PROTO_OFFSET */)
+	}}
+}
+
 // DNATAddr sends the connection to the address in the register; the port stays.
 func DNATAddr(family, addrReg uint32) Expr {
 	return Expr{"nat", func(b *netlink.Batch) {
