@@ -59,7 +59,7 @@ func readUntil(t *testing.T, r io.Reader, want string) string {
 func TestTerminal(t *testing.T) {
 	b := newBench(t, monitor.Options{})
 	log := filepath.Join(b.dir, "log")
-	script := "stty size; read x; echo got $x; stty size; read y; echo bye $y; exit 4"
+	script := "read x; stty size; echo got $x; stty size; read y; echo bye $y; exit 4" // what is typed comes once the terminal has its size
 	client, engine := pair(t)
 	end := make(chan monitor.AttachEnd, 1)
 	opts := monitor.AttachOptions{Stdin: true, Stdout: true, Stderr: true, Framed: true, DetachKeys: []byte{16, 17}, Preread: []byte("early\n")}
