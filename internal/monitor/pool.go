@@ -90,8 +90,9 @@ func (r *spares) count() int {
 
 func (r *spares) full() bool { return r.count() >= r.most }
 
-// refillAfter is how long after a start the pool is filled again: a burst of starts is not slowed down by it.
-const refillAfter = 25 * time.Millisecond
+// refillAfter is how long after a start the pool is filled again: a burst of starts is not slowed down by it. While some wait still, there is more time: many a container ends soon, and
+// its monitor comes back.
+const refillAfter, refillCalm = 25 * time.Millisecond, time.Second
 
 // New makes the pool. Close ends the waiting monitors; those with containers go on.
 func New(opts Options) (*Pool, error) {
@@ -136,6 +137,10 @@ func (p *Pool) fill(ctx context.Context) {
 		case <-p.refill:
 		}
 		for !first { // wait for the burst to end
+			after := refillAfter
+			if p.ready.count() > 1 {
+				after = refillCalm
+			}
 			select {
 			case <-ctx.Done():
 				return
@@ -143,7 +148,7 @@ func (p *Pool) fill(ctx context.Context) {
 				if p.ready.count() > 1 { // a long row of starts must not find the pool empty
 					continue
 				}
-			case <-time.After(refillAfter):
+			case <-time.After(after):
 			}
 			break
 		}
