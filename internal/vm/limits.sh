@@ -131,6 +131,10 @@ has "inactive page cache" "$stats" '"inactive_file":'
 case $stats in *max_usage* | *percpu_usage*) bad "figures that v2 does not have: $stats" ;; *) say "no figures of v1" ;; esac
 used=$(sed -n 's/usage_usec //p' "$fig/cpu.stat") told=$(echo "$stats" | grep -o '"total_usage":[0-9]*' | head -1 | cut -d: -f2)
 [ $((told / 1000)) -gt 0 ] && [ $((told / 1000)) -le "$used" ] && say "processor time: $told ns, then $used us" || bad "processor time: $told ns told, $used us used"
+now=$(cat "$fig/memory.current")
+told=$(echo "$stats" | grep -o '"memory_stats":{[^{]*' | grep -o '"usage":[0-9]*' | cut -d: -f2)
+[ "${told:-0}" -gt 0 ] && [ $((told - now)) -lt 2000000 ] && [ $((now - told)) -lt 2000000 ] && say "memory: $told, then $now" || bad "memory: $told told, $now used"
+has "processes" "$stats" "\"pids_stats\":{\"current\":$(cat "$fig/pids.current"),"
 metrics=$(get 2398 /metrics application/openmetrics-text)
 has "metrics" "$metrics" 'container_spec_memory_limit_bytes{id="'
 has "metrics" "$metrics" "# EOF"
@@ -144,6 +148,13 @@ is "privileged" "$(label --privileged)" unconfined
 has "not loaded" "$(label --security-opt apparmor=nosuch)" 'AppArmor profile "nosuch" is not loaded'
 has "mount" "$(corten run --rm --cap-add SYS_ADMIN busybox busybox mount -t tmpfs x /tmp 2>&1)" "ermission denied"
 is "mount, unconfined" "$(corten run --rm --cap-add SYS_ADMIN --security-opt apparmor=unconfined busybox busybox mount -t tmpfs x /tmp 2>&1)" ""
+printf 'profile vm-mine flags=(attach_disconnected,mediate_deleted) {\n file,\n capability,\n network,\n signal,\n deny /tmp/forbidden w,\n}\n' | apparmor_parser -r || bad "load a profile"
+corten run -d --name mine --security-opt apparmor=vm-mine busybox sleep 1000 >/dev/null || bad "run with a profile of the administrator's"
+is "one of the administrator's" "$(tr -d '\n' <"/proc/$(pid_of mine)/attr/current")" "vm-mine (enforce)"
+has "what it denies, in exec" "$(corten exec mine sh -c 'cat /proc/self/attr/current; echo >/tmp/forbidden' 2>&1)" "vm-mine (enforce)
+sh: can't create /tmp/forbidden: Permission denied"
+corten rm -f mine >/dev/null
+apparmor_parser -R <(echo 'profile vm-mine {}')
 is "signals among its own" "$(corten run --rm busybox sh -c 'sleep 100 & kill $!; wait $!; echo $?')" 143
 
 echo "out of memory"

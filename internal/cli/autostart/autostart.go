@@ -159,7 +159,24 @@ func lastLine(name string) string {
 	}
 	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
 	if last := strings.TrimSpace(lines[len(lines)-1]); last != "" {
-		return last
+		return cause(last)
 	}
 	return "see " + name
+}
+
+// cause is the error that a line of the engine's log tells of, or the line.
+func cause(line string) string {
+	_, rest, ok := strings.Cut(line, " err=")
+	if !ok {
+		return line
+	}
+	quoted, err := strconv.QuotedPrefix(rest)
+	if err != nil {
+		return line
+	}
+	text, err := strconv.Unquote(quoted)
+	if err != nil {
+		return line
+	}
+	return text
 }

@@ -23,7 +23,7 @@ func TestMain(m *testing.M) {
 
 func fakeEngine(dir string) int {
 	if os.Getenv("FAKE_FAILS") != "" {
-		os.Stderr.WriteString("cortend: the disk is on fire\n")
+		os.Stderr.WriteString(os.Getenv("FAKE_FAILS") + "\n")
 		return 1
 	}
 	f, err := os.OpenFile(filepath.Join(dir, "starts"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -95,10 +95,17 @@ func TestManyClientsStartOneEngine(t *testing.T) {
 }
 
 func TestAFailedStartIsToldInTheEnginesWords(t *testing.T) {
-	r := place(t)
-	t.Setenv("FAKE_FAILS", "1")
-	if _, err := Start(context.Background(), r, func(string) {}); err == nil || !strings.Contains(err.Error(), "the disk is on fire") {
-		t.Error(err)
+	for said, want := range map[string]string{
+		"cortend: the disk is on fire": ": cortend: the disk is on fire",
+		// An ordinary user was shown the whole line, with its date and its level.
+		`time=2026-11-22T12:58:11.090Z level=ERROR msg="cortend ends" err="cortend needs \"root\" in this version"`: `: cortend needs "root" in this version`,
+		`time=x level=ERROR msg="cortend ends" err=plain`:                                                           ` err=plain`,
+	} {
+		r := place(t)
+		t.Setenv("FAKE_FAILS", said)
+		if _, err := Start(context.Background(), r, func(string) {}); err == nil || !strings.HasSuffix(err.Error(), want) {
+			t.Error(err)
+		}
 	}
 }
 
