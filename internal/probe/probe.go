@@ -5,6 +5,7 @@
 package probe
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -17,6 +18,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
@@ -138,12 +140,6 @@ func TCP(ctx context.Context, netns *os.File, to Target) error {
 // HTTP asks with GET and is satisfied with a status from 200 to 399. The first part of the body is returned either way.
 func HTTP(ctx context.Context, netns *os.File, to Target) (body string, err error) {
 	dial := dialer(netns, to.Address)
-	transport := &http.Transport{
-		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
-		TLSClientConfig:   &tls.Config{InsecureSkipVerify: true},
-		DisableKeepAlives: true,
-	}
-	client := http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	scheme := "http"
 	if to.TLS {
 		scheme = "https"
@@ -153,7 +149,22 @@ func HTTP(ctx context.Context, netns *os.File, to Target) (body string, err erro
 		return "", err
 	}
 	req.Header.Set("User-Agent", "corten-health")
-	resp, err := client.Do(req)
+	req.Close = true
+	conn, err := dial(ctx)
+	if err != nil {
+		return "", bare(ctx, err)
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) }) // whoever reads or writes then is told
+	defer stop()
+	if to.TLS {
+		secure := tls.Client(conn, &tls.Config{InsecureSkipVerify: true, ServerName: req.URL.Hostname()})
+		if err := secure.HandshakeContext(ctx); err != nil {
+			return "", bare(ctx, err)
+		}
+		conn = secure
+	}
+	resp, err := exchange(conn, req)
 	if err != nil {
 		return "", bare(ctx, err)
 	}
@@ -167,6 +178,28 @@ func HTTP(ctx context.Context, netns *os.File, to Target) (body string, err erro
 	}
 	return string(b), nil
 }
+
+// exchange sends a request and reads the answer. The standard library's transport would do more: it watches connections that it may use again, and writes to the standard error what it thinks of servers
+// that speak before they are asked.
+func exchange(conn net.Conn, req *http.Request) (*http.Response, error) {
+	if err := req.Write(conn); err != nil {
+		return nil, err
+	}
+	r := bufio.NewReader(io.LimitReader(conn, maxHead+maxAnswer))
+	for range maxInterim {
+		resp, err := http.ReadResponse(r, req)
+		if err != nil || resp.StatusCode < 100 || resp.StatusCode > 199 || resp.StatusCode == http.StatusSwitchingProtocols {
+			return resp, err
+		}
+	}
+	return nil, errors.New("the server answers with nothing but interim responses")
+}
+
+// maxHead bounds the bytes of an answer before its body.
+const maxHead = 64 << 10
+
+// maxInterim bounds the answers before the answer (1xx).
+const maxInterim = 5
 
 // GRPC asks grpc.health.v1.Health and is satisfied with SERVING.
 func GRPC(ctx context.Context, netns *os.File, to Target) error {

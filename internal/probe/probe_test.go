@@ -3,6 +3,8 @@ package probe_test
 import (
 	"context"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -236,5 +238,43 @@ func TestSilentServer(t *testing.T) {
 	}
 	if err := probe.GRPC(ctx, netns, to); err != context.DeadlineExceeded {
 		t.Error(err)
+	}
+}
+
+// A server that speaks before it is asked (SSH, SMTP, or one that is confused) made the standard library write to the engine's standard error at each look.
+func TestServerThatSpeaksFirst(t *testing.T) {
+	var said strings.Builder
+	log.SetOutput(&said)
+	defer log.SetOutput(os.Stderr)
+	for greeting, want := range map[string]string{
+		"220 mail.example ESMTP\r\n":                           "malformed HTTP",
+		"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok":        "",
+		"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 204 No\r\n\r\n": "",
+		strings.Repeat("HTTP/1.1 102 Processing\r\n\r\n", 50):  "interim",
+		"HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20):  "unexpected EOF",
+		"": "EOF",
+	} {
+		netns, port := inside(t, func(l net.Listener) {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprint(conn, greeting)
+			if greeting != "" {
+				_, _ = io.Copy(io.Discard, conn) // until the other side has enough
+			}
+			conn.Close()
+		})
+		to, err := probe.ParseHTTP("http://:" + port + "/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = probe.HTTP(brief(t), netns, to)
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%.40q: %v, want %q", greeting, err, want)
+		}
+	}
+	if said.Len() > 0 {
+		t.Errorf("said aloud: %s", said.String())
 	}
 }

@@ -335,6 +335,19 @@ func (s *Service) emitNetworks(ctx context.Context, id, action string, sb *netwo
 		if nw, err := s.Networks.Get(ctx, ep.NetworkID); err == nil {
 			driver = nw.Driver
 		}
-		s.Events.Publish(events.Event{Type: "network", Action: action, ID: ep.NetworkID, Attributes: map[string]string{"container": id, "name": ep.Network, "type": driver}})
+		s.tellNetwork(id, action, network.Network{ID: ep.NetworkID, Name: ep.Network, Driver: driver})
 	}
+}
+
+// emitNetwork publishes the same of one network, when a running container is edited.
+func (s *Service) emitNetwork(ctx context.Context, id, action, ref string) {
+	nw, err := s.Networks.Get(ctx, ref)
+	if err != nil { // removed meanwhile
+		return
+	}
+	s.tellNetwork(id, action, nw)
+}
+
+func (s *Service) tellNetwork(id, action string, nw network.Network) {
+	s.Events.Publish(events.Event{Type: "network", Action: action, ID: nw.ID, Attributes: map[string]string{"container": id, "name": nw.Name, "type": nw.Driver}})
 }

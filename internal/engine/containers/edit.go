@@ -422,6 +422,16 @@ func (s *Service) rewire(ctx context.Context, ctr *live, have, want container.Se
 	pid := ctr.record().State.PID
 	connect := func(ctx context.Context, name string, ep container.EndpointSettings) error {
 		_, err := s.Networks.Connect(ctx, ctr.id, pid, s.Endpoint(ctr.record(), name, ep))
+		if err == nil {
+			s.emitNetwork(ctx, ctr.id, "connect", name)
+		}
+		return err
+	}
+	disconnect := func(ctx context.Context, name string) error {
+		err := s.Networks.Disconnect(ctx, ctr.id, pid, name)
+		if err == nil {
+			s.emitNetwork(ctx, ctr.id, "disconnect", name)
+		}
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(want.Networks)) {
@@ -431,7 +441,7 @@ func (s *Service) rewire(ctx context.Context, ctr *live, have, want container.Se
 			continue
 		}
 		if had {
-			if err := s.Networks.Disconnect(ctx, ctr.id, pid, name); err != nil {
+			if err := disconnect(ctx, name); err != nil {
 				return err
 			}
 			undo.Push(func(ctx context.Context) error { return connect(ctx, name, old) })
@@ -439,13 +449,13 @@ func (s *Service) rewire(ctx context.Context, ctr *live, have, want container.Se
 		if err := connect(ctx, name, ep); err != nil {
 			return err
 		}
-		undo.Push(func(ctx context.Context) error { return s.Networks.Disconnect(ctx, ctr.id, pid, name) })
+		undo.Push(func(ctx context.Context) error { return disconnect(ctx, name) })
 	}
 	for _, name := range slices.Sorted(maps.Keys(have.Networks)) {
 		if _, stays := want.Networks[name]; stays {
 			continue
 		}
-		if err := s.Networks.Disconnect(ctx, ctr.id, pid, name); err != nil {
+		if err := disconnect(ctx, name); err != nil {
 			return err
 		}
 		undo.Push(func(ctx context.Context) error { return connect(ctx, name, have.Networks[name]) })

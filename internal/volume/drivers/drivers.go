@@ -43,7 +43,7 @@ import (
 // How long a driver outside the engine may keep others waiting. A call of its own kind goes on for longer in the background, where nobody waits for it.
 const (
 	askTime     = 10 * time.Second // Get
-	listTime    = 5 * time.Second
+	listTime    = 30 * time.Second // where nobody waits for it: see patience
 	unmountTime = 5 * time.Second
 	firstRetry  = time.Second // of an unmount that is owed
 	lastRetry   = 30 * time.Second
@@ -88,11 +88,12 @@ type Store struct {
 
 	mu      sync.Mutex // guards what follows
 	vols    map[string]*entry
-	seen    map[string]string // volumes without a record, and whose they were when someone looked
-	scopes  map[string]string // of drivers that told
-	settled bool              // everybody who survived the last engine has claimed what is theirs
-	slow    map[string]bool   // drivers that kept the last unmount waiting: nobody waits for the next one
-	retries bool              // a goroutine works on what is owed
+	seen    map[string]string    // volumes without a record, and whose they were when someone looked
+	scopes  map[string]string    // of drivers that told
+	settled bool                 // everybody who survived the last engine has claimed what is theirs
+	drivers map[string]*standing // see ask.go
+	slow    map[string]bool      // drivers that kept the last unmount waiting: nobody waits for the next one
+	retries bool                 // a goroutine works on what is owed
 }
 
 var (
@@ -161,7 +162,7 @@ func New(opts Options) (*Store, error) {
 		}
 		opts.Boot = strings.TrimSpace(string(boot))
 	}
-	s := &Store{opts: opts, log: opts.Logger, vols: map[string]*entry{}, seen: map[string]string{}, scopes: map[string]string{}, slow: map[string]bool{}}
+	s := &Store{opts: opts, log: opts.Logger, vols: map[string]*entry{}, seen: map[string]string{}, scopes: map[string]string{}, drivers: map[string]*standing{}, slow: map[string]bool{}}
 	var err error
 	if s.records, err = record.Open[stored](filepath.Join(opts.Root, folder), opts.Logger); err != nil {
 		return nil, fmt.Errorf("open volumes of drivers: %w", err)

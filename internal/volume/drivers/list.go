@@ -2,6 +2,7 @@ package drivers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -27,7 +28,7 @@ func (s *Store) ListWarned(ctx context.Context) (list []volume.Volume, warnings 
 	for _, vol := range list {
 		taken[vol.Name] = vol.Driver
 	}
-	answers := s.all(ctx, func(ctx context.Context, d driver.Driver) ([]driver.Volume, error) { return d.List(ctx) })
+	answers := s.all(ctx, whatIsThere)
 	recs := s.recs()
 	warned := map[string]bool{}
 	for _, rec := range recs {
@@ -48,7 +49,11 @@ func (s *Store) ListWarned(ctx context.Context) (list []volume.Volume, warnings 
 	}
 	for _, owner := range slices.Sorted(maps.Keys(answers)) {
 		ans := answers[owner]
-		if ans.err != nil {
+		if errors.Is(ans.err, errLate) && !warned[owner] && s.isDriver(owner) {
+			warned[owner] = true
+			warnings = append(warnings, fmt.Sprintf("volumes of driver %s are listed from memory: %v", owner, ans.err))
+		}
+		if ans.err != nil && !errors.Is(ans.err, errLate) {
 			if !warned[owner] {
 				s.log.Debug("a plugin does not tell its volumes", "plugin", owner, "error", ans.err)
 			}
@@ -68,7 +73,9 @@ func (s *Store) ListWarned(ctx context.Context) (list []volume.Volume, warnings 
 				taken[told.Name] = owner
 				rec = &stored{Name: told.Name, Driver: owner}
 			}
-			list = append(list, s.view(rec, told))
+			if told.Name != "" && (ans.err == nil || recs[told.Name] == nil) { // those with a record are listed already
+				list = append(list, s.view(rec, told))
+			}
 		}
 	}
 	slices.Sort(warnings)

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/errs"
-	"corten.dev/corten/internal/task"
 	"corten.dev/corten/internal/volume"
 	"corten.dev/corten/internal/volume/driver"
 )
@@ -200,10 +199,7 @@ func (s *Store) ask(ctx context.Context, rec *stored) (volume.Volume, error) {
 // probe looks for a volume in all drivers, side by side. The first one by name wins.
 func (s *Store) probe(ctx context.Context, name string) (owner string, told driver.Volume) {
 	found := map[string]driver.Volume{}
-	for owner, ans := range s.all(ctx, func(ctx context.Context, d driver.Driver) ([]driver.Volume, error) {
-		vol, err := d.Get(ctx, name)
-		return []driver.Volume{vol}, err
-	}) {
+	for owner, ans := range s.all(ctx, whoHas(name)) {
 		if ans.err == nil {
 			found[owner] = ans.list[0]
 		}
@@ -302,60 +298,4 @@ func (s *Store) removeRemote(ctx context.Context, rec *stored, force bool) error
 		return fmt.Errorf("remove %s: %w", rec.Name, err)
 	}
 	return nil
-}
-
-// answer is what one driver says.
-type answer struct {
-	list []driver.Volume
-	err  error
-}
-
-// all asks all drivers of which there is a trace, and those that have volumes here, side by side and within listTime. What is no volume driver is left out.
-func (s *Store) all(ctx context.Context, ask func(context.Context, driver.Driver) ([]driver.Volume, error)) map[string]answer {
-	names, err := s.opts.Plugins.Names()
-	if err != nil {
-		s.log.Warn("plugins cannot be listed", "error", err)
-	}
-	s.mu.Lock()
-	for _, e := range s.vols {
-		names = append(names, e.rec.Driver)
-	}
-	s.mu.Unlock()
-	slices.Sort(names)
-	names = slices.Compact(names)
-	if len(names) == 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, listTime)
-	defer cancel()
-	type named struct {
-		name string
-		answer
-	}
-	answers := make(chan named, len(names))
-	for _, name := range names {
-		go func() {
-			n := named{name: name}
-			defer func() { answers <- n }()
-			defer task.Contain(s.log, "ask volume plugin "+name, &n.err)
-			if n.err = s.opts.Plugins.Ready(ctx, name); n.err != nil {
-				return
-			}
-			d, err := s.driver(name)
-			if err != nil {
-				n.err = err
-				return
-			}
-			if n.list, n.err = ask(ctx, d); n.err == nil {
-				s.learn(ctx, d)
-			}
-		}()
-	}
-	all := map[string]answer{}
-	for range names {
-		if n := <-answers; !errors.Is(n.err, errs.Invalid) {
-			all[n.name] = n.answer
-		}
-	}
-	return all
 }
