@@ -13,7 +13,7 @@ type batch struct {
 // maxBatch bounds the messages of a batch.
 const maxBatch = 4096
 
-func (b *batch) collect(c *cutter) error {
+func (b *batch) collect(c *joiner) error {
 	b.msgs, b.places, b.arena = b.msgs[:0], b.places[:0], b.arena[:0]
 	for len(b.msgs) < maxBatch {
 		if b.left == nil {

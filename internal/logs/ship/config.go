@@ -50,7 +50,9 @@ type Config struct {
 type Target struct {
 	Driver  Driver
 	Options map[string]string
-	Bound   Bound // of drivers that keep files
+	Bound   Bound           // of drivers that keep files
+	Join    *Join           // nil: every line is a message
+	exact   map[string]bool // options of joining that named the driver
 }
 
 // Drivers finds a driver by its name; nil when there is none. Finding one must not take time: it is not asked anything.
@@ -83,7 +85,7 @@ func Parse(drivers Drivers, req Request) (*Config, error) {
 		if driver == nil {
 			return nil, errs.New(errs.Invalid, "logger: no log driver named '%s' is registered", name)
 		}
-		c.Targets = append(c.Targets, Target{Driver: driver, Options: map[string]string{}})
+		c.Targets = append(c.Targets, Target{Driver: driver, Options: map[string]string{}, exact: map[string]bool{}})
 	}
 	if c.None {
 		if len(c.Names) > 1 {
@@ -129,6 +131,17 @@ func (c *Config) hand(names, key, value string) error {
 	for i := range c.Targets {
 		t := &c.Targets[i]
 		if only != "" && t.Driver.Name() != only {
+			continue
+		}
+		if isJoining(bare) {
+			taken = true
+			if t.exact[bare] && only == "" {
+				continue
+			}
+			if err := t.setJoin(bare, value); err != nil {
+				return err
+			}
+			t.exact[bare] = only != ""
 			continue
 		}
 		if slices.Contains(common(), bare) || files(t.Driver.Name()) && slices.Contains(filing(), bare) || takes(t.Driver, bare) {
@@ -264,6 +277,9 @@ func (c *Config) check() error {
 		return err
 	}
 	for _, t := range c.Targets {
+		if err := t.checkJoin(); err != nil {
+			return err
+		}
 		sample.Config = t.Options
 		if _, err := sample.Details(); err != nil {
 			return err

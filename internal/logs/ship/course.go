@@ -14,7 +14,7 @@ type course struct {
 	f      *Follower
 	keeper *keeper
 	state  kept
-	cut    *cutter
+	cut    *joiner
 	dest   Destination
 	batch  batch
 }
@@ -27,7 +27,7 @@ func (f *Follower) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c := &course{f: f, keeper: keeper, state: state, cut: newCutter(f.opts.Dir, state.place)}
+	c := &course{f: f, keeper: keeper, state: state, cut: &joiner{cutter: newCutter(f.opts.Dir, state.place), join: f.opts.Join}}
 	c.batch.limit = f.policy.Batch
 	f.count(&state)
 	defer c.close()
@@ -44,7 +44,7 @@ func (f *Follower) follow(ctx context.Context) error {
 		}
 		c.cut.tape.Idle()
 		c.batch = batch{limit: c.batch.limit}
-		if err := f.wait(ctx, changed, turns); err != nil {
+		if err := f.wait(ctx, c.cut, changed, turns); err != nil {
 			return err
 		}
 	}

@@ -17,6 +17,7 @@ type Options struct {
 	State   string // file of the place in it; its folder is made
 	Driver  Driver
 	Info    Info
+	Join    *Join // lines that become one message; nil: none
 	Watches *logs.Watches
 	Log     *slog.Logger
 	// Moved, if set, is called when everything in a file of the log was handed over.
@@ -242,13 +243,16 @@ const (
 	lookWatched   = 5 * time.Second
 )
 
-func (f *Follower) wait(ctx context.Context, changed, turns <-chan struct{}) error {
+func (f *Follower) wait(ctx context.Context, held *joiner, changed, turns <-chan struct{}) error {
 	f.mu.Lock()
 	done := f.done
 	f.mu.Unlock()
 	look := lookWatched
 	if changed == nil {
 		look = lookUnwatched
+	}
+	if due, ok := held.due(); ok {
+		look = min(look, due)
 	}
 	t := time.NewTimer(look)
 	defer t.Stop()
