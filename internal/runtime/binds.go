@@ -5,6 +5,7 @@ import (
 	"os"
 	"path"
 
+	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/launch"
 	"corten.dev/corten/internal/linux/mount"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -33,8 +34,16 @@ func (p *plan) bindMount(m *specs.Mount, o *mount.Options) {
 		make = launch.MakeDir
 	}
 	target := p.target(m.Destination, make, "")
-	if !p.procSource(m) {
-		p.notProc(m.Destination, target)
+	switch {
+	case !isProc(m.Destination):
+		p.notProc(m, target)
+	case p.procSource(m):
+		p.note("mount %s on /proc: it is not of type proc", m.Source)
+		b.CheckFS(fd, magicProc)
+		p.note("mount %s on %s", m.Source, m.Destination)
+	default:
+		p.fail(notOfProc(m))
+		return
 	}
 	if o.Rec && o.Set&attrRdonly != 0 && path.Clean(m.Source) == "/sys" {
 		// Someone who shares the host's network has to share its /sys, and believes it read-only; the cgroups mounted below it must be too.
@@ -79,10 +88,16 @@ func (p *plan) bindMount(m *specs.Mount, o *mount.Options) {
 	}
 }
 
-// procSource tells whether a bind mount brings a whole procfs, which may stand on /proc.
+// procSource tells whether a bind mount brings a whole procfs, which alone may stand on /proc: what the container, and whoever enters it, reads and writes there must be the kernel's.
 func (p *plan) procSource(m *specs.Mount) bool {
 	var fs unix.Statfs_t
-	return path.Clean(m.Destination) == "/proc" && unix.Statfs(m.Source, &fs) == nil && int64(fs.Type) == magicProc
+	return p.dry || unix.Statfs(m.Source, &fs) == nil && int64(fs.Type) == magicProc
+}
+
+func isProc(dest string) bool { return path.Clean("/"+dest) == "/proc" }
+
+func notOfProc(m *specs.Mount) error {
+	return errs.New(errs.Invalid, "mount %s on %s: it cannot be mounted because it is not of type proc", mountSource(m), m.Destination)
 }
 
 // maxSources bounds how many sources the child opens itself: it has a register for each.

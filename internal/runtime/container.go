@@ -171,6 +171,12 @@ func (ctr *Container) Pause(context.Context) error {
 	if !ctr.alive() {
 		return ctr.wrap("pause", errs.New(errs.Conflict, "container not running"))
 	}
+	if frozen, err := ctr.cg.Frozen(); err != nil || frozen {
+		if frozen {
+			err = errs.New(errs.Conflict, "container is paused already")
+		}
+		return ctr.wrap("pause", err)
+	}
 	return ctr.wrap("pause", ctr.cg.Freeze())
 }
 

@@ -47,6 +47,7 @@ func (rt *Runtime) Create(ctx context.Context, opts RunOptions) (ctr *Container,
 	if err := validate(&opts); err != nil {
 		return nil, err
 	}
+	opts.Spec.Process = withHome(opts.Spec.Process, opts.openRoot)
 	var undo task.Undo
 	defer undo.OnError(ctx, &err)
 	defer task.Contain(rt.log, "make container "+opts.ID, &err) // what was made must be taken down whatever ends this; the caller may go on

@@ -54,7 +54,11 @@ func TestMountOverProc(t *testing.T) {
 		spec := dockerSpec(rootfs(t), "/bin/true")
 		os.Symlink("proc", spec.Root.Path+"/link")
 		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: dest, Source: src, Options: []string{"bind"}})
-		if err := refused(t, spec); !strings.Contains(err.Error(), "operation not permitted") {
+		why := "it is inside /proc: operation not permitted"
+		if dest == "/proc" {
+			why = "it is not of type proc"
+		}
+		if err := refused(t, spec); !strings.Contains(err.Error(), "cannot be mounted because "+why) && !strings.Contains(err.Error(), dest+": "+why) {
 			t.Error(dest, err)
 		}
 	}
@@ -66,11 +70,14 @@ func TestMountOverProc(t *testing.T) {
 	want(t, out, code, "fake\n")
 }
 
-// The settings of the process go to the kernel even when the container's own /proc is a fake.
+// The settings of the process go to the kernel even when the container has no procfs, and its image a fake.
 func TestFakeProcGetsNoSettings(t *testing.T) {
 	adj := 77
 	spec := dockerSpec(rootfs(t), "/bin/sleep", "100")
-	spec.Mounts[0] = specs.Mount{Destination: "/proc", Source: "tmpfs", Type: "tmpfs"}
+	spec.Mounts, spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = spec.Mounts[1:], nil, nil
+	fake := spec.Root.Path + "/proc/self/oom_score_adj"
+	os.MkdirAll(filepath.Dir(fake), 0o755)
+	os.WriteFile(fake, nil, 0o644)
 	spec.Process.OOMScoreAdj = &adj
 	b, err := create(t, newRuntime(Options{Root: t.TempDir()}), RunOptions{Spec: spec})
 	if err != nil {
@@ -78,6 +85,9 @@ func TestFakeProcGetsNoSettings(t *testing.T) {
 	}
 	if body, _ := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", b.ctr.Pid())); string(body) != "77\n" {
 		t.Fatalf("%q", body)
+	}
+	if body, err := os.ReadFile(fake); err != nil || len(body) > 0 {
+		t.Errorf("the image's file got %q %v", body, err)
 	}
 }
 

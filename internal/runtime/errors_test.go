@@ -34,6 +34,16 @@ func TestErrorsLeaveNothing(t *testing.T) {
 		"bind": {func(s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Source: "/nowhere", Options: []string{"bind"}})
 		}, os.ErrNotExist, "/nowhere"},
+		// Whoever controls what stands on /proc controls what is written for the container's security.
+		"bind on proc": {func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts[:0:0], specs.Mount{Destination: "/proc/.", Source: "/tmp", Options: []string{"bind"}})
+		}, errs.Invalid, "mount /tmp on /proc/.: it cannot be mounted because it is not of type proc"},
+		"tmpfs on proc": {func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts[:0:0], specs.Mount{Destination: "/proc", Type: "tmpfs", Source: "tmpfs"})
+		}, errs.Invalid, "mount tmpfs on /proc: it cannot be mounted because it is not of type proc"},
+		"in proc": {func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/proc/sys", Source: "/tmp", Options: []string{"bind"}})
+		}, nil, "mount /tmp on /proc/sys: it is inside /proc: operation not permitted"},
 		"option":     {func(s *specs.Spec) { s.Mounts[1].Options = append(s.Mounts[1].Options, "wrong=1") }, nil, "mount tmpfs on /dev: option wrong=1: invalid argument"},
 		"sysctl":     {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel.core_pattern": "x"} }, errs.Invalid, "not in a separate kernel namespace"},
 		"rlimit":     {func(s *specs.Spec) { s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_X"}} }, errs.Invalid, "RLIMIT_X"},

@@ -53,6 +53,9 @@ func (ctr *Container) Exec(ctx context.Context, x Exec) (pid int, pidfd *os.File
 	} else if frozen {
 		return 0, nil, errs.New(errs.Conflict, "container is paused, unpause the container before exec")
 	}
+	x.Process = withHome(x.Process, func() (*os.File, error) {
+		return os.OpenFile(fmt.Sprintf("/proc/%d/root", ctr.rec.Pid), unix.O_PATH|unix.O_DIRECTORY, 0)
+	})
 	spec := &specs.Spec{Linux: &specs.Linux{}, Process: x.Process}
 	p := newPlan(spec, &RunOptions{ID: ctr.rec.ID, PreserveFDs: x.PreserveFDs, Rootless: ctr.rec.Rootless, DieWithLauncher: x.DieWithLauncher})
 	defer p.close()

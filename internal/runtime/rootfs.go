@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/launch"
 	"corten.dev/corten/internal/linux/mount"
+	"corten.dev/corten/internal/safefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -228,14 +230,24 @@ var overProc = map[string]bool{
 }
 
 // notProc refuses a mount point on procfs, wherever the path led.
-func (p *plan) notProc(dest string, target launch.Arg) {
-	if overProc[path.Clean(dest)] {
+func (p *plan) notProc(m *specs.Mount, target launch.Arg) {
+	if overProc[path.Clean(m.Destination)] {
 		return
 	}
 	ok := p.b.NewLabel()
+	p.note("mount %s on %s: it is inside /proc", mountSource(m), m.Destination)
 	p.b.CheckFS(target, magicProc).On(unix.EXDEV, ok)
 	p.b.Fail(unix.EPERM)
 	p.b.Mark(ok)
+	p.note("mount %s on %s", mountSource(m), m.Destination)
+}
+
+// mountSource is how messages name what is mounted.
+func mountSource(m *specs.Mount) string {
+	if m.Type == "bind" || m.Type == "" || m.Type == "none" {
+		return m.Source
+	}
+	return m.Type
 }
 
 // mount adds one mount of the spec.
@@ -252,6 +264,13 @@ func (p *plan) mount(m *specs.Mount) {
 		// runtime-spec: relative destinations are taken as relative to the root, as runtimes did before it demanded absolute ones.
 		m.Destination = "/" + m.Destination
 	}
+	if isProc(m.Destination) && m.Type != "proc" && m.Type != "bind" && !o.Bind {
+		p.fail(notOfProc(m))
+		return
+	}
+	if m.Type == "tmpfs" {
+		p.coveredMode(m, &o)
+	}
 	switch {
 	case m.Type == "bind" || o.Bind:
 		p.bindMount(m, &o)
@@ -266,10 +285,31 @@ func (p *plan) mount(m *specs.Mount) {
 	}
 }
 
+// coveredMode gives a tmpfs that names no mode the one of the directory that it covers, as other runtimes do: over / a tmpfs of the kernel's own mode could be written by anybody.
+func (p *plan) coveredMode(m *specs.Mount, o *mount.Options) {
+	if p.dry || slices.ContainsFunc(o.Data, func(d string) bool { return strings.HasPrefix(d, "mode=") }) {
+		return
+	}
+	mode := uint32(dirMode)
+	root, err := p.opts.openRoot()
+	if err != nil {
+		return // told where the root is entered
+	}
+	defer root.Close()
+	if dir, err := safefs.Open(root, m.Destination, unix.O_PATH|unix.O_DIRECTORY, 0); err == nil {
+		var st unix.Stat_t
+		if unix.Fstat(int(dir.Fd()), &st) == nil {
+			mode = st.Mode & 0o7777
+		}
+		dir.Close()
+	}
+	o.Data = append(slices.Clone(o.Data), fmt.Sprintf("mode=%o", mode))
+}
+
 // fsMount makes a file system and mounts it.
 func (p *plan) fsMount(m *specs.Mount, o *mount.Options) {
 	b := p.b
-	p.note("mount %s on %s", m.Type, m.Destination)
+	p.note("mount %s on %s", mountSource(m), m.Destination)
 	if len(m.UIDMappings)+len(m.GIDMappings) > 0 && m.Type != "tmpfs" {
 		p.fail(errs.New(errs.NotImplemented, "mount %s: id mappings on a new %s", m.Destination, m.Type))
 		return
@@ -293,7 +333,7 @@ func (p *plan) fsMount(m *specs.Mount, o *mount.Options) {
 	}
 	target := p.target(m.Destination, launch.MakeDir, m.Type)
 	if m.Type != "proc" {
-		p.notProc(m.Destination, target)
+		p.notProc(m, target)
 	}
 	p.attach(fd, target)
 	p.finish(fd, o)

@@ -61,7 +61,7 @@ func (p *plan) copyUpMount(m *specs.Mount, o *mount.Options) {
 	slot := p.take(fs)
 	p.note("mount tmpfs on %s", m.Destination)
 	target := p.target(m.Destination, launch.MakeDir, "")
-	p.notProc(m.Destination, target)
+	p.notProc(m, target)
 	p.attach(slot, target)
 	p.finish(slot, o)
 	p.b.Close(target)

@@ -175,8 +175,11 @@ func TestLifeCycle(t *testing.T) {
 	if _, text, code := c.run("exec", "a", "true"); code == 0 || !strings.Contains(text, "paused") {
 		t.Fatal(text)
 	}
+	if _, text, code := c.run("pause", "a"); code == 0 || !strings.Contains(text, "paused already") {
+		t.Fatal(code, text)
+	}
 	c.ok("resume", "a")
-	c.ok("update", "--memory", "67108864", "--pids-limit", "50", "a")
+	c.ok("update", "--memory", "64m", "--pids-limit", "50", "a")
 	var ev struct {
 		Type string
 		Data statsJSON
@@ -422,5 +425,32 @@ func TestExecCapIsNotInheritable(t *testing.T) {
 	out := c.ok("exec", "--cap", "CAP_NET_ADMIN", "x", "cat", "/proc/self/status")
 	if !strings.Contains(out, "CapInh:\t0000000000000000") || !strings.Contains(out, "CapEff:\t0000000020001420") {
 		t.Fatal(out)
+	}
+}
+
+// Engines leave HOME to the runtime, as runc and crun set it.
+func TestHome(t *testing.T) {
+	c := newCLI(t)
+	if err := os.Mkdir(filepath.Join(c.bundle, "rootfs/etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(c.bundle, "rootfs/etc/passwd"), []byte("broken\nroot:x:0:0::/root:/bin/sh\nseven:x:7:7::/home/seven:/bin/sh\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	spec := c.config("sh", "-c", "echo $HOME")
+	spec.Process.User.UID = 7
+	c.write(spec)
+	if out := c.ok("run", "first"); out != "/home/seven\n" {
+		t.Error(out)
+	}
+	c.config("sleep", "1000")
+	c.ok("run", "-d", "h")
+	for user, home := range map[string]string{"7": "/home/seven", "0": "/root", "8": "/"} {
+		if out := c.ok("exec", "--user", user, "h", "sh", "-c", "echo $HOME"); out != home+"\n" {
+			t.Errorf("user %s: %s", user, out)
+		}
+	}
+	if out := c.ok("exec", "--env", "HOME=/mine", "h", "sh", "-c", "echo $HOME"); out != "/mine\n" {
+		t.Error(out)
 	}
 }

@@ -9,8 +9,10 @@ import (
 	"os"
 	"strconv"
 
-	"corten.dev/corten/internal/errs"
+	"github.com/docker/go-units"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"corten.dev/corten/internal/errs"
 )
 
 // number is a flag that tells whether it was given.
@@ -39,6 +41,23 @@ func (n number[T]) Set(s string) error {
 	return nil
 }
 
+// size is a flag for bytes, as a number or as 64m; -1 is what the kernel means by no limit.
+type size struct{ p **int64 }
+
+func (n size) String() string { return number[int64](n).String() }
+
+func (n size) Set(s string) error {
+	v, err := int64(-1), error(nil)
+	if s != "-1" {
+		v, err = units.RAMInBytes(s)
+	}
+	if err != nil {
+		return err
+	}
+	*n.p = &v
+	return nil
+}
+
 func update(c *call, fs *flag.FlagSet) func([]string) (int, error) {
 	var cpu specs.LinuxCPU
 	var mem specs.LinuxMemory
@@ -56,9 +75,9 @@ func update(c *call, fs *flag.FlagSet) func([]string) (int, error) {
 	fs.Var(number[int64]{&idle}, "cpu-idle", "1: run only when nothing else does")
 	fs.StringVar(&cpu.Cpus, "cpuset-cpus", "", "processors (0-3,5)")
 	fs.StringVar(&cpu.Mems, "cpuset-mems", "", "memory nodes")
-	fs.Var(number[int64]{&mem.Limit}, "memory", "bytes")
-	fs.Var(number[int64]{&mem.Reservation}, "memory-reservation", "bytes")
-	fs.Var(number[int64]{&mem.Swap}, "memory-swap", "bytes of memory and swap together, -1 for no limit")
+	fs.Var(size{&mem.Limit}, "memory", "bytes, or 64m")
+	fs.Var(size{&mem.Reservation}, "memory-reservation", "bytes, or 64m")
+	fs.Var(size{&mem.Swap}, "memory-swap", "bytes, or 64m, of memory and swap together, -1 for no limit")
 	fs.Var(number[int64]{&pids}, "pids-limit", "processes, 0 or -1 for no limit")
 	return func(args []string) (int, error) {
 		id, err := one(args)

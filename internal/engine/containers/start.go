@@ -161,7 +161,7 @@ func (r *run) release() {
 // hostspec is what the configuration of a run is made of.
 func (r *run) hostspec() *hostspec.Run {
 	return &hostspec.Run{
-		ID: r.rec.ID, Args: append([]string{r.rec.Path}, r.rec.Args...), Config: &r.rec.Config, Host: &r.rec.Host, Mounts: r.rec.Mounts, Root: r.mounted.Root, User: r.user,
+		ID: r.rec.ID, Args: append([]string{r.rec.Path}, r.rec.Args...), Config: &r.rec.Config, Host: &r.rec.Host, Mounts: r.rec.Mounts, User: r.user,
 		Files: r.files, Sources: r.sources, IDMaps: r.idmaps, Shm: r.shm, Init: r.init, Env: r.env, Joins: r.joins, ProcessLabel: r.rec.ProcessLabel, MountLabel: r.rec.MountLabel,
 	}
 }

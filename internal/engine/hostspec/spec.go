@@ -3,18 +3,15 @@ package hostspec
 import (
 	"fmt"
 	"maps"
-	"os"
 	"path"
 	"slices"
 	"strings"
-	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/linux/cgroup"
 	linuxhost "corten.dev/corten/internal/linux/host"
-	"corten.dev/corten/internal/safefs"
 )
 
 // Maker has what all specs of an engine have in common.
@@ -34,7 +31,6 @@ type Run struct {
 	Config *container.Config
 	Host   *container.Host
 	Mounts []container.Mount
-	Root   *os.File // of the file tree; nil: a tmpfs cannot take over the mode of what it covers
 	User   Identity
 	Files  Files
 	// Sources are the directories or files on the host, by the target of their mount.
@@ -328,7 +324,7 @@ func askedMounts(r *Run) ([]specs.Mount, error) {
 	for _, mnt := range r.Mounts {
 		switch mnt.Type {
 		case "tmpfs":
-			list = append(list, specs.Mount{Destination: mnt.Target, Type: "tmpfs", Source: "tmpfs", Options: withMode(r, mnt.Target, tmpfsRequest(mnt.Request))})
+			list = append(list, specs.Mount{Destination: mnt.Target, Type: "tmpfs", Source: "tmpfs", Options: tmpfsRequest(mnt.Request)})
 		default:
 			opts, err := bindOptions(mnt)
 			if err != nil {
@@ -343,30 +339,9 @@ func askedMounts(r *Run) ([]specs.Mount, error) {
 		if v := r.Host.Tmpfs[target]; v != "" {
 			asked = strings.Split(v, ",")
 		}
-		list = append(list, specs.Mount{Destination: path.Clean(target), Type: "tmpfs", Source: "tmpfs", Options: withMode(r, target, tmpfsOptions(asked))})
+		list = append(list, specs.Mount{Destination: path.Clean(target), Type: "tmpfs", Source: "tmpfs", Options: tmpfsOptions(asked)})
 	}
 	return list, nil
-}
-
-// withMode gives a tmpfs the mode of the directory that it covers, unless another was asked for: /run stays closed to writing, /tmp stays open.
-func withMode(r *Run, target string, opts []string) []string {
-	if r.Root == nil || slices.ContainsFunc(opts, func(opt string) bool { return strings.HasPrefix(opt, "mode=") }) {
-		return opts
-	}
-	dir, err := safefs.Open(r.Root, path.Join("/", target), safefs.Handle|syscall.O_DIRECTORY, 0)
-	if err != nil {
-		return opts
-	}
-	defer dir.Close()
-	fi, err := dir.Stat()
-	if err != nil {
-		return opts
-	}
-	st, ok := fi.Sys().(*syscall.Stat_t)
-	if !ok {
-		return opts
-	}
-	return append(opts, fmt.Sprintf("mode=%o", st.Mode&0o7777))
 }
 
 func bindOptions(mnt container.Mount) ([]string, error) {

@@ -192,7 +192,7 @@ func (p *process) configure() (map[string]*os.File, error) {
 		extra = slices.DeleteFunc(extra, func(e specs.Mount) bool { return e.Destination == m.Dest })
 		extra = append(extra, specs.Mount{Type: "bind", Source: name, Destination: m.Dest, Options: opts})
 	}
-	run := &hostspec.Run{ID: p.id, Args: s.Args, Config: cfg, Host: host, Root: s.Root.Root, User: p.user, Extra: extra}
+	run := &hostspec.Run{ID: p.id, Args: s.Args, Config: cfg, Host: host, User: p.user, Extra: extra}
 	if run.ProcessLabel, run.MountLabel, err = p.exec.opts.Maker.Security.Labels(host, ""); err != nil {
 		return nil, err
 	}
