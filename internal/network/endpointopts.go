@@ -59,9 +59,10 @@ func parseSysctls(s string) (all []setting, err error) {
 		if slices.Contains(parts, "") || strings.ContainsAny(key, "/\x00") {
 			return nil, bad("not a name of a setting", key)
 		}
-		if len(parts) != 5 || parts[0] != "net" || !slices.Contains([]string{"ipv4", "ipv6", "mpls"}, parts[1]) || parts[3] != ifName {
+		if len(parts) != 5 || parts[0] != "net" || !slices.Contains([]string{"ipv4", "ipv6", "mpls"}, parts[1]) || !strings.EqualFold(parts[3], ifName) {
 			return nil, bad("it must be a setting of the interface, like net.ipv4.conf.IFNAME.forwarding", key)
 		}
+		parts[3] = ifName // docker's client makes small letters of it
 		all = append(all, setting{strings.Join(parts, "/"), strings.TrimSpace(value)})
 	}
 	return all, nil

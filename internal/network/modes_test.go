@@ -387,6 +387,9 @@ func TestShiftedRangesAreOneElement(t *testing.T) {
 			t.Errorf("map: %s", out)
 		}
 	}
+	if out, err := exec.Command("nft", "list", "ruleset").CombinedOutput(); err != nil || strings.Contains(string(out), "Error") {
+		t.Errorf("nft cannot read the rules: %v: %.200s", err, out)
+	}
 	check(t, w.SetPorts(bg, "a", Runs(list[:200])))
 	wantPrefix(t, "a range that was cut", ask(t, w.outside, "tcp", "203.0.113.1:8000"), "9000")
 	if got := knock(t, w.outside, "tcp", "203.0.113.1:8999"); !strings.HasPrefix(got, "!") {

@@ -14,7 +14,8 @@ import (
 //	map any4, any6         proto . port            : address . port    ports published on all addresses
 //	map host4, host6       proto . address . port  : address . port    ports published on one address
 //	map any4r … host6r     proto . ports, proto . address . ports : address    the same for ranges that keep their numbers: one element each
-//	map any4s … host6s     … : address . port . port                                     for ranges whose numbers are others in the container (runs.go)
+//	map any4s … host6s     … : address, any4sf … : port, any4sl … : port                 for ranges whose numbers are others in the container (runs.go); nft(8) reads no rule that
+//	                       takes both ports out of one map
 //	set direct4, direct6   address . proto . ports of containers that are reached at their own address (routed networks, trusted interfaces)
 //	set bridges            our bridges
 //	set same               bridge . bridge, for every network; set icc: for those whose containers may reach each other
@@ -64,12 +65,7 @@ var (
 		{Name: setHost4 + ranged, Key: []nft.Type{nft.Proto, nft.IPv4, nft.Service}, Data: []nft.Type{nft.IPv4}, Ranges: true},
 		{Name: setHost6 + ranged, Key: []nft.Type{nft.Proto, nft.IPv6, nft.Service}, Data: []nft.Type{nft.IPv6}, Ranges: true},
 	}
-	shiftMaps = []nft.Set{
-		{Name: setAny4 + shifted, Key: []nft.Type{nft.Proto, nft.Service}, Data: []nft.Type{nft.IPv4, nft.Service, nft.Service}, Ranges: true},
-		{Name: setAny6 + shifted, Key: []nft.Type{nft.Proto, nft.Service}, Data: []nft.Type{nft.IPv6, nft.Service, nft.Service}, Ranges: true},
-		{Name: setHost4 + shifted, Key: []nft.Type{nft.Proto, nft.IPv4, nft.Service}, Data: []nft.Type{nft.IPv4, nft.Service, nft.Service}, Ranges: true},
-		{Name: setHost6 + shifted, Key: []nft.Type{nft.Proto, nft.IPv6, nft.Service}, Data: []nft.Type{nft.IPv6, nft.Service, nft.Service}, Ranges: true},
-	}
+	shiftMaps = slices.Concat(shiftsOf(rangeMaps[0]), shiftsOf(rangeMaps[1]), shiftsOf(rangeMaps[2]), shiftsOf(rangeMaps[3]))
 	// portSets hold what belongs to containers, bridgeSets what belongs to networks.
 	portSets = slices.Concat(natMaps, rangeMaps, shiftMaps, selfSets, fenceSets, []nft.Set{
 		{Name: setDirect + "4", Key: []nft.Type{nft.IPv4, nft.Proto, nft.Service}, Ranges: true},
@@ -137,8 +133,11 @@ func writeNAT(tx *nft.Tx, table string, fams []family) {
 	add(chainOut, "", local, one(nft.Jump(chainPorts)))
 	add(chainPorts, "no route leads from there: the port proxy", isFamily(unix.NFPROTO_IPV6),
 		one(nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 24, 16, nft.R(0)), nft.Cmp(nft.R(0), netip.IPv6Loopback().AsSlice(), false), nft.Return()))
-	for _, s := range slices.Concat(natMaps, rangeMaps, shiftMaps) {
+	for _, s := range slices.Concat(natMaps, rangeMaps) {
 		add(chainPorts, "", dnatBy(s))
+	}
+	for _, s := range rangeMaps {
+		add(chainPorts, "to the port first + port modulo (last - first + 1)", shiftBy(s))
 	}
 	dnated := one(nft.CtStatus(nft.R(0)), nft.And(nft.R(0), nft.Host(statusDNATbit)), nft.Cmp(nft.R(0), nft.Host(0), true))
 	add(chainPost, "the host's loopback", viaSet(unix.NFT_META_OIFNAME, setBridges, false), loopbackSrc, one(nft.Masquerade()))
@@ -244,13 +243,36 @@ func dnatBy(s nft.Set) []nft.Expr {
 		next += size / 4
 	}
 	all = append(all, nft.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, next), nft.Map(s.Name, nft.R(0), nft.R(0)))
-	switch {
-	case len(s.Data) == 3:
-		return append(all, nft.DNATModulo(uint32(fam), nft.R(0), nft.R(size/4), nft.R(size/4+1)))
-	case s.Ranges:
+	if s.Ranges {
 		return append(all, nft.DNATAddr(uint32(fam), nft.R(0)))
 	}
 	return append(all, nft.DNAT(uint32(fam), nft.R(0), nft.R(size/4)))
+}
+
+// The maps of a shifted range: of its address, and of the two ends of the window in which its ports are counted.
+const shiftFirst, shiftLast = "f", "l"
+
+func shiftsOf(s nft.Set) []nft.Set {
+	to, first := s, s
+	to.Name = strings.TrimSuffix(s.Name, ranged) + shifted
+	first.Name, first.Data = to.Name+shiftFirst, []nft.Type{nft.Service}
+	last := first
+	last.Name = to.Name + shiftLast
+	return []nft.Set{to, first, last}
+}
+
+// shiftBy sends a packet on by the three maps that belong to one of ranges.
+func shiftBy(s nft.Set) []nft.Expr {
+	maps := shiftsOf(s)
+	all := dnatBy(s)
+	all = all[:len(all)-2] // the key is loaded: the rest is another
+	fam := uint32(unix.NFPROTO_IPV4)
+	if s.Data[0] == nft.IPv6 {
+		fam = unix.NFPROTO_IPV6
+	}
+	const to, first, last = 8, 12, 13 // beyond the key
+	return append(all, nft.Map(maps[0].Name, nft.R(0), nft.R(to)), nft.Map(maps[1].Name, nft.R(0), nft.R(first)), nft.Map(maps[2].Name, nft.R(0), nft.R(last)),
+		nft.DNATModulo(fam, nft.R(to), nft.R(first), nft.R(last)))
 }
 
 // elements sorts bindings into the sets.
@@ -293,7 +315,10 @@ func elements(bindings []*binding) map[string][]nft.Elem {
 			set, e.End, e.Data = set+ranged, nft.Cat(append(head, nft.Port(b.HostPort+b.more()))...), to.AsSlice()
 			if b.HostPort != b.target.Port() {
 				first, last, _ := b.window()
-				set, e.Data = strings.TrimSuffix(set, ranged)+shifted, nft.Cat(to.AsSlice(), nft.Port(first), nft.Port(last))
+				set = strings.TrimSuffix(set, ranged) + shifted
+				for suffix, port := range map[string]uint16{shiftFirst: first, shiftLast: last} {
+					by[set+suffix] = append(by[set+suffix], nft.Elem{Key: e.Key, End: e.End, Data: nft.Port(port)})
+				}
 			}
 		}
 		by[set] = append(by[set], e)
