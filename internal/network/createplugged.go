@@ -262,8 +262,6 @@ func (l *Local) requestKept(ctx context.Context, m *remote.IPAM, h *held, p *Poo
 // noAddresses gives a network the pool of the address manager "null".
 func (rec *Network) noAddresses() error {
 	switch {
-	case slices.ContainsFunc(rec.IPAM.Pools, func(p Pool) bool { return p.Range.IsValid() }):
-		return errs.New(errs.Invalid, "null ipam driver does not handle specific address subpool requests")
 	case slices.ContainsFunc(rec.IPAM.Pools, func(p Pool) bool { return p.Subnet.IsValid() }):
 		return errs.New(errs.Invalid, "null ipam driver does not handle specific address pool requests")
 	case rec.EnableIPv6:

@@ -79,9 +79,6 @@ func (l *Local) hold(h *held) {
 func (l *Local) note(h *held) error {
 	raw, err := json.Marshal(h)
 	if err == nil {
-		err = os.MkdirAll(l.heldDir(), 0o700)
-	}
-	if err == nil {
 		err = l.writeAside(l.heldPath(h.ID), raw)
 	}
 	if err != nil {
@@ -101,8 +98,13 @@ func (l *Local) unhold(h *held) error {
 	return nil
 }
 
-// loadHeld reads the records of an earlier engine.
+// loadHeld makes the folders of what has to do with plugins, and reads the records of an earlier engine.
 func (l *Local) loadHeld() error {
+	if l.opt.Plugins.Set != nil {
+		if err := errors.Join(os.MkdirAll(l.heldDir(), 0o700), os.MkdirAll(l.keyDir(), 0o755)); err != nil {
+			return fmt.Errorf("folders for network plugins: %w", err)
+		}
+	}
 	entries, err := os.ReadDir(l.heldDir())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil

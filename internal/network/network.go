@@ -1,6 +1,6 @@
 // Package network is the room of how containers reach each other, the host and the world.
 //
-// It owns <data-root>/networks, <exec-root>/{portproxy,names}.sock, one nftables table per engine ("corten", or "corten-<suffix>" for engines with another data root; drawn in
+// It owns <data-root>/networks, <exec-root>/{portproxy,names}.sock, <exec-root>/netns (see sandboxkey.go), one nftables table per engine ("corten", or "corten-<suffix>" for engines with another data root; drawn in
 // rules.go, where the administrator's chain is documented), the bridges it made, and two small processes that outlive the engine, each there only while it has something to
 // do: the name server for user-defined networks (package dns), and one for ports that no rule can pass on (package portproxy). It does not know containers: an endpoint belongs
 // to an opaque owner name. It promises: published ports work from the host's own addresses, loopback included, from other containers and from outside; a joined

@@ -22,9 +22,6 @@ func (l *Local) key(owner string) string { return filepath.Join(l.keyDir(), shor
 
 // keep mounts a namespace where plugins find it.
 func (l *Local) keep(owner string, ns *os.File) error {
-	if err := os.MkdirAll(l.keyDir(), 0o755); err != nil {
-		return err
-	}
 	path := l.key(owner)
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY|unix.O_NOFOLLOW, 0o444)
 	if err == nil {

@@ -12,7 +12,7 @@
 //	retry ARG...            run the command line until it succeeds, for at most five seconds
 //	until TEXT ARG...       run the command line until its output contains the text, for at most five seconds
 //
-// $PLUGINS is the engine's folder of plugins, with a volume plugin "demo" in it.
+// $PLUGINS is the engine's folder of plugins, with a volume plugin "demo" and a network plugin "lab" in it.
 //
 // $REGISTRY is the address of a registry for everybody; that at $PRIVATE is for the user "me" with the password "s3cret".
 package script

@@ -32,6 +32,7 @@ func TestScripts(t *testing.T) {
 	importBusybox(t, eng, busybox)
 	open, private := registries(t, eng.Bin)
 	plugintest.StartVolume(t, plugintest.Build(t, "volume"), filepath.Join(eng.Plugins(), "demo.sock"), "-scope", "global")
+	plugintest.StartNetwork(t, plugintest.Build(t, "network"), filepath.Join(eng.Plugins(), "lab.sock"))
 	t.Run("verbs", func(t *testing.T) {
 		testscript.Run(t, testscript.Params{
 			Dir: "script",

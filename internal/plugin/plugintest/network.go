@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -53,6 +54,12 @@ func (n *Network) State() (s NetworkState) {
 		n.t.Fatal(err)
 	}
 	return s
+}
+
+// Misbehaved tells whether it was asked for a method and misbehaved, since Bad was last called.
+func (v *served) Misbehaved(method string) bool {
+	text, err := os.ReadFile(filepath.Join(v.Root, "misbehaved"))
+	return err == nil && strings.Contains(string(text), method+"\n")
 }
 
 // Addresses are those that are taken, with the gateways'.

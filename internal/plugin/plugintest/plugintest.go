@@ -160,6 +160,9 @@ func MountsBelow(t testing.TB, root string) []string {
 // Bad sets how it misbehaves: lines "METHOD MODE"; none: not at all.
 func (v *served) Bad(lines ...string) {
 	v.t.Helper()
+	if err := os.Remove(filepath.Join(v.Root, "misbehaved")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		v.t.Fatal(err)
+	}
 	if err := os.WriteFile(filepath.Join(v.Root, "bad"), []byte(strings.Join(lines, "\n")), 0o600); err != nil {
 		v.t.Fatal(err)
 	}

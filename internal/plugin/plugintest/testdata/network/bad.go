@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -60,10 +61,23 @@ func (c *badConn) modeOf(head []byte) string {
 	for line := range strings.Lines(string(text)) {
 		method, mode, _ := strings.Cut(strings.TrimSpace(line), " ")
 		if bytes.HasPrefix(head, []byte("POST /"+method+" ")) {
+			c.note(method)
 			return mode
 		}
 	}
 	return ""
+}
+
+// note keeps that it misbehaved.
+func (c *badConn) note(method string) {
+	f, err := os.OpenFile(filepath.Join(filepath.Dir(c.file), "misbehaved"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err == nil {
+		fmt.Fprintln(f, method)
+		err = f.Close()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
 }
 
 func (c *badConn) misbehave(n int, err error) (int, error) {
