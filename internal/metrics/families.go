@@ -123,6 +123,22 @@ func workingSet(st *containers.Stats) (float64, bool) {
 	return max(float64(st.MemoryUsage)-cold, 0), true
 }
 
+func cpuPressure(st *containers.Stats) engineruntime.Pressure    { return st.CPUPressure }
+func memoryPressure(st *containers.Stats) engineruntime.Pressure { return st.MemoryPressure }
+func ioPressure(st *containers.Stats) engineruntime.Pressure     { return st.IOPressure }
+
+// waited is a pressure in seconds, where the kernel counts it.
+func waited(of func(*containers.Stats) engineruntime.Pressure, all bool) func(*containers.Stats) (float64, bool) {
+	return func(st *containers.Stats) (float64, bool) {
+		p := of(st)
+		ns := p.Some
+		if all {
+			ns = p.Full
+		}
+		return float64(ns) / 1e9, p.Known
+	}
+}
+
 // figures are those of cadvisor.
 func figures() []figure {
 	return []figure{
@@ -144,6 +160,12 @@ func figures() []figure {
 		{"container_threads_max", gauge, "", "Most threads that are allowed", func(st *containers.Stats) (float64, bool) {
 			return float64(st.PidsLimit), st.PidsLimit > 0 && st.PidsLimit < math.MaxInt64
 		}},
+		{"container_pressure_cpu_waiting_seconds", counter, "seconds", "Time in which some task waited for a processor", waited(cpuPressure, false)},
+		{"container_pressure_cpu_stalled_seconds", counter, "seconds", "Time in which all tasks waited for a processor", waited(cpuPressure, true)},
+		{"container_pressure_memory_waiting_seconds", counter, "seconds", "Time in which some task waited for memory", waited(memoryPressure, false)},
+		{"container_pressure_memory_stalled_seconds", counter, "seconds", "Time in which all tasks waited for memory", waited(memoryPressure, true)},
+		{"container_pressure_io_waiting_seconds", counter, "seconds", "Time in which some task waited for a disk", waited(ioPressure, false)},
+		{"container_pressure_io_stalled_seconds", counter, "seconds", "Time in which all tasks waited for a disk", waited(ioPressure, true)},
 		{"container_last_seen", gauge, "", "When the figures were read, since the epoch", func(st *containers.Stats) (float64, bool) { return float64(st.Read.UnixMilli()) / 1000, true }},
 	}
 }

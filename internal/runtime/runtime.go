@@ -98,15 +98,19 @@ const (
 
 // Stats are the kernel's figures for a container; units as in the cgroup files (bytes, nanoseconds).
 type Stats struct {
-	CPUTotal, CPUUser, CPUSystem           uint64
-	PerCPU                                 []uint64
-	ThrottledPeriods, Periods, ThrottledNS uint64
-	MemoryUsage, MemoryLimit, MemoryMax    uint64
-	MemoryStat                             []Counter // memory.stat, in its order
-	Failcnt, OOMKills, Swap                uint64
-	Pids, PidsLimit                        uint64
-	BlkioServiceBytes, BlkioServiced       []BlkioEntry
+	CPUTotal, CPUUser, CPUSystem            uint64
+	PerCPU                                  []uint64
+	ThrottledPeriods, Periods, ThrottledNS  uint64
+	MemoryUsage, MemoryLimit, MemoryMax     uint64
+	MemoryStat                              []Counter // memory.stat, in its order
+	Failcnt, OOMKills, Swap                 uint64
+	Pids, PidsLimit                         uint64
+	BlkioServiceBytes, BlkioServiced        []BlkioEntry
+	CPUPressure, MemoryPressure, IOPressure Pressure
 }
+
+// Pressure is for how long tasks had to wait for a resource.
+type Pressure = cgroup.Pressure
 
 // Counter is one line of a file of counters.
 type Counter = cgroup.Counter

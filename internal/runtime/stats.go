@@ -49,6 +49,7 @@ func FromCgroup(s *cgroup.Stats) Stats {
 		MemoryUsage: s.Memory.Usage, MemoryLimit: s.Memory.Limit, MemoryMax: s.Memory.MaxUsage, MemoryStat: s.Memory.Stat, Failcnt: s.Memory.Failcnt,
 		OOMKills: s.Memory.OOMKills, Swap: s.Memory.Swap, Pids: s.Pids.Current, PidsLimit: s.Pids.Limit,
 		BlkioServiceBytes: s.Blkio.ServiceBytes, BlkioServiced: s.Blkio.Serviced,
+		CPUPressure: s.CPU.Pressure, MemoryPressure: s.Memory.Pressure, IOPressure: s.Blkio.Pressure,
 	}
 }
 

@@ -27,6 +27,7 @@ type CPUStats struct {
 	PerCPU                                 []uint64 // v1 only
 	Periods, ThrottledPeriods, ThrottledNS uint64
 	BurstPeriods, BurstNS                  uint64
+	Pressure                               Pressure
 }
 
 // MemoryStats are bytes. Limit is math.MaxUint64 where there is none.
@@ -38,6 +39,7 @@ type MemoryStats struct {
 	Kernel, KernelTCP        uint64
 	PageFaults, MajorFaults  uint64
 	OOMKills                 uint64
+	Pressure                 Pressure
 	// Stat is the whole file memory.stat, in its order.
 	Stat []Counter
 }
@@ -59,7 +61,10 @@ type BlkioEntry struct {
 }
 
 // BlkioStats is what went to and from block devices.
-type BlkioStats struct{ ServiceBytes, Serviced []BlkioEntry }
+type BlkioStats struct {
+	ServiceBytes, Serviced []BlkioEntry
+	Pressure               Pressure
+}
 
 // HugetlbStats is the use of one size of huge pages ("2MB").
 type HugetlbStats struct {
@@ -101,6 +106,7 @@ func (m *Manager) figures(r *reader) (st Stats) {
 			part.v1(r, dir, &st)
 		}
 	}
+	m.pressures(r, &st)
 	return st
 }
 

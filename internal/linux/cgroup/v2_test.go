@@ -160,16 +160,18 @@ func TestV2Stats(t *testing.T) {
 		"memory.events": "low 0\nhigh 0\nmax 4\noom 3\noom_kill 2\n",
 		"pids.current":  "7\n", "pids.max": "max\n",
 		"io.stat":             "8:0 rbytes=1 wbytes=2 rios=3 wios=4 dbytes=0 dios=0\n253:1 \n",
+		"cpu.pressure":        "some avg10=0.00 avg60=0.00 avg300=0.00 total=2\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=1\n",
+		"memory.pressure":     "some avg10=0.00 avg60=0.00 avg300=0.00 total=3\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n",
 		"hugetlb.2MB.current": "4096\n", "hugetlb.2MB.events": "max 3\n", "hugetlb.2MB.rsvd.current": "0\n",
 	})
 	st, err := m.Stats()
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := "{CPU:{Total:30000 User:20000 System:10000 PerCPU:[] Periods:5 ThrottledPeriods:2 ThrottledNS:7000 BurstPeriods:0 BurstNS:0} " +
-		"Memory:{Usage:1000 MaxUsage:2000 Limit:18446744073709551615 Failcnt:3 Cache:400 RSS:300 InactiveFile:100 Swap:5 SwapLimit:6 Kernel:50 KernelTCP:0 PageFaults:9 MajorFaults:1 OOMKills:2 Stat:[{Name:anon Value:300} {Name:file Value:400} {Name:kernel Value:50} {Name:inactive_file Value:100} {Name:pgfault Value:9} {Name:pgmajfault Value:1}]} " +
+	want := "{CPU:{Total:30000 User:20000 System:10000 PerCPU:[] Periods:5 ThrottledPeriods:2 ThrottledNS:7000 BurstPeriods:0 BurstNS:0 Pressure:{Some:2000 Full:1000 Known:true}} " +
+		"Memory:{Usage:1000 MaxUsage:2000 Limit:18446744073709551615 Failcnt:3 Cache:400 RSS:300 InactiveFile:100 Swap:5 SwapLimit:6 Kernel:50 KernelTCP:0 PageFaults:9 MajorFaults:1 OOMKills:2 Pressure:{Some:3000 Full:0 Known:true} Stat:[{Name:anon Value:300} {Name:file Value:400} {Name:kernel Value:50} {Name:inactive_file Value:100} {Name:pgfault Value:9} {Name:pgmajfault Value:1}]} " +
 		"Pids:{Current:7 Limit:0} Blkio:{ServiceBytes:[{Major:8 Minor:0 Op:read Value:1} {Major:8 Minor:0 Op:write Value:2} {Major:8 Minor:0 Op:discard Value:0}] " +
-		"Serviced:[{Major:8 Minor:0 Op:read Value:3} {Major:8 Minor:0 Op:write Value:4} {Major:8 Minor:0 Op:discard Value:0}]} Hugetlb:[{PageSize:2MB Usage:4096 MaxUsage:0 Failcnt:3}]}"
+		"Serviced:[{Major:8 Minor:0 Op:read Value:3} {Major:8 Minor:0 Op:write Value:4} {Major:8 Minor:0 Op:discard Value:0}] Pressure:{Some:0 Full:0 Known:false}} Hugetlb:[{PageSize:2MB Usage:4096 MaxUsage:0 Failcnt:3}]}"
 	if got := fmt.Sprintf("%+v", st); got != want {
 		t.Errorf("figures\n%s\nwant\n%s", got, want)
 	}
