@@ -91,8 +91,8 @@ func (d *Demo) start(ctx context.Context) error {
 		if _, err := d.corten(ctx, "version"); err == nil {
 			break
 		}
-		if time.Since(start) > time.Minute {
-			return errors.New("the engine did not answer within a minute")
+		if time.Since(start) > patience {
+			return fmt.Errorf("the engine did not answer within %s", patience)
 		}
 		time.Sleep(20 * time.Millisecond) // each try is a process, which an emulated machine feels
 	}
@@ -140,10 +140,13 @@ func (d *Demo) serve(ctx context.Context) error {
 	return nil
 }
 
-// fetch tries for a short while: the program in the container has to open its socket first.
+// patience is how long the demo waits for what must come: it is shown on emulated machines, too, fifty times slower than others.
+const patience = 3 * time.Minute
+
+// fetch gets a page as soon as its server answers: the program has to open its socket first.
 func fetch(ctx context.Context, url string) (string, error) {
 	var last error
-	for range 100 {
+	for start := time.Now(); time.Since(start) < patience; {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {
 			return "", err
@@ -188,7 +191,7 @@ func (d *Demo) finish(ctx context.Context) error {
 
 // corten runs the client and returns what it printed.
 func (d *Demo) corten(ctx context.Context, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(d.Bin, "corten"), append([]string{"-H", d.socket()}, args...)...)
 	var out, stderr bytes.Buffer
@@ -238,8 +241,8 @@ func (d *Demo) stop() error {
 	select {
 	case err := <-ended:
 		return err
-	case <-time.After(30 * time.Second):
-		return errors.Join(errors.New("the engine did not end within 30 s"), d.engine.Process.Kill(), <-ended)
+	case <-time.After(patience):
+		return errors.Join(fmt.Errorf("the engine did not end within %s", patience), d.engine.Process.Kill(), <-ended)
 	}
 }
 
@@ -259,7 +262,7 @@ func mounts() int {
 // leftovers looks for what must be gone. Taking down happens in the background of the kernel too, so it is given a moment.
 func leftovers(mountsBefore int) error {
 	var found []string
-	for range 100 {
+	for start := time.Now(); time.Since(start) < patience; {
 		found = nil
 		if n := mounts(); n != mountsBefore {
 			found = append(found, fmt.Sprintf("%d mounts instead of %d", n, mountsBefore))
