@@ -163,8 +163,24 @@ func (e *Engine) CheckLeft(before Census) {
 			name, _, _ = strings.Cut(name, ":")
 			left[i] += e.described(name)
 		}
+		if strings.HasPrefix(what, "descriptor file") {
+			left[i] += e.openFiles()
+		}
 	}
 	e.t.Errorf("left behind:\n%s\n%s", strings.Join(left, "\n"), e.Log())
+}
+
+// openFiles lists the files that the engine has open, one a line.
+func (e *Engine) openFiles() string {
+	var all []string
+	fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", e.Cmd.Process.Pid))
+	for _, path := range fds {
+		if to, err := os.Readlink(path); err == nil && strings.HasPrefix(to, "/") {
+			all = append(all, "\n    "+to)
+		}
+	}
+	slices.Sort(all)
+	return strings.Join(all, "")
 }
 
 // described tells of each process of a name what it is, one a line.

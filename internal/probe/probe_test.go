@@ -247,11 +247,11 @@ func TestServerThatSpeaksFirst(t *testing.T) {
 	log.SetOutput(&said)
 	defer log.SetOutput(os.Stderr)
 	for greeting, want := range map[string]string{
-		"220 mail.example ESMTP\r\n":                           "malformed HTTP",
-		"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok":        "",
+		"220 mail.example ESMTP\r\n":                             "malformed HTTP",
+		"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok":         "",
 		"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 204 No\r\n\r\n": "",
-		strings.Repeat("HTTP/1.1 102 Processing\r\n\r\n", 50):  "interim",
-		"HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20):  "unexpected EOF",
+		strings.Repeat("HTTP/1.1 102 Processing\r\n\r\n", 50):    "interim",
+		"HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20):    "unexpected EOF",
 		"": "EOF",
 	} {
 		netns, port := inside(t, func(l net.Listener) {

@@ -73,9 +73,10 @@ func TestSessionOfWhoWaits(t *testing.T) {
 		func(context.Context, string) (*build.Session, error) { return &build.Session{ID: "second"}, nil },
 	}
 	var all sync.WaitGroup
+	var watch [2]watcher
 	for i, ses := range sessions {
 		all.Go(func() {
-			if _, err := w.build(def, solve.JobOptions{Session: ses}); err != nil {
+			if _, err := w.build(def, solve.JobOptions{Session: ses, Status: watch[i].status}); err != nil {
 				t.Error(i, err)
 			}
 		})
@@ -83,7 +84,7 @@ func TestSessionOfWhoWaits(t *testing.T) {
 			<-gate.entered
 		}
 	}
-	time.Sleep(20 * time.Millisecond)
+	watch[1].hears(t, "secret")
 	close(gate.open)
 	all.Wait()
 	if id := <-got; id != "second" {

@@ -96,7 +96,9 @@ func TestSingleFlightOverJobs(t *testing.T) {
 			}
 		})
 	}
-	time.Sleep(30 * time.Millisecond)
+	for i := range watch {
+		watch[i].hears(t, "slow")
+	}
 	close(gate.open)
 	all.Wait()
 	if w.ran("slow") != 1 {
@@ -136,11 +138,12 @@ func TestRunOutlivesItsBeginner(t *testing.T) {
 	}()
 	<-gate.entered
 	second := make(chan error, 1)
+	var watch watcher
 	go func() {
-		_, err := w.build(def)
+		_, err := w.build(def, solve.JobOptions{Status: watch.status})
 		second <- err
 	}()
-	time.Sleep(20 * time.Millisecond)
+	watch.hears(t, "slow")
 	cancel()
 	if err := <-gone; !errors.Is(err, context.Canceled) {
 		t.Error(err)
@@ -286,7 +289,8 @@ func TestLeftTreesStayForAll(t *testing.T) {
 	g := newGraph()
 	g.step("bad")
 	def := g.end()
-	jobs := []*solve.Job{w.job(), w.job()}
+	var watch [2]watcher
+	jobs := []*solve.Job{w.job(solve.JobOptions{Status: watch[0].status}), w.job(solve.JobOptions{Status: watch[1].status})}
 	var all sync.WaitGroup
 	for i, j := range jobs {
 		res, err := j.Solve(t.Context(), def)
@@ -302,7 +306,7 @@ func TestLeftTreesStayForAll(t *testing.T) {
 			}
 		})
 	}
-	time.Sleep(20 * time.Millisecond)
+	watch[1].hears(t, "bad")
 	close(gate.open)
 	all.Wait()
 	jobs[0].Close()

@@ -3,6 +3,8 @@ package solve_test
 import (
 	"strings"
 	"sync"
+	"testing"
+	"time"
 
 	"corten.dev/corten/internal/build"
 )
@@ -32,6 +34,17 @@ func (w *watcher) output() string {
 		b.Write(l.Data)
 	}
 	return b.String()
+}
+
+// hears waits until the job has heard that a step runs: from then on it waits for it, whoever began it.
+func (w *watcher) hears(t testing.TB, name string) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); w.last(name).Started == nil; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Errorf("a job never heard of %s", name)
+			return
+		}
+	}
 }
 
 // last is the newest state of a vertex.

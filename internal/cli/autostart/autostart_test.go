@@ -36,7 +36,7 @@ func fakeEngine(dir string) int {
 	if err != nil {
 		return 1
 	}
-	time.AfterFunc(5*time.Second, func() { l.Close() })
+	time.AfterFunc(time.Minute, func() { l.Close() })
 	for {
 		c, err := l.Accept()
 		if err != nil {
