@@ -24,7 +24,7 @@ format() {
   xfs) mkfs.xfs -q -m reflink=1 "$2" ;;
   xfs-old) mkfs.xfs -q -m reflink=0 "$2" ;;
   ext4-quota) mkfs.ext4 -q -O project,quota "$2" ;;
-  *) "mkfs.$1" -q "$2" ;;
+  *) "mkfs.$1" -q "$2" >/dev/null ;;
   esac
 }
 
@@ -66,7 +66,8 @@ for kind in xfs btrfs xfs-old ext4-quota; do
   corten volume create -o size=32m small >/dev/null || bad "create with a size"
   case $kind in btrfs) by="ext4 image" ;; *) by="project quota" ;; esac
   is "limited by" "$(corten volume inspect -f '{{.Status.LimitedBy}}' small)" "$by"
-  has "filling it" "$(inside -v small:/v busybox dd if=/dev/zero of=/v/x bs=1M count=64 oflag=direct)" "No space left on device"
+  case $kind in ext4-quota) full="Disk quota exceeded" ;; *) full="No space left on device" ;; esac # as each file system words it
+  has "filling it" "$(inside -v small:/v busybox dd if=/dev/zero of=/v/x bs=1M count=64 oflag=direct)" "$full"
   size=$(inside -v small:/v busybox busybox stat -c %s /v/x)
   [ "$size" -gt 20000000 ] && [ "$size" -le 33554432 ] && say "it took $size bytes" || bad "it took $size bytes"
   corten volume rm small >/dev/null || bad "volume rm"
