@@ -114,12 +114,14 @@ func (s *Images) siblings(ctx context.Context, ref string, id digest.Digest, use
 	return all
 }
 
-// listedElsewhere are the images that indexes other than this one list.
+// listedElsewhere are the images that indexes list which are not this one, and which somebody gave a tag or built without a name.
 func (s *Images) listedElsewhere(ctx context.Context, index digest.Digest) map[digest.Digest]bool {
 	s.mu.RLock()
 	others := map[digest.Digest]bool{}
-	for _, other := range s.indexes {
-		others[other] = other != index
+	for name, other := range s.indexes {
+		if r, err := reference.Parse(name); err != nil || r.Digest == "" { // those of a digest go with the last tag of their repository
+			others[other] = other != index
+		}
 	}
 	s.mu.RUnlock()
 	listed := map[digest.Digest]bool{}
