@@ -34,7 +34,7 @@ var loose = regexp.MustCompile(`^(goroutines|descriptor .*|process corten-monito
 // and the second after.
 const slack = 5
 
-var pooled = regexp.MustCompile(`^(descriptor net|network namespaces|link)$`)
+var pooled = regexp.MustCompile(`^(descriptor (net|mount)|network namespaces|link)$`)
 
 const pooledSlack = 14
 
@@ -84,7 +84,10 @@ func (e *Engine) inside(c Census) {
 			continue // closed meanwhile
 		}
 		kind, _, _ := strings.Cut(to, "[")
-		if strings.HasPrefix(to, "/") {
+		switch {
+		case to == "/": // a detached one: a container's tree, or what is kept ready with a namespace
+			kind = "mount"
+		case strings.HasPrefix(to, "/"):
 			kind = "file"
 		}
 		c["descriptor "+strings.TrimSuffix(kind, ":")]++
