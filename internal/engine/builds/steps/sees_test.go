@@ -53,7 +53,7 @@ func TestWhatAStepSees(t *testing.T) {
 func TestNothingOfAContainerInAStep(t *testing.T) {
 	h := newHost(t)
 	chain, out := h.do(h.sh("ls -a /; ls -a /etc; rm -f /.dockerenv /etc/hostname /etc/mtab; rm -f /etc/hosts /etc/resolv.conf 2>/dev/null || echo in use"))
-	want := ".\n..\nbin\ndata\ndev\netc\nproc\nroot\nsys\ntmp\n.\n..\ngroup\nhosts\npasswd\nresolv.conf\nin use\n"
+	want := ".\n..\nbin\ndata\ndev\netc\nhome\nproc\nroot\nsys\ntmp\nvar\n.\n..\ngroup\nhosts\npasswd\nresolv.conf\nin use\n"
 	if out != want {
 		t.Errorf("a step sees %q, want %q", out, want)
 	}
