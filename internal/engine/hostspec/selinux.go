@@ -20,7 +20,10 @@ func selinuxPolicy() (on bool, why string) {
 	if !selinux.GetEnabled() {
 		return false, "SELinux is not enabled on this host"
 	}
-	process, file := selinux.ContainerLabels() //nolint:staticcheck // there is no other reader of the policy's contexts
+	process, file, err := label.InitLabels(nil)
+	if err != nil {
+		return false, "the SELinux policy of this host: " + err.Error()
+	}
 	selinux.ReleaseLabel(process)
 	for _, l := range []string{process, file} {
 		if l == "" {
@@ -78,7 +81,7 @@ func (s *Security) Labels(host *container.Host, shared string) (process, file st
 // ReserveLabels has no other container be given the categories of a label that one has already, from before this engine.
 func ReserveLabels(process string) {
 	if process != "" && selinux.GetEnabled() {
-		selinux.ReserveLabel(process)
+		_ = selinux.ReserveLabelV2(process) // they may be another's already, as of a container that joined this one's processes
 	}
 }
 
@@ -94,7 +97,10 @@ func SharedLabel() (string, error) {
 	if on, _ := selinuxPolicy(); !on {
 		return "", nil
 	}
-	process, file := selinux.ContainerLabels() //nolint:staticcheck // as above
+	process, file, err := label.InitLabels(nil)
+	if err != nil {
+		return "", err
+	}
 	selinux.ReleaseLabel(process)
 	return withoutCategories(file)
 }
@@ -105,7 +111,7 @@ func LabelLayers(dir string) error {
 	if on, _ := selinuxPolicy(); !on {
 		return nil
 	}
-	want := selinux.ROFileLabel()
+	want := selinux.ROFileLabel() //lint:ignore SA1019 nothing else reads it of the policy
 	if want == "" {
 		return nil
 	}

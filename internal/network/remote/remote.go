@@ -91,5 +91,3 @@ func (c client) give(ctx context.Context, method string, in any) error {
 	}
 	return c.Do(ctx, plugin.Call{Method: method, In: in, Limit: limit, Again: true, NoWait: true})
 }
-
-type nothing struct{}
