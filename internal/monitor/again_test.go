@@ -165,6 +165,34 @@ func TestNotUsedAgain(t *testing.T) {
 	}
 }
 
+// A pool that was closed in the moment in which a monitor came back waited for itself, at full speed: the monitor's socket had stayed in an epoll from which nobody could take it any more.
+func TestClosedWhileOneComesBack(t *testing.T) {
+	for range 10 {
+		b := newBench(t, monitor.Options{Pool: 3})
+		b.only()
+		var all []monitor.Monitor
+		for i := range 3 {
+			all = append(all, b.launch(monitor.Launch{ID: fmt.Sprint("c", i), Program: monitortest.Shell(t, "true")}))
+		}
+		for _, m := range all {
+			b.wait(m)
+			if err := m.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		closed := make(chan error, 1)
+		go func() { closed <- b.pool.Close() }()
+		select {
+		case err := <-closed:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-b.ctx.Done():
+			t.Fatal("the pool does not end")
+		}
+	}
+}
+
 func readScore(t *testing.T, pid int) string {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))

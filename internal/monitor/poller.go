@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,7 @@ type poller struct {
 	epoll *os.File
 	mu    sync.Mutex // guards links
 	links map[int32]*link
+	over  atomic.Bool // close was called
 	ended chan struct{}
 }
 
@@ -51,15 +53,15 @@ func (p *poller) run(raw syscall.RawConn) {
 			if err == unix.EINTR {
 				continue
 			}
-			if n <= 0 {
-				return false
+			if n <= 0 || p.over.Load() {
+				return p.over.Load()
 			}
 			for _, ev := range events[:n] {
 				p.mu.Lock()
 				l := p.links[ev.Fd]
 				p.mu.Unlock()
 				if l != nil && !l.receive(&in) {
-					p.drop(ev.Fd, l)
+					p.drop(int(fd), ev.Fd, l)
 				}
 			}
 		}
@@ -72,7 +74,7 @@ func (p *poller) add(l *link) error {
 	p.links[l.fd] = l
 	p.mu.Unlock()
 	err := l.with(func(fd int) error {
-		return p.control(unix.EPOLL_CTL_ADD, fd)
+		return p.watch(fd)
 	})
 	if err != nil {
 		p.mu.Lock()
@@ -83,32 +85,33 @@ func (p *poller) add(l *link) error {
 	return nil
 }
 
-func (p *poller) control(op, fd int) (err error) {
+func (p *poller) watch(fd int) (err error) {
 	raw, err := p.epoll.SyscallConn()
 	if err != nil {
 		return err
 	}
 	if cerr := raw.Control(func(ep uintptr) {
-		err = unix.EpollCtl(int(ep), op, fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP, Fd: int32(fd)})
+		err = unix.EpollCtl(int(ep), unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP, Fd: int32(fd)})
 	}); cerr != nil {
 		return cerr
 	}
 	return err
 }
 
-// drop closes a link whose other side is gone, and says so.
-func (p *poller) drop(fd int32, l *link) {
+// drop closes a link whose other side is gone, and says so. ep is the epoll, also while close ends it.
+func (p *poller) drop(ep int, fd int32, l *link) {
 	p.mu.Lock()
 	delete(p.links, fd)
 	p.mu.Unlock()
 	// The kernel takes a closed descriptor out of the epoll by itself, but only when no other one stands for the same socket (see link.again).
-	_ = l.with(func(fd int) error { return p.control(unix.EPOLL_CTL_DEL, fd) })
+	_ = l.with(func(fd int) error { return unix.EpollCtl(ep, unix.EPOLL_CTL_DEL, fd, nil) })
 	l.end()
 }
 
 // close ends the poller; links that are still there hear nothing any more.
 func (p *poller) close() error {
-	err := p.epoll.Close()
+	p.over.Store(true)
+	err := p.epoll.Close() // waits for run
 	<-p.ended
 	return err
 }
