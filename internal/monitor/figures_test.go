@@ -183,7 +183,7 @@ func TestMemoryIsGivenBack(t *testing.T) {
 		b.wait(s)
 	}
 	least := 1 << 30
-	const bound = 1500 // of its own; the program's text is shared with the other monitors
+	const bound = 2000 // of its own; the program's text is shared with the other monitors. 1,716 were seen on an emulated machine
 	for begin := time.Now(); least > bound && time.Since(begin) < 30*time.Second; time.Sleep(50 * time.Millisecond) {
 		least = min(least, pss(t, m.MonitorPID(), "Pss_Anon:"))
 	}

@@ -84,7 +84,7 @@ func (e *engine) receive() {
 		return
 	}
 	e.s.asked += 4096 + 3*int(n)
-	if n > 16<<10 || e.s.asked >= collectEvery {
+	if n > 16<<10 {
 		e.s.busy = monotonic()
 	}
 	e.s.handle(e, &m, fds)

@@ -22,15 +22,14 @@ import (
 
 // Times, in ns.
 const (
-	second        = int64(1e9)
-	stallLimit    = 10 * second // a client that takes nothing for this long is cut off
-	firstLimit    = 10 * second // how long an exec process's output waits for its first client
-	lingerLimit   = 2 * second  // how long a finished client may take to close its side
-	tick          = 250
-	trimAfter     = 1 * second // big buffers of an idle monitor are given back
-	scratchSize   = 256 << 10
-	collectEvery  = 96 << 10 // bytes of garbage, roughly, that are worth a collection once nothing goes on
-	collectAtOnce = 1 << 20  // … and that cannot wait until then
+	second       = int64(1e9)
+	stallLimit   = 10 * second // a client that takes nothing for this long is cut off
+	firstLimit   = 10 * second // how long an exec process's output waits for its first client
+	lingerLimit  = 2 * second  // how long a finished client may take to close its side
+	tick         = 250
+	trimAfter    = 1 * second // big buffers of an idle monitor are given back
+	scratchSize  = 256 << 10
+	collectEvery = 96 << 10 // bytes of garbage, roughly, between two collections
 )
 
 // watcher is what owns a descriptor.
@@ -159,7 +158,7 @@ func (s *Server) close(fd int) {
 
 // tend does what time asks for and returns the next time-out of the wait, in ms.
 func (s *Server) tend() int {
-	if s.asked >= collectAtOnce {
+	if s.asked >= collectEvery {
 		s.collect()
 	}
 	if len(s.clients) == 0 && s.busy == 0 && !s.expecting() {
@@ -183,9 +182,6 @@ func (s *Server) tend() int {
 		} else {
 			s.busy = 0
 			syscall.Madvise(s.scratch, syscall.MADV_DONTNEED)
-			if s.asked >= collectEvery {
-				s.collect()
-			}
 			for _, c := range s.clients {
 				if c.out.len() == 0 {
 					c.out.free()
@@ -199,7 +195,7 @@ func (s *Server) tend() int {
 	return -1
 }
 
-// collect collects garbage. The collector is off (GOGC=off): an idle monitor must not wake up for it, and while a container starts the processors have better things to do.
+// collect collects garbage. The collector is off (GOGC=off): an idle monitor must not wake up for it. It is not put off for long either: memory that the heap once had is not given back.
 func (s *Server) collect() {
 	s.asked = 0
 	runtime.GC()
