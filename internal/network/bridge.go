@@ -107,6 +107,9 @@ func (d *bridge) raise(context.Context) error {
 			b.AddAddr(link.Index, netip.PrefixFrom(p.Gateway, p.Subnet.Bits()))
 		}
 	}
+	if nw.v6 != nil {
+		b.AddAddr(link.Index, bridgeLinkLocal)
+	}
 	if err := c.Do(&b); err != nil && !onlyErrno(err, unix.EEXIST) {
 		return err
 	}
@@ -115,6 +118,10 @@ func (d *bridge) raise(context.Context) error {
 	}
 	return l.hostSysctl("net/ipv6/conf/"+nw.br+"/accept_ra", "0")
 }
+
+// bridgeLinkLocal is on each bridge with IPv6, as Docker has it. The host asks for neighbours of what it forwards from a link-local address; the one that the kernel makes is not usable before it has carrier and
+// nobody else was found to have it, 1 to 3 s after the first container's start, and so long a published port could not be reached from outside.
+var bridgeLinkLocal = netip.MustParsePrefix("fe80::1/64")
 
 // bridgeAlias marks the bridges that we made, and may therefore remove.
 func (l *Local) bridgeAlias() string { return "corten " + l.opt.Table }
