@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/safefs"
 )
 
 // workMark begins the names of users that are no container but a copy under way. They are not listed; they keep the volume from being removed and its file system mounted.
@@ -69,6 +70,17 @@ func (src *source) open(path string) (err error) {
 	return err
 }
 
+// again opens the directory anew, once nobody writes: of one that was open before, btrfs does not list what came since.
+func (src *source) again() error {
+	dir, err := safefs.Reopen(src.dir, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	src.dir = dir
+	src.done = append(src.done, dir.Close)
+	return nil
+}
+
 // from opens what a copy is made from: a snapshot, or what the volume holds now.
 func (s *LocalStore) from(ctx context.Context, what CopySource) (*source, error) {
 	src, err := s.work(ctx, what.Name)
@@ -105,13 +117,16 @@ func (s *LocalStore) still(ctx context.Context, what CopySource, src *source, co
 	}
 	if thaw != nil {
 		defer func() { err = errors.Join(err, thaw()) }()
-		return copy()
+	} else {
+		resume, err := what.Quiesce(ctx)
+		if err != nil {
+			return err
+		}
+		defer resume()
 	}
-	resume, err := what.Quiesce(ctx)
-	if err != nil {
+	if err := src.again(); err != nil {
 		return err
 	}
-	defer resume()
 	return copy()
 }
 
