@@ -187,9 +187,7 @@ func serve(tb testing.TB, ns *os.File, name string, port int) {
 	in(tb, ns, func() {
 		ln, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
 		check(tb, err)
-		pc, err := net.ListenPacket("udp", fmt.Sprintf(":%d", port))
-		check(tb, err)
-		tb.Cleanup(func() { ln.Close(); pc.Close() })
+		tb.Cleanup(func() { ln.Close() })
 		go func() {
 			for {
 				c, err := ln.Accept()
@@ -201,14 +199,27 @@ func serve(tb testing.TB, ns *os.File, name string, port int) {
 				c.Close()
 			}
 		}()
+	})
+	packets(tb, ns, "udp", fmt.Sprintf(":%d", port), func([]byte, net.Addr) []byte { return []byte(name) })
+}
+
+// packets listens on a udp address in a namespace, one packet after the other, and sends back what got gives; nil is nothing. What it is given is its own only until it returns.
+func packets(tb testing.TB, ns *os.File, network, addr string, got func(p []byte, from net.Addr) []byte) {
+	tb.Helper()
+	in(tb, ns, func() {
+		pc, err := net.ListenPacket(network, addr)
+		check(tb, err)
+		tb.Cleanup(func() { pc.Close() })
 		go func() {
 			buf := make([]byte, 1500)
 			for {
-				_, from, err := pc.ReadFrom(buf)
+				n, from, err := pc.ReadFrom(buf)
 				if err != nil {
 					return
 				}
-				pc.WriteTo([]byte(name), from)
+				if p := got(buf[:n], from); p != nil {
+					pc.WriteTo(p, from)
+				}
 			}
 		}()
 	})

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -146,31 +147,22 @@ func TestNameServerOfAnotherBuildIsReplaced(t *testing.T) {
 	asking.Wait()
 }
 
-// answers has a name server in the namespace tell every question the same address.
-func answers(tb testing.TB, ns *os.File, addr string, a [4]byte) {
+// answers has a name server in the namespace tell every question the same address; asked counts the questions.
+func answers(tb testing.TB, ns *os.File, addr string, a [4]byte) (asked *atomic.Int32) {
 	tb.Helper()
-	in(tb, ns, func() {
-		pc, err := net.ListenPacket("udp4", addr)
-		check(tb, err)
-		tb.Cleanup(func() { pc.Close() })
-		go func() {
-			buf := make([]byte, 1500)
-			for {
-				n, from, err := pc.ReadFrom(buf)
-				if err != nil {
-					return
-				}
-				var m dnsmessage.Message
-				if m.Unpack(buf[:n]) != nil {
-					continue
-				}
-				m.Response, m.RecursionAvailable = true, true
-				m.Answers = []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: m.Questions[0].Name, Class: dnsmessage.ClassINET, TTL: 60}, Body: &dnsmessage.AResource{A: a}}}
-				p, _ := m.Pack()
-				pc.WriteTo(p, from)
-			}
-		}()
+	asked = new(atomic.Int32)
+	packets(tb, ns, "udp4", addr, func(q []byte, _ net.Addr) []byte {
+		asked.Add(1)
+		var m dnsmessage.Message
+		if m.Unpack(q) != nil {
+			return nil
+		}
+		m.Response, m.RecursionAvailable = true, true
+		m.Answers = []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: m.Questions[0].Name, Class: dnsmessage.ClassINET, TTL: 60}, Body: &dnsmessage.AResource{A: a}}}
+		p, _ := m.Pack()
+		return p
 	})
+	return asked
 }
 
 // Several containers with one alias are all named, and one that leaves is not named any more.

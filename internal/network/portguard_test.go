@@ -88,21 +88,10 @@ func advert(from, to, target netip.Addr, mac net.HardwareAddr) []byte {
 func heard(tb testing.TB, ns *os.File, port int) <-chan string {
 	tb.Helper()
 	all := make(chan string, 100)
-	in(tb, ns, func() {
-		pc, err := net.ListenPacket("udp4", fmt.Sprintf(":%d", port))
-		check(tb, err)
-		tb.Cleanup(func() { pc.Close() })
-		go func() {
-			buf := make([]byte, 1500)
-			for {
-				n, from, err := pc.ReadFrom(buf)
-				if err != nil {
-					return
-				}
-				host, _, _ := net.SplitHostPort(from.String())
-				all <- host + " " + string(buf[:n])
-			}
-		}()
+	packets(tb, ns, "udp4", fmt.Sprintf(":%d", port), func(p []byte, from net.Addr) []byte {
+		host, _, _ := net.SplitHostPort(from.String())
+		all <- host + " " + string(p)
+		return nil
 	})
 	return all
 }

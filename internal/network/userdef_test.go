@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -171,30 +170,7 @@ func TestForwardsThroughTheHost(t *testing.T) {
 		check(t, os.WriteFile(o.ResolvConf, []byte("nameserver 127.0.0.99\nnameserver 203.0.113.2\nsearch example.org\n"), 0o644))
 	})
 	w.network(t, Network{Name: "blue"})
-	var asked atomic.Int32
-	in(t, w.outside, func() { // an upstream that only the host reaches; the first server is dead
-		pc, err := net.ListenPacket("udp", "203.0.113.2:53")
-		check(t, err)
-		t.Cleanup(func() { pc.Close() })
-		go func() {
-			buf := make([]byte, 1500)
-			for {
-				n, from, err := pc.ReadFrom(buf)
-				if err != nil {
-					return
-				}
-				asked.Add(1)
-				var m dnsmessage.Message
-				if m.Unpack(buf[:n]) != nil {
-					continue
-				}
-				m.Response, m.RecursionAvailable = true, true
-				m.Answers = []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: m.Questions[0].Name, Class: dnsmessage.ClassINET, TTL: 60}, Body: &dnsmessage.AResource{A: [4]byte{198, 51, 100, 7}}}}
-				p, _ := m.Pack()
-				pc.WriteTo(p, from)
-			}
-		}()
-	})
+	asked := answers(t, w.outside, "203.0.113.2:53", [4]byte{198, 51, 100, 7}) // an upstream that only the host reaches; the first server is dead
 	one := w.join(t, JoinRequest{Owner: "one", Name: "one", Endpoints: on("blue")})
 	for range 3 {
 		if got := lookup(t, one.NS, "udp", "example.com", dnsmessage.TypeA); got != "Success 198.51.100.7" {

@@ -21,6 +21,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/build/buildtest"
 	"corten.dev/corten/internal/build/solve"
 	"corten.dev/corten/internal/build/travel"
 	"corten.dev/corten/internal/content"
@@ -83,7 +84,7 @@ func newHost(t testing.TB) *host {
 	c := client.New(client.Options{Retries: -1})
 	t.Cleanup(c.CloseIdle)
 	places := images.NewCachePlaces(images.New(images.Options{Store: store, Transfers: store, Registry: c, Events: &events.Bus{}, Blobs: blobs{kept}}))
-	h := &host{t: t, images: store, snaps: snaps, recs: &records{all: map[digest.Digest]build.Record{}, trees: snaps}, mounts: &mounts{trees: snaps, keys: map[string]string{}}, tells: &tells{}}
+	h := &host{t: t, images: store, snaps: snaps, recs: &records{trees: snaps}, mounts: &mounts{trees: snaps, keys: map[string]string{}}, tells: &tells{}}
 	h.Caches = travel.New(travel.Options{Places: places, Images: store, Trees: snaps, Cache: h.recs, Mounts: h.mounts})
 	return h
 }
@@ -105,31 +106,18 @@ func registry(t testing.TB) string {
 
 // records is a cache in memory that holds layers as the real one does.
 type records struct {
-	mu    sync.Mutex
-	all   map[digest.Digest]build.Record
+	buildtest.Records
 	trees *overlay.Store
 }
 
-func (r *records) Lookup(_ context.Context, key digest.Digest) (build.Record, bool, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	rec, ok := r.all[key]
-	return rec, ok, nil
-}
-
 func (r *records) Save(ctx context.Context, rec build.Record) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.all[rec.Key] = rec
 	for i, chain := range rec.Outputs {
 		if err := r.trees.Hold(ctx, fmt.Sprint("build/", rec.Key.Encoded(), i), chain); err != nil && !errors.Is(err, errs.NotFound) {
 			return err
 		}
 	}
-	return nil
+	return r.Records.Save(ctx, rec)
 }
-
-func (r *records) Use(context.Context, ...digest.Digest) func() { return func() {} }
 
 // mounts gives one tree for each id and base.
 type mounts struct {

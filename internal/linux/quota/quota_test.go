@@ -5,15 +5,12 @@ import (
 	"errors"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"syscall"
 	"testing"
 	"unsafe"
 
-	"golang.org/x/sys/unix"
-
 	"corten.dev/corten/internal/errs"
-	"corten.dev/corten/internal/linux/loop"
+	"corten.dev/corten/internal/linux/quota/quotatest"
 )
 
 // The layouts are those of the kernel's headers.
@@ -43,28 +40,10 @@ func TestNotEnforced(t *testing.T) {
 
 // A limit on a file system with prjquota, as a mount of an image with the features that mke2fs gives it. Kernels without quota formats refuse the mount.
 func TestLimit(t *testing.T) {
-	mkfs, err := exec.LookPath("mke2fs")
-	if os.Geteuid() != 0 || err != nil {
-		t.Skip("needs root and mke2fs")
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
 	}
-	image := filepath.Join(t.TempDir(), "image")
-	if out, err := exec.Command(mkfs, "-q", "-t", "ext4", "-O", "quota,project", "-E", "quotatype=prjquota", image, "64M").CombinedOutput(); err != nil {
-		t.Skipf("mke2fs: %v: %s", err, out)
-	}
-	dev, err := loop.Attach(image, loop.Options{})
-	if err != nil {
-		t.Skip(err)
-	}
-	defer dev.Close()
-	top := t.TempDir()
-	if err := unix.Mount(dev.Name(), top, "ext4", 0, "prjquota"); err != nil {
-		t.Skipf("this kernel mounts no ext4 with project quotas (CONFIG_QFMT_V2): %v", err)
-	}
-	defer func() {
-		if err := unix.Unmount(top, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	}()
+	top := quotatest.Mount(t, "64M")
 	if err := os.Mkdir(top+"/vol", 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -107,8 +107,8 @@ func TestAnswersOfTheDirectory(t *testing.T) {
 	}
 }
 
-// upstream answers every question with one address after a while; calls counts.
-func upstream(tb testing.TB, wait time.Duration, addr byte, code dnsmessage.RCode) netip.AddrPort {
+// listening is a server on udp: got has each question, and says what is sent back.
+func listening(tb testing.TB, got func(q []byte, say func(p []byte))) netip.AddrPort {
 	tb.Helper()
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -122,23 +122,31 @@ func upstream(tb testing.TB, wait time.Duration, addr byte, code dnsmessage.RCod
 			if err != nil {
 				return
 			}
-			var m dnsmessage.Message
-			if m.Unpack(buf[:n]) != nil {
-				continue
-			}
-			m.Response, m.RCode = true, code
-			if code == 0 {
-				m.Answers = []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: m.Questions[0].Name, Class: dnsmessage.ClassINET, TTL: 100}, Body: &dnsmessage.AResource{A: [4]byte{192, 0, 2, addr}}}}
-			}
-			p, _ := m.Pack()
-			wrong := append([]byte{}, p...)
-			binary.BigEndian.PutUint16(wrong, m.ID+1) // a forger who does not know the number
-			pc.WriteTo(wrong, from)
-			time.Sleep(wait)
-			pc.WriteTo(p, from)
+			got(buf[:n], func(p []byte) { pc.WriteTo(p, from) })
 		}
 	}()
 	return netip.MustParseAddrPort(pc.LocalAddr().String())
+}
+
+// upstream answers every question with one address after a while.
+func upstream(tb testing.TB, wait time.Duration, addr byte, code dnsmessage.RCode) netip.AddrPort {
+	tb.Helper()
+	return listening(tb, func(q []byte, say func(p []byte)) {
+		var m dnsmessage.Message
+		if m.Unpack(q) != nil {
+			return
+		}
+		m.Response, m.RCode = true, code
+		if code == 0 {
+			m.Answers = []dnsmessage.Resource{{Header: dnsmessage.ResourceHeader{Name: m.Questions[0].Name, Class: dnsmessage.ClassINET, TTL: 100}, Body: &dnsmessage.AResource{A: [4]byte{192, 0, 2, addr}}}}
+		}
+		p, _ := m.Pack()
+		wrong := append([]byte{}, p...)
+		binary.BigEndian.PutUint16(wrong, m.ID+1) // a forger who does not know the number
+		say(wrong)
+		time.Sleep(wait)
+		say(p)
+	})
 }
 
 func TestUpstreamRace(t *testing.T) {
@@ -332,22 +340,7 @@ func TestOddQuestions(t *testing.T) {
 // replying is an upstream server that makes its answers out of the questions.
 func replying(tb testing.TB, reply func(q []byte) []byte) netip.AddrPort {
 	tb.Helper()
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { pc.Close() })
-	go func() {
-		buf := make([]byte, 1500)
-		for {
-			n, from, err := pc.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			pc.WriteTo(reply(slices.Clone(buf[:n])), from)
-		}
-	}()
-	return netip.MustParseAddrPort(pc.LocalAddr().String())
+	return listening(tb, func(q []byte, say func(p []byte)) { say(reply(slices.Clone(q))) })
 }
 
 // What is kept, and for how long: the least time of a chain of aliases; for what is not there, what the SOA record says (RFC 2308); without one, not at all.

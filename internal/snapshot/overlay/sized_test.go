@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -16,6 +15,7 @@ import (
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/loop"
 	"corten.dev/corten/internal/linux/quota"
+	"corten.dev/corten/internal/linux/quota/quotatest"
 	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/snapshot/snapshottest"
 )
@@ -74,35 +74,7 @@ func TestSized(t *testing.T) {
 func TestSizedByQuota(t *testing.T) {
 	needRoot(t)
 	needLoop(t)
-	sized(t, quotaFS(t))
-}
-
-// quotaFS mounts an ext4 file system with project quotas.
-func quotaFS(t *testing.T) string {
-	t.Helper()
-	mkfs, err := exec.LookPath("mke2fs")
-	if err != nil {
-		t.Skip("needs mke2fs")
-	}
-	image := filepath.Join(t.TempDir(), "image")
-	if out, err := exec.Command(mkfs, "-q", "-t", "ext4", "-O", "quota,project", "-E", "quotatype=prjquota", image, "128M").CombinedOutput(); err != nil {
-		t.Skipf("mke2fs: %v: %s", err, out)
-	}
-	dev, err := loop.Attach(image, loop.Options{})
-	if err != nil {
-		t.Skip(err)
-	}
-	defer dev.Close()
-	top := t.TempDir()
-	if err := unix.Mount(dev.Name(), top, "ext4", 0, "prjquota"); err != nil {
-		t.Skipf("this kernel mounts no ext4 with project quotas (CONFIG_QFMT_V2): %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(top, 0); err != nil {
-			t.Error(err)
-		}
-	})
-	return top
+	sized(t, quotatest.Mount(t, "128M"))
 }
 
 func sized(t *testing.T, root string) {

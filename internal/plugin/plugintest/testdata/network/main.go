@@ -28,6 +28,8 @@ import (
 	"github.com/docker/go-plugins-helpers/ipam"
 	"github.com/docker/go-plugins-helpers/network"
 	"github.com/docker/go-plugins-helpers/sdk"
+
+	"corten.dev/corten/internal/plugin/plugintest/testdata/bad"
 )
 
 func main() {
@@ -59,7 +61,7 @@ func run(socket string, s *state) error {
 	if err != nil {
 		return err
 	}
-	return http.Serve(&badListener{l, filepath.Join(s.root, "bad")}, front)
+	return http.Serve(&bad.Listener{Listener: l, Root: s.root}, front)
 }
 
 // front joins both kinds on one socket: the library knows a server for each.

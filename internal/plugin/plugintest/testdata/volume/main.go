@@ -24,6 +24,8 @@ import (
 	"time"
 
 	"github.com/docker/go-plugins-helpers/volume"
+
+	"corten.dev/corten/internal/plugin/plugintest/testdata/bad"
 )
 
 func main() {
@@ -57,7 +59,7 @@ func run(socket, tcp, cert, key, ca, root, scope string) error {
 	if err != nil {
 		return err
 	}
-	l = &badListener{l, filepath.Join(root, "bad")}
+	l = &bad.Listener{Listener: l, Root: root}
 	if cert != "" {
 		conf, err := serverTLS(cert, key, ca)
 		if err != nil {

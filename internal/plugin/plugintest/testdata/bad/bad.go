@@ -1,4 +1,5 @@
-package main
+// Package bad lets a plugin misbehave on the wire, below the library.
+package bad
 
 import (
 	"bytes"
@@ -6,45 +7,50 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 )
 
-// badListener misbehaves on the wire, below the library: it looks at what each connection asks for and, where <root>/bad says so, does what no plugin should:
+// Listener looks at what each connection asks for and, where <root>/bad says so in a line "METHOD MODE" (Join, or NetworkDriver.Join), does what no plugin should:
 //
-//	slow     answers after a while
-//	never    reads, and never answers
-//	close    closes the connection without an answer
-//	crash    is killed after half of an answer, its work not done
-//	done     is killed after its work, without an answer
-//	json     answers what is no JSON
-//	html     answers a page, with status 200
-//	huge     answers without end
-//	type     answers what is right, as text/html
-//	status   answers 503 with plain text
-//	rel      answers a mount point that is no absolute path
-type badListener struct {
+//	slow      answers after a while
+//	never     reads, and never answers
+//	close     closes the connection without an answer
+//	crash     is killed after half of an answer, its work not done
+//	done      is killed after its work, without an answer
+//	json      answers what is no JSON
+//	html      answers a page, with status 200
+//	huge      answers without end
+//	type      answers what is right, as text/html
+//	status    answers 503 with plain text
+//	rel       answers a mount point that is no absolute path
+//	{…}       answers this
+//
+// The methods that it misbehaved in it adds to <root>/misbehaved.
+type Listener struct {
 	net.Listener
-	file string
+	Root string
 }
 
-func (l *badListener) Accept() (net.Conn, error) {
+// Accept implements net.Listener.
+func (l *Listener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	return &badConn{Conn: c, file: l.file}, nil
+	return &conn{Conn: c, root: l.Root}, nil
 }
 
-type badConn struct {
+type conn struct {
 	net.Conn
-	file string
+	root string
 	seen bool
 	mode string
 }
 
-func (c *badConn) Read(p []byte) (int, error) {
+func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if c.seen || n == 0 {
 		return n, err
@@ -54,21 +60,36 @@ func (c *badConn) Read(p []byte) (int, error) {
 	return c.misbehave(n, err)
 }
 
-func (c *badConn) modeOf(head []byte) string {
-	text, err := os.ReadFile(c.file)
+func (c *conn) modeOf(head []byte) string {
+	text, err := os.ReadFile(filepath.Join(c.root, "bad"))
 	if err != nil {
 		return ""
 	}
+	path, _, _ := strings.Cut(strings.TrimPrefix(string(head), "POST /"), " ") // NetworkDriver.Join
+	_, short, _ := strings.Cut(path, ".")
 	for line := range strings.Lines(string(text)) {
 		method, mode, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if bytes.HasPrefix(head, []byte("POST /VolumeDriver."+method+" ")) || bytes.HasPrefix(head, []byte("POST /Plugin."+method+" ")) {
+		if method == path || method == short {
+			c.note(method)
 			return mode
 		}
 	}
 	return ""
 }
 
-func (c *badConn) misbehave(n int, err error) (int, error) {
+// note keeps that it misbehaved.
+func (c *conn) note(method string) {
+	f, err := os.OpenFile(filepath.Join(c.root, "misbehaved"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err == nil {
+		fmt.Fprintln(f, method)
+		err = f.Close()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+}
+
+func (c *conn) misbehave(n int, err error) (int, error) {
 	say := func(head, body string) (int, error) {
 		fmt.Fprintf(c.Conn, "HTTP/1.1 %s\r\nContent-Length: %d\r\n\r\n%s", head, len(body), body)
 		c.Conn.Close()
@@ -101,10 +122,13 @@ func (c *badConn) misbehave(n int, err error) (int, error) {
 			}
 		}
 	}
+	if strings.HasPrefix(c.mode, "{") {
+		return say("200 OK", c.mode)
+	}
 	return n, err
 }
 
-func (c *badConn) Write(p []byte) (int, error) {
+func (c *conn) Write(p []byte) (int, error) {
 	switch c.mode {
 	case "done":
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)
