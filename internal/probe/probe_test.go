@@ -1,6 +1,7 @@
 package probe_test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -259,11 +260,13 @@ func TestServerThatSpeaksFirst(t *testing.T) {
 			if err != nil {
 				return
 			}
-			fmt.Fprint(conn, greeting)
-			if greeting != "" {
-				_, _ = io.Copy(io.Discard, conn) // until the other side has enough
+			defer conn.Close()
+			if greeting == "" { // without an answer, but with the question read: what is closed with something unread is reset
+				_, _ = http.ReadRequest(bufio.NewReader(conn))
+				return
 			}
-			conn.Close()
+			fmt.Fprint(conn, greeting)
+			_, _ = io.Copy(io.Discard, conn) // until the other side has enough
 		})
 		to, err := probe.ParseHTTP("http://:" + port + "/")
 		if err != nil {
