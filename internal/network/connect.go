@@ -153,7 +153,7 @@ func (l *Local) reserveConnect(owner string, req EndpointRequest) (*box, *networ
 	}
 	if len(bx.sb.Endpoints) == 0 {
 		for _, er := range bx.req.Endpoints {
-			if at, err := l.find(er.Network); err == nil && at.drv == nil {
+			if at, err := l.find(er.Network); err == nil && at.rec.Driver == nameHost {
 				return nil, nil, Endpoint{}, errs.New(errs.Forbidden, "container cannot be disconnected from %s network or connected to %s network", at.rec.Name, nw.rec.Name)
 			}
 		}
@@ -176,6 +176,9 @@ func (l *Local) reserveConnect(owner string, req EndpointRequest) (*box, *networ
 	ep.Aliases = req.Aliases
 	ep.DNSNames = dnsNames(nw, &bx.req, req.Aliases)
 	nw.enter(owner, ep)
+	if len(bx.sb.Endpoints) == 0 {
+		bx.req.Endpoints = nil // none, where it was until now
+	}
 	bx.sb.Endpoints = append(slices.Clone(bx.sb.Endpoints), ep)
 	bx.req.Endpoints = append(slices.Clone(bx.req.Endpoints), req)
 	return bx, nw, ep, nil

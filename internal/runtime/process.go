@@ -28,7 +28,8 @@ func (p *plan) procWrites(proc *specs.Process) {
 	}
 }
 
-// limits come late: a low limit of open files would stop the program itself.
+// limits come late: a low limit of open files would stop the program itself. Of two of one type the later one holds: the specification wants an error, but runc takes them, and
+// engines that append (nerdctl for --ulimit given twice) rely on it.
 func (p *plan) limits(proc *specs.Process) {
 	for _, l := range proc.Rlimits {
 		n, ok := rlimits[l.Type]

@@ -176,7 +176,7 @@ func TestSysctlAndNames(t *testing.T) {
 
 func TestRlimitsAndScheduling(t *testing.T) {
 	out, code := sh(t, `ulimit -n; ulimit -c; ionice | cut -d' ' -f1; cat /proc/self/personality; cut -d' ' -f19 /proc/self/stat`, func(s *specs.Spec) {
-		s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 5, Hard: 9}, {Type: "RLIMIT_CORE"}}
+		s.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 20, Hard: 40}, {Type: "RLIMIT_CORE"}, {Type: "RLIMIT_NOFILE", Soft: 5, Hard: 9}}
 		s.Process.IOPriority = &specs.LinuxIOPriority{Class: specs.IOPRIO_CLASS_IDLE}
 		s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedBatch, Nice: 3}
 		s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32}

@@ -111,13 +111,6 @@ func validateProcess(proc *specs.Process) error {
 	case !path.IsAbs(proc.Cwd):
 		return errs.New(errs.Invalid, "working directory %q is not absolute", proc.Cwd)
 	}
-	seen := map[string]bool{}
-	for _, l := range proc.Rlimits {
-		if seen[l.Type] {
-			return errs.New(errs.Invalid, "rlimit %s is given twice", l.Type)
-		}
-		seen[l.Type] = true
-	}
 	return nil
 }
 

@@ -71,10 +71,11 @@ func (s *Service) joinRequest(rec *container.Record) (network.JoinRequest, error
 			best = i
 		}
 	}
-	if len(req.Endpoints) > 0 {
-		req.Endpoints[best].Gateway = true
+	if len(req.Endpoints) == 0 { // it was disconnected from all of them
+		req.Endpoints = []network.EndpointRequest{{Network: "none"}}
 	}
-	if host.NetworkMode == "host" || host.NetworkMode == "none" {
+	req.Endpoints[best].Gateway = true
+	if host.NetworkMode == "host" {
 		return req, nil
 	}
 	req.Ports = slices.Clone(host.Ports)

@@ -46,9 +46,6 @@ func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 			return nil, err
 		}
 	}
-	if cfg.StopTimeout != nil && *cfg.StopTimeout < -1 {
-		return nil, errs.New(errs.Invalid, "invalid stop timeout %d: give seconds, or -1 to wait for ever", *cfg.StopTimeout)
-	}
 	if err := validateRestart(host.Restart, host.AutoRemove); err != nil {
 		return nil, err
 	}

@@ -226,19 +226,27 @@ func (s *Service) Prune(ctx context.Context, filters filter.Args) (deleted []str
 	return deleted, nil
 }
 
-// fixed refuses what cannot change: a container with no network of its own, or with the host's.
-func fixed(rec *container.Record, nw network.Network) error {
+// mayConnect refuses what cannot go together, in Docker's order: a network of somebody else has no second one, the host's is of containers that began with it, and none stands alone.
+func mayConnect(rec *container.Record, nw network.Network) error {
 	mode := rec.Host.NetworkMode
-	switch {
-	case strings.HasPrefix(mode, "container:"):
+	_, alone := rec.Networks[networkNone]
+	switch _, on := onNetwork(rec, nw); {
+	case on && rec.State.Status.Live():
+		return errs.New(errs.Forbidden, "endpoint with name %s already exists in network %s", rec.Name, nw.Name)
+	case strings.HasPrefix(mode, "container:") || mode == networkHost:
 		return errs.New(errs.Forbidden, "container sharing network namespace with another container or host cannot be connected to any other network")
-	case mode == "host" || nw.Driver == "host":
-		return errs.New(errs.Forbidden, "container cannot be disconnected from host network or connected to host network")
-	case nw.Driver == "null":
+	case nw.Driver == networkHost:
+		return errHostFixed
+	case alone && nw.Name != networkNone || !alone && nw.Name == networkNone && len(rec.Networks) > 0:
 		return errs.New(errs.Forbidden, "container cannot be connected to multiple networks with one of the networks in private (none) mode")
 	}
 	return nil
 }
+
+// Names of the networks that nothing is made for.
+const networkHost, networkNone = "host", "none"
+
+var errHostFixed = errs.New(errs.Forbidden, "container cannot be disconnected from host network or connected to host network")
 
 // Connect implements [API].
 func (s *Service) Connect(ctx context.Context, ref, containerRef string, ep container.EndpointSettings) error {
@@ -250,20 +258,13 @@ func (s *Service) Connect(ctx context.Context, ref, containerRef string, ep cont
 	if err != nil {
 		return err
 	}
-	if err := fixed(&rec, nw); err != nil {
+	if err := mayConnect(&rec, nw); err != nil {
 		return err
-	}
-	if rec.Host.NetworkMode == "none" {
-		return errs.New(errs.Forbidden, "container cannot be connected to multiple networks with one of the networks in private (none) mode")
 	}
 	if err := s.mayAsk(nw, ep); err != nil {
 		return err
 	}
-	live := rec.State.Status.Live()
-	if _, on := onNetwork(&rec, nw); on && live {
-		return errs.New(errs.Forbidden, "endpoint with name %s already exists in network %s", rec.Name, nw.Name)
-	}
-	if live {
+	if rec.State.Status.Live() && nw.Name != networkNone {
 		if _, err = s.Networks.Connect(ctx, rec.ID, rec.State.PID, s.Containers.Endpoint(&rec, nw.Name, ep)); err != nil {
 			return err
 		}
@@ -322,6 +323,9 @@ func leaveSandbox(rec *container.Record, nw network.Network) {
 // Disconnect implements [API].
 func (s *Service) Disconnect(ctx context.Context, ref, containerRef string, force bool) error {
 	rec, err := s.Containers.Record(containerRef) // looked for first, as Docker
+	if force && errors.Is(err, errs.NotFound) {
+		err = errs.New(errs.NotFound, "endpoint %s not found", containerRef) // what it may have left is given back by the room already
+	}
 	if err != nil {
 		return err
 	}
@@ -329,18 +333,21 @@ func (s *Service) Disconnect(ctx context.Context, ref, containerRef string, forc
 	if err != nil {
 		return err
 	}
-	if err := fixed(&rec, nw); err != nil && nw.Driver != "null" {
-		return err
-	}
 	key, on := onNetwork(&rec, nw)
-	if !on {
+	switch {
+	case nw.Driver == networkHost && on:
+		return errHostFixed
+	case !on:
+		if !rec.State.Status.Live() {
+			return errs.New(errs.Forbidden, "container %s is not connected to the network %s", rec.ID, nw.Name)
+		}
 		return errs.New(errs.Forbidden, "container %s is not connected to network %s", rec.ID, nw.Name)
 	}
 	// The record first: whoever finds the engine dead in between finds an interface that nobody claims, and takes it away.
 	if err := s.Containers.SetNetwork(rec.ID, key, nil, func(rec *container.Record) { leaveSandbox(rec, nw) }); err != nil {
 		return err
 	}
-	if rec.State.Status.Live() {
+	if rec.State.Status.Live() && nw.Name != networkNone {
 		err := s.Networks.Disconnect(ctx, rec.ID, rec.State.PID, nw.ID)
 		if err != nil && (!force || !errors.Is(err, errs.NotFound)) {
 			was := rec.Networks[key]

@@ -59,3 +59,64 @@ func TestTheContainerIsLookedForFirst(t *testing.T) {
 		}
 	}
 }
+
+// docker lets go of none, too: a container on no network can be put on one while it runs.
+func TestNoneGoesWithNoOther(t *testing.T) {
+	ctx := context.Background()
+	room := memory.New()
+	ctrs := &somebody{rec: container.Record{ID: "c", Name: "c"}}
+	ctrs.rec.Host.NetworkMode = "none"
+	ctrs.rec.State.Status = container.Running
+	ctrs.rec.Networks = map[string]container.EndpointSettings{"none": {}}
+	s := networks.New(networks.Options{Networks: room, Containers: ctrs, Events: &events.Bus{}})
+	for _, name := range []string{"blue", "red"} {
+		if _, err := s.Create(ctx, network.Network{Name: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := room.Join(ctx, network.JoinRequest{Owner: "c", Endpoints: []network.EndpointRequest{{Network: "none"}}}); err != nil {
+		t.Fatal(err)
+	}
+	const alone = "container cannot be connected to multiple networks with one of the networks in private (none) mode"
+	for i, step := range []struct {
+		connect, disconnect, err string
+	}{
+		{"blue", "", alone}, {"none", "", "endpoint with name c already exists in network none"},
+		{"", "none", ""}, {"", "none", "container c is not connected to network none"},
+		{"blue", "", ""}, {"red", "", ""}, {"none", "", alone}, {"host", "", "container cannot be disconnected from host network or connected to host network"},
+		{"", "host", "container c is not connected to network host"},
+		{"", "blue", ""}, {"", "red", ""}, {"none", "", ""}, {"red", "", alone},
+	} {
+		var err error
+		if step.connect != "" {
+			err = s.Connect(ctx, step.connect, "c", container.EndpointSettings{})
+		} else {
+			err = s.Disconnect(ctx, step.disconnect, "c", false)
+		}
+		if err == nil && step.err != "" || err != nil && err.Error() != step.err {
+			t.Errorf("step %d %+v: %v", i, step, err)
+		}
+	}
+}
+
+// somebody is an engine with one container.
+type somebody struct {
+	nobody
+	rec container.Record
+}
+
+func (s *somebody) Record(string) (container.Record, error) { return s.rec, nil }
+
+func (*somebody) Endpoint(_ *container.Record, name string, _ container.EndpointSettings) network.EndpointRequest {
+	return network.EndpointRequest{Network: name}
+}
+
+func (s *somebody) SetNetwork(_, name string, ep *container.EndpointSettings, change func(*container.Record)) error {
+	if delete(s.rec.Networks, name); ep != nil {
+		s.rec.Networks[name] = *ep
+	}
+	if change != nil {
+		change(&s.rec)
+	}
+	return nil
+}
