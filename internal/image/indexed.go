@@ -9,16 +9,16 @@ import (
 	"corten.dev/corten/internal/reference"
 )
 
-// indexed is a name of an archive that leads to an index, with the images of it that the archive has as a whole.
+// indexed is an index of an archive, with the images of it that the archive has as a whole.
 type indexed struct {
-	ref    reference.Ref
+	ref    *reference.Ref // nil: it has no name
 	doc    manifest.Document
 	images []packed
 	// artifacts of the index that the archive has as a whole.
 	artifacts []manifest.Document
 }
 
-// indexes finds the named indexes of an archive. As with manifests, what is odd is passed over: the images themselves were found otherwise.
+// indexes finds the indexes of an archive. As with manifests, what is odd is passed over: the images themselves were found otherwise.
 func (sp *spool) indexes() (all []indexed) {
 	var idx ociIndex
 	if !sp.has("index.json") || sp.json("index.json", &idx) != nil {
@@ -26,7 +26,7 @@ func (sp *spool) indexes() (all []indexed) {
 	}
 	for _, b := range idx.Manifests {
 		ref, err := ociName(b)
-		if err != nil || ref == nil || !manifest.IsIndex(b.MediaType) || len(all) == maxDocuments {
+		if err != nil || !manifest.IsIndex(b.MediaType) || len(all) == maxDocuments {
 			continue
 		}
 		var list ociIndex
@@ -38,7 +38,7 @@ func (sp *spool) indexes() (all []indexed) {
 		if err != nil || doc.Index == nil {
 			continue
 		}
-		one := indexed{ref: *ref, doc: doc}
+		one := indexed{ref: ref, doc: doc}
 		left := int64(MaxArtifacts)
 		for i, m := range list.Manifests {
 			if img, ok := sp.whole(m); ok {
@@ -91,9 +91,15 @@ func siblings(images []packed, all []indexed) []packed {
 	return images
 }
 
-// addIndexes keeps the indexes of the names that were loaded.
+// addIndexes keeps the indexes that were loaded, those without a name as a build without one does.
 func (s *Images) addIndexes(ctx context.Context, sp *spool, all []indexed) error {
 	for _, one := range all {
+		if one.ref == nil {
+			if err := s.addNameless(ctx, sp, one); err != nil {
+				return err
+			}
+			continue
+		}
 		s.mu.RLock()
 		known := s.names[one.ref.String()] != ""
 		s.mu.RUnlock()
@@ -103,16 +109,52 @@ func (s *Images) addIndexes(ctx context.Context, sp *spool, all []indexed) error
 		if err := s.loadArtifacts(ctx, sp, one.artifacts); err != nil {
 			return err
 		}
-		if err := s.AddIndex(ctx, one.ref, one.doc); err != nil {
+		if err := s.AddIndex(ctx, *one.ref, one.doc); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// addNameless keeps an index that the archive has no name for, if it has one of its images.
+func (s *Images) addNameless(ctx context.Context, sp *spool, one indexed) error {
+	var here []*entry
+	s.mu.RLock()
+	for _, img := range one.images {
+		if e := s.byID[digest.FromBytes(img.raw)]; e != nil {
+			here = append(here, e)
+		}
+	}
+	s.mu.RUnlock()
+	if len(here) == 0 {
+		return nil
+	}
+	if err := s.loadArtifacts(ctx, sp, one.artifacts); err != nil {
+		return err
+	}
+	return s.keepDocument(ctx, one.doc, func(t *table) error {
+		name := namelessName(one.doc.Digest)
+		t.names[name], t.indexes[name] = s.shown(here).id, one.doc.Digest
+		t.artifacts[one.doc.Digest] = s.artifactsOf(ctx, one.doc)
+		return nil
+	})
+}
+
+// namelessOf is the digest that a loaded image without a name is told by: that of the index without a name that has it, else its own.
+func namelessOf(id digest.Digest, all []indexed) digest.Digest {
+	for _, one := range all {
+		for _, img := range one.images {
+			if one.ref == nil && digest.FromBytes(img.raw) == id {
+				return one.doc.Digest
+			}
+		}
+	}
+	return id
+}
+
 // saveIndex writes the index that a name came as, with all its images and artifacts, if all of them can be had as they came. nil: they cannot, or there is none.
-func (s *Images) saveIndex(ctx context.Context, a *archive, ref reference.Ref) (*blob, error) {
-	index, err := s.index(ctx, ref.String())
+func (s *Images) saveIndex(ctx context.Context, a *archive, ref string) (*blob, error) {
+	index, err := s.index(ctx, ref)
 	if err != nil || index == nil {
 		return nil, err
 	}

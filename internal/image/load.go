@@ -253,7 +253,7 @@ func (s *Images) LoadFor(ctx context.Context, r io.Reader, wanted []manifest.Pla
 			names = append(names, ref.Familiar())
 		}
 		if len(img.refs) == 0 && !img.sibling {
-			names = append(names, e.id.String())
+			names = append(names, namelessOf(e.id, indexes).String())
 		}
 	}
 	if err := s.addIndexes(ctx, sp, indexes); err != nil {

@@ -1,6 +1,8 @@
 package image
 
 import (
+	"context"
+	"fmt"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -18,30 +20,59 @@ func isNameless(name string) bool { return strings.HasPrefix(name, "@") }
 
 // nameless finds the index without a name that ref means: by its digest, or a beginning of it, else by that of the image that it shows. "" when there is none, or several. It needs mu.
 func (s *Images) nameless(ref string) string {
+	if own := s.namelessItself(ref); own != "" {
+		return own
+	}
 	prefix := strings.TrimPrefix(ref, "sha256:")
-	if prefix == "" || strings.Trim(prefix, "0123456789abcdef") != "" {
+	if !isHex(prefix) {
 		return ""
 	}
-	own, shows := 0, 0
-	var byOwn, byShown string
+	found := ""
+	for name := range s.indexes {
+		if isNameless(name) && strings.HasPrefix(s.names[name].Encoded(), prefix) && (found == "" || name < found) {
+			found = name
+		}
+	}
+	return found
+}
+
+// namelessItself is nameless for the digest of the index only: an image that begins so is meant first. It needs mu.
+func (s *Images) namelessItself(ref string) string {
+	prefix := strings.TrimPrefix(ref, "sha256:")
+	if !isHex(prefix) {
+		return ""
+	}
+	for id := range s.byID {
+		if strings.HasPrefix(id.Encoded(), prefix) {
+			return ""
+		}
+	}
+	found := ""
 	for name, index := range s.indexes {
-		if !isNameless(name) {
+		if !isNameless(name) || !strings.HasPrefix(index.Encoded(), prefix) {
 			continue
 		}
-		if strings.HasPrefix(index.Encoded(), prefix) {
-			byOwn, own = name, own+1
+		if found != "" {
+			return ""
 		}
-		if strings.HasPrefix(s.names[name].Encoded(), prefix) && (byShown == "" || name < byShown) {
-			byShown, shows = name, shows+1
+		found = name
+	}
+	return found
+}
+
+func isHex(prefix string) bool {
+	return prefix != "" && strings.Trim(prefix, "0123456789abcdef") == ""
+}
+
+// indexItself is the index that ref names by the index's own digest, alone or behind a repository; "" for any other reference. It needs mu.
+func (s *Images) indexItself(ref string) digest.Digest {
+	if r, err := reference.Parse(ref); err == nil && r.Digest != "" {
+		r.Tag = ""
+		if index := s.indexes[r.String()]; index.String() == r.Digest {
+			return index
 		}
 	}
-	switch {
-	case own == 1:
-		return byOwn
-	case own == 0 && shows > 0:
-		return byShown
-	}
-	return ""
+	return s.indexes[s.namelessItself(ref)]
 }
 
 // indexOf is the index that ref leads to: that of a name, else one without. It needs mu.
@@ -69,4 +100,64 @@ func (t *table) dropNameless() (going []digest.Digest) {
 		}
 	}
 	return going
+}
+
+// removeNameless removes an index that has no name. Its images go with it, but those that have a name, that a container uses or that another index lists.
+func (s *Images) removeNameless(ctx context.Context, name, ref string, force bool, use func(digest.Digest) (stopped, running []string)) (done []Removed, err error) {
+	s.mu.RLock()
+	index, shows := s.indexes[name], s.names[name]
+	s.mu.RUnlock()
+	doc, err := s.document(ctx, index)
+	if err != nil {
+		return nil, fmt.Errorf("index of %s: %w", ref, err)
+	}
+	kept := s.listedElsewhere(ctx, index)
+	images := []digest.Digest{shows}
+	for _, d := range doc.Index.Manifests {
+		if e, _ := s.byManifest(ctx, d.Digest); e != nil && e.id != shows {
+			images = append(images, e.id)
+		}
+	}
+	var deleted []*entry
+	err = s.change(func(t *table) error {
+		done, deleted = nil, nil
+		if t.indexes[name] != index {
+			return noImage(ref)
+		}
+		delete(t.names, name)
+		delete(t.indexes, name)
+		for _, id := range images {
+			e := t.byID[id]
+			if e == nil || kept[id] || len(namesOf(t.names, id)) > 0 {
+				continue
+			}
+			stopped, running := use(id)
+			if id == shows {
+				if _, err := (rmiRule{ref: ref, id: index, force: force, stopped: stopped, running: running}).byID(); err != nil {
+					return err
+				}
+			} else if len(stopped)+len(running) > 0 {
+				continue
+			}
+			deleted = append(deleted, e)
+			delete(t.byID, id)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.gate.candidate(loose{config: true, name: index})
+	done = append(done, Removed{Deleted: index.String()})
+	return append(done, s.gone(deleted)...), nil
+}
+
+// gone lets go what the images had that are not in the table any more, and tells it.
+func (s *Images) gone(deleted []*entry) (done []Removed) {
+	for _, e := range deleted {
+		done = append(done, Removed{Deleted: e.id.String()})
+		s.looseEntry(e)
+		done = append(done, s.layersGone(e)...)
+	}
+	return done
 }

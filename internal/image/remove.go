@@ -27,6 +27,7 @@ func (s *Images) Remove(ctx context.Context, ref string, force, _ bool, inUse fu
 	defer s.gate.end()
 	s.mu.RLock()
 	e, err := s.find(ref)
+	nameless := s.namelessItself(ref)
 	s.mu.RUnlock()
 	if err != nil {
 		return nil, err
@@ -35,8 +36,11 @@ func (s *Images) Remove(ctx context.Context, ref string, force, _ bool, inUse fu
 	if inUse != nil {
 		use = inUse
 	}
+	if nameless != "" {
+		return s.removeNameless(ctx, nameless, ref, force, use)
+	}
 	stopped, running := use(e.id)
-	others := s.siblings(ctx, ref, e.id, use)
+	others, kept := s.siblings(ctx, ref, e.id, use)
 	var deleted []*entry
 	var documents []digest.Digest
 	err = s.change(func(t *table) error {
@@ -45,7 +49,8 @@ func (s *Images) Remove(ctx context.Context, ref string, force, _ bool, inUse fu
 			return noImage(ref)
 		}
 		mine := namesOf(t.names, e.id)
-		going, err := rmiRule{ref: ref, id: e.id, mine: mine, force: force, stopped: stopped, running: running}.names()
+		rule := rmiRule{ref: ref, id: e.id, mine: mine, force: force, stopped: stopped, running: running}
+		going, err := rule.names()
 		if err != nil {
 			return err
 		}
@@ -58,6 +63,9 @@ func (s *Images) Remove(ctx context.Context, ref string, force, _ bool, inUse fu
 		}
 		if len(going) < len(mine) || len(running) > 0 && len(mine) > 0 {
 			return nil
+		}
+		if _, byName := rule.byName(); byName && kept {
+			return nil // of an index that stays
 		}
 		deleted = append(deleted, t.byID[e.id])
 		deleted = append(deleted, t.siblingsGoing(others, going)...)
@@ -76,12 +84,7 @@ func (s *Images) Remove(ctx context.Context, ref string, force, _ bool, inUse fu
 	for _, m := range documents {
 		s.gate.candidate(loose{config: true, name: m})
 	}
-	for _, gone := range deleted {
-		done = append(done, Removed{Deleted: gone.id.String()})
-		s.looseEntry(gone)
-		done = append(done, s.layersGone(gone)...)
-	}
-	return done, nil
+	return append(done, s.gone(deleted)...), nil
 }
 
 // looseEntry names what may have to go with an image.
@@ -95,11 +98,11 @@ func (s *Images) looseEntry(e *entry) {
 }
 
 // siblings are the images of other platforms that came with the index of this name and that no container uses: they go when the last tag of the index does, since they have
-// no name that a person gave them.
-func (s *Images) siblings(ctx context.Context, ref string, id digest.Digest, use func(digest.Digest) (stopped, running []string)) (all []digest.Digest) {
+// no name that a person gave them. listed tells whether another index has the image itself.
+func (s *Images) siblings(ctx context.Context, ref string, id digest.Digest, use func(digest.Digest) (stopped, running []string)) (all []digest.Digest, listed bool) {
 	index, err := s.index(ctx, ref)
 	if err != nil || index == nil {
-		return nil
+		return nil, s.listedElsewhere(ctx, "")[id]
 	}
 	kept := s.listedElsewhere(ctx, index.Digest)
 	for _, d := range index.Index.Manifests {
@@ -111,7 +114,7 @@ func (s *Images) siblings(ctx context.Context, ref string, id digest.Digest, use
 			all = append(all, other.id)
 		}
 	}
-	return all
+	return all, kept[id]
 }
 
 // listedElsewhere are the images that indexes list which are not this one, and which somebody gave a tag or built without a name.

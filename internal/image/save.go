@@ -46,15 +46,18 @@ func (s *Images) SaveFor(ctx context.Context, refs []string, wanted []manifest.P
 	var list []saved
 	for _, it := range named {
 		ref := it.e.id.String()
-		if len(it.refs) > 0 {
+		switch {
+		case len(it.refs) > 0:
 			ref = it.refs[0].String()
+		case len(it.whole) > 0:
+			ref = it.whole[0]
 		}
 		for _, p := range wanted {
 			e, err := s.findFor(ctx, ref, p)
 			if err != nil {
 				return err
 			}
-			list = append(list, saved{e, it.refs})
+			list = append(list, saved{e: e, refs: it.refs})
 		}
 	}
 	return s.saveTo(ctx, &archive{single: true}, list, w)
@@ -74,6 +77,8 @@ func (s *Images) saveTo(ctx context.Context, a *archive, list []saved, w io.Writ
 type saved struct {
 	e    *entry
 	refs []reference.Ref
+	// whole are the digests of the indexes that were asked for without a name, and that show the image.
+	whole []string
 }
 
 // saveList finds the images. A name without tag or digest means all tags of that repository, as in docker.
@@ -82,7 +87,7 @@ func (s *Images) saveList(refs []string) ([]saved, error) {
 	defer s.mu.RUnlock()
 	var list []saved
 	at := map[digest.Digest]int{}
-	put := func(e *entry, names ...reference.Ref) {
+	put := func(e *entry, names ...reference.Ref) *saved {
 		n, again := at[e.id]
 		if !again {
 			n = len(list)
@@ -94,6 +99,7 @@ func (s *Images) saveList(refs []string) ([]saved, error) {
 				list[n].refs = append(list[n].refs, r)
 			}
 		}
+		return &list[n]
 	}
 	for _, ref := range refs {
 		if all := s.repository(ref); len(all) > 0 {
@@ -109,8 +115,8 @@ func (s *Images) saveList(refs []string) ([]saved, error) {
 		r, err := reference.Parse(ref)
 		if err == nil && r.Tag != "" && r.Digest == "" && s.names[r.String()] == e.id {
 			put(e, r)
-		} else {
-			put(e)
+		} else if it := put(e); s.indexItself(ref) != "" {
+			it.whole = append(it.whole, ref)
 		}
 	}
 	if len(list) == 0 {
@@ -197,13 +203,26 @@ func (s *Images) save(ctx context.Context, a *archive, list []saved) error {
 			return fmt.Errorf("image %s: %w", it.e.id, err)
 		}
 		manifests = append(manifests, docker)
-		if len(it.refs) == 0 {
+		if len(it.refs)+len(it.whole) == 0 || a.single && len(it.whole) > 0 {
 			idx.Manifests = append(idx.Manifests, m)
+		}
+		for _, r := range it.whole {
+			if a.single {
+				break
+			}
+			whole, err := s.saveIndex(ctx, a, r)
+			if err != nil {
+				return fmt.Errorf("image %s: %w", it.e.id, err)
+			}
+			if whole == nil {
+				whole = &m
+			}
+			idx.Manifests = append(idx.Manifests, *whole)
 		}
 		for _, r := range it.refs {
 			named := m
 			if !a.single {
-				whole, err := s.saveIndex(ctx, a, r)
+				whole, err := s.saveIndex(ctx, a, r.String())
 				if err != nil {
 					return fmt.Errorf("image %s: %w", it.e.id, err)
 				}
