@@ -328,7 +328,13 @@ type BakeFile struct {
 // BakeAnswer is the plan, or the files that it takes besides: they are named in those that were sent (extends, include).
 type BakeAnswer struct {
 	Plan    json.RawMessage `json:"plan,omitempty"`
-	Missing []string        `json:"missing,omitempty"`
+	Missing []BakeMissing   `json:"missing,omitempty"`
+}
+
+// BakeMissing is one of these files. One that is optional (the .env of an included folder) is sent without content when it is not there.
+type BakeMissing struct {
+	Name     string `json:"name"`
+	Optional bool   `json:"optional,omitempty"`
 }
 
 // Fetch asks for files at an address (POST FetchPath); without names, the address is the file. The answer is a list of BakeFile.

@@ -80,7 +80,7 @@ func (f *fakeBuilds) Status(_ context.Context, ref string, each func(build.Statu
 	return each(steps(1))
 }
 
-func (f *fakeBuilds) Bake(_ context.Context, req builds.BakeRequest) ([]byte, []string, error) {
+func (f *fakeBuilds) Bake(_ context.Context, req builds.BakeRequest) ([]byte, []builds.BakeMissing, error) {
 	if len(req.Files) == 0 {
 		return nil, nil, errors.New("no files")
 	}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"corten.dev/corten/internal/buildwire"
 	"corten.dev/corten/internal/cli/buildprogress"
@@ -130,14 +131,18 @@ func (a *app) fetch(ctx context.Context, address string, names []string) (files 
 }
 
 // more reads files that the engine asks for because others name them. Nothing is given that no file names.
-func (o *bakeFlags) more(ctx context.Context, a *app, have []buildwire.BakeFile, missing []string) (files []buildwire.BakeFile, err error) {
-	for _, name := range missing {
-		if !slices.ContainsFunc(have, func(f buildwire.BakeFile) bool { return bytes.Contains(f.Data, []byte(path.Base(name))) }) {
+func (o *bakeFlags) more(ctx context.Context, a *app, have []buildwire.BakeFile, missing []buildwire.BakeMissing) (files []buildwire.BakeFile, err error) {
+	for _, file := range missing {
+		name, mark := file.Name, path.Base(file.Name)
+		if mark == projectEnv && file.Optional { // of a folder that is named
+			mark = path.Base(path.Dir(name))
+		}
+		if !slices.ContainsFunc(have, func(f buildwire.BakeFile) bool { return bytes.Contains(f.Data, []byte(mark)) }) {
 			return nil, invalid("the engine asks for %s, which no file names", name)
 		}
 		if o.remote == "" {
 			f, err := o.readOne(a, filepath.FromSlash(name))
-			if err != nil {
+			if err != nil && !(file.Optional && (errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.EISDIR))) {
 				return nil, err
 			}
 			files = append(files, buildwire.BakeFile{Name: name, Data: f.Data, Extra: true})
@@ -147,10 +152,14 @@ func (o *bakeFlags) more(ctx context.Context, a *app, have []buildwire.BakeFile,
 		if err != nil {
 			return nil, err
 		}
-		if len(there) == 0 {
+		if len(there) == 0 && !file.Optional {
 			return nil, &exitError{code: 1, text: fmt.Sprintf("ERROR: failed to read %s: no such file in %s", name, o.remote)}
 		}
-		files = append(files, buildwire.BakeFile{Name: name, Data: there[0].Data, Extra: true})
+		one := buildwire.BakeFile{Name: name, Extra: true}
+		if len(there) > 0 {
+			one.Data = there[0].Data
+		}
+		files = append(files, one)
 	}
 	return files, nil
 }
@@ -172,7 +181,7 @@ func (o *bakeFlags) plan(ctx context.Context, a *app, targets []string) ([]byte,
 	if in.Files, err = o.read(ctx, a); err != nil {
 		return nil, err
 	}
-	if err := o.projectEnv(&in); err != nil {
+	if err := o.withProjectEnv(&in); err != nil {
 		return nil, err
 	}
 	in.Targets = targets
@@ -204,9 +213,12 @@ func (o *bakeFlags) plan(ctx context.Context, a *app, targets []string) ([]byte,
 	return nil, invalid("the files lead to others more than %d deep", maxBakeRounds)
 }
 
-// projectEnv gives the .env of this folder to compose files, which take variables from it.
-func (o *bakeFlags) projectEnv(in *buildwire.Bake) error {
-	const name, most = ".env", 1 << 20
+// projectEnv is the file of variables that compose files have without naming it.
+const projectEnv = ".env"
+
+// withProjectEnv gives the .env of this folder to compose files, which take variables from it.
+func (o *bakeFlags) withProjectEnv(in *buildwire.Bake) error {
+	const name, most = projectEnv, 1 << 20
 	compose := func(f buildwire.BakeFile) bool { return path.Ext(f.Name) == ".yml" || path.Ext(f.Name) == ".yaml" }
 	if o.remote != "" || !slices.ContainsFunc(in.Files, compose) {
 		return nil

@@ -157,7 +157,11 @@ func (s *Server) cortenBake(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	return ok(w, buildwire.BakeAnswer{Plan: plan, Missing: missing})
+	answer := buildwire.BakeAnswer{Plan: plan}
+	for _, file := range missing {
+		answer.Missing = append(answer.Missing, buildwire.BakeMissing(file))
+	}
+	return ok(w, answer)
 }
 
 // cortenFetch reads files at an address.

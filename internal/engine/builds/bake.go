@@ -11,7 +11,7 @@ import (
 )
 
 // Bake implements [Planner].
-func (s *Service) Bake(_ context.Context, req BakeRequest) (raw []byte, missing []string, err error) {
+func (s *Service) Bake(_ context.Context, req BakeRequest) (raw []byte, missing []BakeMissing, err error) {
 	if len(req.Files) == 0 {
 		return nil, nil, errs.New(errs.Invalid, "no bake file is given")
 	}
@@ -22,7 +22,13 @@ func (s *Service) Bake(_ context.Context, req BakeRequest) (raw []byte, missing 
 	plan, err := bake.Make(r)
 	var more *bake.Missing
 	if errors.As(err, &more) {
-		return nil, more.Names, nil
+		for _, name := range more.Names {
+			missing = append(missing, BakeMissing{Name: name})
+		}
+		for _, name := range more.Optional {
+			missing = append(missing, BakeMissing{Name: name, Optional: true})
+		}
+		return nil, missing, nil
 	}
 	if err != nil {
 		return nil, nil, err

@@ -138,7 +138,7 @@ type Past interface {
 // Planner reads files that say what to build.
 type Planner interface {
 	// Bake reads bake files (HCL, JSON, compose) and gives the plan as `buildx bake --print` does. missing are the files that it takes besides, as extra ones; there is no plan then.
-	Bake(ctx context.Context, req BakeRequest) (plan []byte, missing []string, err error)
+	Bake(ctx context.Context, req BakeRequest) (plan []byte, missing []BakeMissing, err error)
 	// Fetch reads files at an address.
 	Fetch(ctx context.Context, req FetchRequest) ([]BakeFile, error)
 }
@@ -158,6 +158,12 @@ type BakeRequest struct {
 	Targets   []string
 	Overrides []string
 	Env       map[string]string
+}
+
+// BakeMissing is a file that others lead to and that was not given. An optional one is given without content when it is not there.
+type BakeMissing struct {
+	Name     string
+	Optional bool
 }
 
 // BakeFile is one file. Extra ones are only what others name (extends, include).

@@ -24,7 +24,7 @@ func (c *config) compose(f File, links *composer) error {
 	}
 	services, _ := doc["services"].(map[string]any)
 	secrets, _ := doc["secrets"].(map[string]any)
-	if len(services) == 0 && len(links.missing) == 0 {
+	if len(services) == 0 && len(links.missing.Names) == 0 {
 		return wrong("it has no services")
 	}
 	g := c.groups["default"]

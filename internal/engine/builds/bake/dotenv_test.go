@@ -54,6 +54,33 @@ func TestFilesOfVariables(t *testing.T) {
 	}
 }
 
+// An included file without env_file sees the .env of its own folder, behind what the project has; it was not looked for.
+func TestIncludedFolderHasVariables(t *testing.T) {
+	file := func(name, text string, extra bool) File { return File{Name: name, Data: []byte(text), Extra: extra} }
+	req := Request{Platform: "linux/amd64", Env: map[string]string{"USER_SAYS": "yes"}, Files: []File{
+		file("compose.yaml", "include: [db/compose.yaml, {path: [x/one.yaml, y/two.yaml], project_directory: z}, none/compose.yaml]\nservices:\n  web: {image: 'web:${DB:-none}', build: .}\n", false),
+		file(".env", "TAG=project\n", true),
+		file("db/compose.yaml", "services:\n  db: {image: 'db:$TAG-$DB-$USER_SAYS', build: .}\n", true),
+		file("x/one.yaml", "services:\n  one: {image: 'one:$TAG-$Z', build: .}\n", true), file("y/two.yaml", "services:\n  two: {image: 'two:$Z', build: .}\n", true),
+		file("none/compose.yaml", "services:\n  none: {image: 'none:$TAG', build: .}\n", true),
+	}}
+	_, err := Make(req)
+	var more *Missing
+	if !errors.As(err, &more) || len(more.Names) > 0 || !slices.Equal(more.Optional, []string{"db/.env", "z/.env", "none/.env"}) {
+		t.Fatal(err, more)
+	}
+	req.Files = append(req.Files, file("db/.env", "TAG=never\nUSER_SAYS=no\nDB=15\n", true), file("z/.env", "Z=z\n", true), file("none/.env", "", true))
+	plan, err := Make(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"web": "web:none", "db": "db:project-15-yes", "one": "one:project-z", "two": "two:z", "none": "none:project"} {
+		if got := plan.Targets[name]["tags"]; !reflect.DeepEqual(got, []string{want}) {
+			t.Errorf("%s: %v, want %s", name, got, want)
+		}
+	}
+}
+
 func FuzzDotenv(f *testing.F) {
 	f.Add("A=1\nexport B=\"x$A\"\nC='y'\n# z\nD: ${A:-b}")
 	f.Add("A=\\")

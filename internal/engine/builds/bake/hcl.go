@@ -95,8 +95,8 @@ func read(req Request) (*config, error) {
 			}
 		}
 	}
-	if len(links.missing) > 0 {
-		return nil, &Missing{links.missing}
+	if len(links.missing.Names)+len(links.missing.Optional) > 0 {
+		return nil, &links.missing
 	}
 	return c, r.evaluate(c)
 }

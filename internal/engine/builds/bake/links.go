@@ -17,16 +17,22 @@ const maxLinks = 20
 
 // Missing are files that compose files name (extends, include) and that were not given: who asked for the plan gives them as extra files, and asks again. The names are paths as far as they
 // follow from the names of the files that were given.
-type Missing struct{ Names []string }
+type Missing struct {
+	Names []string
+	// Optional are files that nothing names, but that hold where they are: of those that are not there, empty ones are given.
+	Optional []string
+}
 
 // Error names the first.
-func (m *Missing) Error() string { return m.Names[0] + ": no such file among those that were given" }
+func (m *Missing) Error() string {
+	return slices.Concat(m.Names, m.Optional)[0] + ": no such file among those that were given"
+}
 
 // composer reads compose files and what they lead to.
 type composer struct {
 	extra   map[string][]byte // by path
 	env     map[string]string
-	missing []string
+	missing Missing
 	read    map[string]map[string]any
 }
 
@@ -77,25 +83,39 @@ func beside(from, name string) string {
 // given gives a file, or notes that it is missing.
 func (c *composer) given(at string) ([]byte, bool) {
 	data, ok := c.extra[at]
-	if !ok && !slices.Contains(c.missing, at) {
-		c.missing = append(c.missing, at)
+	if !ok && !slices.Contains(c.missing.Names, at) {
+		c.missing.Names = append(c.missing.Names, at)
 	}
 	return data, ok
 }
 
-// environment has files of variables hold for what is read until restore. What the environment has goes before what they say.
-func (c *composer) environment(from string, files []string) (restore func(), err error) {
+// implied gives the file of variables of a folder, or notes that it may be missing.
+func (c *composer) implied(at string) ([]byte, bool) {
+	data, ok := c.extra[at]
+	if !ok && at != projectEnv && !slices.Contains(c.missing.Optional, at) { // that of the project is given from the beginning, if it is there
+		c.missing.Optional = append(c.missing.Optional, at)
+	}
+	return data, ok
+}
+
+// environment has files of variables hold for what is read until restore: those that the item names, else .env of its folder. What the environment has goes before what they say.
+func (c *composer) environment(from string, what included) (restore func(), err error) {
 	env, read := c.env, c.read
 	restore = func() { c.env, c.read = env, read }
+	files, given := what.envFiles, c.given
 	if len(files) == 0 {
-		return restore, nil
+		dir := what.dir
+		if dir == "" {
+			dir = path.Dir(what.paths[0])
+		}
+		files, given = []string{path.Join(dir, projectEnv)}, c.implied
 	}
 	c.env, c.read = maps.Clone(env), nil
 	if c.env == nil {
 		c.env = map[string]string{}
 	}
 	for _, name := range files {
-		data, ok := c.given(beside(from, name))
+		data, ok := given(beside(from, name))
 		if !ok {
 			continue
 		}
@@ -128,7 +148,7 @@ func (c *composer) include(name string, doc map[string]any, depth int) error {
 			return err
 		}
 		paths, dir := what.paths, what.dir
-		restore, err := c.environment(name, what.envFiles)
+		restore, err := c.environment(name, what)
 		if err != nil {
 			return err
 		}

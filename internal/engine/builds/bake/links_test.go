@@ -31,7 +31,7 @@ services:
 	if !errors.As(err, &more) || !reflect.DeepEqual(more.Names, []string{"db/compose.yaml", "common/base.yaml"}) {
 		t.Fatal(err)
 	}
-	req.Files = append(req.Files, bake.File{Name: "db/compose.yaml", Extra: true, Data: []byte("services:\n  db:\n    build: .\n    image: db:1\n")},
+	req.Files = append(req.Files, bake.File{Name: "db/.env", Extra: true}, bake.File{Name: "db/compose.yaml", Extra: true, Data: []byte("services:\n  db:\n    build: .\n    image: db:1\n")},
 		bake.File{Name: "common/base.yaml", Extra: true, Data: []byte("services:\n  root:\n    build: {context: ., args: {R: r}}\n  thing:\n    extends: {service: root}\n    build: {dockerfile: D}\n")})
 	plan, err := bake.Make(req)
 	if err != nil {
