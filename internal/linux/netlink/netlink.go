@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -90,17 +91,50 @@ func (c *Conn) SetBuffers(size int) {
 	}
 }
 
-// Do sends the batch and waits until the kernel has worked on all of it. It returns the joined errors of the requests that failed;
-// those after a failed one were tried all the same (rtnetlink) or none was done (nftables).
+// What is sent at once, at most: the kernel takes no more than fits a socket's buffer, and its answers, one for each request that fails, must fit the other one.
+const maxRequests, maxBytes = 128, 64 << 10
+
+// Do sends the batch and waits until the kernel has worked on all of it. It returns the joined errors of the requests that failed; those after a failed one were tried all the same.
 func (c *Conn) Do(b *Batch) error {
-	if len(b.starts) == 0 {
-		return nil
+	var all []error
+	for rest := *b; rest.Len() > 0; {
+		var part Batch
+		part, rest = rest.split()
+		first := c.stamp(&part, unix.NLM_F_ACK)
+		if err := c.send(part.buf); err != nil {
+			return errors.Join(append(all, err)...)
+		}
+		if err := c.await(&part, first, first+uint32(part.Len())-1); err != nil {
+			all = append(all, err)
+		}
 	}
-	first := c.stamp(b, unix.NLM_F_ACK)
-	if err := c.send(b.buf); err != nil {
-		return err
+	return errors.Join(all...)
+}
+
+// split takes what can be sent at once off the front of a batch.
+func (b *Batch) split() (part, rest Batch) {
+	n := 1
+	for n < len(b.starts) && n < maxRequests && b.end(n) <= maxBytes {
+		n++
 	}
-	return c.await(b, first, first+uint32(len(b.starts))-1)
+	if n == len(b.starts) {
+		return *b, Batch{}
+	}
+	size := b.end(n - 1)
+	part = Batch{buf: b.buf[:size], starts: b.starts[:n], names: b.names[:n]}
+	rest = Batch{buf: b.buf[size:], starts: slices.Clone(b.starts[n:]), names: b.names[n:]}
+	for i := range rest.starts {
+		rest.starts[i] -= size
+	}
+	return part, rest
+}
+
+// end is where request number i ends.
+func (b *Batch) end(i int) int {
+	if i+1 < len(b.starts) {
+		return b.starts[i+1]
+	}
+	return len(b.buf)
 }
 
 // await collects the answers until the one to the last request came.

@@ -102,3 +102,40 @@ func ExampleBatch() {
 	defer c.Close()
 	_ = c.Do(&b) // one datagram, one wait
 }
+
+// A long list of connections to forget was sent at once, and refused by the kernel as too long; and the errors of as many requests did not fit the socket's buffer.
+func TestBatchesOfAnyLength(t *testing.T) {
+	c, err := Dial(unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const n = 10_000
+	for range 2 { // a batch may be sent again
+		var b Batch
+		for range n {
+			b.DelLink("nosuchlink")
+		}
+		err = c.Do(&b)
+		var count func(err error) int
+		count = func(err error) (all int) {
+			if many, ok := err.(interface{ Unwrap() []error }); ok {
+				for _, e := range many.Unwrap() {
+					all += count(e)
+				}
+				return all
+			}
+			if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EPERM) {
+				return 1
+			}
+			t.Fatal(err)
+			return 0
+		}
+		if got := count(err); got != n {
+			t.Fatalf("%d errors of %d requests", got, n)
+		}
+	}
+	if lo, err := c.LinkByName("lo"); err != nil || lo.Index != 1 {
+		t.Errorf("lo, after that: %+v %v", lo, err)
+	}
+}
