@@ -52,13 +52,8 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 	if err := l.plugLive(nw, ep, ns); err != nil {
 		return Endpoint{}, err
 	}
-	l.mu.Lock()
-	rates, bounded := bx.ratesOn([]*network{nw})
-	l.mu.Unlock()
-	if bounded {
-		if err := l.shape([]*network{nw}, []Endpoint{ep}, rates, nil, ns); err != nil {
-			return Endpoint{}, err
-		}
+	if err := l.shapeNew(bx, []*network{nw}, []Endpoint{ep}, ns); err != nil {
+		return Endpoint{}, err
 	}
 	if err := l.turn(ctx, bx, ns); err != nil {
 		return Endpoint{}, err
@@ -190,8 +185,12 @@ func (bx *box) forgetEndpoint(ep Endpoint) {
 	bx.req.Endpoints = slices.DeleteFunc(slices.Clone(bx.req.Endpoints), func(o EndpointRequest) bool { return o.Network == ep.Network || o.Network == ep.NetworkID })
 }
 
-// Disconnect takes a running container off a network.
+// Disconnect takes a running container off a network. When its process or its interface cannot be had, nothing has changed.
 func (l *Local) Disconnect(ctx context.Context, owner string, pid int, network string) error {
+	ns, nsErr := nsOf(pid) // before anything changes: of a container that just ended, Leave gives everything back
+	if nsErr == nil {
+		defer ns.Close()
+	}
 	l.mu.Lock()
 	nw, err := l.find(network)
 	bx := l.boxes[owner]
@@ -200,7 +199,7 @@ func (l *Local) Disconnect(ctx context.Context, owner string, pid int, network s
 		if at := nw.eps[owner]; at == nil || bx == nil || !bx.ready {
 			err = errs.New(errs.Forbidden, "container %s is not connected to network %s", short(owner), nw.rec.Name)
 		} else {
-			ep = *at
+			ep, err = *at, nsErr
 		}
 	}
 	if err != nil {
@@ -208,30 +207,43 @@ func (l *Local) Disconnect(ctx context.Context, owner string, pid int, network s
 		return err
 	}
 	l.remember(owner, ep)
-	l.dropEndpoint(owner, ep, false)
-	bx.forgetEndpoint(ep)
 	l.mu.Unlock()
-	ns, err := nsOf(pid)
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	if err := nw.drv.unplug(ctx, ep, ns); err != nil {
-		return fmt.Errorf("disconnect from network %s: %w", nw.rec.Name, err)
-	}
-	if err := errors.Join(l.unfence(bx, []Endpoint{ep}), l.dismiss(ctx, owner, []Endpoint{ep})); err != nil {
+	if err := l.unplugLive(ctx, bx, nw, ep, ns); err != nil {
 		return err
 	}
 	l.mu.Lock()
-	nw.free(ep)
 	opens := l.opens(owner)
 	l.mu.Unlock()
 	if opens {
-		if err := l.reopen(); err != nil {
-			return err
-		}
+		err = l.reopen()
 	}
-	return errors.Join(l.turn(ctx, bx, ns), l.refreshNames(ctx, bx, ns))
+	return errors.Join(err, l.turn(ctx, bx, ns), l.refreshNames(ctx, bx, ns))
+}
+
+// unplugLive takes an interface of a container that runs away, with its list and its addresses. An interface that the kernel does not let go stays the container's.
+func (l *Local) unplugLive(ctx context.Context, bx *box, nw *network, ep Endpoint, ns *os.File) error {
+	owner := bx.req.Owner
+	l.mu.Lock()
+	was := bx.req.Endpoints
+	l.dropEndpoint(owner, ep, false)
+	bx.forgetEndpoint(ep)
+	l.mu.Unlock()
+	if err := nw.drv.unplug(ctx, ep, ns); err != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.boxes[owner] == bx {
+			nw.enter(owner, ep)
+			bx.sb.Endpoints, bx.req.Endpoints = append(slices.Clone(bx.sb.Endpoints), ep), was
+		} else {
+			l.vacate(owner, ep, time.Time{})
+		}
+		return fmt.Errorf("disconnect from network %s: %w", nw.rec.Name, err)
+	}
+	err := errors.Join(l.unfence(bx, []Endpoint{ep}), l.dismiss(ctx, owner, []Endpoint{ep}))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	nw.free(ep)
+	return err
 }
 
 // planOf rebuilds the plan of a sandbox from what it has.

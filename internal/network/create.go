@@ -153,7 +153,7 @@ func (l *Local) checkBridgeName(br string) error {
 // Remove removes a network that nobody is on.
 func (l *Local) Remove(ctx context.Context, ref string) error {
 	h, err := l.removeOwn(ctx, ref)
-	if err != nil || h == nil {
+	if h == nil {
 		return err
 	}
 	var list []*held // endpoints that are owed yet, then the network
@@ -165,10 +165,10 @@ func (l *Local) Remove(ctx context.Context, ref string) error {
 	}
 	l.mu.Unlock()
 	l.owe(ctx, append(list, h)...) // as Docker: what a plugin says to it keeps no network
-	return nil
+	return err
 }
 
-// removeOwn removes what is ours of a network, and returns what plugins hold of it.
+// removeOwn removes what is ours of a network, and returns what plugins hold of it, nil where the network is still there.
 func (l *Local) removeOwn(ctx context.Context, ref string) (*held, error) {
 	l.created.Lock()
 	defer l.created.Unlock()

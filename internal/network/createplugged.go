@@ -70,6 +70,9 @@ func (l *Local) createPlugged(ctx context.Context, rec Network) (_ Network, err 
 		}
 	}
 	h := &held{ID: rec.ID, Network: rec.ID}
+	if made.ipam != nil {
+		h.IPAM = rec.IPAM.Driver
+	}
 	l.hold(h)
 	undo.Push(func(ctx context.Context) error { l.owe(ctx, h); return nil })
 	if err := l.choosePlugged(ctx, made.ipam, &rec, h, skips, way); err != nil {
@@ -124,7 +127,6 @@ func (l *Local) choosePlugged(ctx context.Context, m *remote.IPAM, rec *Network,
 		given[p.Subnet] = p.Gateway.IsValid()
 	}
 	if m != nil {
-		h.IPAM = rec.IPAM.Driver
 		if err := l.checkPools(rec); err != nil {
 			return err
 		}
@@ -230,7 +232,7 @@ func (l *Local) requestKept(ctx context.Context, m *remote.IPAM, h *held, p *Poo
 		req.Pool, req.Subnet = p.ID, p.Subnet
 		got, err := m.RequestAddress(ctx, req)
 		if got.IsValid() {
-			h.Addrs = append(h.Addrs, heldAddr{p.ID, got.Addr()})
+			l.gave(h, heldAddr{p.ID, got.Addr()})
 		}
 		if err == nil {
 			err = l.note(h)

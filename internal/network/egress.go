@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/netlink"
 )
 
 // OptionEgress is the option of a network, and the annotation of a container, that says where they may connect to; JoinRequest.Egress holds a container's. Where both say so, both
@@ -184,7 +185,7 @@ type egressBox struct {
 }
 
 func (s EgressSubnet) box() egressBox {
-	b := egressBox{from: s.Prefix.Addr(), to: lastOf(s.Prefix), protoE: 255, port: s.First, portE: s.Last}
+	b := egressBox{from: s.Prefix.Addr(), to: netlink.LastAddr(s.Prefix), protoE: 255, port: s.First, portE: s.Last}
 	if s.Proto != 0 {
 		b.proto, b.protoE = s.Proto, s.Proto
 	}
@@ -249,14 +250,4 @@ func (b egressBox) without(o egressBox) (rest []egressBox) {
 		cut(part)
 	}
 	return rest
-}
-
-// lastOf is the last address of a subnet.
-func lastOf(p netip.Prefix) netip.Addr {
-	raw := p.Masked().Addr().AsSlice()
-	for bit := p.Bits(); bit < 8*len(raw); bit++ {
-		raw[bit/8] |= 0x80 >> (bit % 8)
-	}
-	a, _ := netip.AddrFromSlice(raw)
-	return a
 }

@@ -60,7 +60,7 @@ func FuzzParseEgress(f *testing.F) {
 		boxes := e.boxes()
 		ask := []netip.Addr{netip.AddrFrom4([4]byte{byte(addr >> 24), byte(addr >> 16), byte(addr >> 8), byte(addr)})}
 		for _, s := range e.Subnets {
-			ask = append(ask, s.Prefix.Addr(), lastOf(s.Prefix))
+			ask = append(ask, s.Prefix.Addr(), netlink.LastAddr(s.Prefix))
 		}
 		for _, a := range ask {
 			said, held := false, 0

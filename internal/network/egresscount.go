@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"corten.dev/corten/internal/linux/nft"
 	"golang.org/x/sys/unix"
@@ -94,33 +93,24 @@ func (l *Local) EgressCounts(context.Context) (owners, networks map[string]Egres
 
 // settleCounts takes the counters of those away who ended while no engine ran.
 func (l *Local) settleCounts() error {
-	l.mu.Lock()
-	owned := map[string]bool{}
-	for _, bx := range l.boxes {
-		for _, ep := range bx.sb.Endpoints {
-			for _, a := range ep.sources() {
-				owned[string(a.AsSlice())] = bx.egress != nil
-			}
-		}
-	}
-	for _, nw := range l.nets {
-		owned[byNet+string(nft.Name(nw.br))] = nw.egress != nil
-	}
-	l.mu.Unlock()
-	tx := &nft.Tx{}
+	type counter struct{ set, key string }
+	var all []counter
 	for _, s := range countSets {
 		elems, err := l.nf.Elems(0, l.opt.Table, s.Name)
 		if err != nil {
 			return fmt.Errorf("read set %s: %w", s.Name, err)
 		}
 		for _, e := range elems {
-			kind := ""
-			if strings.HasPrefix(s.Name, byNet) {
-				kind = byNet
-			}
-			if !owned[kind+string(e.Key)] {
-				tx.DelElems(l.opt.Table, s.Name, []nft.Elem{{Key: e.Key}})
-			}
+			all = append(all, counter{s.Name, string(e.Key)})
+		}
+	}
+	l.mu.Lock()
+	whose := l.lists() // after they were read, so that those who come now are known
+	l.mu.Unlock()
+	tx := &nft.Tx{}
+	for _, c := range all {
+		if !whose[listOf(c.set, c.key)] {
+			tx.DelElems(l.opt.Table, c.set, []nft.Elem{{Key: []byte(c.key)}})
 		}
 	}
 	if err := l.commit(tx); !errors.Is(err, unix.ENOENT) {

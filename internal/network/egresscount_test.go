@@ -1,6 +1,8 @@
 package network
 
 import (
+	"net"
+	"net/netip"
 	"strings"
 	"testing"
 )
@@ -30,17 +32,24 @@ func TestEgressCounts(t *testing.T) {
 		wantReach(t, a.NS, []string{"tcp 203.0.113.2:80"}, nil)
 	}
 	wantReach(t, a.NS, nil, []string{"udp 203.0.113.2:81", "udp 198.51.100.7:80"})
+	// Nor does it get out with an address that is not its own: that is counted for itself.
+	mac, err := net.ParseMAC(a.Endpoints[0].MAC)
+	check(t, err)
+	send(t, a.NS, frame(mac, mac, etherIP, datagram(netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("203.0.113.2"), 81, "x")))
 	// The network's list is asked first, and drops both.
-	ctr, net := counts()
-	if net.Allowed.Packets != 3 || net.Dropped.Packets != 2 || net.Dropped.Bytes != 2*29 || ctr.Allowed.Packets != 3 || ctr.Dropped.Packets != 0 || ctr.Allowed.Bytes != net.Allowed.Bytes {
-		t.Errorf("container %+v, network %+v", ctr, net)
+	ctr, onNet := counts()
+	if ctr.Spoofed.Packets != 1 {
+		t.Errorf("spoofed %+v", ctr.Spoofed)
+	}
+	if onNet.Allowed.Packets != 3 || onNet.Dropped.Packets != 2 || onNet.Dropped.Bytes != 2*29 || ctr.Allowed.Packets != 3 || ctr.Dropped.Packets != 0 || ctr.Allowed.Bytes != onNet.Allowed.Bytes {
+		t.Errorf("container %+v, network %+v", ctr, onNet)
 	}
 	w.crash(t)
 	w.open(t)
 	check(t, w.Restore(bg, req, *a, pid))
 	w.join(t, JoinRequest{Owner: "b", Name: "b"})
 	check(t, w.Settle(bg))
-	if again, andNet := counts(); again != ctr || andNet != net {
+	if again, andNet := counts(); again != ctr || andNet != onNet {
 		t.Errorf("with the next engine: container %+v, network %+v", again, andNet)
 	}
 	if list := nftList(t, "set", "inet", "cortentest", "netdenied"); !strings.Contains(list, "counter packets 2 bytes 58") {

@@ -64,6 +64,9 @@ func (l *Local) buildPlugged(ctx context.Context, bx *box, p *plan, reqs []Endpo
 func (l *Local) enroll(ctx context.Context, bx *box, p *plan, i int, er EndpointRequest) error {
 	nw, ep := p.nets[i], p.eps[i]
 	h := &held{ID: ep.ID, Network: nw.rec.ID, Owner: bx.req.Owner}
+	if nw.ipam != nil {
+		h.IPAM = nw.rec.IPAM.Driver
+	}
 	l.repayOwner(ctx, bx.req.Owner, nw.rec.ID)
 	l.hold(h)
 	set := func() {
@@ -74,7 +77,6 @@ func (l *Local) enroll(ctx context.Context, bx *box, p *plan, i int, er Endpoint
 		bx.replace(ep)
 	}
 	if nw.ipam != nil {
-		h.IPAM = nw.rec.IPAM.Driver
 		err := l.requestAddresses(ctx, nw, h, er, &ep)
 		set() // also what it got before one was refused
 		if err != nil {
@@ -189,9 +191,7 @@ func (l *Local) requestAddresses(ctx context.Context, nw *network, h *held, er E
 		got, err := nw.ipam.RequestAddress(ctx, remote.AddressRequest{Pool: pool.ID, Want: want, Subnet: pool.Subnet, MAC: asked})
 		ours := got.IsValid() && l.mayHave(h, heldAddr{pool.ID, got.Addr()})
 		if ours {
-			l.mu.Lock()
-			h.Addrs = append(h.Addrs, heldAddr{pool.ID, got.Addr()})
-			l.mu.Unlock()
+			l.gave(h, heldAddr{pool.ID, got.Addr()})
 			if err := l.note(h); err != nil {
 				return err
 			}

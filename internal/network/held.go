@@ -46,7 +46,7 @@ type held struct {
 	turn      chan struct{} // held by who gives it back
 	owed      bool          // nobody uses it any more; guarded by Local.mu
 	unclaimed bool          // found at start; guarded by Local.mu
-	failed    string        // why it was not given back last; guarded by turn
+	failed    string        // why it was not given back last; of the goroutine that repays alone
 }
 
 // heldAddr is an address of a pool.
@@ -67,12 +67,19 @@ func (l *Local) heldDir() string { return filepath.Join(l.storeDir(), "plugins")
 
 func (l *Local) heldPath(id string) string { return filepath.Join(l.heldDir(), id+".json") }
 
-// hold begins a record, in memory.
+// hold begins a record, in memory. IPAM is set already; Addrs grow under mu (gave): others look at them.
 func (l *Local) hold(h *held) {
 	h.turn = make(chan struct{}, 1)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.held[h.ID] = h
+}
+
+// gave adds an address that a plugin gave.
+func (l *Local) gave(h *held, a heldAddr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	h.Addrs = append(h.Addrs, a)
 }
 
 // note writes a record.
@@ -114,6 +121,9 @@ func (l *Local) loadHeld() error {
 	}
 	for _, e := range entries {
 		path := filepath.Join(l.heldDir(), e.Name())
+		if l.dropAside(path) {
+			continue
+		}
 		id, ok := strings.CutSuffix(e.Name(), ".json")
 		if !ok {
 			continue

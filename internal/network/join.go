@@ -60,13 +60,8 @@ func (l *Local) Join(ctx context.Context, req JoinRequest) (_ *Sandbox, err erro
 		return nil, err
 	}
 	h.ns = ns
-	l.mu.Lock()
-	rates, bounded := bx.ratesOn(p.nets)
-	l.mu.Unlock()
-	if len(p.eps) > 0 && bounded {
-		if err := l.shape(p.nets, p.eps, rates, nil, ns); err != nil {
-			return nil, err
-		}
+	if err := l.shapeNew(bx, p.nets, p.eps, ns); err != nil {
+		return nil, err
 	}
 	if err := l.fence(bx, p.eps); err != nil {
 		return nil, err

@@ -139,8 +139,8 @@ func (l *Local) exchange(tx *nft.Tx, had, want map[string][]nft.Elem) {
 func (l *Local) keepTold(tx *nft.Tx, kind string, whose []byte, list *Egress) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for e, what := range l.told {
-		if e.belongs(kind, whose) && (list == nil || !list.tells(e, kind, whose, what.name)) {
+	for e, what := range l.told[listKey(kind, whose)] {
+		if list == nil || !list.tells(e, kind, whose, what.name) {
 			l.drop(tx, e)
 		}
 	}

@@ -3,11 +3,14 @@ package network
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"corten.dev/corten/internal/linux/nft"
+	"corten.dev/corten/internal/network/dns"
 	"golang.org/x/net/dns/dnsmessage"
 )
 
@@ -212,6 +215,67 @@ func TestLimitsOfANetwork(t *testing.T) {
 	open(t, a.NS, "203.0.113.2:90").wantOpen("the list that is there again")
 }
 
+// The connection on which the name server asks was kept for ever after the last list was taken away from a container that ran on, and with it the server.
+func TestGateClosesWithTheLastList(t *testing.T) {
+	w := egress(t)
+	w.network(t, Network{Name: "blue"})
+	a := w.join(t, JoinRequest{Owner: "a", Name: "a", Endpoints: on("blue"), Egress: "good.example"})
+	pid := process(t, a.NS)
+	running := func() bool {
+		w.dns.mu.Lock()
+		defer w.dns.mu.Unlock()
+		return w.dns.gate.running
+	}
+	if !running() {
+		t.Error("there is a list, and no gate")
+	}
+	check(t, w.SetLimits(bg, "a", pid, Limits{}))
+	until(t, "the gate is closed", func() bool { return !running() })
+	check(t, w.SetLimits(bg, "a", pid, Limits{Egress: "good.example"}))
+	wantPrefix(t, "a name, with a list again", lookup(t, a.NS, "udp", "good.example", dnsmessage.TypeA), "Success 198.51.100.7")
+}
+
+// A name server's answers for one list filled the room that all lists have, so that nobody else's names could be reached; and an answer that was under way when its list went came into the kernel
+// after what the list had was taken away.
+func TestToldNamesAreBounded(t *testing.T) {
+	w := egress(t)
+	a := w.join(t, JoinRequest{Owner: "a", Name: "a", Egress: "*"})
+	w.join(t, JoinRequest{Owner: "b", Name: "b", Egress: "*"})
+	tell := func(owner string, from, n int) error {
+		req := dns.GateRequest{Op: "admit", Owner: owner, Name: "many.example"}
+		for i := from; i < from+n; i++ {
+			req.Addrs = append(req.Addrs, dns.Told{Addr: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})})
+		}
+		return w.admit(req)
+	}
+	for i := 0; i < maxToldEach; i += maxToldEach / 4 {
+		check(t, tell("a", i, maxToldEach/4))
+	}
+	if err := tell("a", maxToldEach, 1); err == nil || !strings.Contains(err.Error(), "more than 8192 addresses") {
+		t.Errorf("one more: %v", err)
+	}
+	check(t, tell("a", 0, 1)) // which is there
+	check(t, tell("b", 0, 1))
+	elems := func() int {
+		all, err := w.nf.Elems(0, w.opt.Table, setToldAny+"4")
+		check(t, err)
+		return len(all)
+	}
+	if n := elems(); n != maxToldEach+1 {
+		t.Errorf("%d elements", n)
+	}
+	pid := process(t, a.NS)
+	check(t, w.SetLimits(bg, "a", pid, Limits{}))
+	if n := elems(); n != 1 {
+		t.Errorf("%d elements when the list is gone", n)
+	}
+	late := map[string][]nft.Elem{setToldAny + "4": {{Key: nft.Cat(a.Endpoints[0].IPv4.Addr().AsSlice(), []byte{10, 1, 2, 3}), Timeout: time.Minute}}}
+	check(t, w.putTold(late))
+	if n := elems(); n != 1 {
+		t.Errorf("%d elements after a late answer", n)
+	}
+}
+
 // Networks without packets on the host cannot have what needs them.
 func TestLimitsOnParents(t *testing.T) {
 	w := newWorld(t, nil)
@@ -221,5 +285,16 @@ func TestLimitsOnParents(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "needs networks of driver bridge") {
 			t.Errorf("%s: %v", option, err)
 		}
+	}
+	w.on(t, driverMacvlan, "up0")
+	a := w.join(t, JoinRequest{Owner: "a", Name: "a", Endpoints: on("lan")})
+	pid := process(t, a.NS)
+	err := w.SetLimits(bg, "a", pid, Limits{Rates: Rates{Ingress: 10_000_000, Egress: 20_000_000}})
+	if err == nil || strings.Contains(err.Error(), "\n") { // the way back was refused as well
+		t.Errorf("a rate that cannot be had: %v", err)
+	}
+	check(t, w.SetLimits(bg, "a", pid, Limits{Rates: Rates{Egress: 20_000_000}}))
+	if q := command(t, a.NS, "tc", "qdisc", "show", "dev", "eth0"); !strings.Contains(q, "rate 20Mbit") {
+		t.Errorf("the rate that can: %s", q)
 	}
 }

@@ -49,10 +49,7 @@ func (l *Local) mend(bx *box, p plan, pid int) (made bool, err error) {
 	if err := l.inside(ns, func(in *netlink.Conn) error { return l.furnish(host, in, gone, ns) }); err != nil {
 		return false, fmt.Errorf("make the interface again: %w", err)
 	}
-	l.mu.Lock()
-	rates, _ := bx.ratesOn(gone.nets)
-	l.mu.Unlock()
-	return true, l.shape(gone.nets, gone.eps, rates, nil, ns)
+	return true, l.shapeNew(bx, gone.nets, gone.eps, ns)
 }
 
 // attached tells whether an interface is there, and puts its end on the host where it belongs.

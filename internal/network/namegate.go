@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// toldNames are the elements that the answers for names of lists put into the kernel, by set and key.
-type toldNames map[toldElem]saying
+// toldNames are the elements that the answers for names of lists put into the kernel, by whose list it is (listOf), set and key.
+type toldNames map[string]map[toldElem]saying
 
 type toldElem struct{ set, key string }
 
@@ -28,8 +28,8 @@ type saying struct {
 	name  string // which it was told for, as far as this engine knows
 }
 
-// maxTold bounds what foreign name servers can put into the kernel.
-const maxTold = 32768
+// What foreign name servers can put into the kernel: in all, and for one list, so that nobody who may ask for every name keeps the others' names out.
+const maxTold, maxToldEach = 65536, 8192
 
 // gating keeps the gate of the name server (package dns) open while somebody it serves has an egress list.
 type gating struct {
@@ -122,7 +122,7 @@ func (l *Local) ended() bool {
 	}
 }
 
-// closeGate ends it when nobody is left who needs it.
+// closeGate ends it if it is open and nobody is left who needs it.
 func (n *nameLink) closeGate() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -205,11 +205,20 @@ func (l *Local) admit(req dns.GateRequest) error {
 			}
 		}
 	}
-	full := l.told.note(by, req.Name, time.Now())
-	l.mu.Unlock()
-	if full {
-		return errs.New(errs.Unavailable, "names of egress lists have more than %d addresses", maxTold)
+	now := time.Now()
+	err := l.told.room(by, now)
+	if err == nil {
+		l.told.note(by, req.Name, now)
 	}
+	l.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return l.putTold(by)
+}
+
+// putTold puts noted elements into the kernel.
+func (l *Local) putTold(by map[string][]nft.Elem) error {
 	tx := &nft.Tx{}
 	for set, elems := range by { // one that is there keeps its time, so it must go; and to go it must be there
 		tx.AddElems(l.opt.Table, set, elems)
@@ -221,30 +230,109 @@ func (l *Local) admit(req dns.GateRequest) error {
 		time.Sleep(20 * time.Millisecond)
 		err = l.commit(tx)
 	}
-	return err
-}
-
-// prune forgets what has ended. Local.mu is held.
-func (t toldNames) prune(now time.Time) {
-	for e, what := range t {
-		if what.until.Before(now) {
-			delete(t, e)
-		}
+	if err != nil {
+		return err
 	}
-}
-
-// note takes elements down, unless they are too many.
-func (t toldNames) note(by map[string][]nft.Elem, name string, now time.Time) (full bool) {
-	t.prune(now)
+	gone := &nft.Tx{} // its list went, or was changed, after they were noted: that must not come to nothing by this
+	l.mu.Lock()
 	for set, elems := range by {
 		for _, e := range elems {
-			if len(t) >= maxTold {
-				return true
+			if key := (toldElem{set, string(e.Key)}); !l.told.has(key) {
+				l.drop(gone, key)
 			}
-			t[toldElem{set, string(e.Key)}] = saying{now.Add(e.Timeout), name}
 		}
 	}
-	return false
+	l.mu.Unlock()
+	return l.commit(gone)
+}
+
+// listOf tells whose list an element of a set is of: a bridge's, or an address's. Only the beginning of the key counts, which is the bridge or the address.
+func listOf(set, key string) string {
+	switch digit := set[len(set)-1:]; {
+	case strings.HasPrefix(set, byNet):
+		return byNet + key[:unix.IFNAMSIZ]
+	case digit == "4":
+		return digit + key[:4]
+	default:
+		return digit + key[:16]
+	}
+}
+
+// listKey is what listOf says of the elements of a bridge or an address.
+func listKey(kind string, whose []byte) string {
+	if kind == "" {
+		kind = map[int]string{4: "4", 16: "6"}[len(whose)]
+	}
+	return kind + string(whose)
+}
+
+// prune forgets what has ended of a list.
+func (t toldNames) prune(list string, now time.Time) {
+	for e, what := range t[list] {
+		if what.until.Before(now) {
+			t.forget(e)
+		}
+	}
+}
+
+func (t toldNames) forget(e toldElem) {
+	list := listOf(e.set, e.key)
+	delete(t[list], e)
+	if len(t[list]) == 0 {
+		delete(t, list)
+	}
+}
+
+func (t toldNames) has(e toldElem) bool {
+	_, ok := t[listOf(e.set, e.key)][e]
+	return ok
+}
+
+// room says whether elements are too many for their lists, or for all together. mu is held.
+func (t toldNames) room(by map[string][]nft.Elem, now time.Time) error {
+	fresh, all := map[string]int{}, 0
+	for set, elems := range by {
+		for _, elem := range elems {
+			list := listOf(set, string(elem.Key))
+			if _, seen := fresh[list]; !seen {
+				t.prune(list, now)
+				fresh[list] = 0
+			}
+			if !t.has(toldElem{set, string(elem.Key)}) {
+				fresh[list]++
+				all++
+			}
+		}
+	}
+	for list, n := range fresh {
+		if len(t[list])+n > maxToldEach {
+			return errs.New(errs.Unavailable, "the names of an egress list have more than %d addresses and ports", maxToldEach)
+		}
+	}
+	for _, elems := range t {
+		all += len(elems)
+	}
+	if all > maxTold {
+		for list := range t { // for the next one
+			t.prune(list, now)
+		}
+		return errs.New(errs.Unavailable, "the names of all egress lists have more than %d addresses and ports", maxTold)
+	}
+	return nil
+}
+
+// note takes elements down.
+func (t toldNames) note(by map[string][]nft.Elem, name string, now time.Time) {
+	for set, elems := range by {
+		for _, elem := range elems {
+			e := toldElem{set, string(elem.Key)}
+			list := listOf(e.set, e.key)
+			if t[list] == nil {
+				t[list] = map[toldElem]saying{}
+			}
+			t[list][e] = saying{now.Add(elem.Timeout), name}
+		}
+	}
 }
 
 // tell adds the elements for one address of a name.
@@ -290,7 +378,7 @@ func (l *Local) letTold(kind string, whose []byte, to netip.Addr, proto byte, po
 	for set, key := range map[string][]byte{
 		setTold: nft.Cat(whose, to.AsSlice(), []byte{proto}, nft.Port(port)), setToldProto: nft.Cat(whose, to.AsSlice(), []byte{proto}), setToldAny: nft.Cat(whose, to.AsSlice()),
 	} {
-		if what, known := l.told[toldElem{kind + set + digit, string(key)}]; known && what.until.After(now) {
+		if what, known := l.told[listKey(kind, whose)][toldElem{kind + set + digit, string(key)}]; known && what.until.After(now) {
 			return true
 		}
 	}
@@ -301,16 +389,9 @@ func (l *Local) letTold(kind string, whose []byte, to netip.Addr, proto byte, po
 func (l *Local) untell(tx *nft.Tx, kind string, whose []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for e := range l.told {
-		if e.belongs(kind, whose) {
-			l.drop(tx, e)
-		}
+	for e := range l.told[listKey(kind, whose)] {
+		l.drop(tx, e)
 	}
-}
-
-// belongs says whether an element is of that list.
-func (e toldElem) belongs(kind string, whose []byte) bool {
-	return strings.HasPrefix(e.set, byNet) == (kind == byNet) && strings.HasPrefix(e.key, string(whose)) && (kind == byNet || strings.HasSuffix(e.set, map[int]string{4: "4", 16: "6"}[len(whose)]))
 }
 
 // drop takes one element away; it may have gone by itself, so it is made first. mu is held.
@@ -318,7 +399,7 @@ func (l *Local) drop(tx *nft.Tx, e toldElem) {
 	elem := []nft.Elem{{Key: []byte(e.key), Timeout: time.Second}}
 	tx.AddElems(l.opt.Table, e.set, elem)
 	tx.DelElems(l.opt.Table, e.set, elem)
-	delete(l.told, e)
+	l.told.forget(e)
 }
 
 // readTold finds what an earlier engine put there.
@@ -334,29 +415,34 @@ func (l *Local) readTold() error {
 	return nil
 }
 
-// settleTold takes away what belongs to nobody any more.
-func (l *Local) settleTold() error {
-	l.mu.Lock()
+// lists tells whose lists there are, as listOf does. mu is held.
+func (l *Local) lists() map[string]bool {
 	whose := map[string]bool{}
 	for _, bx := range l.boxes {
 		for _, ep := range bx.sb.Endpoints {
 			for _, a := range ep.sources() {
-				whose[familyDigit(a)+string(a.AsSlice())] = bx.egress != nil
+				whose[listKey("", a.AsSlice())] = bx.egress != nil
 			}
 		}
 	}
 	for _, nw := range l.nets {
-		whose[byNet+string(nft.Name(nw.br))] = nw.egress != nil
-	}
-	tx := &nft.Tx{}
-	for e := range l.told {
-		key := e.set[len(e.set)-1:]
-		size := map[string]int{"4": 4, "6": 16}[key]
-		if strings.HasPrefix(e.set, byNet) {
-			key, size = byNet, unix.IFNAMSIZ
+		if nw.br != "" {
+			whose[listKey(byNet, nft.Name(nw.br))] = nw.egress != nil
 		}
-		if !whose[key+e.key[:size]] {
-			l.drop(tx, e)
+	}
+	return whose
+}
+
+// settleTold takes away what belongs to nobody any more.
+func (l *Local) settleTold() error {
+	l.mu.Lock()
+	whose := l.lists()
+	tx := &nft.Tx{}
+	for list, elems := range l.told {
+		for e := range elems {
+			if !whose[list] {
+				l.drop(tx, e)
+			}
 		}
 	}
 	l.mu.Unlock()
@@ -385,9 +471,12 @@ func (l *Local) addFences(tx *nft.Tx) {
 		}
 	}
 	now := time.Now()
-	l.told.prune(now)
-	for e, what := range l.told {
-		tx.AddElems(l.opt.Table, e.set, []nft.Elem{{Key: []byte(e.key), Timeout: what.until.Sub(now)}})
+	for _, elems := range l.told {
+		for e, what := range elems {
+			if left := what.until.Sub(now); left > 0 {
+				tx.AddElems(l.opt.Table, e.set, []nft.Elem{{Key: []byte(e.key), Timeout: left}})
+			}
+		}
 	}
 }
 

@@ -250,12 +250,13 @@ func (l *Local) serveNames(ctx context.Context, bx *box, ns *os.File) error {
 	return l.syncNames(ctx, owner)
 }
 
-// syncNames hands an entry to the server, and opens the gate where an egress list needs it.
+// syncNames hands an entry to the server, and opens the gate where an egress list needs it, or closes it where none does any more.
 func (l *Local) syncNames(ctx context.Context, owner string) error {
 	if err := l.dns.sync(ctx, l.done, owner); err != nil {
 		return err
 	}
 	l.openGate(ctx)
+	l.dns.closeGate()
 	return nil
 }
 
@@ -308,9 +309,7 @@ func (l *Local) closeNames(ctx context.Context, bx *box) error {
 	if s == nil {
 		return nil
 	}
-	if s.entry.Fenced() {
-		l.dns.closeGate()
-	}
+	l.dns.closeGate()
 	return errors.Join(l.dns.sync(ctx, l.done, bx.req.Owner), s.close())
 }
 

@@ -76,12 +76,8 @@ func (d *pluginDriver) lookAt(name string) (link netlink.Link, err error) {
 	return link, nil
 }
 
-func (d *pluginDriver) unplug(ctx context.Context, ep Endpoint, _ *os.File) error {
-	if h := d.l.heldOf(ep); h != nil {
-		return d.l.dismiss(ctx, h.Owner, []Endpoint{ep})
-	}
-	return nil
-}
+// unplug: see giveBack.
+func (d *pluginDriver) unplug(context.Context, Endpoint, *os.File) error { return nil }
 
 func (d *pluginDriver) hostLink(Endpoint) string { return "" }
 

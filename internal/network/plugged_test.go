@@ -423,3 +423,30 @@ func TestPluggedAfterCrash(t *testing.T) {
 	wantPrefix(t, "from who ran on", ask(t, a.NS, "tcp", b.Endpoints[0].IPv4.Addr().String()+":80"), "b")
 	check(t, w.Disconnect(bg, "a", pidA, "blue"))
 }
+
+// Where no subnet was left for the way out, the engine asked itself for one again and again, and a start never ended.
+func TestNoSubnetForTheWayOut(t *testing.T) {
+	w := newPlugWorld(t)
+	w.plugged(t, "blue", "gateway=none")
+	w.Local.opt.Pools = []PoolRange{}
+	_, err := w.Join(bg, JoinRequest{Owner: "a", Name: "a", Endpoints: on("blue")})
+	if err == nil || !strings.Contains(err.Error(), "fully subnetted") {
+		t.Errorf("join: %v", err)
+	}
+}
+
+// An interface could not go back to the host because of another one of its name: it was tried again for ever, and what others of the plugin's networks had waited behind it.
+func TestPluggedNameIsTaken(t *testing.T) {
+	w := newPlugWorld(t)
+	w.plugged(t, "blue")
+	a, err := w.Join(bg, JoinRequest{Owner: "a", Name: "a", Endpoints: on("blue")})
+	check(t, err)
+	peer := w.p.State().Endpoints[a.Endpoints[0].ID].Peer
+	command(t, nil, "ip", "link", "add", peer, "type", "bridge")
+	t.Cleanup(func() { command(t, nil, "ip", "link", "delete", peer) })
+	check(t, errors.Join(w.Leave(bg, "a"), a.CloseHandles()))
+	until(t, "the plugin has it back", func() bool { return len(w.p.State().Endpoints) == 0 })
+	if linkIn(t, nil, peer).Name == "" {
+		t.Error("the other interface is gone")
+	}
+}

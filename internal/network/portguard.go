@@ -2,6 +2,7 @@ package network
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 
 	"corten.dev/corten/internal/errs"
@@ -181,7 +182,7 @@ func (l *Local) dropGuard() error {
 	return nil
 }
 
-// applyGuard writes the table again, with all from nothing. rules.write is held.
+// applyGuard writes the table again; with all, nobody else is in it then. What was counted stays. rules.write is held.
 func (l *Local) applyGuard(all bool) error {
 	var eps []Endpoint
 	l.mu.Lock()
@@ -199,11 +200,27 @@ func (l *Local) applyGuard(all bool) error {
 		return nil // what another engine left there is not known yet
 	}
 	tx := &nft.Tx{Family: unix.NFPROTO_BRIDGE}
-	if all {
-		tx.AddTable(l.opt.Table)
-		tx.DelTable(l.opt.Table)
-	}
 	writeGuard(tx, l.opt.Table)
+	if all {
+		stale, err := l.nf.Elems(unix.NFPROTO_BRIDGE, l.opt.Table, setStrays)
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("read set %s: %w", setStrays, err)
+		}
+		for _, s := range guardSets {
+			if !s.Counters {
+				tx.FlushSet(l.opt.Table, s.Name)
+			}
+		}
+		mine := map[string]bool{}
+		for _, ep := range eps {
+			mine[string(nft.Name(l.linkName(ep)))] = true
+		}
+		for _, e := range stale {
+			if !mine[string(e.Key)] {
+				tx.DelElems(l.opt.Table, setStrays, []nft.Elem{{Key: e.Key}})
+			}
+		}
+	}
 	for _, ep := range eps {
 		l.rules.guarded[l.linkName(ep)] = true
 		for set, elems := range l.guardElements(ep) {

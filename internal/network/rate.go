@@ -74,31 +74,39 @@ func bucket(b *netlink.Batch, index int, rate uint64) {
 	b.TBF(index, rate, size(100, 16<<10), size(20, 64<<10))
 }
 
-// shape bounds the rates of interfaces, before anything runs behind them. ns is the container's namespace; had is what they were bounded to before, nil for new ones.
+// shapeNew bounds the rates of new interfaces, before anything runs behind them.
+func (l *Local) shapeNew(bx *box, nets []*network, eps []Endpoint, ns *os.File) error {
+	l.mu.Lock()
+	want, bounded := bx.ratesOn(nets)
+	l.mu.Unlock()
+	if !bounded || len(eps) == 0 {
+		return nil
+	}
+	return l.shape(nets, eps, want, make([]Rates, len(eps)), ns)
+}
+
+// shape changes the rates of interfaces from what they had. ns is the container's namespace.
 func (l *Local) shape(nets []*network, eps []Endpoint, want, had []Rates, ns *os.File) error {
 	c, err := l.rt.Take()
 	if err != nil {
 		return err
 	}
 	defer l.rt.Give(c)
-	before := func(i int) Rates {
-		if had == nil {
-			return Rates{}
-		}
-		return had[i]
-	}
 	var host, gone netlink.Batch
 	inside := map[string]uint64{} // by interface; 0: no bound any more
 	for i, ep := range eps {
-		if r := want[i].Egress; r != before(i).Egress {
+		if r := want[i].Egress; r != had[i].Egress {
 			inside[ep.Interface] = r
 		}
 		r := want[i].Ingress
-		if r == before(i).Ingress {
+		if r == had[i].Ingress {
 			continue
 		}
 		name := nets[i].drv.hostLink(ep)
-		if name == "" {
+		switch {
+		case name == "" && r == 0:
+			continue // it was refused a moment ago
+		case name == "":
 			return noHostEnd(nets[i])
 		}
 		link, err := c.LinkByName(name)

@@ -107,6 +107,10 @@ func (l *Local) bringHome(h *held) error {
 		b.MoveLink(link.Index, h.Joined.Src, l.hostNS)
 		return in.Do(&b)
 	})
+	if errors.Is(err, unix.EEXIST) { // it stays, and goes with its namespace: nobody else must wait for that name
+		l.log.Warn("an interface of a plugin's cannot go back to the host: there is another one of its name", "interface", h.Joined.Src, "driver", h.Driver, "owner", h.Owner)
+		err = nil
+	}
 	if err = errors.Join(err, ns.Close()); err == nil || errors.Is(err, unix.ENODEV) {
 		h.Interface = ""
 		return nil

@@ -45,6 +45,17 @@ func (l *Local) writeAside(path string, raw []byte) error {
 	return syncDir(dir)
 }
 
+// dropAside removes what a crash in writeAside left, if the file is that.
+func (l *Local) dropAside(path string) bool {
+	if !strings.HasPrefix(filepath.Base(path), ".") {
+		return false
+	}
+	if err := os.Remove(path); err != nil {
+		l.log.Warn("drop an interrupted write", "file", path, "err", err)
+	}
+	return true
+}
+
 func (l *Local) forget(id string) error {
 	if err := os.Remove(filepath.Join(l.storeDir(), id+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("forget network %s: %w", id, err)
@@ -69,10 +80,7 @@ func (l *Local) stored() ([]Network, error) {
 	var all []Network
 	for _, e := range entries {
 		path := filepath.Join(l.storeDir(), e.Name())
-		if strings.HasPrefix(e.Name(), ".") { // left by a crash in save
-			if err := os.Remove(path); err != nil {
-				l.log.Warn("network record", "file", path, "err", err)
-			}
+		if l.dropAside(path) {
 			continue
 		}
 		id, ok := strings.CutSuffix(e.Name(), ".json")

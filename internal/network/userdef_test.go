@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -251,6 +252,33 @@ func TestConnectAndDisconnectLive(t *testing.T) {
 	wantPrefix(t, "default route moved", ask(t, a.NS, "tcp", "203.0.113.2:9000"), "outside")
 	if err := w.Disconnect(bg, "a", pid, "blue"); err == nil || !strings.Contains(err.Error(), "is not connected to network blue") {
 		t.Errorf("disconnected twice: %v", err)
+	}
+}
+
+// A container ended in the moment in which it was taken off a network: the room had forgotten its endpoint already, so that its address was nobody's and stayed taken.
+func TestDisconnectOfOneThatEnded(t *testing.T) {
+	w := newWorld(t, nil)
+	nw := w.network(t, Network{Name: "blue", IPAM: subnets("10.99.7.0/29")})
+	taken := func() uint64 {
+		use, err := w.Usage(bg, nw.ID)
+		check(t, err)
+		return use[0].InUse
+	}
+	before := taken()
+	a, err := w.Join(bg, JoinRequest{Owner: "a", Name: "a", Endpoints: on("blue"), Egress: "203.0.113.2"})
+	check(t, err)
+	cmd := exec.Command("true")
+	check(t, cmd.Run())
+	if err := w.Disconnect(bg, "a", cmd.Process.Pid, "blue"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("disconnect: %v", err)
+	}
+	if sb, _ := w.Sandbox("a"); len(sb.Endpoints) != 1 {
+		t.Errorf("endpoints %+v", sb.Endpoints)
+	}
+	check(t, errors.Join(a.CloseHandles(), w.Leave(bg, "a")))
+	until(t, "its address is free", func() bool { return taken() == before })
+	if list := nftList(t, "set", "inet", "cortentest", "fence4"); strings.Contains(list, "elements") {
+		t.Errorf("something is left: %s", list)
 	}
 }
 

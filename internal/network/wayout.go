@@ -35,16 +35,17 @@ func (l *Local) needsWayOut(p plan) bool {
 
 // wayOut finds the network, or makes it.
 func (l *Local) wayOut(ctx context.Context) (Network, error) {
-	for {
-		nw, err := l.Get(ctx, nameWayOut)
-		if err == nil || !errors.Is(err, errs.NotFound) {
-			return nw, err
-		}
-		nw, err = l.Create(ctx, Network{Name: nameWayOut, Driver: nameBridge, EnableIPv4: true, Options: map[string]string{optICC: "false", optMasq: "true"}})
-		if err == nil || !errors.Is(err, errs.Conflict) || ctx.Err() != nil {
-			return nw, err
+	nw, err := l.Get(ctx, nameWayOut)
+	if !errors.Is(err, errs.NotFound) {
+		return nw, err
+	}
+	made, err := l.Create(ctx, Network{Name: nameWayOut, Driver: nameBridge, EnableIPv4: true, Options: map[string]string{optICC: "false", optMasq: "true"}})
+	if errors.Is(err, errs.Conflict) { // somebody else was faster; or there is another reason, such as that all subnets are taken
+		if nw, gerr := l.Get(ctx, nameWayOut); gerr == nil {
+			return nw, nil
 		}
 	}
+	return made, err
 }
 
 // reserveWayOut takes an endpoint there.
@@ -97,7 +98,10 @@ func (l *Local) mendWayOut(ctx context.Context, bx *box, ns *os.File) error {
 		if err != nil {
 			return err
 		}
-		if err := l.plugLive(nw, ep, ns); err != nil {
+		if err = l.plugLive(nw, ep, ns); err == nil {
+			err = l.shapeNew(bx, []*network{nw}, []Endpoint{ep}, ns)
+		}
+		if err != nil {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.vacate(bx.req.Owner, ep, time.Time{})
@@ -105,17 +109,7 @@ func (l *Local) mendWayOut(ctx context.Context, bx *box, ns *os.File) error {
 			return err
 		}
 	case !needs && has >= 0:
-		ep := p.eps[has]
-		l.mu.Lock()
-		l.dropEndpoint(bx.req.Owner, ep, false)
-		bx.forgetEndpoint(ep)
-		l.mu.Unlock()
-		if err := p.nets[has].drv.unplug(ctx, ep, ns); err != nil {
-			return err
-		}
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		p.nets[has].free(ep)
+		return l.unplugLive(ctx, bx, p.nets[has], p.eps[has], ns)
 	}
 	return nil
 }
