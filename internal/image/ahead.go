@@ -3,6 +3,9 @@ package image
 import (
 	"context"
 	"io"
+	"log/slog"
+
+	"corten.dev/corten/internal/task"
 )
 
 // ahead reads in a goroutine of its own, some large pieces ahead of who reads from it: decompression and writing files run side by side.
@@ -13,6 +16,7 @@ type ahead struct {
 	gone  chan struct{}
 	cur   piece
 	rest  []byte
+	log   *slog.Logger
 }
 
 type piece struct {
@@ -26,8 +30,8 @@ const (
 	aheadPiece  = 256 << 10
 )
 
-func readAhead(r io.Reader) *ahead {
-	a := &ahead{full: make(chan piece, aheadPieces), empty: make(chan []byte, aheadPieces), quit: make(chan struct{}), gone: make(chan struct{})}
+func readAhead(r io.Reader, log *slog.Logger) *ahead {
+	a := &ahead{log: log, full: make(chan piece, aheadPieces), empty: make(chan []byte, aheadPieces), quit: make(chan struct{}), gone: make(chan struct{})}
 	go a.fill(r)
 	return a
 }
@@ -53,13 +57,7 @@ func (a *ahead) fill(r io.Reader) {
 				made++
 			}
 		}
-		n := 0
-		var err error
-		for n < len(buf) && err == nil {
-			var m int
-			m, err = r.Read(buf[n:])
-			n += m
-		}
+		n, err := a.piece(r, buf)
 		select {
 		case a.full <- piece{buf, n, err}:
 		case <-a.quit:
@@ -69,6 +67,17 @@ func (a *ahead) fill(r io.Reader) {
 			return
 		}
 	}
+}
+
+// piece reads until buf is full. The source is foreign bytes, which are decompressed on the way: here is the wall.
+func (a *ahead) piece(r io.Reader, buf []byte) (n int, err error) {
+	defer task.Contain(a.log, "decompress", &err)
+	for n < len(buf) && err == nil {
+		var m int
+		m, err = r.Read(buf[n:])
+		n += m
+	}
+	return n, err
 }
 
 // next waits for the next piece, but not for a source that hangs longer than ctx allows.

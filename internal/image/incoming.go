@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"sync"
 
 	"github.com/opencontainers/go-digest"
@@ -16,6 +17,7 @@ import (
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/task"
 )
 
 // Limits bound what an image may be. The zero value means the defaults.
@@ -265,8 +267,9 @@ func (in *incoming) Unpack(ctx context.Context, i int, r io.Reader) error {
 }
 
 // stack puts layer i on the one below, which may still be on its way.
-func (in *incoming) stack(ctx context.Context, i int, r io.Reader) error {
+func (in *incoming) stack(ctx context.Context, i int, r io.Reader) (err error) {
 	l := in.layers[i]
+	defer task.Contain(in.s.log, "unpack layer "+l.diff.String(), &err)
 	opts := snapshot.Stacking{MaxBytes: in.s.limits.layer(l.blob.Size), MaxEntries: in.s.limits.Entries}
 	var parent snapshot.ChainID
 	if i > 0 {
@@ -283,8 +286,8 @@ func (in *incoming) stack(ctx context.Context, i int, r io.Reader) error {
 		_, err := in.s.snaps.Stack(ctx, parent, l.diff, nil, opts)
 		return err
 	}
-	plain := newPlain(ctx, r)
-	_, err := in.s.snaps.Stack(ctx, parent, l.diff, plain, opts)
+	plain := newPlain(ctx, r, in.s.log)
+	_, err = in.s.snaps.Stack(ctx, parent, l.diff, plain, opts)
 	if err != nil {
 		plain.abort()
 	}
@@ -295,18 +298,21 @@ func (in *incoming) stack(ctx context.Context, i int, r io.Reader) error {
 type plain struct {
 	ctx   context.Context
 	src   io.Reader
+	log   *slog.Logger
 	ahead *ahead
 	zr    io.ReadCloser
 	err   error
 }
 
-func newPlain(ctx context.Context, src io.Reader) *plain { return &plain{ctx: ctx, src: src} }
+func newPlain(ctx context.Context, src io.Reader, log *slog.Logger) *plain {
+	return &plain{ctx: ctx, src: src, log: log}
+}
 
 func (p *plain) Read(b []byte) (int, error) {
 	if p.ahead == nil && p.err == nil {
 		p.zr, p.err = compressed.Reader(p.ctx, &ctxReader{p.ctx, p.src})
 		if p.err == nil {
-			p.ahead = readAhead(p.zr)
+			p.ahead = readAhead(p.zr, p.log)
 		}
 	}
 	if p.err != nil {

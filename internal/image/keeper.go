@@ -17,6 +17,7 @@ import (
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/image/recipe"
+	"corten.dev/corten/internal/task"
 )
 
 // keeper does away with the compressed blobs that can be made again. It takes one after the other, on a thread of the lowest priority, and stands still while
@@ -120,8 +121,9 @@ func (k *keeper) rest() error {
 	return k.ctx.Err()
 }
 
-func (k *keeper) one(diff digest.Digest, f form) error {
+func (k *keeper) one(diff digest.Digest, f form) (err error) {
 	s := k.s
+	defer task.Contain(s.log, "look at the compression of layer "+diff.String(), &err)
 	held := []loose{{form: true, name: diff}}
 	s.gate.hold(held)
 	defer func() {
@@ -151,7 +153,7 @@ func (k *keeper) one(diff digest.Digest, f form) error {
 			return err
 		}
 	}
-	_, err := s.gate.unlessHeld(f.Digest, func() error { // when a pull counts on it, the next look finds it again
+	_, err = s.gate.unlessHeld(f.Digest, func() error { // when a pull counts on it, the next look finds it again
 		if !s.Live()(f.Digest) { // it may be an artifact's as well
 			if err := s.blobs.Delete(k.ctx, f.Digest); err != nil {
 				return err
@@ -220,7 +222,10 @@ func (k *keeper) find(diff digest.Digest, f form) (*recipe.Recipe, error) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		pw.CloseWithError(k.s.snaps.LayerTar(ctx, layer.Chain, pw))
+		var err error
+		defer func() { pw.CloseWithError(err) }()
+		defer task.Contain(k.s.log, "read layer "+diff.String(), &err)
+		err = k.s.snaps.LayerTar(ctx, layer.Chain, pw)
 	}()
 	guesses, err := recipe.Find(ctx, head, int64(len(head)) == info.Size, pr)
 	cancel()

@@ -20,6 +20,7 @@ import (
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/task"
 )
 
 // maxMembers bounds what an image archive may list: it is an archive of blobs, not of files.
@@ -374,7 +375,8 @@ type loadedLayer struct {
 	done   chan struct{}
 }
 
-func (s *Images) unpackLayer(ctx context.Context, sp *spool, l loadedLayer, progress Progress) error {
+func (s *Images) unpackLayer(ctx context.Context, sp *spool, l loadedLayer, progress Progress) (err error) {
+	defer task.Contain(s.log, "load layer "+l.diff.String(), &err)
 	if !sp.has(l.name) {
 		return s.leftOut(ctx, l)
 	}
@@ -389,7 +391,7 @@ func (s *Images) unpackLayer(ctx context.Context, sp *spool, l loadedLayer, prog
 	}
 	short := l.diff.Encoded()[:12]
 	progress(short, "Loading layer", 0, m.size)
-	plain := newPlain(ctx, &counter{r: r, tell: func(n int64) { progress(short, "Loading layer", n, m.size) }})
+	plain := newPlain(ctx, &counter{r: r, tell: func(n int64) { progress(short, "Loading layer", n, m.size) }}, s.log)
 	opts := snapshot.Stacking{MaxBytes: s.limits.layer(m.size), MaxEntries: s.limits.Entries}
 	if l.below != nil {
 		opts.Ready = func(ctx context.Context) error {

@@ -17,6 +17,7 @@ import (
 	"corten.dev/corten/internal/image/recipe"
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/snapshot"
+	"corten.dev/corten/internal/task"
 )
 
 // outgoingLayer implements [OutgoingLayer].
@@ -253,15 +254,17 @@ func (l *outgoingLayer) make(ctx context.Context, rec recipe.Recipe, offset int6
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		var err error
+		defer func() { pw.CloseWithError(err) }()
+		defer task.Contain(l.s.log, "compress layer "+l.diff.String(), &err)
 		sum := &summer{w: pw, h: sha256.New(), skip: offset}
-		err := l.s.compress(ctx, l.chain, rec, sum)
+		err = l.s.compress(ctx, l.chain, rec, sum)
 		if err == nil {
 			err = end(digest.NewDigest(digest.SHA256, sum.h), sum.n)
 		}
 		if err == nil && sum.skip > 0 {
 			err = errs.New(errs.Invalid, "layer %s has %d bytes, fewer than %d", l.diff, sum.n, offset)
 		}
-		pw.CloseWithError(err)
 	}()
 	return &made{pr: pr, cancel: cancel, done: done}
 }

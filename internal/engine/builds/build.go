@@ -156,7 +156,7 @@ func (w *working) build(ctx context.Context) (Response, error) {
 
 	res, err := w.frontend(ctx, policy)
 	if err == nil {
-		err = evaluate(ctx, res)
+		err = w.evaluate(ctx, res)
 	}
 	if err != nil {
 		w.failed(ctx, err)
@@ -242,25 +242,13 @@ func (w *working) newImport(c CacheOption) bool {
 }
 
 // evaluate makes all results, side by side. The first error is told, but one that is more than the end of the others' context.
-func evaluate(ctx context.Context, res *gateway.Result) error {
+func (w *working) evaluate(ctx context.Context, res *gateway.Result) error {
 	if res == nil {
 		return errs.New(errs.Invalid, "the frontend gave no result")
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var all sync.WaitGroup
-	var once sync.Once
-	var first error
-	_ = res.EachRef(func(ref gateway.Reference) error {
-		all.Go(func() {
-			if err := ref.Evaluate(ctx); err != nil { // it contains its bugs
-				once.Do(func() { first = err; cancel(err) })
-			}
-		})
-		return nil
-	})
-	all.Wait()
-	return first
+	var refs []gateway.Reference
+	_ = res.EachRef(func(ref gateway.Reference) error { refs = append(refs, ref); return nil })
+	return task.SideBySide(ctx, w.Log, "solve", len(refs), func(ctx context.Context, i int) error { return refs[i].Evaluate(ctx) })
 }
 
 // failed shows a failed step to who wants to look at it.
@@ -317,23 +305,13 @@ func (w *working) finish(ctx context.Context, res *gateway.Result) (Response, er
 
 // exports runs all exporters side by side.
 func (w *working) exports(ctx context.Context, tree *export.Result, refs refs, take func(map[string]string)) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var all sync.WaitGroup
-	var once sync.Once
-	var first error
-	for _, e := range w.req.Exports {
-		all.Go(func() {
-			more, err := w.export(ctx, e, tree, refs)
-			if err != nil {
-				once.Do(func() { first = err; cancel(err) })
-				return
-			}
+	return task.SideBySide(ctx, w.Log, "export", len(w.req.Exports), func(ctx context.Context, i int) error {
+		more, err := w.export(ctx, w.req.Exports[i], tree, refs)
+		if err == nil {
 			take(more)
-		})
-	}
-	all.Wait()
-	return first
+		}
+		return err
+	})
 }
 
 // titles are what people read while a result is exported.

@@ -291,6 +291,16 @@ func (in *memIncoming) Unpack(ctx context.Context, i int, r io.Reader) error {
 			return ctx.Err()
 		}
 	}
+	whole := false
+	defer func() {
+		in.s.mu.Lock()
+		defer in.s.mu.Unlock()
+		close(in.s.busy[diff])
+		delete(in.s.busy, diff)
+		if whole {
+			in.s.layers[diff], in.got[i] = true, true
+		}
+	}()
 	if in.s.unpacking != nil {
 		in.s.unpacking(i, r)
 	}
@@ -298,13 +308,7 @@ func (in *memIncoming) Unpack(ctx context.Context, i int, r io.Reader) error {
 	if err == nil && diffOf(data) != diff {
 		err = errs.New(errs.Invalid, "layer %d is not what the config says", i)
 	}
-	in.s.mu.Lock()
-	defer in.s.mu.Unlock()
-	close(in.s.busy[diff])
-	delete(in.s.busy, diff)
-	if err == nil {
-		in.s.layers[diff], in.got[i] = true, true
-	}
+	whole = err == nil
 	return err
 }
 
@@ -371,6 +375,7 @@ type memRegistry struct {
 	asked     []string
 	gate      map[digest.Digest]chan struct{} // the second half of a blob waits for it
 	fail      map[digest.Digest]error         // after the first half
+	bug       digest.Digest                  // of this blob, and of any that is pushed
 	atOnce    int
 	most      int
 }
@@ -465,6 +470,9 @@ func (p *memRepo) Fetch(ctx context.Context, d ocispec.Descriptor, dst client.Si
 			return ctx.Err()
 		}
 	}
+	if d.Digest == r.bug {
+		panic("oh")
+	}
 	if fail != nil {
 		return fail
 	}
@@ -490,6 +498,9 @@ func (p *memRepo) Mount(_ context.Context, d digest.Digest, from string) (bool, 
 }
 
 func (p *memRepo) Push(ctx context.Context, up client.Upload) (ocispec.Descriptor, error) {
+	if p.r.bug != "" {
+		panic("oh")
+	}
 	src, err := up.Open(ctx, 0)
 	if err != nil {
 		return ocispec.Descriptor{}, err

@@ -16,6 +16,7 @@ import (
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/registry/client"
+	"corten.dev/corten/internal/task"
 )
 
 // flights are the blobs that are coming in now: one download for each digest, however many pulls want it.
@@ -182,7 +183,9 @@ func (fs *flights) fly(ctx context.Context, f *flight, repo client.Repository) e
 // errDamaged marks a blob whose bytes are all there and are not those of its digest.
 var errDamaged = errors.New("damaged")
 
-func (fs *flights) fetch(ctx context.Context, f *flight, repo client.Repository, in Ingest) error {
+// fetch has the wall of a flight: what was begun before it is let go of whatever happens in it.
+func (fs *flights) fetch(ctx context.Context, f *flight, repo client.Repository, in Ingest) (err error) {
+	defer task.Contain(fs.log, "download of "+f.desc.Digest.String(), &err)
 	if err := repo.Fetch(ctx, f.desc, &counting{Ingest: in, f: f}); err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/image"
+	"corten.dev/corten/internal/task"
 )
 
 // layers brings all layers in, side by side: the downloads as many at a time as the engine allows, unpacking as the bytes come. Release must be called with what it returns.
@@ -36,7 +37,7 @@ func (p *pulling) layers(ctx context.Context, inc image.Incoming) ([]*arriving, 
 	for _, a := range todo { // joined before the first one can have ended, so that a blob that comes twice is fetched once
 		a.flight = p.flights.join(p.repo, p.name, a.layer.Blob)
 	}
-	return todo, sideBySide(ctx, len(todo), func(ctx context.Context, n int) error { return todo[n].arrive(ctx) })
+	return todo, task.SideBySide(ctx, p.Log, "bring layers of "+p.name, len(todo), func(ctx context.Context, n int) error { return todo[n].arrive(ctx) })
 }
 
 // release lets go of the blobs of an image that was committed, or could not be for the reason of err.
@@ -50,25 +51,6 @@ func (p *pulling) release(todo []*arriving, err error) {
 		}
 		p.flights.leave(a.flight, a.left)
 	}
-}
-
-// sideBySide runs all and returns the first error, after all have ended. With that error the others' context ends.
-func sideBySide(ctx context.Context, n int, do func(ctx context.Context, n int) error) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var all sync.WaitGroup
-	var once sync.Once
-	var first error
-	for i := range n {
-		all.Go(func() {
-			if err := do(ctx, i); err != nil {
-				once.Do(func() { first = err })
-				cancel(err)
-			}
-		})
-	}
-	all.Wait()
-	return first
 }
 
 // share is one blob that several layers of an image are.
@@ -130,7 +112,10 @@ func (a *arriving) try(caller context.Context) (again bool, err error) {
 	r := a.flights.reader(ctx, f)
 	unpacked := make(chan error, 1)
 	go func() {
-		unpacked <- errors.Join(a.inc.Unpack(ctx, a.i, r), r.Close())
+		var err error
+		defer func() { unpacked <- errors.Join(err, r.Close()) }()
+		defer task.Contain(a.Log, "unpack layer "+a.id, &err)
+		err = a.inc.Unpack(ctx, a.i, r)
 	}()
 	unpackErr, downErr := a.watch(ctx, f, r, unpacked, cancel)
 	switch {

@@ -15,6 +15,7 @@ import (
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/registry/client"
+	"corten.dev/corten/internal/task"
 )
 
 // Pull implements [Registries].
@@ -48,6 +49,7 @@ func (s *Service) Pull(ctx context.Context, opts PullOptions, report Reporter) e
 	p.reports = make(chan Report, 64)
 	go func() {
 		defer close(p.reports)
+		defer task.Contain(s.Log, "pull "+ref.Familiar(), &err)
 		err = p.all(ctx, ref)
 	}()
 	for r := range p.reports {

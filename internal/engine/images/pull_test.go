@@ -354,3 +354,28 @@ func TestPullRefuses(t *testing.T) {
 		}
 	}
 }
+
+// A bug that a registry's answer or a layer's bytes meet ends the pull, and neither the engine nor the pulls that come after it. It was so for builds; a pull ran without a wall.
+func TestPullMeetsBug(t *testing.T) {
+	b := newBench(t)
+	b.reg.add(t, "latest", here, "base", "top")
+	b.reg.bug = digest.FromString("top")
+	var l lines
+	err := b.Pull(t.Context(), PullOptions{Ref: "busybox"}, l.report)
+	if err == nil || !strings.Contains(err.Error(), "bug of the engine") {
+		t.Error("download:", err)
+	}
+	b.reg.bug = ""
+	b.store.unpacking = func(int, io.Reader) { panic("oh") }
+	if err := b.Pull(t.Context(), PullOptions{Ref: "busybox"}, l.report); err == nil || !strings.Contains(err.Error(), "bug of the engine") {
+		t.Error("unpacking:", err)
+	}
+	b.store.unpacking = nil
+	if err := b.Pull(t.Context(), PullOptions{Ref: "busybox"}, l.report); err != nil {
+		t.Error("the next one:", err)
+	}
+	b.reg.bug = digest.FromString("pushed")
+	if err := b.Push(t.Context(), PushOptions{Ref: "busybox"}, l.report); err == nil || !strings.Contains(err.Error(), "bug of the engine") {
+		t.Error("push:", err)
+	}
+}

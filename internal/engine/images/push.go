@@ -20,6 +20,7 @@ import (
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/registry/client"
+	"corten.dev/corten/internal/task"
 )
 
 // Push implements [Registries].
@@ -58,6 +59,7 @@ func (s *Service) Push(ctx context.Context, opts PushOptions, report Reporter) e
 	p := &pushing{Service: s, repo: repo, send: send, reports: make(chan Report, 64)}
 	go func() {
 		defer close(p.reports)
+		defer task.Contain(s.Log, "push "+ref.Familiar(), &err)
 		p.say(ctx, Report{Status: "The push refers to repository [" + ref.Name() + "]"})
 		for _, one := range refs {
 			if err = p.one(ctx, one); err != nil {
@@ -206,7 +208,7 @@ func (p *pushing) layers(ctx context.Context, ref reference.Ref, out image.Outgo
 		p.say(ctx, Report{ID: a.id, Status: "Preparing", Layer: true})
 		todo = append(todo, a)
 	}
-	return sideBySide(ctx, len(todo), func(ctx context.Context, n int) error { return todo[n].depart(ctx) })
+	return task.SideBySide(ctx, p.Log, "push layers of "+ref.Familiar(), len(todo), func(ctx context.Context, n int) error { return todo[n].depart(ctx) })
 }
 
 // blob pushes a small blob.
@@ -300,14 +302,16 @@ func (a *departing) upload(ctx context.Context) error {
 	}
 	done := make(chan result, 1)
 	go func() {
-		desc, err := a.repo.Push(ctx, up)
-		if up.Digest != "" && errors.Is(err, errs.Invalid) && ctx.Err() == nil {
+		var r result
+		defer func() { done <- r }()
+		defer task.Contain(a.Log, "push layer "+a.id, &r.err)
+		r.desc, r.err = a.repo.Push(ctx, up)
+		if up.Digest != "" && errors.Is(r.err, errs.Invalid) && ctx.Err() == nil {
 			// The form that is known cannot be had here any more: the layer goes out in another one, and the manifest with it.
 			up.Digest, up.Size = "", -1
-			desc, err = a.repo.Push(ctx, up)
+			r.desc, r.err = a.repo.Push(ctx, up)
 		}
-		desc.MediaType = "" // of the upload, not of the layer
-		done <- result{desc, err}
+		r.desc.MediaType = "" // of the upload, not of the layer
 	}()
 	tick := time.NewTicker(reportEvery)
 	defer tick.Stop()

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/task"
 )
 
 // proof is what a request says about the caller.
@@ -53,7 +54,10 @@ func (s *site) bearer(ctx context.Context, ch challenge, scopes []string) (proof
 	s.mu.Unlock()
 	a := ask{registry: s.base.Host, realm: realm, service: ch.params["service"], scopes: mergeScopes(scopes, extra), creds: s.creds}
 	key := a.key()
-	g, fresh, err := s.c.tokens.get(ctx, key, func(ctx context.Context) (grant, error) { return s.fetchToken(ctx, a) })
+	g, fresh, err := s.c.tokens.get(ctx, key, func(ctx context.Context) (g grant, err error) {
+		defer task.Contain(s.c.log, "token of "+a.registry, &err)
+		return s.fetchToken(ctx, a)
+	})
 	if err != nil {
 		return proof{}, err
 	}

@@ -9,6 +9,8 @@ import (
 	"sync"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"corten.dev/corten/internal/task"
 )
 
 // Several ranges at a time: each worker has one segment of the blob in memory, the sink gets them in order, while they fill:
@@ -166,7 +168,8 @@ func (r *ranges) fill(ctx context.Context, g *segment) {
 
 var errNoRanges = errors.New("the server stopped giving ranges")
 
-func (r *ranges) fillOnce(ctx context.Context, g *segment) error {
+func (r *ranges) fillOnce(ctx context.Context, g *segment) (err error) {
+	defer task.Contain(r.s.c.log, "download of "+r.d.Digest.String(), &err)
 	filled, _ := g.state()
 	want := span{g.from + int64(filled), g.to, g.size}
 	place := r.at()

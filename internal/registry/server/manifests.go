@@ -279,7 +279,7 @@ func (r *Registry) checkReferences(ctx context.Context, repo string, doc documen
 	for _, desc := range doc.blobs {
 		free[desc.Digest] = optional(desc)
 	}
-	found := newGather(8)
+	found := newGather(8, r.log)
 	for w, size := range sizes {
 		found.run(func() (any, error) {
 			have, err := r.leaseReference(ctx, repo, w.digest, w.isBlob)
@@ -383,7 +383,7 @@ func (r *Registry) removeManifest(ctx context.Context, repo string, d digest.Dig
 
 // removeTagsOf deletes the tags of a manifest; one that is moved meanwhile stays.
 func (r *Registry) removeTagsOf(ctx context.Context, repo string, d digest.Digest) error {
-	work := newGather(8)
+	work := newGather(8, r.log)
 	err := r.d.List(ctx, repositoryKey(repo)+"/"+tagsPart, "", func(tag string, dir bool) error {
 		if dir {
 			return nil

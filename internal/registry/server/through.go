@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/task"
 )
 
 // Pull-through: what is not here is asked of the upstreams, sent on while it arrives, and kept through the normal ingest.
@@ -201,7 +202,8 @@ func (q *quiet) Write(p []byte) (int, error) {
 }
 
 // ingest keeps a blob that comes from an upstream.
-func (r *Registry) ingest(ctx context.Context, repo string, d digest.Digest, from io.Reader) error {
+func (r *Registry) ingest(ctx context.Context, repo string, d digest.Digest, from io.Reader) (err error) {
+	defer task.Contain(r.log, "keep blob "+d.String()+" of an upstream", &err)
 	up, err := r.d.Upload(ctx, uploadID(repo, newUUID()), UploadOptions{Create: true, Algorithm: d.Algorithm()})
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/registry/client"
+	"corten.dev/corten/internal/task"
 )
 
 // blobs are those that are coming.
@@ -68,8 +69,9 @@ func (c *Cache) Blob(ctx context.Context, repository string, d digest.Digest) (i
 		if err != nil {
 			return nil, 0, err
 		}
-		s = &spool{file: file, size: size, sum: d.Algorithm().Digester(), fetch: func(ctx context.Context, dst client.Sink) error {
-			err := repo.Fetch(ctx, ocispec.Descriptor{Digest: d, Size: size}, dst)
+		s = &spool{file: file, size: size, sum: d.Algorithm().Digester(), fetch: func(ctx context.Context, dst client.Sink) (err error) {
+			defer task.Contain(c.log, "download of "+d.String(), &err)
+			err = repo.Fetch(ctx, ocispec.Descriptor{Digest: d, Size: size}, dst)
 			if err != nil {
 				c.log.Warn("a blob did not come", "upstream", up.Domain, "repository", repository, "digest", d, "err", err)
 			}

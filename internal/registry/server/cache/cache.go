@@ -27,6 +27,7 @@ import (
 	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/registry/client"
 	"corten.dev/corten/internal/registry/server"
+	"corten.dev/corten/internal/task"
 )
 
 // Upstream is one registry behind this one.
@@ -215,6 +216,7 @@ type asked struct {
 }
 
 func (c *Cache) ask(ctx context.Context, q asked) (m server.UpstreamManifest, err error) {
+	defer task.Contain(c.log, "ask an upstream for "+q.name, &err)
 	repo, err := q.up.repository(q.name)
 	if err != nil {
 		return m, err
