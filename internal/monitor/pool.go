@@ -39,6 +39,7 @@ type Options struct {
 // hot path. One whose container ended comes back, if there is room. A waiting monitor ends with its engine; one that has a container does not.
 type Pool struct {
 	opts    Options
+	folders *spread.Folder // opts.Root
 	prog    *program
 	poller  *poller
 	ready   spares
@@ -108,7 +109,8 @@ func New(opts Options) (*Pool, error) {
 	if err := os.MkdirAll(opts.Root, 0o700); err != nil {
 		return nil, fmt.Errorf("monitors: %w", err)
 	}
-	if err := spread.Below(opts.Root); err != nil {
+	folders, err := spread.Below(opts.Root)
+	if err != nil {
 		opts.Logger.Warn("folders of monitors are kept near each other, which can be slow", "err", err)
 	}
 	prog, err := newProgram(opts.Root, opts.Program)
@@ -120,7 +122,7 @@ func New(opts Options) (*Pool, error) {
 		return nil, errors.Join(err, prog.close())
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &Pool{opts: opts, prog: prog, poller: poll, ready: spares{most: opts.Pool}, refill: make(chan struct{}, 1), stop: cancel}
+	p := &Pool{opts: opts, folders: folders, prog: prog, poller: poll, ready: spares{most: opts.Pool}, refill: make(chan struct{}, 1), stop: cancel}
 	p.stopped.Add(1)
 	go p.fill(ctx)
 	p.refill <- struct{}{}
@@ -290,7 +292,7 @@ func (p *Pool) makeFolder(id string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	err = os.Mkdir(folder, 0o700)
+	err = p.folders.Mkdir(id, 0o700)
 	if errors.Is(err, os.ErrExist) {
 		l, derr := dial(folder)
 		if derr == nil {
@@ -298,7 +300,7 @@ func (p *Pool) makeFolder(id string) (string, error) {
 			return "", errs.New(errs.Conflict, "%s has a monitor already", id)
 		}
 		if err = removeFolder(folder); err == nil {
-			err = os.Mkdir(folder, 0o700)
+			err = p.folders.Mkdir(id, 0o700)
 		}
 	}
 	if err != nil {

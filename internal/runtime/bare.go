@@ -1,7 +1,6 @@
 package runtime
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -36,7 +35,11 @@ type bare struct {
 // Prepare makes what all containers of a long-lived caller can share; without it every Create goes the way that needs nothing. It may be called once, before the first Create.
 func (rt *Runtime) Prepare() {
 	if rt.opts.Root != "" {
-		if err := errors.Join(os.MkdirAll(rt.opts.Root, 0o700), spread.Below(rt.opts.Root)); err != nil {
+		err := os.MkdirAll(rt.opts.Root, 0o700)
+		if err == nil {
+			rt.folders, err = spread.Below(rt.opts.Root)
+		}
+		if err != nil {
 			rt.log.Warn("folders of containers are kept near each other, which can be slow", "error", err)
 		}
 	}

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -86,10 +87,7 @@ func (c *creation) folder(context.Context) (err error) {
 		}
 		return nil
 	}
-	if err := os.MkdirAll(c.rt.opts.Root, 0o700); err != nil {
-		return fmt.Errorf("folder: %w", err)
-	}
-	made, err := os.MkdirTemp(c.rt.opts.Root, newFolder+strconv.Itoa(os.Getpid())+"-")
+	made, err := c.rt.newFolder()
 	if err != nil {
 		return fmt.Errorf("folder: %w", err)
 	}
@@ -106,6 +104,20 @@ func (c *creation) folder(context.Context) (err error) {
 	c.undo.Push(func(context.Context) error { return c.ctr.removeFolder() })
 	c.ctr.dir = dir
 	return nil
+}
+
+// newFolder makes one without a name.
+func (rt *Runtime) newFolder() (string, error) {
+	prefix := newFolder + strconv.Itoa(os.Getpid()) + "-"
+	if rt.folders != nil {
+		if name := prefix + rand.Text(); rt.folders.Mkdir(name, 0o700) == nil {
+			return filepath.Join(rt.opts.Root, name), nil
+		}
+	}
+	if err := os.MkdirAll(rt.opts.Root, 0o700); err != nil {
+		return "", err
+	}
+	return os.MkdirTemp(rt.opts.Root, prefix)
 }
 
 // removeFolder takes the container's folder away under another name first: killed in the middle, it would be one without a record, that nobody dares to remove.

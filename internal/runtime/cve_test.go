@@ -211,7 +211,7 @@ func TestConsoleIsALink(t *testing.T) {
 
 // CVE-2023-25809: a container without a network namespace gets the host's /sys; the cgroup tree below it was writable.
 func TestHostSysIsReadOnly(t *testing.T) {
-	out, code := sh(t, `for d in /sys/fs/cgroup /sys/fs/cgroup/memory /sys/fs/cgroup/unified; do test -d $d && mkdir $d/x 2>&1 | sed 's/.*: //'; done; true`, func(s *specs.Spec) {
+	out, code := sh(t, `for d in /sys/fs/cgroup /sys/fs/cgroup/memory /sys/fs/cgroup/unified; do test -d $d && mkdir $d/corten-test-$$ 2>&1 | sed 's/.*: //'; done; true`, func(s *specs.Spec) {
 		s.Mounts = append(append(s.Mounts[:3:3], specs.Mount{Destination: "/sys", Source: "/sys", Type: "none", Options: []string{"rbind", "ro", "nosuid"}}), s.Mounts[5:]...)
 	})
 	if code != 0 || strings.ReplaceAll(out, "Read-only file system\n", "") != "" || out == "" {

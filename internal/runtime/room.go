@@ -15,6 +15,7 @@ import (
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/cgroup"
+	"corten.dev/corten/internal/linux/spread"
 	"golang.org/x/sys/unix"
 )
 
@@ -38,6 +39,7 @@ type Runtime struct {
 
 	filters filters
 	bare    bare
+	folders *spread.Folder // Root, once it is prepared
 }
 
 // New makes a Runtime. It touches nothing.

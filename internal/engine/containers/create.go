@@ -84,7 +84,7 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (created Create
 		return created, fmt.Errorf("make the file tree of container %s: %w", ctr.record().Name, err)
 	}
 	undo.Push(func(ctx context.Context) error { return s.Trees.Remove(ctx, rec.ID) })
-	if err := os.Mkdir(s.dir(rec.ID), 0o700); err != nil {
+	if err := s.folders.Mkdir(rec.ID, 0o700); err != nil {
 		return created, err
 	}
 	undo.Push(func(context.Context) error { return os.RemoveAll(s.dir(rec.ID)) })

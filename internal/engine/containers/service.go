@@ -161,6 +161,7 @@ type Service struct {
 	// supports is what the cgroups of this host can limit; looked at once.
 	supports func() cgroup.Support
 	figures  *figures
+	folders  *spread.Folder // Root
 
 	// ctx ends with Close; background work belongs to it.
 	ctx    context.Context
@@ -200,7 +201,8 @@ func New(opts Options) (*Service, error) {
 	if err := os.MkdirAll(opts.Root, 0o700); err != nil {
 		return nil, err
 	}
-	if err := spread.Below(opts.Root); err != nil {
+	var err error
+	if s.folders, err = spread.Below(opts.Root); err != nil {
 		s.Log.Warn("folders of containers are kept near each other, which can be slow", "error", err)
 	}
 	if err := s.restore(s.ctx); err != nil {

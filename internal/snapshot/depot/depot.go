@@ -47,6 +47,8 @@ import (
 type Depot struct {
 	root string
 	log  *slog.Logger
+	// where trees, and what is in the making, are made
+	inTrees, inNew *spread.Folder
 
 	// mu guards everything below, and is never held over file system work.
 	mu      sync.Mutex
@@ -125,12 +127,12 @@ func Open(root string, log *slog.Logger) (*Depot, error) {
 			return nil, err
 		}
 	}
-	for _, dir := range []string{treesDir, newDir} {
-		if err := spread.Below(filepath.Join(root, dir)); err != nil {
-			log.Warn("trees are kept near each other, which can be slow", "error", err)
-		}
+	inTrees, terr := spread.Below(filepath.Join(root, treesDir))
+	inNew, nerr := spread.Below(filepath.Join(root, newDir))
+	if err := errors.Join(terr, nerr); err != nil {
+		log.Warn("trees are kept near each other, which can be slow", "error", err)
 	}
-	d := &Depot{root: root, log: log, layers: map[snapshot.ChainID]*layer{}, trees: map[string]*tree{}, flights: map[snapshot.ChainID]chan struct{}{},
+	d := &Depot{root: root, log: log, inTrees: inTrees, inNew: inNew, layers: map[snapshot.ChainID]*layer{}, trees: map[string]*tree{}, flights: map[snapshot.ChainID]chan struct{}{},
 		work: map[digest.Digest]*work{}, byDiff: map[digest.Digest][]*layer{}, holds: map[string]*layer{}, coming: map[string]snapshot.ChainID{}}
 	d.openRounds()
 	d.counts.known, d.counts.asked = map[string]counted{}, map[string]bool{}

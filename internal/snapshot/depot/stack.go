@@ -225,7 +225,10 @@ func (in *incoming) link(ctx context.Context, from string, rec layerFile) (*laye
 	id := d.newID()
 	dir := filepath.Join(d.root, newDir, id)
 	rec.Chain, rec.Parent, rec.DiffID = snapshot.ChainOf(in.parent, in.want), in.parent, in.want
-	err := linkLayer(ctx, from, dir)
+	err := d.inNew.Mkdir(id, 0o711)
+	if err == nil {
+		err = linkLayer(ctx, from, dir)
+	}
 	var l *layer
 	if err == nil {
 		l, err = in.publish(ctx, id, rec)
@@ -237,9 +240,6 @@ func (in *incoming) link(ctx context.Context, from string, rec layerFile) (*laye
 }
 
 func linkLayer(ctx context.Context, from, to string) error {
-	if err := os.Mkdir(to, 0o711); err != nil {
-		return err
-	}
 	for _, name := range []string{TreeDir, keptDir} {
 		if err := os.Mkdir(filepath.Join(to, name), 0o711); err != nil {
 			return err

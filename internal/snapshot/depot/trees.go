@@ -75,8 +75,8 @@ func (d *Depot) makeTree(dir string, t *tree, durable bool, build func(string) e
 	if err != nil {
 		return err
 	}
-	if err := unix.Mkdir(dir, 0o711); err != nil {
-		return &os.PathError{Op: "mkdir", Path: dir, Err: err}
+	if err := d.inTrees.Mkdir(filepath.Base(dir), 0o711); err != nil {
+		return err
 	}
 	if err := build(dir); err != nil {
 		return err

@@ -159,7 +159,10 @@ func (in *incoming) write(ctx context.Context, dir string, r io.Reader) (rec lay
 	if err != nil {
 		return rec, err
 	}
-	for _, path := range []string{dir, filepath.Join(dir, keptDir), filepath.Join(dir, TreeDir)} {
+	if err := in.d.inNew.Mkdir(filepath.Base(dir), 0o711); err != nil {
+		return rec, err
+	}
+	for _, path := range []string{filepath.Join(dir, keptDir), filepath.Join(dir, TreeDir)} {
 		if err := os.Mkdir(path, 0o711); err != nil {
 			return rec, err
 		}
