@@ -226,12 +226,11 @@ func openSnapshots(set settings.Settings, log *slog.Logger) (snapshot.Store, err
 			return nil, fmt.Errorf("storage driver overlay: %w", err)
 		}
 	}
-	label, err := hostspec.SharedLabel()
-	if err == nil && label != "" {
-		err = hostspec.LabelLayers(root)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("label files for SELinux: %w", err)
+	label, _ := hostspec.SharedLabel()
+	if label != "" {
+		if err := hostspec.LabelLayers(root); err != nil {
+			return nil, fmt.Errorf("label files for SELinux: %w", err)
+		}
 	}
 	return overlay.New(overlay.Options{Root: filepath.Join(root, "overlay"), Logger: log, Skeletons: skeletons(), Label: label})
 }

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/container"
-	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/image"
@@ -66,7 +65,7 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (created Create
 	if err := s.takeLabels(&rec); err != nil {
 		return created, err
 	}
-	undo.Push(func(context.Context) error { hostspec.ReleaseLabels(rec.ProcessLabel); return nil })
+	undo.Push(func(context.Context) error { s.maker.Security.ReleaseLabels(rec.ProcessLabel); return nil })
 	rec.Networks = s.plain.share(rec.Networks)
 	ctr := newLive(rec)
 	if err := s.takeName(ctr, strings.TrimPrefix(req.Name, "/")); err != nil {

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/container"
-	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/monitor"
 )
@@ -237,7 +236,7 @@ func (s *Service) vanish(ctx context.Context, ctr *live) error {
 	}
 	all = append(all, s.forget(ctr))
 	s.table.drop(ctr)
-	hostspec.ReleaseLabels(rec.ProcessLabel)
+	s.maker.Security.ReleaseLabels(rec.ProcessLabel)
 	for _, a := range ctr.takePending() {
 		a.Conn.Close()
 		a.End <- monitor.AttachEnd{}

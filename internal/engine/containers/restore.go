@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/container"
-	"corten.dev/corten/internal/engine/hostspec"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/pidfd"
 	"corten.dev/corten/internal/monitor"
@@ -61,7 +60,7 @@ func (s *Service) restore(ctx context.Context) error {
 			}
 		}
 		s.table.add(ctr)
-		hostspec.ReserveLabels(rec.ProcessLabel)
+		s.maker.Security.ReserveLabels(rec.ProcessLabel)
 		found = append(found, ctr)
 	}
 	var group sync.WaitGroup

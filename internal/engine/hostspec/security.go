@@ -27,6 +27,7 @@ type Security struct {
 
 	selinux   bool
 	noSELinux string // why there are no labels
+	levels    levels
 
 	mu    sync.Mutex
 	cache map[string]*specs.LinuxSeccomp // by profile and capabilities; never changed once made
@@ -38,7 +39,8 @@ const cachedProfiles = 64
 func NewSecurity(def string, log *slog.Logger) *Security {
 	enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
 	s := &Security{def: def, log: log, own: ownCapabilities(), apparmor: err == nil && strings.HasPrefix(string(enabled), "Y"), cache: map[string]*specs.LinuxSeccomp{}}
-	s.selinux, s.noSELinux = selinuxPolicy()
+	shared, why := SharedLabel()
+	s.selinux, s.noSELinux = shared != "", why
 	return s
 }
 

@@ -5,36 +5,76 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/opencontainers/selinux/go-selinux"
 	"github.com/opencontainers/selinux/go-selinux/label"
+	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
 )
 
-// selinuxPolicy tells whether the host runs SELinux with a policy that has types for containers. Where it has none (Debian's names them and lacks them) no process could be given one: why says so, and containers run
-// without labels, as the host's own services do.
-func selinuxPolicy() (on bool, why string) {
+// SharedLabel is the label of files that all containers may use; it is empty where the host does not run SELinux with a policy that has types for containers. Where it has none (Debian's names them and lacks
+// them) no process could be given one: why says so, and containers run without labels, as the host's own services do.
+func SharedLabel() (file, why string) {
 	if !selinux.GetEnabled() {
-		return false, "SELinux is not enabled on this host"
+		return "", "SELinux is not enabled on this host"
 	}
 	process, file, err := label.InitLabels(nil)
+	if err == nil {
+		selinux.ReleaseLabel(process)
+		for _, l := range []string{process, file} {
+			if l == "" {
+				return "", "the SELinux policy of this host names no types for containers (contexts/lxc_contexts)"
+			}
+			if err := selinux.SecurityCheckContext(l); err != nil {
+				ctx, _ := selinux.NewContext(l)
+				return "", "the SELinux policy of this host has no type " + ctx["type"]
+			}
+		}
+		file, err = withoutCategories(file)
+	}
 	if err != nil {
-		return false, "the SELinux policy of this host: " + err.Error()
+		return "", "the SELinux policy of this host: " + err.Error()
 	}
-	selinux.ReleaseLabel(process)
-	for _, l := range []string{process, file} {
-		if l == "" {
-			return false, "the SELinux policy of this host names no types for containers (contexts/lxc_contexts)"
+	return file, ""
+}
+
+// levels counts who uses a level: several containers have one where one joins the processes or the memory of another, or where it was asked for (label=level:). The library keeps each level once, and would
+// give one that was given back by the first of them to a stranger.
+type levels struct {
+	mu   sync.Mutex // also held while the library takes and gives back, which it does in memory
+	used map[string]int
+}
+
+// takeLocked notes one more user of the level of a label.
+func (l *levels) takeLocked(process string) {
+	if level := levelOf(process); level != "" {
+		if l.used == nil {
+			l.used = map[string]int{}
 		}
-		if err := selinux.SecurityCheckContext(l); err != nil {
-			ctx, _ := selinux.NewContext(l)
-			return false, "the SELinux policy of this host has no type " + ctx["type"]
-		}
+		l.used[level]++
 	}
-	return true, ""
+}
+
+// giveLocked notes one user less, and tells whether that was the last.
+func (l *levels) giveLocked(process string) (last bool) {
+	level := levelOf(process)
+	if l.used[level]--; l.used[level] > 0 {
+		return false
+	}
+	delete(l.used, level)
+	return true
+}
+
+// levelOf is the last part of user:role:type:level.
+func levelOf(process string) string {
+	if parts := strings.SplitN(process, ":", 4); len(parts) == 4 {
+		return parts[3]
+	}
+	return ""
 }
 
 // Labels are the SELinux labels of a container's processes and of its files; both are empty where there is no policy for containers. They are taken until ReleaseLabels. Processes of
@@ -62,7 +102,12 @@ func (s *Security) Labels(host *container.Host, shared string) (process, file st
 			return "", "", errs.New(errs.Invalid, "label of the container that is joined: %w", err)
 		}
 	}
+	s.levels.mu.Lock()
 	process, file, err = label.InitLabels(opts)
+	if err == nil {
+		s.levels.takeLocked(process)
+	}
+	s.levels.mu.Unlock()
 	if err != nil {
 		return "", "", errs.New(errs.Invalid, "security option label: %w", err)
 	}
@@ -71,7 +116,7 @@ func (s *Security) Labels(host *container.Host, shared string) (process, file st
 			continue
 		}
 		if err := selinux.SecurityCheckContext(l); err != nil {
-			ReleaseLabels(process)
+			s.ReleaseLabels(process)
 			return "", "", errs.New(errs.Invalid, "security option label: the SELinux policy of this host does not take %q", l)
 		}
 	}
@@ -79,38 +124,31 @@ func (s *Security) Labels(host *container.Host, shared string) (process, file st
 }
 
 // ReserveLabels has no other container be given the categories of a label that one has already, from before this engine.
-func ReserveLabels(process string) {
-	if process != "" && selinux.GetEnabled() {
-		_ = selinux.ReserveLabelV2(process) // they may be another's already, as of a container that joined this one's processes
+func (s *Security) ReserveLabels(process string) {
+	if process == "" || !s.selinux {
+		return
 	}
+	s.levels.mu.Lock()
+	defer s.levels.mu.Unlock()
+	s.levels.takeLocked(process)
+	_ = selinux.ReserveLabelV2(process) // they may be another's already, as of a container that joined this one's processes
 }
 
-// ReleaseLabels gives the categories of a label back.
-func ReleaseLabels(process string) {
-	if process != "" && selinux.GetEnabled() {
+// ReleaseLabels gives the categories of a label back, once for each time that they were taken or reserved.
+func (s *Security) ReleaseLabels(process string) {
+	if process == "" || !s.selinux {
+		return
+	}
+	s.levels.mu.Lock()
+	defer s.levels.mu.Unlock()
+	if s.levels.giveLocked(process) {
 		selinux.ReleaseLabel(process)
 	}
 }
 
-// SharedLabel is the label of files that all containers may use; empty where there is no policy for containers.
-func SharedLabel() (string, error) {
-	if on, _ := selinuxPolicy(); !on {
-		return "", nil
-	}
-	process, file, err := label.InitLabels(nil)
-	if err != nil {
-		return "", err
-	}
-	selinux.ReleaseLabel(process)
-	return withoutCategories(file)
-}
-
 // LabelLayers gives a folder that layers of images are made in the label of files that all containers may read: what is made in it later has it from there. An overlay's mount shows files under a label of
-// its own, but who maps one into memory is judged by the file's.
+// its own, but who maps one into memory is judged by the file's. It is for hosts that have a [SharedLabel].
 func LabelLayers(dir string) error {
-	if on, _ := selinuxPolicy(); !on {
-		return nil
-	}
 	want := selinux.ROFileLabel() //lint:ignore SA1019 nothing else reads it of the policy
 	if want == "" {
 		return nil
@@ -163,14 +201,11 @@ func LabelScratch(file string, tree *os.File) error {
 	if err := syscall.Statfs(path, &st); err != nil {
 		return &os.PathError{Op: "statfs", Path: tree.Name(), Err: err}
 	}
-	if st.Type != tmpfsMagic {
+	if st.Type != unix.TMPFS_MAGIC {
 		return nil
 	}
 	return Relabel(file, path, false)
 }
-
-// tmpfsMagic is the kernel's number of a tmpfs.
-const tmpfsMagic = 0x01021994
 
 // Share gives a directory or file and all below it the label of files that all containers may use, unless it has that already. file is a container's own.
 func Share(file, path string) error {

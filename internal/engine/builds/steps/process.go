@@ -52,7 +52,7 @@ func (p *process) attend() {
 	go func() { clean <- p.exec.opts.Networks.Leave(ctx, p.id) }()
 	p.rest.Wait()
 	err = errors.Join(err, p.io.finish(), p.ctr.Delete(ctx, true), <-clean)
-	hostspec.ReleaseLabels(p.label)
+	p.exec.opts.Maker.Security.ReleaseLabels(p.label)
 	p.code, p.err = code, err
 	close(p.done)
 }

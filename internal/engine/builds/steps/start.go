@@ -55,7 +55,7 @@ func (e *Executor) Start(ctx context.Context, s step.Step) (_ step.Process, err 
 	if err != nil {
 		return nil, err
 	}
-	undo.Push(func(context.Context) error { hostspec.ReleaseLabels(p.label); return nil })
+	undo.Push(func(context.Context) error { e.opts.Maker.Security.ReleaseLabels(p.label); return nil })
 	sources, err := p.configure()
 	if err != nil {
 		return nil, err
