@@ -5,9 +5,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/linux/launch"
 	"corten.dev/corten/internal/monitor"
@@ -107,5 +110,62 @@ func TestCommandThatMakesNothing(t *testing.T) {
 	m := b.launch(monitor.Launch{Program: monitortest.Program(t, 0, false, "sleep", "100")})
 	if _, err := m.Exec(b.ctx, "s", maker(t, pidFile, "exit 1"), nil, monitor.Stdio{}); err == nil || len(m.Sessions()) != 0 {
 		t.Error(err, m.Sessions())
+	}
+}
+
+// A launch that failed once the log was open left it open, and the count of kills for memory: the next one of the same monitor had two logs.
+func TestNothingIsLeftOfALaunchThatFailed(t *testing.T) {
+	b := newBench(t, monitor.Options{Pool: 1})
+	b.only()
+	m, launch, err := monitor.Take(b.pool, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.end(m) })
+	kills := filepath.Join(b.dir, "kills")
+	if err := os.WriteFile(kills, []byte("oom_kill 0\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pidFile := filepath.Join(b.dir, "pid")
+	ask := func(program []byte, log string) error {
+		event, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		oom := os.NewFile(uintptr(event), "eventfd")
+		defer oom.Close()
+		return launch(b.ctx, monitor.Launch{
+			ID: "c1", Program: program, ExitPath: filepath.Join(b.dir, "exit"), Log: monitor.LogOptions{Path: log}, Stdio: monitor.Stdio{Stdin: true}, OOMEvent: oom, OOMPath: kills,
+		})
+	}
+	var first []string
+	for range 3 {
+		for what, program := range map[string][]byte{"a command that fails": maker(t, pidFile, "exit 3"), "a program that is none": []byte("x")} {
+			if err := ask(program, filepath.Join(b.dir, "log")); err == nil {
+				t.Fatalf("%s was launched", what)
+			}
+		}
+		if err := ask(maker(t, pidFile, "exec sleep 100"), filepath.Join(b.dir, "none", "log")); err == nil {
+			t.Fatal("launched without a log")
+		}
+		if now := open(t, m.MonitorPID()); first == nil {
+			first = now
+		} else if !slices.Equal(now, first) {
+			t.Fatalf("more is open after each launch that failed:\n%q\n%q", first, now)
+		}
+	}
+	for _, name := range first {
+		if name == "log" || name == "kills" {
+			t.Errorf("left open: %q", first)
+		}
+	}
+	if err := ask(monitortest.Shell(t, "echo said; exit 5"), filepath.Join(b.dir, "other")); err != nil {
+		t.Fatal(err)
+	}
+	if x := b.wait(m); x.Code != 5 {
+		t.Errorf("%+v", x)
+	}
+	if got := logged(t, filepath.Join(b.dir, "other")); got != "said\n" {
+		t.Errorf("log %q", got)
 	}
 }

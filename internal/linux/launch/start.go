@@ -127,11 +127,17 @@ func forkedChild(pipe [2]int, mid, midfd int, errno uintptr) (int, int, error) {
 		return 0, -1, &Error{What: "the process between failed"}
 	}
 	pid := int(*(*int32)(unsafe.Pointer(&buf)))
-	fd, _, e := syscall.Syscall(sysPidfdOpen, uintptr(pid), 0, 0)
+	fd, e := OpenPid(pid)
 	if e != 0 {
 		return 0, -1, &Error{What: "pidfd_open", Errno: e}
 	}
-	return pid, int(fd), nil
+	return pid, fd, nil
+}
+
+// OpenPid is pidfd_open(2), for who links no more than this package.
+func OpenPid(pid int) (int, syscall.Errno) {
+	fd, _, e := syscall.Syscall(sysPidfdOpen, uintptr(pid), 0, 0)
+	return int(fd), e
 }
 
 // cloneAndWalk is the point of no return for the child: from the first system call on, this thread takes no signal and calls nothing that could grow its stack, be

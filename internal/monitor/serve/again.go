@@ -20,16 +20,10 @@ func (s *Server) renew() bool {
 			return false
 		}
 	}
-	if s.log != nil {
-		s.log.close()
-	}
+	s.letGo()
 	if s.listener != nil {
 		s.close(s.listener.fd)
 		syscall.Close(s.dirfd)
-	}
-	if s.oom != nil {
-		s.close(s.oom.file)
-		s.close(s.oom.event)
 	}
 	s.score.expose() // the next container's processes are to be what the kernel kills first, too
 	if s.busy != 0 {

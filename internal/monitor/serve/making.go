@@ -109,12 +109,7 @@ func (p *process) adopt(status syscall.WaitStatus) {
 	s.close(p.pidfd)
 	p.pid, p.pidfd = pid, fd
 	s.watch(fd, epollIn, &p.life)
-	for i := range mk.attached {
-		s.attach(mk.e, p, mk.conns[i], &mk.attached[i])
-	}
-	if p.stdio&wire.AttachOnly != 0 && len(mk.attached) == 0 {
-		p.waitFirst = monotonic() + firstLimit
-	}
+	p.join(mk.e, mk.attached, mk.conns)
 	mk.e.tell(&wire.Message{Kind: wire.Started, ID: mk.id, PID: uint32(pid)}, fd)
 	if mk.kind == wire.Launch {
 		s.launched()
@@ -125,26 +120,17 @@ func (p *process) adopt(status syscall.WaitStatus) {
 
 // unmade ends what was begun for a process that there is not.
 func (p *process) unmade(mk *making, status syscall.WaitStatus, err error) {
-	s := p.s
 	closeAll(mk.conns)
-	for i := range p.out {
-		p.out[i].close() // unread
-	}
 	if mk.e.gone { // who asked will never know; another engine learns of an end
+		for i := range p.out {
+			p.out[i].close() // unread
+		}
 		p.reaped(status)
 		return
 	}
-	s.close(p.pidfd)
-	if p.console != nil {
-		s.close(p.console.fd)
-		p.console = nil
-	}
-	p.in.close()
-	for i, x := range s.procs {
-		if x == p {
-			s.procs = append(s.procs[:i], s.procs[i+1:]...)
-			break
-		}
+	p.drop()
+	if mk.kind == wire.Launch {
+		p.s.letGo()
 	}
 	mk.e.fail(mk.id, err)
 }
@@ -167,16 +153,16 @@ func (p *process) lastConsole() {
 
 // openChild opens a process that must be ours to reap: the end of another's would never be heard.
 func openChild(pid int) (int, error) {
-	const pidfdOpen, byPid, noWait = 434, 1, 0x01000005 // WNOWAIT | WEXITED | WNOHANG
+	const byPid, noWait = 1, 0x01000005 // WNOWAIT | WEXITED | WNOHANG
 	var info [128]byte
 	if _, _, e := syscall.Syscall6(syscall.SYS_WAITID, byPid, uintptr(pid), uintptr(unsafe.Pointer(&info)), noWait, 0, 0); e != 0 {
 		return -1, &failure{"the process that the command made is not ours", e}
 	}
-	fd, _, e := syscall.Syscall(pidfdOpen, uintptr(pid), 0, 0)
+	fd, e := launch.OpenPid(pid)
 	if e != 0 {
 		return -1, &failure{"open the process that the command made", e}
 	}
-	return int(fd), nil
+	return fd, nil
 }
 
 // readNumber reads the file that a command wrote.

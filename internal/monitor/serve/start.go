@@ -92,50 +92,87 @@ func (s *Server) launch(e *engine, m *wire.Message, fds []int) (*process, error)
 		s.send.sharing = s.nonblock
 		if pc.oom >= 0 || m.OOMPath != "" {
 			s.oom = newOOMWatch(s, pc.oom, m.OOMPath)
+			pc.oom = -1
 		}
 		p, err = s.start(m, pc)
 	}
 	if err == nil && m.LogPath != "" { // while the process sets itself up; it has said nothing yet that was read
 		if err = s.openLog(m); err != nil {
-			s.abandon(p)
+			p.kill()
+			p.drop()
 		}
 	}
 	pc.close(err != nil)
 	if err != nil {
-		if s.oom != nil {
-			s.close(s.oom.file)
-			s.oom = nil
-		}
+		s.letGo()
 		return nil, err
 	}
 	s.exitPath, s.durable = m.ExitPath, m.Flags&wire.Durable != 0
-	if p.making != nil {
-		p.making.wait(e, m, pc.attached)
-		return p, nil
-	}
-	for i := range m.Attached {
-		s.attach(e, p, pc.attached[i], &m.Attached[i])
-	}
+	p.begin(e, m, pc.attached)
 	return p, nil
 }
 
-// abandon undoes a start.
-func (s *Server) abandon(p *process) {
+// begin gives a process that was started its clients; one that a command is still making gets them with its number.
+func (p *process) begin(e *engine, m *wire.Message, conns []int) {
+	if p.making != nil {
+		p.making.wait(e, m, conns)
+		return
+	}
+	p.join(e, m.Attached, conns)
+}
+
+// join attaches the clients that were there before the process.
+func (p *process) join(e *engine, attached []wire.Attachment, conns []int) {
+	for i := range attached {
+		p.s.attach(e, p, conns[i], &attached[i])
+	}
+	if p.stdio&wire.AttachOnly != 0 && len(attached) == 0 {
+		p.waitFirst = monotonic() + firstLimit
+	}
+}
+
+// kill ends and reaps a process that nobody was told of.
+func (p *process) kill() {
 	syscall.Kill(p.pid, syscall.SIGKILL)
 	for {
 		if _, err := syscall.Wait4(p.pid, nil, 0, nil); err != syscall.EINTR {
 			break
 		}
 	}
+}
+
+// drop forgets a process that is reaped, and of which nobody was told. Its output is not read.
+func (p *process) drop() {
+	s := p.s
 	s.close(p.pidfd)
 	if p.console != nil {
 		s.close(p.console.fd)
+		p.console = nil
 	}
 	p.in.close()
 	for i := range p.out {
 		p.out[i].close()
 	}
-	s.procs = s.procs[:0]
+	for i, x := range s.procs {
+		if x == p {
+			s.procs = append(s.procs[:i], s.procs[i+1:]...)
+			break
+		}
+	}
+}
+
+// letGo closes what the monitor keeps for its container beside its processes.
+func (s *Server) letGo() {
+	if s.log != nil {
+		s.log.close()
+		s.log = nil
+	}
+	if s.oom != nil {
+		s.close(s.oom.file)
+		s.close(s.oom.event)
+		s.oom = nil
+	}
+	s.exitPath = ""
 }
 
 // launched does what need not come before the answer.
@@ -168,17 +205,10 @@ func (s *Server) exec(e *engine, m *wire.Message, fds []int) (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.making != nil {
-		p.making.wait(e, m, pc.attached)
-		return p, nil
+	p.begin(e, m, pc.attached)
+	if p.making == nil {
+		p.flow()
 	}
-	for i := range m.Attached {
-		s.attach(e, p, pc.attached[i], &m.Attached[i])
-	}
-	if m.Stdio&wire.AttachOnly != 0 && len(m.Attached) == 0 {
-		p.waitFirst = monotonic() + firstLimit
-	}
-	p.flow()
 	return p, nil
 }
 
