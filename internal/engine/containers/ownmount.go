@@ -44,5 +44,5 @@ func ownMount(mon monitor.Process) (*os.File, error) {
 		return nil, err
 	}
 	defer home.Close()
-	return mount.RootOf(home)
+	return mount.TreeIn(home, "/")
 }

@@ -6,10 +6,11 @@ import (
 	"os"
 	"strings"
 
-	"corten.dev/corten/internal/linux/ns"
 	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/mount"
+	"corten.dev/corten/internal/linux/ns"
 )
 
 // maxLayers is overlayfs' own bound.
@@ -58,14 +59,11 @@ func (s *Store) mount(l layout) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	fd, err := s.detachedOn(l)
+	root, err := s.detachedOn(l)
 	if errors.Is(err, errTooLong) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL) && !singleLayers() {
-		fd, err = s.elsewhere(l) // EINVAL: before 6.5 all values together have a page, and none may hold a comma
+		root, err = s.elsewhere(l) // EINVAL: before 6.5 all values together have a page, and none may hold a comma
 	}
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), "overlay"), nil
+	return root, err
 }
 
 var errTooLong = errors.New("mount options are too long for fsconfig")
@@ -74,23 +72,23 @@ var errTooLong = errors.New("mount options are too long for fsconfig")
 func singleLayers() bool { return !kernelBefore(6, 8) }
 
 // detachedOn is detached with the device of the layout mounted before. The kernel takes directories only from the thread's own mount namespace.
-func (s *Store) detachedOn(l layout) (fd int, err error) {
+func (s *Store) detachedOn(l layout) (root *os.File, err error) {
 	if l.device == "" {
 		return s.detached(l)
 	}
 	ns.OnOwnThread(func() {
 		if err = withdraw(l); err == nil {
-			fd, err = s.detached(l)
+			root, err = s.detached(l)
 		}
 	})
-	return fd, err
+	return root, err
 }
 
 // detached uses fsopen, fsconfig and fsmount.
-func (s *Store) detached(l layout) (int, error) {
+func (s *Store) detached(l layout) (*os.File, error) {
 	fd, err := s.configure(l, singleLayers())
 	if err != nil {
-		return -1, err
+		return nil, err
 	}
 	defer unix.Close(fd)
 	attr := 0
@@ -99,9 +97,9 @@ func (s *Store) detached(l layout) (int, error) {
 	}
 	mnt, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, attr)
 	if err != nil {
-		return -1, fmt.Errorf("fsmount: %w", err)
+		return nil, fmt.Errorf("fsmount: %w", err)
 	}
-	return mnt, nil
+	return os.NewFile(uintptr(mnt), "overlay"), nil
 }
 
 func (s *Store) configure(l layout, single bool) (_ int, err error) {
@@ -208,25 +206,14 @@ func escapeAll(dirs []string) []string {
 
 // elsewhere uses mount(2) with paths relative to the store's folder, which have room for every chain in one page and hold
 // no characters that need care. It runs on a thread of its own, in a mount namespace of its own; both end with the call.
-func (s *Store) elsewhere(l layout) (fd int, err error) {
-	ns.OnOwnThread(func() { fd, err = s.onThread(l) })
-	return fd, err
-}
-
-func (s *Store) onThread(l layout) (int, error) {
-	target, err := s.attach(l)
-	if err != nil {
-		return -1, err
-	}
-	return cloneTree(target)
-}
-
-func cloneTree(target string) (int, error) {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, target, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
-	if err != nil {
-		return -1, fmt.Errorf("open_tree: %w", err)
-	}
-	return fd, nil
+func (s *Store) elsewhere(l layout) (root *os.File, err error) {
+	ns.OnOwnThread(func() {
+		var target string
+		if target, err = s.attach(l); err == nil {
+			root, err = mount.Tree(target, false)
+		}
+	})
+	return root, err
 }
 
 // mountAtHome makes a mount that stays attached in a mount namespace of its own, which nobody lives in: from there it can be cloned by kernels that clone no mount that is attached
@@ -243,37 +230,14 @@ func (s *Store) mountAtHome(l layout) (root, home *os.File, err error) {
 		if home, err = os.Open("/proc/thread-self/ns/mnt"); err != nil {
 			return
 		}
-		var fd int
-		if fd, err = cloneTree(target); err != nil {
+		if root, err = mount.Tree(target, false); err != nil {
 			err = errs.Also(err, home.Close())
-			return
 		}
-		root = os.NewFile(uintptr(fd), "overlay")
 	})
 	if err != nil {
 		return nil, nil, err
 	}
 	return root, home, nil
-}
-
-// cloneAtHome gives another mount of the same tree.
-func (s *Store) cloneAtHome(home *os.File) (root *os.File, err error) {
-	ns.OnOwnThread(func() {
-		if err = unix.Unshare(unix.CLONE_FS); err != nil {
-			err = fmt.Errorf("unshare: %w", err)
-			return
-		}
-		if err = unix.Setns(int(home.Fd()), unix.CLONE_NEWNS); err != nil {
-			err = fmt.Errorf("enter a mount's namespace: %w", err)
-			return
-		}
-		a, _ := s.Empty()
-		var fd int
-		if fd, err = cloneTree(a); err == nil {
-			root = os.NewFile(uintptr(fd), "overlay")
-		}
-	})
-	return root, err
 }
 
 // withdraw gives the calling thread a mount namespace of its own, with the layout's device in it.

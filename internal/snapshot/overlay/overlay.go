@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/mount"
 	"corten.dev/corten/internal/snapshot"
 	"corten.dev/corten/internal/snapshot/depot"
 	"corten.dev/corten/internal/tarfs"
@@ -318,13 +319,13 @@ func (s *Store) share(name string, mount func() (root, home *os.File, err error)
 // a detached mount (6.15), else a descriptor that is good for looking inside.
 func (s *Store) hand(sh *shared, first bool) (*os.File, bool, error) {
 	if sh.home != nil {
-		root, err := s.cloneAtHome(sh.home)
+		a, _ := s.Empty()
+		root, err := mount.TreeIn(sh.home, a)
 		return root, true, err
 	}
 	if !first && s.clones {
-		fd, err := unix.OpenTree(int(sh.root.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
-		if err == nil {
-			return os.NewFile(uintptr(fd), "overlay"), true, nil
+		if root, err := mount.TreeAt(sh.root, false); err == nil {
+			return root, true, nil
 		}
 	}
 	fd, err := unix.FcntlInt(sh.root.Fd(), unix.F_DUPFD_CLOEXEC, 3)

@@ -56,16 +56,16 @@ func TestMountElsewhere(t *testing.T) {
 				}
 			}
 		}
-		fd, err := s.elsewhere(l)
+		root, err := s.elsewhere(l)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, name := range []string{"f1", "f40"} {
-			if err := unix.Faccessat(fd, name, unix.F_OK, 0); err != nil {
+			if err := unix.Faccessat(int(root.Fd()), name, unix.F_OK, 0); err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
-		unix.Close(fd)
+		root.Close()
 	}
 	for _, single := range []bool{true, false} {
 		if single && !singleLayers() {

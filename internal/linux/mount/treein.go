@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RootOf clones the mount that is the root of another mount namespace, without what is mounted over it.
-func RootOf(namespace *os.File) (root *os.File, err error) {
+// TreeIn clones the mount at path in another mount namespace, without what is mounted below it.
+func TreeIn(namespace *os.File, path string) (root *os.File, err error) {
 	ns.OnOwnThread(func() {
 		if err = unix.Unshare(unix.CLONE_FS); err != nil {
 			err = fmt.Errorf("unshare: %w", err)
@@ -19,7 +19,7 @@ func RootOf(namespace *os.File) (root *os.File, err error) {
 			err = fmt.Errorf("enter mount namespace: %w", err)
 			return
 		}
-		root, err = Tree("/", false)
+		root, err = Tree(path, false)
 	})
 	return root, err
 }
