@@ -119,7 +119,7 @@ type Options struct {
 	Size int64
 	// Label is the SELinux context in which all files of the tree appear while it is mounted; empty is what the driver gives to all. A driver without mounts writes it to the files.
 	Label string
-	// UIDMap, GIDMap ask for a tree whose owners appear shifted, by an idmapped mount. Empty means unchanged.
+	// IDMap asks for a tree whose owners appear shifted, by an idmapped mount. Empty means unchanged.
 	IDMap []IDMap
 }
 

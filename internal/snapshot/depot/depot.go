@@ -87,17 +87,9 @@ type form struct {
 
 // tree is a writable tree. While busy is set, it is being made or removed and nobody else may touch it.
 type tree struct {
-	key      string
-	id       string
-	chain    snapshot.ChainID
-	labels   map[string]string
-	durable  bool
-	bare     bool
-	skeleton string
-	shared   bool
-	size     int64
-	label    string
-	busy     bool
+	treeFile
+	id   string
+	busy bool
 }
 
 const (
@@ -232,15 +224,20 @@ func (d *Depot) forget(l *layer) {
 }
 
 type treeFile struct {
-	Key      string
-	Chain    digest.Digest     `json:",omitempty"`
-	Labels   map[string]string `json:",omitempty"`
-	Durable  bool              `json:",omitempty"`
-	Bare     bool              `json:",omitempty"`
-	Skeleton string            `json:",omitempty"`
-	Shared   bool              `json:",omitempty"`
-	Size     int64             `json:",omitempty"`
-	Label    string            `json:",omitempty"`
+	Key    string
+	Labels map[string]string `json:",omitempty"`
+	Asked
+}
+
+// Asked is how a tree was asked for, in the words of [snapshot.Options].
+type Asked struct {
+	Chain    snapshot.ChainID `json:",omitempty"`
+	Durable  bool             `json:",omitempty"`
+	Bare     bool             `json:",omitempty"`
+	Skeleton string           `json:",omitempty"`
+	Shared   bool             `json:",omitempty"`
+	Size     int64            `json:",omitempty"`
+	Label    string           `json:",omitempty"`
 }
 
 func (d *Depot) loadLayers() error {
@@ -329,7 +326,7 @@ func (d *Depot) loadTrees() error {
 			d.setAside(path, err)
 			continue
 		}
-		d.trees[rec.Key] = &tree{key: rec.Key, id: e.Name(), chain: rec.Chain, labels: rec.Labels, durable: rec.Durable, bare: rec.Bare, skeleton: rec.Skeleton, shared: rec.Shared, size: rec.Size, label: rec.Label}
+		d.trees[rec.Key] = &tree{treeFile: rec, id: e.Name()}
 		if rec.Chain == "" {
 			continue
 		}

@@ -17,14 +17,8 @@ import (
 
 // Tree is a writable tree that is ready.
 type Tree struct {
-	Dir      string // its folder
-	Chain    snapshot.ChainID
-	Durable  bool // as it was asked for
-	Bare     bool // likewise
-	Shared   bool // likewise
-	Size     int64
-	Label    string
-	Skeleton string
+	Dir string // its folder
+	Asked
 }
 
 // NewTree makes the folder of a writable tree; build fills it. Nothing stays when build fails.
@@ -32,12 +26,13 @@ func (d *Depot) NewTree(key string, chain snapshot.ChainID, opts snapshot.Option
 	if key == "" {
 		return errs.New(errs.Invalid, "a tree needs a key")
 	}
-	t := &tree{key: key, chain: chain, labels: maps.Clone(opts.Labels), durable: opts.Durable, bare: opts.Bare, skeleton: opts.Skeleton, shared: opts.Shared, size: opts.Size, label: opts.Label, busy: true}
+	asked := Asked{Chain: chain, Durable: opts.Durable, Bare: opts.Bare, Skeleton: opts.Skeleton, Shared: opts.Shared, Size: opts.Size, Label: opts.Label}
+	t := &tree{treeFile: treeFile{Key: key, Labels: maps.Clone(opts.Labels), Asked: asked}, busy: true}
 	if err := d.reserve(t); err != nil {
 		return err
 	}
 	dir := filepath.Join(d.root, treesDir, t.id)
-	err := d.makeTree(dir, t, opts.Durable, build)
+	err := d.makeTree(dir, t, build)
 	d.mu.Lock()
 	t.busy = false
 	if err != nil {
@@ -54,24 +49,24 @@ func (d *Depot) NewTree(key string, chain snapshot.ChainID, opts snapshot.Option
 func (d *Depot) reserve(t *tree) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.trees[t.key] != nil {
-		return errs.New(errs.Conflict, "tree %s is there already", t.key)
+	if d.trees[t.Key] != nil {
+		return errs.New(errs.Conflict, "tree %s is there already", t.Key)
 	}
-	if t.chain != "" {
-		l := d.layers[t.chain]
+	if t.Chain != "" {
+		l := d.layers[t.Chain]
 		if l == nil {
-			return noLayer(t.chain)
+			return noLayer(t.Chain)
 		}
 		l.uses++
 	}
 	d.next++
 	t.id = formatID(d.next)
-	d.trees[t.key] = t
+	d.trees[t.Key] = t
 	return nil
 }
 
-func (d *Depot) makeTree(dir string, t *tree, durable bool, build func(string) error) error {
-	data, err := json.Marshal(treeFile{Key: t.key, Chain: t.chain, Labels: t.labels, Durable: t.durable, Bare: t.bare, Skeleton: t.skeleton, Shared: t.shared, Size: t.size, Label: t.label})
+func (d *Depot) makeTree(dir string, t *tree, build func(string) error) error {
+	data, err := json.Marshal(t.treeFile)
 	if err != nil {
 		return err
 	}
@@ -81,7 +76,7 @@ func (d *Depot) makeTree(dir string, t *tree, durable bool, build func(string) e
 	if err := build(dir); err != nil {
 		return err
 	}
-	return writeRecord(dir+"/"+treeRecord, data, durable)
+	return writeRecord(dir+"/"+treeRecord, data, t.Durable)
 }
 
 // writeRecord is written last and in one go, by plain system calls: it is on the path of every container start.
@@ -115,7 +110,7 @@ func (d *Depot) Get(key string) (Tree, error) {
 	if t == nil || t.busy {
 		return Tree{}, noTree(key)
 	}
-	return Tree{Dir: d.root + "/" + treesDir + "/" + t.id, Chain: t.chain, Durable: t.durable, Bare: t.bare, Skeleton: t.skeleton, Shared: t.shared, Size: t.size, Label: t.label}, nil
+	return Tree{Dir: d.root + "/" + treesDir + "/" + t.id, Asked: t.Asked}, nil
 }
 
 // Remove is snapshot.Store's Remove. The folder is out of sight when it returns; its content goes away in the background.
@@ -142,7 +137,7 @@ func (d *Depot) Remove(_ context.Context, key string) error {
 	if err != nil {
 		return fmt.Errorf("remove tree %s: %w", key, err)
 	}
-	d.drop(t.chain)
+	d.drop(t.Chain)
 	d.forgetUsage(key)
 	return nil
 }
@@ -157,7 +152,7 @@ func (d *Depot) Walk(ctx context.Context, fn func(key string, labels map[string]
 	all := make([]item, 0, len(d.trees))
 	for _, t := range d.trees {
 		if !t.busy {
-			all = append(all, item{t.key, maps.Clone(t.labels)})
+			all = append(all, item{t.Key, maps.Clone(t.Labels)})
 		}
 	}
 	d.mu.Unlock()

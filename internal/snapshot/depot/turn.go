@@ -94,7 +94,7 @@ func (tn *turning) run(ctx context.Context) (snapshot.Layer, error) {
 		return snapshot.Layer{}, err
 	}
 	if tn.stats.Entries == 0 && !tn.opts.Empty {
-		return tn.same(ctx, tn.t.chain)
+		return tn.same(ctx, tn.t.Chain)
 	}
 	for {
 		have, release, err := d.claim(ctx, rec.Chain)
@@ -138,16 +138,16 @@ func (tn *turning) same(ctx context.Context, chain snapshot.ChainID) (snapshot.L
 		return snapshot.Layer{}, err
 	}
 	tn.gone()
-	d.drop(tn.t.chain)
+	d.drop(tn.t.Chain)
 	return l, nil
 }
 
 // gone forgets the tree.
 func (tn *turning) gone() {
 	tn.d.mu.Lock()
-	delete(tn.d.trees, tn.t.key)
+	delete(tn.d.trees, tn.t.Key)
 	tn.d.mu.Unlock()
-	tn.d.forgetUsage(tn.t.key)
+	tn.d.forgetUsage(tn.t.Key)
 }
 
 // describe reads the files, and leaves what LayerTar needs in the tree's folder.
@@ -171,7 +171,7 @@ func (tn *turning) describe(ctx context.Context) (rec layerFile, err error) {
 		return rec, err
 	}
 	diff := digest.NewDigest(digest.SHA256, sum.h)
-	return layerFile{Chain: snapshot.ChainOf(tn.t.chain, diff), Parent: tn.t.chain, DiffID: diff, Size: tn.stats.Bytes, TarSize: sum.n,
+	return layerFile{Chain: snapshot.ChainOf(tn.t.Chain, diff), Parent: tn.t.Chain, DiffID: diff, Size: tn.stats.Bytes, TarSize: sum.n,
 		form: form{Free: tn.how.Free, Root: tn.stats.Root}}, nil
 }
 
