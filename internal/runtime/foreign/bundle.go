@@ -34,7 +34,7 @@ func (r *Runtimes) Create(ctx context.Context, name string, opts runtime.RunOpti
 	ctr := &Container{r: r, dir: r.dir(opts.ID), rec: record{ID: opts.ID, Command: cmd, Systemd: r.opts.Systemd, Cgroup: opts.Spec.Linux.CgroupsPath}}
 	var undo task.Undo
 	defer undo.OnError(ctx, &err)
-	if err := ctr.makeFolder(); err != nil {
+	if err := os.MkdirAll(ctr.dir, 0o700); err != nil {
 		return nil, err
 	}
 	undo.Push(func(context.Context) error { return ctr.removeFolder() })
@@ -73,24 +73,16 @@ func (r *Runtimes) Create(ctx context.Context, name string, opts runtime.RunOpti
 	return ctr, ctr.save()
 }
 
-// makeFolder and removeFolder: the folder of all goes with the last container, and may go at any moment.
-func (ctr *Container) makeFolder() (err error) {
-	for range 10 {
-		if err = os.MkdirAll(ctr.dir, 0o700); !errors.Is(err, os.ErrNotExist) {
-			break
-		}
-	}
-	return err
-}
-
+// removeFolder takes all of a container away in one go: a runtime's state that outlived the record would be in the way of the next container of that id.
 func (ctr *Container) removeFolder() error {
-	if err := os.RemoveAll(ctr.dir); err != nil {
+	aside := filepath.Join(ctr.r.opts.Root, "."+ctr.rec.ID)
+	if err := os.RemoveAll(aside); err != nil {
 		return err
 	}
-	if err := os.Remove(ctr.r.opts.Root); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENOTEMPTY) {
+	if err := os.Rename(ctr.dir, aside); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	return nil
+	return os.RemoveAll(aside)
 }
 
 // bundle is the folder that the runtime gets.

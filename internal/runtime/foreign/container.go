@@ -3,7 +3,6 @@ package foreign
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,7 +12,6 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/cgroup"
 	"corten.dev/corten/internal/linux/counters"
 	"corten.dev/corten/internal/runtime"
@@ -148,9 +146,6 @@ func (m *Meter) Read() (runtime.Stats, error) {
 		return runtime.Stats{}, m.err
 	}
 	s, err := m.cg.Read()
-	if errors.Is(err, os.ErrNotExist) {
-		err = errs.As(errs.NotFound, err)
-	}
 	if err != nil {
 		return runtime.Stats{}, err
 	}
@@ -180,7 +175,7 @@ type features struct {
 	known map[string]*feature
 }
 
-// can asks the runtime. One that cannot be asked can nothing.
+// can asks the runtime. One that cannot be asked can nothing; it is asked again for the next container, since it may be another program by then.
 func (ctr *Container) can(ctx context.Context, what func(*feature) bool) bool {
 	fs := &ctr.r.features
 	key := ctr.rec.Command.Name

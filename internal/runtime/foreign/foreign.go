@@ -9,6 +9,7 @@
 //	           /record.json           command, number of the first process
 //	           /create.pid, .tty, .log      of the command at work; exec-<n>… the same of sessions
 //	           /state/                the runtime's own (--root), so that all of it goes with the container
+//	      /.<id>                      of a container that is being removed
 //
 // # Who makes the process
 //
@@ -127,7 +128,7 @@ func (r *Runtimes) Load(ctx context.Context, id string) (*Container, error) {
 	return ctr, nil
 }
 
-// List names the containers of which there is anything.
+// List names the containers of which there is anything, and clears away what a killed engine left of those it was removing.
 func (r *Runtimes) List() ([]string, error) {
 	entries, err := os.ReadDir(r.opts.Root)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -140,6 +141,10 @@ func (r *Runtimes) List() ([]string, error) {
 	for _, e := range entries {
 		if !strings.HasPrefix(e.Name(), ".") {
 			ids = append(ids, e.Name())
+			continue
+		}
+		if err := os.RemoveAll(r.dir(e.Name())); err != nil {
+			return nil, fmt.Errorf("what is left of container %s: %w", e.Name()[1:], err)
 		}
 	}
 	return ids, nil
@@ -152,8 +157,12 @@ func (ctr *Container) save() error {
 		return err
 	}
 	path := filepath.Join(ctr.dir, recordName)
-	if err := os.WriteFile(path+".new", body, 0o600); err != nil {
-		return err
+	err = os.WriteFile(path+".new", body, 0o600)
+	if err == nil {
+		err = os.Rename(path+".new", path)
 	}
-	return os.Rename(path+".new", path)
+	if err != nil {
+		_ = os.Remove(path + ".new") // it may not be there
+	}
+	return err
 }

@@ -80,6 +80,35 @@ func TestGone(t *testing.T) {
 	}
 }
 
+// An engine that was killed while it removed a container took the record first, or not: without it nobody asked for the rest, and the runtime's own state was in the way of the next container of that id.
+func TestRemovedAtOnce(t *testing.T) {
+	ctr := talker(t, "exit 0")
+	state := filepath.Join(ctr.dir, "state", "c1")
+	if err := os.MkdirAll(state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// As far as an engine came that was killed in between.
+	left := filepath.Join(filepath.Dir(ctr.dir), ".c1")
+	if err := os.MkdirAll(filepath.Join(left, "state"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := ctr.Delete(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := os.ReadDir(ctr.r.opts.Root); err != nil || len(entries) != 0 {
+		t.Errorf("left %v, %v", entries, err)
+	}
+	if err := os.MkdirAll(filepath.Join(left, "state"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if ids, err := ctr.r.List(); err != nil || len(ids) != 0 {
+		t.Errorf("listed %v, %v", ids, err)
+	}
+	if entries, err := os.ReadDir(ctr.r.opts.Root); err != nil || len(entries) != 0 {
+		t.Errorf("left by an engine that was killed: %v, %v", entries, err)
+	}
+}
+
 // One that was made but never started has no process for the next engine: nobody would ever start it.
 func TestNeverStarted(t *testing.T) {
 	ctx := context.Background()

@@ -28,8 +28,8 @@ type job struct {
 // launch has the command run by the launcher, and answers with the process that it made.
 func (ctr *Container) launch(ctx context.Context, j job) (pid int, pidfd *os.File, err error) {
 	at := func(what string) string { return filepath.Join(ctr.dir, j.name+"."+what) }
-	pidFile, log, errFile := at("pid"), at("log"), at("err")
-	for _, name := range []string{pidFile, log, errFile} {
+	pidFile, log := at("pid"), at("log")
+	for _, name := range []string{pidFile, log} {
 		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return 0, nil, err
 		}
