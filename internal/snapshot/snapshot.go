@@ -119,12 +119,7 @@ type Options struct {
 	Size int64
 	// Label is the SELinux context in which all files of the tree appear while it is mounted; empty is what the driver gives to all. A driver without mounts writes it to the files.
 	Label string
-	// IDMap asks for a tree whose owners appear shifted, by an idmapped mount. Empty means unchanged.
-	IDMap []IDMap
 }
-
-// IDMap is one range of a user namespace mapping, for both uids and gids.
-type IDMap struct{ Container, Host, Size uint32 }
 
 // Mounted is a tree that can be used now. Close releases it; the tree itself stays.
 type Mounted struct {

@@ -167,9 +167,6 @@ func (s *Store) unpack(ctx context.Context, job depot.Job) (tarfs.Stats, error) 
 
 // Prepare makes a writable tree: three directories and a record.
 func (s *Store) Prepare(_ context.Context, key string, chain snapshot.ChainID, opts snapshot.Options) error {
-	if len(opts.IDMap) > 0 {
-		return errs.New(errs.NotImplemented, "prepare tree %s: overlay trees with shifted owners are not there yet", key)
-	}
 	if opts.Size > 0 {
 		return s.prepareSized(key, chain, opts)
 	}

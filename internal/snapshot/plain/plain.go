@@ -108,9 +108,6 @@ func (s *Store) copyChain(ctx context.Context, chain snapshot.ChainID, dst strin
 
 // Prepare copies the chain.
 func (s *Store) Prepare(ctx context.Context, key string, chain snapshot.ChainID, opts snapshot.Options) error {
-	if len(opts.IDMap) > 0 {
-		return errs.New(errs.NotImplemented, "prepare tree %s: trees with shifted owners need the overlay driver", key)
-	}
 	if opts.Size > 0 {
 		return errs.New(errs.NotImplemented, "prepare tree %s: trees with a size need the storage driver overlay", key)
 	}
