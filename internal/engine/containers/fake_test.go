@@ -190,7 +190,7 @@ func (f fakeNetworks) SetLimits(context.Context, string, int, network.Limits) er
 	return f.step("limits of networks")
 }
 func (f fakeNetworks) EgressCounts(context.Context) (owners, networks map[string]network.EgressCount, err error) {
-	return nil, nil, nil
+	return nil, nil, f.step("egress counts")
 }
 func (f fakeNetworks) Sandbox(string) (network.Sandbox, bool)       { return network.Sandbox{}, false }
 func (f fakeNetworks) Rename(context.Context, string, string) error { return f.step("rename") }
@@ -481,6 +481,25 @@ func TestBugInAStartIsAnError(t *testing.T) {
 		must(t, svc.Close())
 	}
 	t.Error("there is no end of steps")
+}
+
+// What nftables could not say took the whole answer with it, and with that every tool that looks at a container before it does something to it.
+func TestInspectWithoutCounts(t *testing.T) {
+	w := newWorld()
+	svc, err := containers.New(w.options(t))
+	must(t, err)
+	req := fakeRequest(t)
+	req.Host.Annotations[container.AnnotationEgress] = "none"
+	made, err := svc.Create(bg, req)
+	must(t, err)
+	must(t, svc.Start(bg, made.ID, ""))
+	w.failAt = len(w.calls) + 1
+	view, err := svc.Inspect(bg, made.ID, false)
+	if err != nil || view.Egress != nil || w.calls[w.failAt-1] != "egress counts" {
+		t.Errorf("%v, %v after %s", err, view.Egress, w.calls[w.failAt-1])
+	}
+	must(t, svc.Remove(bg, made.ID, containers.RemoveOptions{Force: true}))
+	must(t, svc.Close())
 }
 
 func TestImageAndRequestMerge(t *testing.T) {

@@ -98,10 +98,9 @@ func (s *Service) Inspect(ctx context.Context, ref string, size bool) (View, err
 	ctr.mu.Unlock()
 	if _, listed := view.Host.Annotations[container.AnnotationEgress]; listed && view.State.Status.Live() {
 		counts, _, err := s.Networks.EgressCounts(ctx)
-		if err != nil {
-			return View{}, err
-		}
-		if c, has := counts[ctr.id]; has {
+		if err != nil { // all else of the container is known
+			s.Log.Warn("read what an egress list counted", "container", view.Name, "error", err)
+		} else if c, has := counts[ctr.id]; has {
 			view.Egress = &c
 		}
 	}
