@@ -36,10 +36,9 @@ type bare struct {
 func (rt *Runtime) Prepare() {
 	if rt.opts.Root != "" {
 		err := os.MkdirAll(rt.opts.Root, 0o700)
-		if err == nil {
-			rt.folders, err = spread.Below(rt.opts.Root)
-		}
 		if err != nil {
+			rt.log.Warn("the folder of containers cannot be made", "error", err) // nor will the first of them be
+		} else if rt.folders, err = spread.Below(rt.opts.Root); err != nil {
 			rt.log.Warn("folders of containers are kept near each other, which can be slow", "error", err)
 		}
 	}

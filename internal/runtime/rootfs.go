@@ -384,7 +384,7 @@ func (p *plan) makeFS(m *specs.Mount, o *mount.Options, set uint64) launch.Arg {
 	}
 	data := append(append([]string(nil), o.Super...), o.Data...)
 	label := p.spec.Linux.MountLabel
-	if !selinuxEnabled() {
+	if label != "" && !selinuxEnabled() {
 		label = ""
 	}
 	if label != "" && (m.Type == "tmpfs" || m.Type == "devpts") {

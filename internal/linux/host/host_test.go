@@ -73,6 +73,25 @@ func TestDevice(t *testing.T) {
 	}
 }
 
+func TestReadOnly(t *testing.T) {
+	for _, c := range []struct {
+		line     string
+		from, to uintptr
+		bad      bool
+	}{
+		{"00400000-00a9c000 r-xp 00000000 fe:00 10027970   /usr/bin/cortend", 0x400000, 0xa9c000, false},
+		{"00400000-00a9c000 r--p 00000000 fe:00 10027970   /a name (deleted)", 0x400000, 0xa9c000, false},
+		{"00a9c000-00b9c000 rw-p 00000000 fe:00 10027970   /usr/bin/cortend", 0, 0, false},
+		{"7f0000000000-7f0000001000 r--p 00000000 00:00 0   [vvar]", 0, 0, false},
+		{"x-y r--p 00000000 fe:00 1   /a", 0, 0, true},
+	} {
+		addresses, rest, _ := strings.Cut(c.line, " ")
+		if from, to, err := readOnly(addresses, rest); from != c.from || to != c.to || (err != nil) != c.bad {
+			t.Errorf("%s: %x to %x, %v", c.line, from, to, err)
+		}
+	}
+}
+
 // A test program with C is relocated: what its linker wrote into mappings that are only read afterwards was forgotten, too, and the name server of a test fell.
 func TestForgetPages(t *testing.T) {
 	if err := ForgetPages(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -19,26 +20,38 @@ func ForgetPages() error {
 	}
 	defer f.Close()
 	var from, to uintptr // of the mapping that the lines are about; to is 0 when it is not one to forget
-	for lines := bufio.NewScanner(f); lines.Scan(); {
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
 		// 00400000-00a9c000 r-xp 00000000 fe:00 10027970   /usr/bin/cortend
 		// Anonymous:             0 kB
-		text := lines.Text()
-		if kb, ok := strings.CutPrefix(text, "Anonymous:"); ok {
-			if to == 0 || strings.TrimSpace(kb) != "0 kB" {
-				continue
+		key, value, _ := strings.Cut(lines.Text(), " ")
+		switch {
+		case !strings.HasSuffix(key, ":"):
+			if from, to, err = readOnly(key, value); err != nil {
+				return fmt.Errorf("/proc/self/smaps: %w", err)
 			}
+		case key == "Anonymous:" && to != 0 && strings.TrimSpace(value) == "0 kB":
 			if _, _, errno := unix.Syscall(unix.SYS_MADVISE, from, to-from, unix.MADV_DONTNEED); errno != 0 {
 				return os.NewSyscallError("madvise", errno)
 			}
-			continue
-		}
-		var perm, offset, dev string
-		var inode uint64
-		if n, _ := fmt.Sscanf(text, "%x-%x %s %s %s %d", &from, &to, &perm, &offset, &dev, &inode); n >= 2 && (inode == 0 || strings.Contains(perm, "w")) {
-			to = 0
 		}
 	}
-	return nil
+	return lines.Err()
+}
+
+// readOnly reads the heading of a mapping: its addresses, and what else is said of it. to is 0 for one that can be written, or that is no file's.
+func readOnly(addresses, rest string) (from, to uintptr, err error) {
+	about := strings.Fields(rest) // permissions, offset, device, inode, and a name if it has one
+	if len(about) < 4 || strings.Contains(about[0], "w") || about[3] == "0" {
+		return 0, 0, nil
+	}
+	first, last, _ := strings.Cut(addresses, "-")
+	a, err := strconv.ParseUint(first, 16, 64)
+	if err != nil {
+		return 0, 0, err
+	}
+	b, err := strconv.ParseUint(last, 16, 64)
+	return uintptr(a), uintptr(b), err
 }
 
 // FilePages is how many bytes of files the process has in memory: /proc/self/statm, third field.

@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"bytes"
 	"syscall"
 	"unsafe"
 )
@@ -137,12 +138,8 @@ func (p *Program) Made() (pidFile string, console int, ok bool) {
 		return "", 0, false
 	}
 	all := unsafe.Slice((*byte)(unsafe.Pointer(&p.mem[workSize/8])), p.n)
-	text := all[headerSize+int(h.ops)*opSize+int(h.made):]
-	n := 0
-	for text[n] != 0 { // the arena ends with one
-		n++
-	}
-	return string(text[:n]), int(h.console), true
+	name, _, _ := bytes.Cut(all[headerSize+int(h.ops)*opSize+int(h.made):], []byte{0}) // the arena ends with one
+	return string(name), int(h.console), true
 }
 
 // Decode checks b completely and returns a program that the walker can walk without looking back: every index is in range and every jump goes forward.
