@@ -103,7 +103,7 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 	devices := hostspec.NewCDI(set.CDISpecDirs)
 	ctrs, err := containers.New(containers.Options{
 		Root: filepath.Join(set.DataRoot, "containers"), ExecRoot: set.ExecRoot,
-		Runtime:  containers.OverRuntimes(runtime.New(runtime.Options{Root: filepath.Join(set.ExecRoot, "runtime"), Systemd: systemd, Logger: log}), otherRuntimes(set, systemd, log)),
+		Runtime:  containers.OverRuntimes(runtime.New(runtime.Options{Root: filepath.Join(set.ExecRoot, "runtime"), Systemd: systemd, Logger: log}), otherRuntimes(set, systemd, log), settings.OwnRuntime),
 		Monitors: monitors, Trees: trees, Images: imgs, Networks: nets, Volumes: vols, Events: bus, Log: log,
 		ReadExit: monitor.ReadExit, CgroupParent: set.CgroupParent, Network: defaultNetwork(set), SystemdCgroup: systemd, Init: set.Init,
 		Ulimits: ulimits(set), CDI: devices, ShmSize: int64(set.ShmSize), LogConfig: defaultLog(set), LogDrivers: findLogDriver(plugins), TreeSize: treeSize(set), DefaultRuntime: set.DefaultRuntime,

@@ -1,7 +1,6 @@
 package settings
 
 import (
-	"slices"
 	"strings"
 
 	"github.com/docker/go-units"
@@ -54,12 +53,17 @@ func (s *Settings) checkRuntimes() error {
 			return errs.New(errs.Invalid, "runtime %s: a path must be configured", name)
 		}
 	}
-	if name := s.DefaultRuntime; !slices.Contains([]string{"", "corten", "runc", "io.containerd.runc.v2"}, name) {
+	if name := s.DefaultRuntime; !OwnRuntime(name) {
 		if _, ok := s.Runtimes[name]; !ok {
 			return errs.New(errs.Invalid, "specified default runtime '%s' does not exist", name)
 		}
 	}
 	return nil
+}
+
+// OwnRuntime tells whether a name is that of our own runtime; "" is the default one. Clients ask for Docker's by habit, and get what is the engine's own, unless Runtimes has one of that name.
+func OwnRuntime(name string) bool {
+	return name == "" || name == "corten" || name == "runc" || name == "io.containerd.runc.v2"
 }
 
 // TreeSize is how many bytes of its own a container may write that does not say (storage-opts); 0: no bound.

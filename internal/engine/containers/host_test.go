@@ -64,7 +64,7 @@ func newHost(t testing.TB) *host {
 	t.Cleanup(func() { must(t, h.vols.Close()) })
 	h.opts = containers.Options{
 		Root: h.dir + "/containers", ExecRoot: h.execRoot, Trees: trees, Images: h.imgs, Volumes: h.vols, Log: log, CgroupParent: "/" + h.ground.Table,
-		Runtime: containers.OverRuntimes(runtime.New(runtime.Options{Root: h.execRoot + "/runtime", Logger: log}), foreign.New(foreign.Options{Root: h.execRoot + "/runtimes"})),
+		Runtime: containers.OverRuntimes(runtime.New(runtime.Options{Root: h.execRoot + "/runtime", Logger: log}), foreign.New(foreign.Options{Root: h.execRoot + "/runtimes"}), func(name string) bool { return name == "corten" }),
 	}
 	h.open()
 	t.Cleanup(h.end)

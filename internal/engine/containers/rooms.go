@@ -15,27 +15,24 @@ import (
 	"corten.dev/corten/internal/runtime/foreign"
 )
 
-// OverRuntimes makes the runtime room fit what this service asks for, and has it prepare what many containers share. Others are asked for containers that name them.
-func OverRuntimes(rt *runtime.Runtime, others *foreign.Runtimes) Runtime {
+// OverRuntimes makes the runtime room fit what this service asks for, and has it prepare what many containers share. Others are asked for containers that name them. own tells the names of our own, which
+// others may take.
+func OverRuntimes(rt *runtime.Runtime, others *foreign.Runtimes, own func(name string) bool) Runtime {
 	rt.Prepare()
-	return theRuntimes{rt, others}
+	return theRuntimes{rt, others, own}
 }
 
 type theRuntimes struct {
 	rt     *runtime.Runtime
 	others *foreign.Runtimes
+	own    func(name string) bool
 }
 
-// ownName tells whether a name is that of our own runtime. Clients ask for Docker's by habit, and get what is the engine's own; unless the settings have one of that name.
-func ownName(name string) bool {
-	return name == "" || name == "corten" || name == "runc" || name == "io.containerd.runc.v2"
-}
-
-func (r theRuntimes) Knows(name string) bool { return r.others.Has(name) || ownName(name) }
+func (r theRuntimes) Knows(name string) bool { return r.others.Has(name) || r.own(name) }
 
 func (r theRuntimes) Create(ctx context.Context, name string, opts runtime.RunOptions) (Process, error) {
 	opts.Launcher = ownDescriptor{opts.Launcher}
-	if !ownName(name) || r.others.Has(name) {
+	if !r.own(name) || r.others.Has(name) {
 		ctr, err := r.others.Create(ctx, name, opts)
 		if err != nil {
 			return nil, err
