@@ -10,10 +10,10 @@ import (
 
 	"github.com/opencontainers/selinux/go-selinux"
 	"github.com/opencontainers/selinux/go-selinux/label"
-	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/host"
 )
 
 // SharedLabel is the label of files that all containers may use; it is empty where the host does not run SELinux with a policy that has types for containers. Where it has none (Debian's names them and lacks
@@ -196,13 +196,9 @@ func Relabel(file, path string, shared bool) (err error) {
 
 // LabelScratch gives a tree that is open and in memory, which a step of a build has for itself, the label file. Other trees show theirs already.
 func LabelScratch(file string, tree *os.File) error {
-	var st syscall.Statfs_t
 	path := "/proc/self/fd/" + strconv.Itoa(int(tree.Fd()))
-	if err := syscall.Statfs(path, &st); err != nil {
-		return &os.PathError{Op: "statfs", Path: tree.Name(), Err: err}
-	}
-	if st.Type != unix.TMPFS_MAGIC {
-		return nil
+	if kind, err := host.FileSystem(path); err != nil || kind != "tmpfs" {
+		return err
 	}
 	return Relabel(file, path, false)
 }
