@@ -3,9 +3,10 @@ package runtime
 import (
 	"bytes"
 	"os"
-	"strconv"
+	"slices"
 	"strings"
 
+	"github.com/moby/sys/user"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -15,12 +16,11 @@ import (
 // maxPasswd bounds the file of users that is looked through.
 const maxPasswd = 4 << 20
 
-// withHome gives a process that names no HOME the one of its user, or /. The specification does not ask for it, but every other runtime does it, and engines rely on it.
+// withHome gives a process that names no HOME, or an empty one, that of its user, or /. The specification does not ask for it, but every other runtime does it, and engines rely on it.
 func withHome(proc *specs.Process, root func() (*os.File, error)) *specs.Process {
-	for _, e := range proc.Env {
-		if strings.HasPrefix(e, "HOME=") && e != "HOME=" {
-			return proc
-		}
+	at := slices.IndexFunc(proc.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) // a program takes the first, too
+	if at >= 0 && proc.Env[at] != "HOME=" {
+		return proc
 	}
 	home := "/"
 	if dir, err := root(); err == nil { // without a root it fails elsewhere
@@ -30,7 +30,10 @@ func withHome(proc *specs.Process, root func() (*os.File, error)) *specs.Process
 		dir.Close()
 	}
 	with := *proc
-	with.Env = append(append([]string(nil), proc.Env...), "HOME="+home)
+	if with.Env = slices.Clone(proc.Env); at < 0 {
+		at, with.Env = len(with.Env), append(with.Env, "")
+	}
+	with.Env[at] = "HOME=" + home
 	return &with
 }
 
@@ -46,16 +49,11 @@ func (o *RunOptions) openRoot() (*os.File, error) {
 	return os.NewFile(uintptr(fd), o.Root.Name()), nil
 }
 
-// homeOf finds the home of a user in a passwd file: name:password:uid:gid:comment:home:shell.
+// homeOf finds the home of a user in a passwd file.
 func homeOf(passwd []byte, uid uint32) string {
-	for line := range bytes.Lines(passwd) {
-		parts := strings.Split(strings.TrimSpace(string(line)), ":")
-		if len(parts) < 6 || parts[5] == "" {
-			continue
-		}
-		if n, err := strconv.ParseUint(parts[2], 10, 32); err == nil && uint32(n) == uid {
-			return parts[5]
-		}
+	found, err := user.ParsePasswdFilter(bytes.NewReader(passwd), func(u user.User) bool { return u.Uid == int(uid) && u.Home != "" })
+	if err != nil || len(found) == 0 {
+		return "/"
 	}
-	return "/"
+	return found[0].Home
 }

@@ -7,6 +7,7 @@ package safefs
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"strings"
@@ -86,16 +87,12 @@ func ReadFile(root *os.File, name string, limit int64) ([]byte, error) {
 	if !st.Mode().IsRegular() {
 		return nil, errs.New(errs.Invalid, "read %s: not a regular file", name)
 	}
-	if st.Size() > limit {
-		return nil, errs.New(errs.Invalid, "read %s: %d bytes are more than %d", name, st.Size(), limit)
-	}
-	body := make([]byte, st.Size())
-	n, err := f.ReadAt(body, 0)
-	if n < len(body) {
-		body = body[:n]
-	}
-	if err != nil && n < len(body) {
+	body, err := io.ReadAll(io.LimitReader(f, limit+1)) // its size may be another by now, and some file systems tell none
+	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	if int64(len(body)) > limit {
+		return nil, errs.New(errs.Invalid, "read %s: it has more than %d bytes", name, limit)
 	}
 	return body, nil
 }

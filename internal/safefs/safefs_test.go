@@ -193,6 +193,18 @@ func TestReadFile(t *testing.T) {
 	if _, err := ReadFile(root, "f", 4); err == nil || !strings.Contains(err.Error(), "more than 4") {
 		t.Error(err)
 	}
+	// What could not be read was taken for the end of the file: an error of the disk made an empty /etc/passwd of a full one.
+	proc, err := Root("/proc/self")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proc.Close()
+	if b, err := ReadFile(proc, "mem", 10); err == nil {
+		t.Errorf("an error became %q", b)
+	}
+	if b, err := ReadFile(proc, "status", 1<<16); err != nil || len(b) == 0 { // says that it has no bytes
+		t.Errorf("%q, %v", b, err)
+	}
 }
 
 func TestProc(t *testing.T) {

@@ -3,13 +3,10 @@ package hostspec
 import (
 	"bytes"
 	"errors"
-	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/moby/sys/user"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -24,13 +21,13 @@ type Identity struct {
 	Home string
 }
 
-// ResolveUser finds a user ("", name, uid, each with :group) in the files below root. Nothing is read for the plain root user.
+// ResolveUser finds a user ("", name, uid, each with :group) in the files below root.
 func ResolveUser(root *os.File, spec string, groupAdd []string) (Identity, error) {
-	passwd, err := readIn(root, "/etc/passwd")
+	passwd, err := safefs.ReadFile(root, "/etc/passwd", maxUsers)
 	if err != nil && !Missing(err) {
 		return Identity{}, err
 	}
-	group, err := readIn(root, "/etc/group")
+	group, err := safefs.ReadFile(root, "/etc/group", maxUsers)
 	if err != nil && !Missing(err) {
 		return Identity{}, err
 	}
@@ -59,18 +56,8 @@ func ResolveUser(root *os.File, spec string, groupAdd []string) (Identity, error
 	return id, nil
 }
 
-// readIn reads a file inside root, up to a bound: what an image contains is not to fill the engine's memory.
-func readIn(root *os.File, name string) ([]byte, error) {
-	f, err := safefs.Open(root, name, syscall.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
-		return nil, errors.Join(err, fmt.Errorf("%s is not a regular file", name))
-	}
-	return io.ReadAll(io.LimitReader(f, 4<<20))
-}
+// maxUsers bounds the files of users and groups: what an image contains is not to fill the engine's memory.
+const maxUsers = 4 << 20
 
 // Missing tells whether an error says that a file is not there.
 func Missing(err error) bool {
