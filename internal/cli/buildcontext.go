@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"corten.dev/corten/internal/reference"
 )
 
 // planContext says where the files come from:
@@ -187,11 +189,29 @@ func (o *buildFlags) namedContexts(p *buildPlan) error {
 		if !ok || name == "" || value == "" {
 			return invalid("ERROR: invalid context value: %s, expected key=value", text)
 		}
+		name, err := contextName(name)
+		if err != nil {
+			return invalid("ERROR: invalid context name %s: %w", name, err)
+		}
 		if err := p.namedContext(name, value); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// contextName is the name that the frontend looks a context up by: it may stand for an image, in any of the ways to write that, for one platform ("name::platform") or all.
+func contextName(name string) (string, error) {
+	name, platform, only := strings.Cut(name, "::")
+	ref, err := reference.Parse(name)
+	if err != nil {
+		return name, err
+	}
+	name = strings.TrimSuffix(ref.Familiar(), ":"+reference.DefaultTag)
+	if only {
+		name += "::" + platform
+	}
+	return name, nil
 }
 
 func (p *buildPlan) namedContext(name, value string) error {

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"corten.dev/corten/internal/cli/copied"
 	"corten.dev/corten/internal/errs"
 )
 
@@ -104,11 +105,17 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 		return u.root.Link(path.Clean(strings.TrimPrefix(path.Clean("/"+h.Linkname), "/")), name)
 	case tar.TypeXGlobalHeader:
 		return nil
+	case tar.TypeFifo, tar.TypeChar, tar.TypeBlock:
+	default:
+		return errs.New(errs.Invalid, "an entry of type %q is not known", h.Typeflag)
 	}
 	if u.skip {
 		return nil
 	}
-	return errs.New(errs.Invalid, "a special file cannot be written here")
+	if err := u.clear(name); err != nil {
+		return err
+	}
+	return copied.Node(u.root, name, h, perm)
 }
 
 func (u *unpacker) dir(name string, mode fs.FileMode, at time.Time) error {

@@ -139,7 +139,7 @@ func TestBuildRefusals(t *testing.T) {
 	for _, args := range [][]string{{dir + "/none"}, {"--squash", dir}, {"-t", "Upper", dir}, {"--push", dir}, {"--network", "mine", dir}, {"-o", "type=oops", dir}, {"--secret", "src=x", dir},
 		{"--progress", "tty", dir}, {"--progress", "x", dir}, {"--builder", "other", dir}, {"--policy", "x", dir}, {"--attest", "type=x", dir}, {"--annotation", "x", dir}, {"--allow", "all", dir},
 		{"--memory", "much", dir}, {"--ulimit", "x", dir}, {"--add-host", "x", dir}, {"--cache-to", "type=local", dir}, {"--on-error", "x", dir}, {"-f", "-", "-"}, {"--isolation", "hyperv", dir},
-		{"--build-context", "x", dir}, {"--build-context", "x=" + dir + "/none", dir}, {"--no-cache", "--no-cache-filter", "x", dir}, {"--call", "x", dir}} {
+		{"--build-context", "x", dir}, {"--build-context", "Upper=" + dir, dir}, {"--build-context", "x=" + dir + "/none", dir}, {"--no-cache", "--no-cache-filter", "x", dir}, {"--call", "x", dir}} {
 		if code := c.run(append([]string{"build"}, args...)...); code != 1 || strings.Count(c.err.String(), "\n") != 1 {
 			t.Errorf("%q: %d %q", args, code, c.err.String())
 		}

@@ -138,7 +138,11 @@ func (o *bakeFlags) target(a *app, plan *bakePlan, name string, above []string) 
 	linked := map[string]string{}
 	for key, value := range t.Contexts {
 		if other, ok := strings.CutPrefix(value, "target:"); ok {
-			linked[key] = other
+			name, err := contextName(key)
+			if err != nil {
+				return nil, nil, invalid("ERROR: invalid context name %s: %w", key, err)
+			}
+			linked[name] = other
 			continue
 		}
 		value, err := o.place(value)

@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
@@ -157,7 +158,11 @@ func (s *Images) gone(deleted []*entry) (done []Removed) {
 	for _, e := range deleted {
 		done = append(done, Removed{Deleted: e.id.String()})
 		s.looseEntry(e)
-		done = append(done, s.layersGone(e)...)
+		for _, layer := range s.layersGone(e) {
+			if !slices.Contains(done, layer) { // several may have had it
+				done = append(done, layer)
+			}
+		}
 	}
 	return done
 }

@@ -3,14 +3,15 @@ package copied
 import (
 	"archive/tar"
 	"io/fs"
+	"os"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
 
-// node makes a pipe or a device, through a descriptor of its folder.
-func (x *extractor) node(name string, h *tar.Header, perm fs.FileMode) error {
-	dir, err := x.root.Open(filepath.Dir(name))
+// Node makes the pipe or device of an archive below root, through a descriptor of its folder. A device takes the right to make one.
+func Node(root *os.Root, name string, h *tar.Header, perm fs.FileMode) error {
+	dir, err := root.Open(filepath.Dir(name))
 	if err != nil {
 		return err
 	}
@@ -28,5 +29,5 @@ func (x *extractor) node(name string, h *tar.Header, perm fs.FileMode) error {
 	if err := unix.Mknodat(int(dir.Fd()), filepath.Base(name), mode, dev); err != nil {
 		return err
 	}
-	return x.own(name, h)
+	return unix.Fchmodat(int(dir.Fd()), filepath.Base(name), mode&0o777, 0) // whatever the umask says
 }

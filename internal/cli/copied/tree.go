@@ -240,7 +240,10 @@ func (x *extractor) entry(name string, h *tar.Header, r io.Reader) error {
 	case tar.TypeLink:
 		return x.root.Link(h.Linkname, name)
 	case tar.TypeFifo, tar.TypeChar, tar.TypeBlock:
-		return x.node(name, h, perm)
+		if err := Node(x.root, name, h, perm); err != nil {
+			return err
+		}
+		return x.own(name, h)
 	case tar.TypeXGlobalHeader:
 		return nil
 	}
