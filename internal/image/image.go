@@ -152,9 +152,9 @@ type Platforms interface {
 	GetFor(ctx context.Context, ref string, p manifest.Platform) (Image, error)
 	// SaveFor is Save of the images of some platforms alone, without the index that they may have come in.
 	SaveFor(ctx context.Context, refs []string, wanted []manifest.Platform, w io.Writer) error
-	// LoadFor is Load of the images of some platforms alone. errs.Invalid names the others when there is none.
+	// LoadFor is Load of the images of some platforms alone; wanted may be empty: of all. errs.Invalid names the others when there is none.
 	LoadFor(ctx context.Context, r io.Reader, wanted []manifest.Platform, progress Progress) ([]string, error)
-	// RemoveFor removes the image of one platform; names that showed it show another one of their index that is here. Of the last one it is Remove.
+	// RemoveFor removes the image of one platform; names that showed it show another one of their index that is here. Of the last one it is Remove. errs.Conflict, without force, when it has a tag besides.
 	RemoveFor(ctx context.Context, ref string, p manifest.Platform, force bool, inUse func(id digest.Digest) (stopped, running []string)) ([]Removed, error)
 	// Parts lists the manifests that the names of an image lead to.
 	Parts(ctx context.Context, id digest.Digest) ([]Part, error)

@@ -255,6 +255,20 @@ func TestPartsOfPlatforms(t *testing.T) {
 	if _, err := h.RemoveFor(ctx, "reg.io/multi:1", amd, true, busy); !errors.Is(err, errs.Conflict) {
 		t.Error("removed under a running container", err)
 	}
+	// A tag that somebody gave to the image of one platform is not taken away with the platform of another name.
+	id := digest.FromBytes(parts["amd64"].config).String()
+	if err := h.Tag(ctx, id, "mine:only"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.RemoveFor(ctx, "reg.io/multi:1", amd, false, noUsers); !errors.Is(err, errs.Conflict) {
+		t.Error("removed with the tag of another", err)
+	}
+	if img, err := h.Get(ctx, "mine:only"); err != nil || img.ID.String() != id {
+		t.Error(img.ID, err)
+	}
+	if _, err := h.Remove(ctx, "mine:only", false, true, noUsers); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := h.RemoveFor(ctx, "reg.io/multi:1", amd, false, noUsers); err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/manifest"
 )
 
@@ -39,6 +40,9 @@ func (s *Images) RemoveFor(ctx context.Context, ref string, p manifest.Platform,
 	if stopped, running := inUse(e.id); len(running) > 0 || len(stopped) > 0 && !force {
 		return s.Remove(ctx, e.id.String(), force, true, inUse) // refused, in the words for that
 	}
+	if also := s.taggedBeside(e.id, index.Digest); also != "" && !force {
+		return nil, errs.New(errs.Conflict, "conflict: unable to remove %s of %s (must be forced) - it is also the image of %s", e.platform(), ref, also)
+	}
 	if e.id == shows.id {
 		err := s.change(func(t *table) error {
 			for name, id := range t.names {
@@ -53,4 +57,16 @@ func (s *Images) RemoveFor(ctx context.Context, ref string, p manifest.Platform,
 		}
 	}
 	return s.Remove(ctx, e.id.String(), true, true, inUse)
+}
+
+// taggedBeside is a tag that leads to an image otherwise than by this index.
+func (s *Images) taggedBeside(id, index digest.Digest) string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, r := range namesOf(s.names, id) {
+		if r.Tag != "" && s.indexes[r.String()] != index {
+			return r.Familiar()
+		}
+	}
+	return ""
 }

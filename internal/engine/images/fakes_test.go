@@ -182,24 +182,25 @@ func (f *memFollow) Read(p []byte) (int, error) {
 
 // memStore is the image room in memory: layers are plain bytes, their diff id is the digest of "plain" + blob.
 type memStore struct {
-	image.Store // nil: what is not here is not to be called
-	blobs       *memBlobs
-	mu          sync.Mutex
-	images      map[digest.Digest]image.Image
-	names       map[string]digest.Digest
-	layers      map[digest.Digest]bool          // by diff id
-	busy        map[digest.Digest]chan struct{} // diff ids that are being unpacked
-	unpacks     int
-	unpacking   func(i int, r io.Reader) // called with each unpacking
-	indexes     map[string]manifest.Document
-	artifacts   []digest.Digest
-	pushed      []string
-	origins     []string
-	known       bool
-	anew        map[string]string                   // layers that cannot be had as they came: what is sent instead
-	went        map[string]bool                     // of these, the ones that were sent
-	data        map[digest.Digest]string            // layers by diff id, for sending
-	docs        map[digest.Digest]manifest.Document // by image
+	image.Store     // nil: what is not here is not to be called
+	image.Platforms // likewise
+	blobs           *memBlobs
+	mu              sync.Mutex
+	images          map[digest.Digest]image.Image
+	names           map[string]digest.Digest
+	layers          map[digest.Digest]bool          // by diff id
+	busy            map[digest.Digest]chan struct{} // diff ids that are being unpacked
+	unpacks         int
+	unpacking       func(i int, r io.Reader) // called with each unpacking
+	indexes         map[string]manifest.Document
+	artifacts       []digest.Digest
+	pushed          []string
+	origins         []string
+	known           bool
+	anew            map[string]string                   // layers that cannot be had as they came: what is sent instead
+	went            map[string]bool                     // of these, the ones that were sent
+	data            map[digest.Digest]string            // layers by diff id, for sending
+	docs            map[digest.Digest]manifest.Document // by image
 }
 
 func newStore(b *memBlobs) *memStore {
@@ -228,6 +229,11 @@ func (s *memStore) Get(_ context.Context, ref string) (image.Image, error) {
 	}
 	sort.Strings(img.Tags)
 	return img, nil
+}
+
+// GetFor knows no other platforms.
+func (s *memStore) GetFor(ctx context.Context, ref string, _ manifest.Platform) (image.Image, error) {
+	return s.Get(ctx, ref)
 }
 
 func (s *memStore) List(ctx context.Context) (list []image.Image, err error) {
@@ -375,7 +381,7 @@ type memRegistry struct {
 	asked     []string
 	gate      map[digest.Digest]chan struct{} // the second half of a blob waits for it
 	fail      map[digest.Digest]error         // after the first half
-	bug       digest.Digest                  // of this blob, and of any that is pushed
+	bug       digest.Digest                   // of this blob, and of any that is pushed
 	atOnce    int
 	most      int
 }

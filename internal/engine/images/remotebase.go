@@ -63,7 +63,7 @@ func (b *Bases) Local(ctx context.Context, ref reference.Ref, p manifest.Platfor
 }
 
 func (b *Bases) local(ctx context.Context, name string, p manifest.Platform) (image.Image, error) {
-	return b.s.platforms().GetFor(ctx, name, p)
+	return b.s.Store.GetFor(ctx, name, p)
 }
 
 // shortID tells whether a name may be what people copied from `images`: "FROM 3f57d9401f8d" comes as docker.io/library/3f57d9401f8d:latest.

@@ -32,9 +32,15 @@ type Containers interface {
 	ImageUsers(id digest.Digest) (stopped, running []string)
 }
 
+// Store is the image room.
+type Store interface {
+	image.Store
+	image.Platforms
+}
+
 // Options join the service with its rooms; all without a default are needed.
 type Options struct {
-	Store      image.Store
+	Store      Store
 	Containers Containers
 	Events     *events.Bus
 	Transfers  image.Transfers
@@ -258,7 +264,7 @@ func (s *Service) RemoveFor(ctx context.Context, ref string, p manifest.Platform
 	if err != nil {
 		return nil, err
 	}
-	removed, err := s.platforms().RemoveFor(ctx, ref, p, force, s.Containers.ImageUsers)
+	removed, err := s.Store.RemoveFor(ctx, ref, p, force, s.Containers.ImageUsers)
 	s.tellRemoved(img, removed)
 	return removed, err
 }
@@ -367,13 +373,7 @@ func (s *Service) layers(ctx context.Context) (map[string]int64, error) {
 
 // Load implements [API].
 func (s *Service) Load(ctx context.Context, r io.Reader, wanted []manifest.Platform, progress image.Progress) ([]string, error) {
-	var names []string
-	var err error
-	if len(wanted) == 0 {
-		names, err = s.Store.Load(ctx, r, progress)
-	} else {
-		names, err = s.platforms().LoadFor(ctx, r, wanted, progress)
-	}
+	names, err := s.Store.LoadFor(ctx, r, wanted, progress)
 	s.grow()
 	for _, name := range names {
 		if img, gerr := s.Store.Get(ctx, name); gerr == nil {
@@ -392,7 +392,7 @@ func (s *Service) Save(ctx context.Context, refs []string, opts SaveOptions, w i
 	case len(opts.Without) > 0:
 		err = errs.New(errs.Invalid, "conflicting options: an archive of one platform has all its layers")
 	default:
-		err = s.platforms().SaveFor(ctx, refs, opts.Platforms, w)
+		err = s.Store.SaveFor(ctx, refs, opts.Platforms, w)
 	}
 	if err != nil {
 		return err
