@@ -109,7 +109,7 @@ func (s *spools) add(ctx context.Context, l image.OutgoingLayer) error {
 		return errors.Join(err, f.Close())
 	}
 	sum := digest.Canonical.Digester()
-	n, err := pour(ctx, l, io.MultiWriter(f, sum.Hash()))
+	n, err := image.Pour(ctx, l, io.MultiWriter(f, sum.Hash()))
 	if err == nil {
 		err = l.Sent(ocispec.Descriptor{Digest: sum.Digest(), Size: n})
 	}
@@ -176,7 +176,7 @@ func (x *exporting) copyLayer(ctx context.Context, l image.OutgoingLayer, d ocis
 		if _, err := io.Copy(both, io.NewSectionReader(spooled, 0, d.Size)); err != nil {
 			return err
 		}
-	} else if _, err := pour(ctx, l, &bounded{both, d.Size}); err != nil {
+	} else if _, err := image.Pour(ctx, l, &bounded{both, d.Size}); err != nil {
 		return err
 	}
 	if got := sum.Digest(); got != d.Digest {

@@ -131,7 +131,7 @@ type destination struct {
 func (x *exporting) sendLayers(ctx context.Context, outs []image.Outgoing) (all []destination, err error) {
 	if !x.opts.push {
 		for _, out := range outs {
-			if err := settle(ctx, out); err != nil {
+			if _, err := image.Settle(ctx, out); err != nil {
 				return nil, err
 			}
 		}

@@ -6,9 +6,6 @@ import (
 	"io"
 	"log/slog"
 
-	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/task"
@@ -63,32 +60,4 @@ func (s *streaming) Close() error {
 	err := s.CloseWithError(errors.New("closed by the reader"))
 	<-s.done
 	return err
-}
-
-// settle finds out what the layers turn out to be that nobody compressed yet, by compressing them. How is remembered: who sends them makes the same bytes again.
-func settle(ctx context.Context, out image.Outgoing) error {
-	for _, l := range out.Layers() {
-		if _, ok := l.Known(); ok {
-			continue
-		}
-		sum := digest.Canonical.Digester()
-		n, err := pour(ctx, l, sum.Hash())
-		if err != nil {
-			return err
-		}
-		if err := l.Sent(ocispec.Descriptor{Digest: sum.Digest(), Size: n}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// pour copies the bytes of a layer.
-func pour(ctx context.Context, l image.OutgoingLayer, w io.Writer) (int64, error) {
-	r, err := l.Open(ctx, 0)
-	if err != nil {
-		return 0, err
-	}
-	n, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, make([]byte, 256<<10))
-	return n, errors.Join(err, r.Close())
 }

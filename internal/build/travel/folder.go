@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -36,26 +35,16 @@ func (f *folder) Has(ctx context.Context, d digest.Digest) (bool, error) {
 
 // PushLayers implements [Target]. A layer that was never compressed is compressed twice, because a folder wants the digest before the bytes; the second time by how the first one went.
 func (f *folder) PushLayers(ctx context.Context, out image.Outgoing, progress build.Progress) error {
-	done := map[digest.Digest]ocispec.Descriptor{} // by diff id
+	todo, err := image.Settle(ctx, out)
+	if err != nil {
+		return err
+	}
 	for _, l := range out.Layers() {
-		d, ok := l.Known()
+		d, ok := todo[l.DiffID()]
 		if !ok {
-			if d, ok = done[l.DiffID()]; !ok {
-				sum := digest.Canonical.Digester()
-				n, err := pour(ctx, l, sum.Hash())
-				if err != nil {
-					return err
-				}
-				d = ocispec.Descriptor{Digest: sum.Digest(), Size: n}
-			}
-			if err := l.Sent(d); err != nil {
-				return err
-			}
+			continue // sent already
 		}
-		if _, again := done[l.DiffID()]; again {
-			continue
-		}
-		done[l.DiffID()] = d
+		delete(todo, l.DiffID())
 		if has, err := f.Has(ctx, d.Digest); err != nil || has {
 			if err != nil {
 				return err
@@ -78,15 +67,6 @@ func (f *folder) PushLayers(ctx context.Context, out image.Outgoing, progress bu
 		}
 	}
 	return nil
-}
-
-func pour(ctx context.Context, l image.OutgoingLayer, w io.Writer) (int64, error) {
-	r, err := l.Open(ctx, 0)
-	if err != nil {
-		return 0, err
-	}
-	n, err := io.CopyBuffer(struct{ io.Writer }{w}, struct{ io.Reader }{r}, make([]byte, 256<<10))
-	return n, errors.Join(err, r.Close())
 }
 
 // PushBlob implements [Target].

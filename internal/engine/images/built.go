@@ -69,28 +69,20 @@ type builtRepository struct {
 // PushLayers implements export.Repository.
 func (r *builtRepository) PushLayers(ctx context.Context, out image.Outgoing, progress build.Progress) error {
 	p := r.pushing // a call of its own has reports of its own
-	p.reports = make(chan Report, 64)
-	told := make(chan struct{})
-	go func() {
-		defer close(told)
-		tellPushes(p.reports, out, progress)
-	}()
-	err := p.layers(ctx, r.ref, out)
-	close(p.reports)
-	<-told
-	return err
+	p.reports = newReports()
+	return p.during(ctx, r.Log, "push "+r.ref.Familiar(), tellPushes(out, progress), func(ctx context.Context) error { return p.layers(ctx, r.ref, out) })
 }
 
 // tellPushes translates the reports of a push to parts of a step.
-func tellPushes(reports <-chan Report, out image.Outgoing, progress build.Progress) {
+func tellPushes(out image.Outgoing, progress build.Progress) Reporter {
 	names := map[string]string{}
 	for _, l := range out.Layers() {
 		names[short(l.DiffID())] = "pushing layer " + l.DiffID().String()
 	}
-	for rep := range reports {
+	return func(rep Report) {
 		part, ok := names[rep.ID]
 		if !ok || progress == nil {
-			continue
+			return
 		}
 		switch rep.Status {
 		case "Preparing":

@@ -15,7 +15,6 @@ import (
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/registry/client"
-	"corten.dev/corten/internal/task"
 )
 
 // Pull implements [Registries].
@@ -43,18 +42,8 @@ func (s *Service) Pull(ctx context.Context, opts PullOptions, report Reporter) e
 	if p.repo, err = s.Registry.Repository(ref, opts.Credentials); err != nil {
 		return err
 	}
-	// Whoever listens may be slow; the work is not to wait for that longer than it must.
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	p.reports = make(chan Report, 64)
-	go func() {
-		defer close(p.reports)
-		defer task.Contain(s.Log, "pull "+ref.Familiar(), &err)
-		err = p.all(ctx, ref)
-	}()
-	for r := range p.reports {
-		report(r)
-	}
+	p.reports = newReports()
+	err = p.during(ctx, s.Log, "pull "+ref.Familiar(), report, func(ctx context.Context) error { return p.all(ctx, ref) })
 	s.grow()
 	return err
 }
@@ -66,14 +55,7 @@ type pulling struct {
 	name     string // of the repository
 	platform manifest.Platform
 	repo     client.Repository
-	reports  chan Report
-}
-
-func (p *pulling) say(ctx context.Context, r Report) {
-	select {
-	case p.reports <- r:
-	case <-ctx.Done():
-	}
+	reports
 }
 
 // all pulls one name, or all tags one after the other.

@@ -54,24 +54,17 @@ func (s *Service) Push(ctx context.Context, opts PushOptions, report Reporter) e
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	p := &pushing{Service: s, repo: repo, send: send, reports: make(chan Report, 64)}
-	go func() {
-		defer close(p.reports)
-		defer task.Contain(s.Log, "push "+ref.Familiar(), &err)
+	p := &pushing{Service: s, repo: repo, send: send, reports: newReports()}
+	return p.during(ctx, s.Log, "push "+ref.Familiar(), report, func(ctx context.Context) error {
 		p.say(ctx, Report{Status: "The push refers to repository [" + ref.Name() + "]"})
 		for _, one := range refs {
-			if err = p.one(ctx, one); err != nil {
-				return
+			if err := p.one(ctx, one); err != nil {
+				return err
 			}
 			s.Events.Publish(events.Event{Type: "image", Action: "push", ID: one.Familiar(), Attributes: s.attributes(ctx, one)})
 		}
-	}()
-	for r := range p.reports {
-		report(r)
-	}
-	return err
+		return nil
+	})
 }
 
 // pushed are the names that are to go out.
@@ -105,16 +98,9 @@ func (s *Service) pushed(ctx context.Context, ref reference.Ref, all bool) ([]re
 // pushing is one call of Push.
 type pushing struct {
 	*Service
-	repo    client.Repository
-	send    image.SendOptions
-	reports chan Report
-}
-
-func (p *pushing) say(ctx context.Context, r Report) {
-	select {
-	case p.reports <- r:
-	case <-ctx.Done():
-	}
+	repo client.Repository
+	send image.SendOptions
+	reports
 }
 
 // one pushes what one name leads to.

@@ -183,13 +183,13 @@ func (p *pulling) fetch(ctx context.Context, doc manifest.Document, raw []byte, 
 	}
 	inc := lowest{whole, n}
 	defer func() { err = errors.Join(err, whole.Close()) }()
-	p.reports = make(chan Report, 64)
-	var told sync.WaitGroup
-	told.Go(func() { tellParts(p.reports, inc.Layers(), progress) })
+	p.reports = newReports()
 	defer p.Service.grow()
-	todo, err := p.layers(ctx, inc)
-	close(p.reports)
-	told.Wait()
+	var todo []*arriving
+	err = p.during(ctx, p.Log, "bring layers of "+p.name, tellParts(inc.Layers(), progress), func(ctx context.Context) (err error) {
+		todo, err = p.layers(ctx, inc)
+		return err
+	})
 	defer func() { p.release(todo, err) }()
 	if err != nil {
 		return err
@@ -225,16 +225,16 @@ type eof struct{}
 func (eof) Read([]byte) (int, error) { return 0, io.EOF }
 
 // tellParts translates the reports of a pull to parts of a step: "sha256:…" is what comes, "extracting sha256:…" what is unpacked.
-func tellParts(reports <-chan Report, layers []image.IncomingLayer, progress build.Progress) {
+func tellParts(layers []image.IncomingLayer, progress build.Progress) Reporter {
 	blobs := map[string]ocispec.Descriptor{}
 	for _, l := range layers {
 		blobs[short(l.Blob.Digest)] = l.Blob
 	}
 	begun := map[string]bool{}
-	for r := range reports {
+	return func(r Report) {
 		d, ok := blobs[r.ID]
 		if !ok || !r.Layer {
-			continue
+			return
 		}
 		part := d.Digest.String()
 		switch r.Status {
