@@ -21,13 +21,15 @@ import (
 type editFlags struct {
 	publish, unpublish, env, envFile, unsetEnv, label, unsetLabel []string
 	volume, mount, unmount, connect, disconnect                   []string
+	logOpt                                                        []string
+	logDriver                                                     string
 	undo, dryRun                                                  bool
 	limits                                                        netLimitFlags
 }
 
 // editNames are their names; update of any of them is an edit.
 var editNames = []string{"publish-add", "publish-rm", "env", "env-file", "env-rm", "label", "label-rm", "volume-add", "mount-add", "mount-rm", "network-add", "network-rm", "egress", "net-egress-bps", "net-ingress-bps",
-	"undo", "dry-run"}
+	"log-driver", "log-opt", "undo", "dry-run"}
 
 func (e *editFlags) register(f *pflag.FlagSet) {
 	list(f, &e.publish, "publish-add", "p", "publish one more port, in the words of run -p")
@@ -42,6 +44,8 @@ func (e *editFlags) register(f *pflag.FlagSet) {
 	list(f, &e.unmount, "mount-rm", "", "mount nothing at this place any more; a volume keeps what it holds")
 	list(f, &e.connect, "network-add", "", "connect to one more network: a name, or name=…,alias=…,ip=… options")
 	list(f, &e.disconnect, "network-rm", "", "disconnect from a network")
+	f.StringVar(&e.logDriver, "log-driver", "", "hand the log to another driver, or several with commas between them, with the options given here; empty for the engine's default")
+	list(f, &e.logOpt, "log-opt", "", "set an option of the log driver, name=value; an empty value takes it away")
 	e.limits.register(f)
 	f.BoolVar(&e.undo, "undo", false, "go back to what was before the last change")
 	f.BoolVar(&e.dryRun, "dry-run", false, "tell what would change, and how: live, restart, or next start")
@@ -63,6 +67,8 @@ type editBody struct {
 	Unmount       []string                             `json:",omitempty"`
 	Connect       map[string]*network.EndpointSettings `json:",omitempty"`
 	Disconnect    []string                             `json:",omitempty"`
+	LogDriver     *string                              `json:",omitempty"`
+	LogOptions    map[string]string                    `json:",omitempty"`
 	Undo          bool                                 `json:",omitempty"`
 	DryRun        bool                                 `json:",omitempty"`
 }
@@ -86,6 +92,10 @@ func (e *editFlags) body(set *pflag.FlagSet, up container.UpdateConfig) (*editBo
 		return nil, err
 	}
 	b.Annotations = e.limits.changes(set)
+	if set.Changed("log-driver") {
+		b.LogDriver = &e.logDriver
+	}
+	b.LogOptions = parse.Map(e.logOpt)
 	others := false // limits or the policy
 	set.Visit(func(f *pflag.Flag) { others = others || f.Name != "restart" && !slices.Contains(editNames, f.Name) })
 	if others {

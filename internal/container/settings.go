@@ -67,7 +67,7 @@ type Change struct {
 	Live bool   // it can be made while the container runs; the rest needs its process to be started again
 }
 
-// Diff lists in what want differs from have.
+// Diff lists in what want differs from have. A log configuration may ask for more than can be changed live, which only log drivers know.
 func Diff(have, want Settings) []Change {
 	var all []Change
 	add := func(live bool, format string, args ...any) {
@@ -85,6 +85,10 @@ func Diff(have, want Settings) []Change {
 	})
 	diffMap(environment(have.Config.Env), environment(want.Config.Env), func(verb, name string) { add(false, "%s variable %s", verb, name) })
 	diffMap(byTarget(have.Mounts), byTarget(want.Mounts), func(verb, name string) { add(false, "%s mount %s", verb, name) })
+	if have.Host.Log.Type != want.Host.Log.Type || have.Host.Log.Own != want.Host.Log.Own {
+		add(true, "log driver %s", want.Host.Log.Type)
+	}
+	diffMap(have.Host.Log.Config, want.Host.Log.Config, func(verb, name string) { add(true, "%s log option %s", verb, name) })
 	if have.Host.Restart != want.Host.Restart {
 		add(true, "restart policy %s", want.Host.Restart.Name)
 	}
@@ -103,6 +107,7 @@ func rest(s Settings) Settings {
 	s.Networks, s.Mounts, s.Path, s.Args = nil, nil, "", nil
 	s.Config.Labels, s.Config.Env, s.Config.Image = nil, nil, ""
 	s.Host.Ports, s.Host.Annotations, s.Host.Restart, s.Host.Resources = nil, nil, RestartPolicy{}, Resources{}
+	s.Host.Log = LogConfig{}
 	s.Host.Binds, s.Host.Mounts, s.Host.Tmpfs, s.Config.Volumes = nil, nil, nil, nil // Mounts is what they became
 	if len(s.Config.ExposedPorts) == 0 {
 		s.Config.ExposedPorts = nil

@@ -92,6 +92,21 @@ func (l *Log) seekLast(files []int64, fits func(*logfile.Position) bool) (logfil
 	return l.cur.head, err
 }
 
+// End is the place behind what is in the log now; the zero value when there is none yet.
+func End(dir string) (Place, error) {
+	l := &Log{cur: cursor{dir: dir, size: tapeBuffer}}
+	defer l.cur.close()
+	files, err := l.cur.numbers()
+	if err != nil || len(files) == 0 {
+		return Place{}, err
+	}
+	at, err := l.end(files)
+	if err != nil || l.cur.f == nil {
+		return Place{}, err
+	}
+	return Place{File: l.cur.num, Offset: at.Offset, Lines: at.Lines, Time: at.Latest}, nil
+}
+
 // end is the position behind the last record.
 func (l *Log) end(files []int64) (logfile.Position, error) {
 	at, err := l.seekLast(files, func(*logfile.Position) bool { return true })

@@ -2,6 +2,7 @@ package proof
 
 import (
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,6 +23,9 @@ func TestKillEngineInAnEdit(t *testing.T) {
 		{"update", "--env", "COLOUR=blue", "--label", "colour=blue", "subject"},
 		{"update", "--env", "COLOUR=red", "--label", "colour=red", "subject"},
 		{"upgrade", "--pull", "never", "--grace", "1s", "subject", "second"},
+		{"update", "--undo", "subject"},
+		{"update", "--log-driver", "json-file", "--log-opt", "tag=one", "--label", "tag=one", "subject"},
+		{"update", "--log-driver", "json-file", "--log-opt", "tag=two", "--log-opt", "max-size=1m", "--label", "tag=two", "subject"},
 		{"update", "--undo", "subject"},
 		{"update", "--volume-add", "data:/again", "--publish-add", "127.0.0.1::7000", "subject"},
 		{"update", "--undo", "subject"},
@@ -55,6 +59,9 @@ func TestKillEngineInAnEdit(t *testing.T) {
 		state := e.Corten("inspect", "-f", "{{.Config.Labels.colour}} {{range .Config.Env}}{{println .}}{{end}}", "subject")
 		if colour, _, _ := strings.Cut(state, " "); !strings.Contains(state, "COLOUR="+colour) {
 			t.Fatalf("round %d, %v: half changed: %s", round, args, state)
+		}
+		if tags := e.Corten("inspect", "-f", "{{.Config.Labels.tag}} {{.HostConfig.LogConfig.Config.tag}}", "subject"); !slices.Contains([]string{"<no value> <no value>", "one one", "two two"}, tags) {
+			t.Fatalf("round %d, %v: half changed: tags %s", round, args, tags)
 		}
 	}
 	// Back to one state, in which nothing is kept of the others: what is there is what one container needs.

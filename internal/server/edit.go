@@ -34,7 +34,9 @@ type editBody struct {
 	Mounts        []mountBody         `json:",omitempty"`
 	Unmount       []string            `json:",omitempty"` // targets
 	Connect       map[string]*wirenet.EndpointSettings
-	Disconnect    []string `json:",omitempty"`
+	Disconnect    []string          `json:",omitempty"`
+	LogDriver     *string           `json:",omitempty"` // with LogOptions alone; "": the engine's default
+	LogOptions    map[string]string `json:",omitempty"` // an empty one is taken away
 	Undo, DryRun  bool
 }
 
@@ -86,7 +88,7 @@ func (s *Server) containerEdit(w http.ResponseWriter, r *request) error {
 func toEdit(body editBody, version int) (containers.EditRequest, error) {
 	req := containers.EditRequest{
 		Unpublish: body.Unpublish, Env: body.Env, UnsetEnv: body.UnsetEnv, Labels: body.Labels, UnsetLabels: body.UnsetLabels, Annotations: body.Annotations, Binds: body.Binds, Unmount: body.Unmount,
-		Disconnect: body.Disconnect, Undo: body.Undo, DryRun: body.DryRun,
+		Disconnect: body.Disconnect, LogDriver: body.LogDriver, LogOptions: body.LogOptions, Undo: body.Undo, DryRun: body.DryRun,
 	}
 	var err error
 	if body.Resources != nil || body.RestartPolicy != nil {

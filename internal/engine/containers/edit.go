@@ -32,6 +32,8 @@ type EditRequest struct {
 	Unmount     []string // targets
 	Connect     map[string]container.EndpointSettings
 	Disconnect  []string
+	LogDriver   *string           // replaces the driver and all its options; "": the engine's default
+	LogOptions  map[string]string // beside them; an empty one is taken away
 
 	Undo   bool // goes back to what was before the last change, instead of all the above
 	DryRun bool // tells what would be done, and does nothing
@@ -69,7 +71,7 @@ func (s *Service) Edit(ctx context.Context, ref string, req EditRequest) (Edited
 	if err != nil {
 		return Edited{}, fmt.Errorf("update container %s: %w", rec.Name, err)
 	}
-	diff := container.Diff(have, want)
+	diff := s.differences(have, want)
 	out := Edited{How: how(rec.State.Status, diff), Warnings: warnings}
 	for _, c := range diff {
 		out.Changes = append(out.Changes, c.What)
@@ -148,7 +150,7 @@ func (s *Service) wanted(rec container.Record, req EditRequest) (container.Setti
 	}
 	have := rec.Settings()
 	var all []error
-	all = append(all, editPorts(&rec, req), editEnv(&rec, req), editLabels(&rec, req), editAnnotations(&rec, req), editMounts(&rec, req), editNetworks(&rec, req))
+	all = append(all, s.editLog(&rec, req), editPorts(&rec, req), editEnv(&rec, req), editLabels(&rec, req), editAnnotations(&rec, req), editMounts(&rec, req), editNetworks(&rec, req))
 	if req.Restart != nil && req.Restart.Name != "" {
 		all = append(all, checkRestart(&rec, req.Restart))
 		rec.Host.Restart = *req.Restart
@@ -386,6 +388,11 @@ func (s *Service) editLive(ctx context.Context, ctr *live, want container.Settin
 		}
 		undo.Push(func(ctx context.Context) error { return set(ctx, have) })
 	}
+	relog, err := s.relogLive(ctx, ctr, have, want)
+	if err != nil {
+		return err
+	}
+	undo.Push(relog.back)
 	before := rec.Previous
 	ctr.change(func(rec *container.Record) {
 		rec.Set(want)
@@ -399,6 +406,7 @@ func (s *Service) editLive(ctx context.Context, ctr *live, want container.Settin
 	if err := s.save(ctr, true); err != nil {
 		return err
 	}
+	relog.done(ctx)
 	s.dropTrees(ctx, ctr, before)
 	if err := s.followNetworks(ctr.record(), rec.Sandbox); err != nil {
 		s.Log.Warn("follow a change of networks", "error", err)

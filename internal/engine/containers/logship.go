@@ -131,13 +131,7 @@ func (s *Service) followers(ctr *live) ([]*ship.Follower, error) {
 			}
 		}
 		if f == nil {
-			info := s.logInfo(rec, t.Options)
-			info.Bound = t.Bound
-			opts := ship.Options{Dir: s.logDir(rec.ID), State: filepath.Join(s.dir(rec.ID), "ship", t.Driver.Name()), Driver: t.Driver, Info: *info, Join: t.Join, Watches: s.watches, Log: s.Log}
-			if cfg.Unreadable {
-				opts.Moved = func() { s.trimLog(ctr) }
-			}
-			f = ship.New(opts)
+			f = s.newFollower(ctr, rec, t, cfg.Unreadable)
 		}
 		all = append(all, f)
 	}

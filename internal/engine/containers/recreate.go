@@ -43,6 +43,12 @@ func (s *Service) recreate(ctx context.Context, ctr *live, want container.Settin
 			return s.goBack(ctx, ctr, &undo, err)
 		}
 	}
+	if err := s.relogStopped(ctx, ctr, have, want); err != nil {
+		if runs {
+			return s.goBack(ctx, ctr, &undo, err)
+		}
+		return err
+	}
 	ctr.change(func(rec *container.Record) { rec.Set(want); rec.Previous, rec.Next, rec.Trial = &have, nil, runs })
 	if err = s.save(ctr, true); err == nil && runs {
 		err = ignore(s.startFound(ctx, ctr), errs.NotModified)

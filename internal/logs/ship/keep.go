@@ -3,9 +3,14 @@ package ship
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/crc32"
+	"io/fs"
 	"os"
+	"path/filepath"
+
+	"corten.dev/corten/internal/logs"
 )
 
 // kept is what a follower keeps on disk.
@@ -51,6 +56,21 @@ func openKeeper(path string) (*keeper, kept, error) {
 		}
 	}
 	return k, state, nil
+}
+
+// Begin makes the state of a driver that was not there before, so that its first message is what the log has behind a place.
+func Begin(path string, at logs.Place) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) { // of an earlier time
+		return err
+	}
+	k, _, err := openKeeper(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(k.keep(&kept{place: place{Base: at}}), k.close())
 }
 
 func castagnoli(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
