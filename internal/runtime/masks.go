@@ -204,8 +204,11 @@ func sysctlPath(key string, p *plan) (string, error) {
 	default:
 		return "", errs.New(errs.Invalid, "sysctl %q is not in a separate kernel namespace", key)
 	}
+	if need == unix.CLONE_NEWIPC && !p.has(need) { // runc's words
+		return "", errs.New(errs.Invalid, "sysctl %q is not allowed in the hosts ipc namespace", key)
+	}
 	if !p.has(need) {
-		return "", errs.New(errs.Invalid, "sysctl %q not allowed in host %s namespace", key, map[uint64]string{unix.CLONE_NEWIPC: "ipc", unix.CLONE_NEWNET: "network", unix.CLONE_NEWUTS: "uts", unix.CLONE_NEWUSER: "user"}[need])
+		return "", errs.New(errs.Invalid, "sysctl %q not allowed in host %s namespace", key, map[uint64]string{unix.CLONE_NEWNET: "network", unix.CLONE_NEWUTS: "uts", unix.CLONE_NEWUSER: "user"}[need])
 	}
 	return name, nil
 }

@@ -356,18 +356,15 @@ func GPUs(s string) (container.DeviceRequest, error) {
 		return req, err
 	}
 	seen := map[string]bool{}
-	for i, f := range fields {
+	for _, f := range fields {
 		key, val, ok := strings.Cut(f, "=")
-		if !ok {
-			if i > 0 {
-				return req, invalid("invalid gpu request: %q is not key=value", f)
-			}
-			key, val = "count", f
-		}
 		if seen[key] {
 			return req, invalid("gpu request key '%s' can be specified only once", key)
 		}
 		seen[key] = true
+		if !ok { // a count, wherever it stands, as in Docker: "device=0,1" is refused by the engine, which is asked for both
+			key, val = "count", f
+		}
 		switch key {
 		case "driver":
 			req.Driver = val

@@ -275,7 +275,7 @@ func parseSet(s string) (map[int]bool, error) {
 		a, err1 := strconv.ParseUint(lo, 10, 16)
 		b, err2 := strconv.ParseUint(hi, 10, 16)
 		if err1 != nil || err2 != nil || a > b || b >= 8192 { // more than any kernel is built for
-			return nil, badLimit("invalid format: %s", part)
+			return nil, badLimit("invalid format: %s", s)
 		}
 		for n := a; n <= b; n++ {
 			set[int(n)] = true

@@ -129,6 +129,8 @@ func (s *Service) settlePropagation(mnt *container.Mount) error {
 func (s *Service) mountsFrom(spec string, byTarget map[string]container.Mount) error {
 	ref, mode, given := strings.Cut(spec, ":")
 	switch {
+	case spec == "":
+		return errs.New(errs.Invalid, "volumes-from specification cannot be an empty string")
 	case ref == "":
 		return errs.New(errs.Invalid, "malformed volumes-from specification: %s", spec)
 	case given && mode != "ro" && mode != "rw" && mode != "z" && mode != "Z" && mode != "ro,z" && mode != "ro,Z" && mode != "rw,z" && mode != "rw,Z":

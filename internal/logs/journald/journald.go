@@ -18,6 +18,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net"
 	"os"
@@ -60,7 +61,11 @@ func (d Driver) Open(_ context.Context, info *ship.Info) (ship.Destination, erro
 	}
 	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
 	if err != nil {
-		return nil, errs.New(errs.Unavailable, "journald is not enabled on this host: %w", err)
+		cause := err
+		if errors.Is(err, fs.ErrNotExist) { // docker's client takes the kernel's words for a command that is not in the image, and ends with 127
+			cause = errs.New(errs.Unavailable, "there is no %s", socket)
+		}
+		return nil, errs.New(errs.Unavailable, "journald is not enabled on this host: %w", cause)
 	}
 	w := &writer{conn: conn}
 	if err := w.prepare(info); err != nil {

@@ -186,7 +186,7 @@ func TestLarge(t *testing.T) {
 }
 
 func TestNoJournal(t *testing.T) {
-	if _, err := (Driver{Socket: "/does/not/exist"}).Open(t.Context(), shiptest.Info(nil)); err == nil || !strings.HasPrefix(err.Error(), "journald is not enabled on this host") {
+	if _, err := (Driver{Socket: "/does/not/exist"}).Open(t.Context(), shiptest.Info(nil)); err == nil || err.Error() != "journald is not enabled on this host: there is no /does/not/exist" {
 		t.Errorf("got %v", err)
 	}
 	j := newJournal(t)
