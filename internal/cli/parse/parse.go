@@ -364,6 +364,7 @@ func GPUs(s string) (container.DeviceRequest, error) {
 		seen[key] = true
 		if !ok { // a count, wherever it stands, as in Docker: "device=0,1" is refused by the engine, which is asked for both
 			key, val = "count", f
+			seen[key] = true
 		}
 		switch key {
 		case "driver":

@@ -101,6 +101,7 @@ func TestSmallWords(t *testing.T) {
 		{text(Ulimit("nofile=1:2")), `{"Name":"nofile","Hard":2,"Soft":1}`},
 		{text(AddHost("a:::1")), `"a:::1"`}, {text(AddHost("a=[::1]")), `"a:::1"`}, {text(AddHost("a:host-gateway")), `"a:host-gateway"`}, {text(AddHost("a:b")), `invalid IP address in add-host: "b"`},
 		{text(GPUs("all")), `{"Driver":"","Count":-1,"DeviceIDs":null,"Capabilities":[["gpu"]],"Options":{}}`},
+		{text(GPUs(`device=0,1`)), `{"Driver":"","Count":1,"DeviceIDs":["0"],"Capabilities":[["gpu"]],"Options":{}}`}, {text(GPUs("all,all")), "gpu request key 'all' can be specified only once"},
 		{text(GPUs(`"device=0,1"`)), `{"Driver":"","Count":0,"DeviceIDs":["0","1"],"Capabilities":[["gpu"]],"Options":{}}`},
 		{text(Env([]string{"A=1", "SET", "UNSET"}, env)), `["A=1","SET=val"]`}, {text(Env([]string{"=x"}, env)), "invalid environment variable: =x"},
 		{text(KeyValues(strings.NewReader("\xef\xbb\xbfA=1\n# no\n\n  B=2 \nSET\nUNSET\n"), env)), `["A=1","B=2 ","SET=val"]`},
