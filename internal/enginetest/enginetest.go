@@ -200,7 +200,7 @@ func (e *Engine) Try(args ...string) (string, error) {
 // logLines is how much of the engine's log a failure shows.
 const logLines = 40
 
-// Log is the end of what the engine said, without its debug lines, which would hide the line that matters; with CORTEN_TEST_LOG=debug it is all of it.
+// Log is the end of what the engine said, without its debug lines, which would hide the line that matters, or from the line on with which it crashed; with CORTEN_TEST_LOG=debug it is all of it.
 func (e *Engine) Log() string {
 	raw, err := os.ReadFile(filepath.Join(e.Dir, "log"))
 	if err != nil {
@@ -214,7 +214,14 @@ func (e *Engine) Log() string {
 
 func logEnd(log string) string {
 	lines := slices.DeleteFunc(strings.SplitAfter(log, "\n"), func(line string) bool { return strings.Contains(line, "level=DEBUG") })
-	return strings.Join(lines[max(0, len(lines)-logLines-1):], "")
+	from := max(0, len(lines)-logLines-1)
+	crash := slices.IndexFunc(lines, func(line string) bool { // the stacks of all goroutines follow, and what ended it is said first
+		return strings.HasPrefix(line, "panic: ") || strings.HasPrefix(line, "fatal error: ") || strings.HasPrefix(line, "SIG") || strings.HasPrefix(line, "unexpected fault address")
+	})
+	if crash >= 0 && crash < from {
+		return strings.Join(lines[crash:min(crash+2*logLines, len(lines))], "")
+	}
+	return strings.Join(lines[from:], "")
 }
 
 // finish takes everything away that the test made, in the ways that users have, and looks for what stays.

@@ -14,7 +14,7 @@ import (
 func TestRestartKeepsTheAddress(t *testing.T) {
 	w := newWorld(t, nil)
 	check(t, w.Settle(bg))
-	w.network(t, Network{Name: "blue", EnableIPv4: true, EnableIPv6: true, IPAM: subnets("10.233.20.0/24")})
+	w.network(t, Network{Name: "blue", EnableIPv4: true, EnableIPv6: true, IPAM: poolsOf("10.233.20.0/24")})
 	for _, nw := range []string{"bridge", "blue"} {
 		other := w.join(t, JoinRequest{Owner: "other" + nw, Name: "other", Endpoints: on(nw)})
 		req := JoinRequest{Owner: "a" + nw, Name: "a", Endpoints: on(nw)}
@@ -58,7 +58,7 @@ func TestRestartKeepsTheAddress(t *testing.T) {
 func TestNeighboursLearnOfAnotherHardwareAddress(t *testing.T) {
 	w := newWorld(t, nil)
 	check(t, w.Settle(bg))
-	w.network(t, Network{Name: "blue", IPAM: subnets("10.233.20.0/24")})
+	w.network(t, Network{Name: "blue", IPAM: poolsOf("10.233.20.0/24")})
 	asker := w.join(t, JoinRequest{Owner: "asker", Name: "asker", Endpoints: on("blue")})
 	var last Endpoint
 	for i, mac := range []string{"", "02:aa:bb:cc:dd:ee", "", "02:aa:bb:cc:dd:ef"} {

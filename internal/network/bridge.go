@@ -132,8 +132,8 @@ func bridgeMAC(nw *network) net.HardwareAddr {
 			return macOf(p.Gateway)
 		}
 	}
-	if nw.gw6.IsValid() {
-		raw := nw.gw6.As16()
+	if len(nw.v6) > 0 && nw.v6[0].gateway.IsValid() {
+		raw := nw.v6[0].gateway.As16()
 		return net.HardwareAddr{0x02, 0x42, raw[12], raw[13], raw[14], raw[15]}
 	}
 	id, _ := hex.DecodeString(nw.rec.ID[:8]) // made by us, or checked when it was read

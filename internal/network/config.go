@@ -2,6 +2,7 @@ package network
 
 import (
 	"maps"
+	"slices"
 	"strconv"
 
 	"corten.dev/corten/internal/errs"
@@ -63,8 +64,7 @@ func (l *Local) withDefaults(rec *Network) error {
 		maps.Copy(all, rec.Options)
 		rec.Options = all
 	}
-	_, said := rec.Options[optIPv4]
-	rec.EnableIPv4 = rec.EnableIPv4 || !rec.EnableIPv6
+	rec.EnableIPv4 = rec.EnableIPv4 || !rec.EnableIPv6 || slices.ContainsFunc(rec.IPAM.Pools, func(p Pool) bool { return p.Subnet.Addr().Is4() })
 	for key, field := range map[string]*bool{optIPv4: &rec.EnableIPv4, optIPv6: &rec.EnableIPv6} {
 		val, ok := rec.Options[key]
 		if !ok {
@@ -77,7 +77,7 @@ func (l *Local) withDefaults(rec *Network) error {
 		*field = on
 		delete(rec.Options, key)
 	}
-	if said && !rec.EnableIPv4 && !rec.EnableIPv6 {
+	if rec.Driver == nameBridge && !rec.EnableIPv4 && !rec.EnableIPv6 { // the other drivers make networks without addresses, for who brings his own
 		return errs.New(errs.Invalid, "IPv4 or IPv6 must be enabled")
 	}
 	return nil

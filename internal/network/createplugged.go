@@ -162,19 +162,21 @@ func (l *Local) requestPools(ctx context.Context, m *remote.IPAM, rec *Network, 
 		if is4 && !rec.EnableIPv4 || !is4 && !rec.EnableIPv6 {
 			continue
 		}
-		want := Pool{}
-		if i := slices.IndexFunc(rec.IPAM.Pools, func(p Pool) bool { return p.Subnet.Addr().Is4() == is4 }); i >= 0 {
-			want = rec.IPAM.Pools[i]
+		wanted := slices.DeleteFunc(slices.Clone(rec.IPAM.Pools), func(p Pool) bool { return p.Subnet.Addr().Is4() != is4 })
+		if len(wanted) == 0 {
+			wanted = []Pool{{}} // the plugin chooses
 		}
-		want.Space = space
-		p, err := l.requestPool(ctx, m, rec, h, want, is4)
-		if err != nil {
-			return err
+		for _, want := range wanted {
+			want.Space = space
+			p, err := l.requestPool(ctx, m, rec, h, want, is4)
+			if err != nil {
+				return err
+			}
+			if err := l.requestKept(ctx, m, h, &p, is4 && skips.IPv4 || !is4 && skips.IPv6); err != nil {
+				return err
+			}
+			pools = append(pools, p)
 		}
-		if err := l.requestKept(ctx, m, h, &p, is4 && skips.IPv4 || !is4 && skips.IPv6); err != nil {
-			return err
-		}
-		pools = append(pools, p)
 	}
 	rec.IPAM.Pools = pools
 	return nil
@@ -261,17 +263,23 @@ func (l *Local) requestKept(ctx context.Context, m *remote.IPAM, h *held, p *Poo
 	return nil
 }
 
-// noAddresses gives a network the pool of the address manager "null".
+// noAddresses gives a network the pools of the address manager "null", of no address each.
 func (rec *Network) noAddresses() error {
 	switch {
 	case slices.ContainsFunc(rec.IPAM.Pools, func(p Pool) bool { return p.Subnet.IsValid() }):
 		return errs.New(errs.Invalid, "null ipam driver does not handle specific address pool requests")
-	case rec.EnableIPv6:
-		return errs.New(errs.Invalid, "null ipam driver does not handle IPv6 address pool pool requests")
-	case isBuiltIn(rec.Driver):
+	case isBuiltIn(rec.Driver) && rec.EnableIPv4:
 		return errs.New(errs.Invalid, "ipv4 pool is empty")
+	case isBuiltIn(rec.Driver) && rec.EnableIPv6:
+		return errs.New(errs.Invalid, "ipv6 pool is empty")
 	}
-	rec.IPAM.Pools = []Pool{{Subnet: default4, Chosen: true, Space: ipamNull, ID: ipamNull + "/0.0.0.0/0"}}
+	rec.IPAM.Pools = nil
+	for all, wanted := range map[netip.Prefix]bool{default4: rec.EnableIPv4, default6: rec.EnableIPv6} {
+		if wanted {
+			rec.IPAM.Pools = append(rec.IPAM.Pools, Pool{Subnet: all, Chosen: true, Space: ipamNull, ID: ipamNull + "/" + all.String()})
+		}
+	}
+	rec.sortPools()
 	return nil
 }
 

@@ -78,15 +78,17 @@ func (l *Local) live(rec Network) (nw *network, err error) {
 		}
 		s := newSubnet(p)
 		if p.Subnet.Addr().Is4() {
-			nw.v4, nw.gw4 = s, p.Gateway
+			nw.v4 = append(nw.v4, s)
 		} else {
-			nw.v6, nw.gw6 = s, p.Gateway
+			nw.v6 = append(nw.v6, s)
 		}
 	}
 	if nw.rates, err = ReadRates(rec.Options); err != nil {
 		return nil, err
 	}
-	nw.drv, err = l.newDriver(nw)
+	if nw.drv, err = l.newDriver(nw); err != nil {
+		nw.drv = nil // what it is now is a nil of some kind, which is not nil
+	}
 	return nw, err
 }
 

@@ -221,6 +221,36 @@ func TestEgressOutlivesTheEngine(t *testing.T) {
 	check(t, w.Remove(bg, "blue"))
 }
 
+// An engine that came back did not know for which names its predecessor had opened addresses. When a list was changed then, all of them were closed until the container asked again, though the new list had the name, too.
+func TestEgressNamesOutliveTheEngine(t *testing.T) {
+	w := egress(t)
+	req := JoinRequest{Owner: "a", Name: "a", Endpoints: on("bridge"), Egress: "*.example:80"}
+	a, err := w.Join(bg, req)
+	check(t, err)
+	defer a.NS.Close()
+	pid := process(t, a.NS)
+	wantPrefix(t, "a name", lookup(t, a.NS, "udp", "good.example", dnsmessage.TypeA), "Success 198.51.100.7")
+	w.crash(t)
+	w.open(t)
+	check(t, w.Restore(bg, req, *a, pid))
+	check(t, w.Settle(bg))
+	if out := nftList(t, "set", "inet", "cortentest", "told4"); !strings.Contains(out, `comment "good.example"`) {
+		t.Errorf("the kernel does not know the name: %s", out)
+	}
+	check(t, w.SetLimits(bg, "a", pid, Limits{Egress: "good.example:80,192.0.2.0/24"}))
+	wantReach(t, a.NS, []string{"tcp 198.51.100.7:80"}, nil)
+	check(t, exec.Command("nft", "delete", "table", "inet", "cortentest").Run())
+	eventually(t, "after a flush", "good.example", func() string {
+		if out, err := exec.Command("nft", "list", "set", "inet", "cortentest", "told4").CombinedOutput(); err == nil && strings.Contains(string(out), `comment "good.example"`) {
+			return "good.example"
+		}
+		return ""
+	})
+	check(t, w.SetLimits(bg, "a", pid, Limits{Egress: "other.example:80"}))
+	wantReach(t, a.NS, nil, []string{"tcp 198.51.100.7:80"})
+	check(t, w.Leave(bg, "a"))
+}
+
 func TestEgressConnect(t *testing.T) {
 	w := egress(t)
 	w.network(t, Network{Name: "blue"})

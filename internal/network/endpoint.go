@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/netlink"
@@ -33,6 +34,9 @@ func (l *Local) newEndpoint(nw *network, er EndpointRequest, again string) (Endp
 		return ep, err
 	}
 	ep.LinkLocal, ep.Links = er.LinkLocal, er.Links
+	if d, ok := nw.drv.(*unusable); ok {
+		return ep, d.refuse()
+	}
 	if nw.index == 0 && !nw.byPlugin() {
 		return ep, errs.New(errs.Unavailable, "network %s has no bridge on this host", nw.rec.Name)
 	}
@@ -40,9 +44,7 @@ func (l *Local) newEndpoint(nw *network, er EndpointRequest, again string) (Endp
 	if ep.IPv4, ep.IPv6, err = l.addresses(nw, er, again); err != nil {
 		return ep, err
 	}
-	if !nw.rec.Internal && !nw.byDevice() && !nw.byPlugin() {
-		ep.Gateway4, ep.Gateway6 = nw.gw4, nw.gw6
-	}
+	nw.findGateways(&ep)
 	switch {
 	case er.MAC != "":
 		mac, err := net.ParseMAC(er.MAC)
@@ -57,6 +59,13 @@ func (l *Local) newEndpoint(nw *network, er EndpointRequest, again string) (Endp
 	return ep, nil
 }
 
+// findGateways sets an endpoint's gateways, now that its addresses are known, unless a plugin does.
+func (nw *network) findGateways(ep *Endpoint) {
+	if !nw.rec.Internal && !nw.byDevice() && !nw.byPlugin() {
+		ep.Gateway4, ep.Gateway6 = nw.v4.via(ep.IPv4.Addr()), nw.v6.via(ep.IPv6.Addr())
+	}
+}
+
 // addresses takes the addresses of both families, or none. Those of a plugin are not taken here, only what nobody can have is refused. mu is held.
 func (l *Local) addresses(nw *network, er EndpointRequest, again string) (a4, a6 netip.Prefix, err error) {
 	if nw.ipam != nil {
@@ -65,22 +74,22 @@ func (l *Local) addresses(nw *network, er EndpointRequest, again string) (a4, a6
 	if a4, err = l.address(nw, nw.v4, er.IPv4, again); err != nil {
 		return a4, a6, err
 	}
-	if a6, err = l.address(nw, nw.v6, er.IPv6, again); err != nil && a4.IsValid() {
+	if a6, err = l.address(nw, nw.v6, er.IPv6, again); err != nil {
 		nw.v4.release(a4.Addr())
 	}
 	return a4, a6, err
 }
 
-// mayAsk refuses addresses that the network's subnet cannot have.
-func (nw *network) mayAsk(s *subnet, want netip.Addr) error {
+// mayAsk refuses addresses that the network's subnets of a family cannot have.
+func (nw *network) mayAsk(list subnets, want netip.Addr) error {
 	switch {
 	case !want.IsValid():
 		return nil
-	case s == nil:
+	case len(list) == 0:
 		return errs.New(errs.Invalid, "network %s has no %s subnet for address %s", nw.rec.Name, familyName(want), want)
-	case s.chosen:
+	case list[0].chosen: // then it is the only one
 		return errs.New(errs.Invalid, "user specified IP address is supported only when connecting to networks with user configured subnets")
-	case !s.prefix.Contains(want):
+	case list.of(want) == nil:
 		return errs.New(errs.Invalid, "invalid address %s: It does not belong to any of this network's subnets", want)
 	}
 	return nil
@@ -98,16 +107,16 @@ func derivedMAC(ep Endpoint) net.HardwareAddr {
 	return net.HardwareAddr{0x02, 0x42, raw[12], raw[13], raw[14], raw[15]}
 }
 
-// address takes the wanted address of a subnet, or the one that its owner had before, or the next free one. mu is held.
-func (l *Local) address(nw *network, s *subnet, want netip.Addr, again string) (netip.Prefix, error) {
-	if err := nw.mayAsk(s, want); err != nil {
+// address takes the wanted address of a network's subnets of one family, or the one that its owner had before, or the next free one. mu is held.
+func (l *Local) address(nw *network, list subnets, want netip.Addr, again string) (netip.Prefix, error) {
+	if err := nw.mayAsk(list, want); err != nil {
 		return netip.Prefix{}, err
 	}
 	switch {
-	case s == nil:
+	case len(list) == 0:
 		return netip.Prefix{}, nil
 	case want.IsValid():
-		if s.claim(want) {
+		if s := list.of(want); s.claim(want) {
 			return netip.PrefixFrom(want, s.prefix.Bits()), nil
 		}
 		err := errs.New(errs.Forbidden, "Address already in use")
@@ -116,7 +125,11 @@ func (l *Local) address(nw *network, s *subnet, want netip.Addr, again string) (
 		}
 		return netip.Prefix{}, err
 	}
-	if a, ok := s.last[again]; ok && again != "" {
+	for _, s := range list {
+		a, ok := s.last[again]
+		if !ok || again == "" {
+			continue
+		}
 		if s.claim(a) {
 			return netip.PrefixFrom(a, s.prefix.Bits()), nil
 		}
@@ -124,15 +137,16 @@ func (l *Local) address(nw *network, s *subnet, want netip.Addr, again string) (
 			return netip.Prefix{}, &dyingError{a, errs.New(errs.Forbidden, "Address already in use")}
 		}
 	}
-	a, ok := s.take()
-	if !ok {
-		err := errs.New(errs.Unavailable, "no available %s addresses on this network's address pools: %s (%s)", familyName(s.prefix.Addr()), nw.rec.Name, nw.rec.ID)
-		if l.reap.holds(s) || nw.isDefault && l.pool.making != nil {
-			err = &dyingError{netip.Addr{}, err}
+	for _, s := range list { // the first one that has an address left, as Docker
+		if a, ok := s.take(); ok {
+			return netip.PrefixFrom(a, s.prefix.Bits()), nil
 		}
-		return netip.Prefix{}, err
 	}
-	return netip.PrefixFrom(a, s.prefix.Bits()), nil
+	err := errs.New(errs.Unavailable, "no available %s addresses on this network's address pools: %s (%s)", familyName(list[0].prefix.Addr()), nw.rec.Name, nw.rec.ID)
+	if slices.ContainsFunc(list, l.reap.holds) || nw.isDefault && l.pool.making != nil {
+		err = &dyingError{netip.Addr{}, err}
+	}
+	return netip.Prefix{}, err
 }
 
 func familyName(a netip.Addr) string {
@@ -157,12 +171,14 @@ func (l *Local) dropEndpoint(owner string, ep Endpoint, free bool) {
 }
 
 func (nw *network) free(ep Endpoint) {
-	if ep.IPv4.IsValid() && nw.v4 != nil {
-		nw.v4.release(ep.IPv4.Addr())
-	}
-	if ep.IPv6.IsValid() && nw.v6 != nil {
-		nw.v6.release(ep.IPv6.Addr())
-	}
+	nw.v4.release(ep.IPv4.Addr())
+	nw.v6.release(ep.IPv6.Addr())
+}
+
+// claim takes the addresses of an endpoint that has them already.
+func (nw *network) claim(ep Endpoint) {
+	nw.v4.claim(ep.IPv4.Addr())
+	nw.v6.claim(ep.IPv6.Addr())
 }
 
 // remember notes what an owner had, so that it gets it again when it comes back and nobody else has it. mu is held.
@@ -171,12 +187,8 @@ func (l *Local) remember(owner string, ep Endpoint) {
 	if nw == nil {
 		return
 	}
-	if nw.v4 != nil && ep.IPv4.IsValid() {
-		nw.v4.remember(owner, ep.IPv4.Addr(), ep.foreignMAC())
-	}
-	if nw.v6 != nil && ep.IPv6.IsValid() {
-		nw.v6.remember(owner, ep.IPv6.Addr(), ep.foreignMAC())
-	}
+	nw.v4.remember(owner, ep.IPv4.Addr(), ep.foreignMAC())
+	nw.v6.remember(owner, ep.IPv6.Addr(), ep.foreignMAC())
 }
 
 func (ep Endpoint) foreignMAC() bool { return ep.MAC != derivedMAC(ep).String() }
@@ -184,7 +196,7 @@ func (ep Endpoint) foreignMAC() bool { return ep.MAC != derivedMAC(ep).String() 
 // unexpected says that neighbours may know the endpoint's addresses by another hardware address than it has: its own is not the one that belongs to them, or that of who
 // had them last was not. mu is held.
 func (nw *network) unexpected(ep Endpoint) bool {
-	return ep.foreignMAC() || nw.v4 != nil && nw.v4.lastOf[ep.IPv4.Addr()].foreign || nw.v6 != nil && nw.v6.lastOf[ep.IPv6.Addr()].foreign
+	return ep.foreignMAC() || nw.v4.foreign(ep.IPv4.Addr()) || nw.v6.foreign(ep.IPv6.Addr())
 }
 
 // announce tells the neighbours whose the addresses are now (gratuitous ARP, unsolicited neighbour advertisement): the kernel does when it is allowed to and a hardware address

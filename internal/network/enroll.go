@@ -78,6 +78,7 @@ func (l *Local) enroll(ctx context.Context, bx *box, p *plan, i int, er Endpoint
 	}
 	if nw.ipam != nil {
 		err := l.requestAddresses(ctx, nw, h, er, &ep)
+		nw.findGateways(&ep)
 		set() // also what it got before one was refused
 		if err != nil {
 			return err
@@ -184,9 +185,12 @@ func (l *Local) requestAddresses(ctx context.Context, nw *network, h *held, er E
 		asked = ep.MAC
 	}
 	for _, pool := range nw.rec.IPAM.Pools {
-		want, at, s := er.IPv4, &ep.IPv4, nw.v4
+		want, at, list := er.IPv4, &ep.IPv4, nw.v4
 		if pool.Subnet.Addr().Is6() {
-			want, at, s = er.IPv6, &ep.IPv6, nw.v6
+			want, at, list = er.IPv6, &ep.IPv6, nw.v6
+		}
+		if at.IsValid() || want.IsValid() && !pool.Subnet.Contains(want) { // of several subnets the one that the address is of, else the first: as Docker
+			continue
 		}
 		got, err := nw.ipam.RequestAddress(ctx, remote.AddressRequest{Pool: pool.ID, Want: want, Subnet: pool.Subnet, MAC: asked})
 		ours := got.IsValid() && l.mayHave(h, heldAddr{pool.ID, got.Addr()})
@@ -199,7 +203,7 @@ func (l *Local) requestAddresses(ctx context.Context, nw *network, h *held, er E
 		switch {
 		case err != nil:
 			return said(err)
-		case !ours || s != nil && !l.claimGiven(s, got.Addr()):
+		case !ours || list != nil && !l.claimGiven(list, got.Addr()):
 			return errs.New(errs.Unavailable, "plugin %s: IpamDriver.RequestAddress: the address %s is in use on network %s", nw.rec.IPAM.Driver, got.Addr(), nw.rec.Name)
 		}
 		*at = got
@@ -220,11 +224,11 @@ func (l *Local) mayHave(h *held, a heldAddr) bool {
 }
 
 // claimGiven notes an address that a plugin gave. A link that is about to go may have it yet.
-func (l *Local) claimGiven(s *subnet, a netip.Addr) bool {
+func (l *Local) claimGiven(list subnets, a netip.Addr) bool {
 	claim := func() bool {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		return s.claim(a)
+		return list.claim(a)
 	}
 	if claim() {
 		return true

@@ -3,9 +3,11 @@ package network
 import (
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"math"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"corten.dev/corten/internal/errs"
@@ -17,7 +19,8 @@ type subnet struct {
 	prefix  netip.Prefix
 	rng     netip.Prefix // addresses are taken from here
 	gateway netip.Addr
-	chosen  bool // by the engine
+	via     netip.Addr // what containers use as a gateway; normally the same
+	chosen  bool       // by the engine
 	used    map[netip.Addr]struct{}
 	low     netip.Addr // everything of rng below is used
 	// Who left addresses, so that they get them again. Each address and each owner is there at most once.
@@ -36,7 +39,7 @@ type tenant struct {
 const comesBack = 2 * time.Second
 
 func newSubnet(p Pool) *subnet {
-	s := &subnet{prefix: p.Subnet.Masked(), rng: p.Range, gateway: p.Gateway, chosen: p.Chosen, used: map[netip.Addr]struct{}{},
+	s := &subnet{prefix: p.Subnet.Masked(), rng: p.Range, gateway: p.Gateway, via: p.Gateway, chosen: p.Chosen, used: map[netip.Addr]struct{}{},
 		last: map[string]netip.Addr{}, lastOf: map[netip.Addr]tenant{}}
 	if !s.rng.IsValid() {
 		s.rng = s.prefix
@@ -57,6 +60,50 @@ func newSubnet(p Pool) *subnet {
 		s.used[a] = struct{}{}
 	}
 	return s
+}
+
+// subnets are those that a network has of one address family; mostly there is one. An address that is of none of them, the zero Addr among them, is left alone.
+type subnets []*subnet
+
+// of is the subnet of an address, or nil.
+func (list subnets) of(a netip.Addr) *subnet {
+	for _, s := range list {
+		if s.prefix.Contains(a) {
+			return s
+		}
+	}
+	return nil
+}
+
+func (list subnets) claim(a netip.Addr) bool {
+	s := list.of(a)
+	return s != nil && s.claim(a)
+}
+
+func (list subnets) release(a netip.Addr) {
+	if s := list.of(a); s != nil {
+		s.release(a)
+	}
+}
+
+func (list subnets) remember(owner string, a netip.Addr, foreign bool) {
+	if s := list.of(a); s != nil {
+		s.remember(owner, a, foreign)
+	}
+}
+
+// foreign says whether who had the address last had a hardware address of its own.
+func (list subnets) foreign(a netip.Addr) bool {
+	s := list.of(a)
+	return s != nil && s.lastOf[a].foreign
+}
+
+// via is the gateway for who has the address.
+func (list subnets) via(a netip.Addr) netip.Addr {
+	if s := list.of(a); s != nil {
+		return s.via
+	}
+	return netip.Addr{}
 }
 
 // usage counts.
@@ -146,13 +193,20 @@ func checkPool(p Pool) error {
 			return errs.New(errs.Invalid, "invalid ip-range %s: parent subnet %s doesn't contain ip-range", p.Range, p.Subnet)
 		}
 	}
-	for name, a := range p.Aux {
-		if !p.Subnet.Contains(a) {
-			return errs.New(errs.Invalid, "invalid auxiliary address %s: parent subnet %s doesn't contain this address (%s)", a, p.Subnet, name)
-		}
-	}
 	if p.Gateway.IsValid() && !p.Subnet.Contains(p.Gateway) {
 		return errs.New(errs.Invalid, "invalid gateway %s: parent subnet %s doesn't contain this address", p.Gateway, p.Subnet)
+	}
+	used := newSubnet(Pool{Subnet: p.Subnet})
+	if p.Gateway.IsValid() && !used.claim(p.Gateway) {
+		return errs.New(errs.Forbidden, "failed to allocate gateway (%s): Address already in use", p.Gateway)
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.Aux)) {
+		switch a := p.Aux[name]; {
+		case !p.Subnet.Contains(a):
+			return errs.New(errs.Invalid, "invalid auxiliary address %s: parent subnet %s doesn't contain this address (%s)", a, p.Subnet, name)
+		case !used.claim(a):
+			return errs.New(errs.Forbidden, "failed to allocate secondary ip address (%s:%s): Address already in use", name, a)
+		}
 	}
 	return nil
 }

@@ -60,8 +60,7 @@ type network struct {
 	br        string // bridge
 	index     int
 	mtu       int
-	v4, v6    *subnet
-	gw4, gw6  netip.Addr // what containers use, normally the bridge's own
+	v4, v6    subnets
 	icc, masq bool
 	hostIP    netip.Addr
 	bridgeOptions

@@ -26,7 +26,7 @@ func nftList(tb testing.TB, what ...string) string {
 	return command(tb, nil, append([]string{"nft", "list"}, what...)...)
 }
 
-func subnets(list ...string) (ipam IPAM) {
+func poolsOf(list ...string) (ipam IPAM) {
 	for _, s := range list {
 		ipam.Pools = append(ipam.Pools, Pool{Subnet: netip.MustParsePrefix(s)})
 	}
@@ -35,7 +35,7 @@ func subnets(list ...string) (ipam IPAM) {
 
 func TestRoutedNetworks(t *testing.T) {
 	w := newWorld(t, nil)
-	w.network(t, Network{Name: "routed", EnableIPv4: true, EnableIPv6: true, IPAM: subnets("10.233.1.0/24", "fd00:233:1::/64"), Options: map[string]string{optMode4: "routed", optMode6: "routed"}})
+	w.network(t, Network{Name: "routed", EnableIPv4: true, EnableIPv6: true, IPAM: poolsOf("10.233.1.0/24", "fd00:233:1::/64"), Options: map[string]string{optMode4: "routed", optMode6: "routed"}})
 	w.network(t, Network{Name: "other"})
 	web := w.join(t, JoinRequest{Owner: "web", Name: "web", Endpoints: on("routed"), Ports: []Port{{Proto: "tcp", ContainerPort: 80, HostPort: 8080}}})
 	other := w.join(t, JoinRequest{Owner: "other", Name: "other", Endpoints: on("other")})
@@ -202,7 +202,7 @@ func TestLinksOnNetworks(t *testing.T) {
 
 func TestConfigurationOnly(t *testing.T) {
 	w := newWorld(t, nil)
-	w.network(t, Network{Name: "cfg", ConfigOnly: true, EnableIPv4: true, IPAM: subnets("10.233.9.0/24"), Labels: map[string]string{"a": "b"}, Options: map[string]string{optMTU: "1400"}})
+	w.network(t, Network{Name: "cfg", ConfigOnly: true, EnableIPv4: true, IPAM: poolsOf("10.233.9.0/24"), Labels: map[string]string{"a": "b"}, Options: map[string]string{optMTU: "1400"}})
 	made, err := w.Create(bg, Network{Name: "of", ConfigFrom: "cfg", EnableIPv4: true})
 	check(t, err)
 	if p := made.IPAM.Pools; len(p) != 1 || p[0].Subnet.String() != "10.233.9.0/24" || !p[0].Gateway.IsValid() || made.Labels["a"] != "b" || made.Driver != nameBridge || made.Options[optMTU] != "1400" {
@@ -225,7 +225,7 @@ func TestConfigurationOnly(t *testing.T) {
 		"configuration network can only contain network specific fields":   {ConfigOnly: true, Internal: true},
 		"Pool overlaps with other one on this address space":               {ConfigFrom: "cfg"},
 		"network with name cfg already exists":                             {Name: "cfg", ConfigOnly: true},
-		"invalid subnet 10.233.9.1/24: it should be 10.233.9.0/24":         {ConfigOnly: true, IPAM: subnets("10.233.9.1/24")},
+		"invalid subnet 10.233.9.1/24: it should be 10.233.9.0/24":         {ConfigOnly: true, IPAM: poolsOf("10.233.9.1/24")},
 		"failed to parse com.docker.network.enable_ipv6 value: x":          {Options: map[string]string{optIPv6: "x"}},
 		"IPv4 or IPv6 must be enabled":                                     {Options: map[string]string{optIPv4: "false"}},
 		"not the beginning of a name of an interface":                      {Options: map[string]string{optPrefix: "much-too-long"}},
@@ -266,7 +266,7 @@ func TestSubnetsAvoidAllTables(t *testing.T) {
 	if _, err := w.Create(bg, Network{Name: "more"}); err == nil || !strings.Contains(err.Error(), "fully subnetted") {
 		t.Errorf("a fifth: %v", err)
 	}
-	if nw := w.network(t, Network{Name: "four", EnableIPv4: true, Options: map[string]string{optIPv6: "false"}, IPAM: subnets("10.235.0.0/24")}); nw.EnableIPv6 || nw.Options[optIPv6] != "" {
+	if nw := w.network(t, Network{Name: "four", EnableIPv4: true, Options: map[string]string{optIPv6: "false"}, IPAM: poolsOf("10.235.0.0/24")}); nw.EnableIPv6 || nw.Options[optIPv6] != "" {
 		t.Errorf("IPv6 by the engine's settings, though the network says no: %+v", nw)
 	}
 }

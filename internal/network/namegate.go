@@ -25,7 +25,7 @@ type toldElem struct{ set, key string }
 
 type saying struct {
 	until time.Time
-	name  string // which it was told for, as far as this engine knows
+	name  string // which it was told for; the kernel has it too, as the element's comment
 }
 
 // What foreign name servers can put into the kernel: in all, and for one list, so that nobody who may ask for every name keeps the others' names out.
@@ -208,7 +208,7 @@ func (l *Local) admit(req dns.GateRequest) error {
 	now := time.Now()
 	err := l.told.room(by, now)
 	if err == nil {
-		l.told.note(by, req.Name, now)
+		l.told.note(by, now)
 	}
 	l.mu.Unlock()
 	if err != nil {
@@ -321,8 +321,8 @@ func (t toldNames) room(by map[string][]nft.Elem, now time.Time) error {
 	return nil
 }
 
-// note takes elements down.
-func (t toldNames) note(by map[string][]nft.Elem, name string, now time.Time) {
+// note takes elements down, with the names that they are for as their notes.
+func (t toldNames) note(by map[string][]nft.Elem, now time.Time) {
 	for set, elems := range by {
 		for _, elem := range elems {
 			e := toldElem{set, string(elem.Key)}
@@ -330,7 +330,7 @@ func (t toldNames) note(by map[string][]nft.Elem, name string, now time.Time) {
 			if t[list] == nil {
 				t[list] = map[toldElem]saying{}
 			}
-			t[list][e] = saying{now.Add(elem.Timeout), name}
+			t[list][e] = saying{now.Add(elem.Timeout), elem.Note}
 		}
 	}
 }
@@ -339,7 +339,7 @@ func (t toldNames) note(by map[string][]nft.Elem, name string, now time.Time) {
 func (e *Egress) tell(by map[string][]nft.Elem, kind string, whose []byte, name string, t dns.Told) {
 	add := func(set string, key ...[]byte) {
 		set = kind + set + familyDigit(t.Addr)
-		by[set] = append(by[set], nft.Elem{Key: nft.Cat(append([][]byte{whose, t.Addr.AsSlice()}, key...)...), Timeout: dns.Lifetime(t.TTL)})
+		by[set] = append(by[set], nft.Elem{Key: nft.Cat(append([][]byte{whose, t.Addr.AsSlice()}, key...)...), Timeout: dns.Lifetime(t.TTL), Note: name})
 	}
 	for _, n := range e.Names {
 		if !dns.Match(n.Name, name) {
@@ -410,7 +410,7 @@ func (l *Local) readTold() error {
 		if err != nil {
 			return fmt.Errorf("read set %s: %w", s.Name, err)
 		}
-		l.told.note(map[string][]nft.Elem{s.Name: elems}, "", now)
+		l.told.note(map[string][]nft.Elem{s.Name: elems}, now)
 	}
 	return nil
 }

@@ -72,10 +72,8 @@ func (l *Local) Usage(_ context.Context, ref string) ([]SubnetUsage, error) {
 		return nil, err
 	}
 	var all []SubnetUsage
-	for _, s := range []*subnet{nw.v4, nw.v6} {
-		if s != nil {
-			all = append(all, s.usage())
-		}
+	for _, s := range slices.Concat(nw.v4, nw.v6) {
+		all = append(all, s.usage())
 	}
 	return all, nil
 }

@@ -161,7 +161,7 @@ func TestPluggedAddresses(t *testing.T) {
 
 	// The plugin's addresses on our own kind of network, and ours on the plugin's.
 	w.network(t, Network{Name: "mixed", IPAM: IPAM{Driver: "own"}})
-	w.network(t, Network{Name: "other", Driver: "own", IPAM: subnets("10.233.71.0/24")})
+	w.network(t, Network{Name: "other", Driver: "own", IPAM: poolsOf("10.233.71.0/24")})
 	w.network(t, Network{Name: "bare", Driver: "own", IPAM: IPAM{Driver: "null"}, Options: map[string]string{"gateway": "off"}})
 	m := w.join(t, JoinRequest{Owner: "m", Name: "m", Endpoints: on("mixed"), Ports: []Port{{Proto: "tcp", ContainerPort: 80, HostPort: 8085}}})
 	serve(t, m.NS, "m", 80)
@@ -174,7 +174,7 @@ func TestPluggedAddresses(t *testing.T) {
 	if ep := bare.Endpoints[0]; ep.IPv4.IsValid() || linkIn(t, bare.NS, "eth0").MAC.String() != ep.MAC || len(bare.Endpoints) != 1 {
 		t.Errorf("without addresses: %+v", bare.Endpoints)
 	}
-	for _, nw := range []Network{{Name: "x", IPAM: IPAM{Driver: "null"}}, {Name: "x", Driver: "own", IPAM: IPAM{Driver: "null", Pools: subnets("10.233.72.0/24").Pools}}, {Name: "x", IPAM: IPAM{Driver: "nosuch"}}, {Name: "x", Driver: "nosuch"}} {
+	for _, nw := range []Network{{Name: "x", IPAM: IPAM{Driver: "null"}}, {Name: "x", Driver: "own", IPAM: IPAM{Driver: "null", Pools: poolsOf("10.233.72.0/24").Pools}}, {Name: "x", IPAM: IPAM{Driver: "nosuch"}}, {Name: "x", Driver: "nosuch"}} {
 		if _, err := w.Create(bg, nw); err == nil || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%+v: %v", nw, err)
 		}

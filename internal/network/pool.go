@@ -71,7 +71,7 @@ func (p *readyPool) takeLocked(nets []*network, req *JoinRequest, again string) 
 		return nil
 	}
 	at := 0
-	if v4 := nets[0].v4; v4 != nil {
+	for _, v4 := range nets[0].v4 {
 		if a, ok := v4.last[again]; ok {
 			at = slices.IndexFunc(*list, func(rb *readyBox) bool { return rb.eps[0].IPv4.Addr() == a })
 			if _, used := v4.used[a]; at < 0 && used && !p.l.reap.holdsAddr(a) {

@@ -31,6 +31,9 @@ func (l *Local) load(ctx context.Context) error {
 			if nw == nil {
 				continue
 			}
+			if nw.drv == nil {
+				nw.drv = &unusable{l, nw, err}
+			}
 		}
 		l.put(nw)
 	}
@@ -93,12 +96,12 @@ func (l *Local) loadDefault(ctx context.Context, old Network) error {
 		return err
 	}
 	if l.opt.DefaultGateway.IsValid() {
-		nw.gw4 = l.opt.DefaultGateway
-		nw.v4.claim(nw.gw4)
+		nw.v4[0].via = l.opt.DefaultGateway
+		nw.v4[0].claim(nw.v4[0].via)
 	}
 	if l.opt.DefaultGateway6.IsValid() && nw.v6 != nil {
-		nw.gw6 = l.opt.DefaultGateway6
-		nw.v6.claim(nw.gw6)
+		nw.v6[0].via = l.opt.DefaultGateway6
+		nw.v6[0].claim(nw.v6[0].via)
 	}
 	if err := nw.drv.raise(ctx); err != nil {
 		return fmt.Errorf("default bridge: %w", err)
@@ -110,14 +113,14 @@ func (l *Local) loadDefault(ctx context.Context, old Network) error {
 // fits checks what was set for the default bridge against its subnets.
 func (l *Local) fits(nw *network) error {
 	for _, c := range []struct {
-		key string
-		s   *subnet
-		a   netip.Addr
+		key  string
+		list subnets
+		a    netip.Addr
 	}{
 		{"fixed-cidr", nw.v4, l.opt.FixedCIDR.Addr()}, {"fixed-cidr-v6", nw.v6, l.opt.FixedCIDRv6.Addr()},
 		{"default-gateway", nw.v4, l.opt.DefaultGateway}, {"default-gateway-v6", nw.v6, l.opt.DefaultGateway6},
 	} {
-		if c.a.IsValid() && (c.s == nil || !c.s.prefix.Contains(c.a)) {
+		if c.a.IsValid() && c.list.of(c.a) == nil {
 			return errs.New(errs.Invalid, "%s: %s is not in the default bridge's subnet", c.key, c.a)
 		}
 	}

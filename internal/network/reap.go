@@ -214,12 +214,7 @@ func (l *Local) adopt() error {
 		for id, nw := range l.nets {
 			if id[:12] == short {
 				ep.NetworkID = id
-				if nw.v4 != nil && ep.IPv4.IsValid() {
-					nw.v4.claim(ep.IPv4.Addr())
-				}
-				if nw.v6 != nil && ep.IPv6.IsValid() {
-					nw.v6.claim(ep.IPv6.Addr())
-				}
+				nw.claim(ep)
 			}
 		}
 		l.reap.dying[link.Name] = dying{ep: ep, orphan: true}

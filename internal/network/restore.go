@@ -32,12 +32,7 @@ func (l *Local) Restore(ctx context.Context, req JoinRequest, sb Sandbox, pid in
 		}
 		l.claimHeld(ep)
 		delete(l.reap.dying, l.linkName(ep))
-		if nw.v4 != nil && ep.IPv4.IsValid() {
-			nw.v4.claim(ep.IPv4.Addr())
-		}
-		if nw.v6 != nil && ep.IPv6.IsValid() {
-			nw.v6.claim(ep.IPv6.Addr())
-		}
+		nw.claim(ep)
 		nw.enter(req.Owner, ep)
 	}
 	l.boxes[req.Owner] = bx

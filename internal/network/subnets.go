@@ -112,16 +112,21 @@ func (l *Local) checkPools(rec *Network) error {
 			have6++
 		}
 	}
-	if have6 > 0 && !rec.EnableIPv6 { // as Docker: files that name a subnet of each family are common, and IPv6 is asked for apart
-		l.log.Warn("IPv6 subnet is left out: IPv6 is not enabled for the network", "network", rec.Name)
-		have6 = 0
+	if have6 > 0 && !rec.EnableIPv6 || have4 > 0 && !rec.EnableIPv4 { // as Docker: files that name a subnet of each family are common, and IPv6 is asked for apart
+		l.log.Warn("a subnet is left out: its address family is not enabled for the network", "network", rec.Name)
 	}
-	rec.IPAM.Pools = slices.DeleteFunc(rec.IPAM.Pools, func(p Pool) bool { return !p.Subnet.IsValid() || p.Subnet.Addr().Is6() && !rec.EnableIPv6 })
-	if have4 > 1 || have6 > 1 {
+	rec.IPAM.Pools = slices.DeleteFunc(rec.IPAM.Pools, func(p Pool) bool {
+		return !p.Subnet.IsValid() || p.Subnet.Addr().Is6() && !rec.EnableIPv6 || p.Subnet.Addr().Is4() && !rec.EnableIPv4
+	})
+	if rec.Driver == nameBridge && (have4 > 1 && rec.EnableIPv4 || have6 > 1 && rec.EnableIPv6) {
 		return errs.New(errs.Forbidden, "%s driver doesn't support multiple subnets", rec.Driver)
 	}
-	rec.EnableIPv4 = rec.EnableIPv4 || have4 > 0 || !rec.EnableIPv6
 	return nil
+}
+
+// sortPools puts those of IPv4 first.
+func (nw *Network) sortPools() {
+	slices.SortStableFunc(nw.IPAM.Pools, func(a, b Pool) int { return a.Subnet.Addr().BitLen() - b.Subnet.Addr().BitLen() })
 }
 
 // chooseSubnets checks the pools that were asked for and finds those that were not.
@@ -144,6 +149,7 @@ func (l *Local) chooseSubnets(rec *Network) error {
 		if overlapsAny(p.Subnet, ours) {
 			return errs.New(errs.Forbidden, "invalid pool request: Pool overlaps with other one on this address space")
 		}
+		ours = append(ours, p.Subnet)
 	}
 	if rec.EnableIPv4 && !has(true) {
 		subnet, err := freeSubnet(ofFamily(l.opt.Pools, true), taken)
@@ -161,7 +167,7 @@ func (l *Local) chooseSubnets(rec *Network) error {
 		}
 		rec.IPAM.Pools = append(rec.IPAM.Pools, Pool{Subnet: subnet, Chosen: true})
 	}
-	slices.SortStableFunc(rec.IPAM.Pools, func(a, b Pool) int { return a.Subnet.Addr().BitLen() - b.Subnet.Addr().BitLen() })
+	rec.sortPools()
 	return rec.chooseGateways()
 }
 

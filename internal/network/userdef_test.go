@@ -258,7 +258,7 @@ func TestConnectAndDisconnectLive(t *testing.T) {
 // A container ended in the moment in which it was taken off a network: the room had forgotten its endpoint already, so that its address was nobody's and stayed taken.
 func TestDisconnectOfOneThatEnded(t *testing.T) {
 	w := newWorld(t, nil)
-	nw := w.network(t, Network{Name: "blue", IPAM: subnets("10.99.7.0/29")})
+	nw := w.network(t, Network{Name: "blue", IPAM: poolsOf("10.99.7.0/29")})
 	taken := func() uint64 {
 		use, err := w.Usage(bg, nw.ID)
 		check(t, err)

@@ -10,6 +10,7 @@ import (
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/monitor"
+	"corten.dev/corten/internal/task"
 )
 
 // watch has the end of a run acted upon, unless the service closes before.
@@ -17,6 +18,7 @@ func (s *Service) watch(ctr *live, mon monitor.Monitor) {
 	monitor.WhenExited(mon, func() {
 		if s.begin() {
 			defer s.work.Done()
+			defer task.Contain(s.Log, "end of container "+ctr.id, nil)
 			s.ended(s.ctx, ctr, mon)
 		}
 	})

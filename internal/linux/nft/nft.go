@@ -12,6 +12,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -218,6 +219,8 @@ type Elem struct {
 	Timeout time.Duration
 	// Packets and Bytes are what was counted, in a set with Counters.
 	Packets, Bytes uint64
+	// Note shows in listings as the element's comment. One of more than 250 bytes is left out: what an element is made of, and its length, is counted in one byte there. It stays that of whoever made the element.
+	Note string
 }
 
 // Cat concatenates parts the way the kernel lays them into registers: each begins at a multiple of four bytes.
@@ -245,8 +248,19 @@ func Name(s string) []byte {
 // Port is a port number as a key or datum.
 func Port(n uint16) []byte { return binary.BigEndian.AppendUint16(nil, n) }
 
-// elemsPerMessage keeps a message's nest below the 64 KiB that its length can say.
-const elemsPerMessage = 400
+const maxNote = 250
+
+// fit is how many elements go into one message, whose nest must stay below the 64 KiB that its length can say.
+func fit(elems []Elem) int {
+	const room, heads = 60 << 10, 64 // heads: what is around one element's parts, and more
+	size := 0
+	for i, e := range elems {
+		if size += heads + len(e.Key) + len(e.End) + len(e.Data) + len(e.Note); size > room {
+			return i
+		}
+	}
+	return len(elems)
+}
 
 // AddElems adds elements; one that is there already with the same data is no error.
 func (t *Tx) AddElems(table, set string, elems []Elem) {
@@ -260,7 +274,7 @@ func (t *Tx) DelElems(table, set string, elems []Elem) {
 
 func (t *Tx) elems(what string, typ, flags uint16, table, set string, elems []Elem) {
 	for len(elems) > 0 {
-		part := elems[:min(len(elems), elemsPerMessage)]
+		part := elems[:fit(elems)]
 		elems = elems[len(part):]
 		t.begin(what, typ, flags)
 		t.b.String(unix.NFTA_SET_ELEM_LIST_TABLE, table)
@@ -278,11 +292,30 @@ func (t *Tx) elems(what string, typ, flags uint16, table, set string, elems []El
 					if e.Timeout > 0 && typ == unix.NFT_MSG_NEWSETELEM {
 						t.b.BE64(unix.NFTA_SET_ELEM_TIMEOUT, uint64(e.Timeout.Milliseconds()))
 					}
+					if e.Note != "" && len(e.Note) <= maxNote && typ == unix.NFT_MSG_NEWSETELEM {
+						t.b.Bytes(unix.NFTA_SET_ELEM_USERDATA, comment(e.Note))
+					}
 				})
 			}
 		})
 		t.b.End()
 	}
+}
+
+// comment is what nft itself notes of a rule or an element, with the number 0: a text that ends in a zero byte.
+func comment(text string) []byte {
+	return append([]byte{0, byte(len(text) + 1)}, append([]byte(text), 0)...)
+}
+
+// readComment is the text of one; "" where there is none.
+func readComment(p []byte) string {
+	for len(p) >= 2 && len(p) >= 2+int(p[1]) {
+		if p[0] == 0 {
+			return strings.TrimSuffix(string(p[2:2+int(p[1])]), "\x00")
+		}
+		p = p[2+int(p[1]):]
+	}
+	return ""
 }
 
 // AddRule appends a rule. The note shows in listings as the rule's comment.
@@ -299,7 +332,7 @@ func (t *Tx) AddRule(table, chain, note string, exprs ...Expr) {
 		}
 	})
 	if note != "" {
-		t.b.Bytes(unix.NFTA_RULE_USERDATA, append([]byte{0, byte(len(note) + 1)}, append([]byte(note), 0)...))
+		t.b.Bytes(unix.NFTA_RULE_USERDATA, comment(note))
 	}
 	t.b.End()
 }
@@ -400,6 +433,7 @@ func (c *Conns) Elems(family uint8, table, set string) (all []Elem, err error) {
 						e.Timeout = time.Duration(binary.BigEndian.Uint64(v)) * time.Millisecond
 					}
 				})
+				walk(elem, unix.NFTA_SET_ELEM_USERDATA, func(v []byte) { e.Note = readComment(v) })
 				walk(elem, unix.NFTA_SET_ELEM_EXPR, func(expr []byte) {
 					walk(expr, unix.NFTA_EXPR_DATA, func(counter []byte) {
 						walk(counter, unix.NFTA_COUNTER_PACKETS, number(&e.Packets))

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -102,6 +103,42 @@ func TestElements(t *testing.T) {
 	}
 	if err := commit(func(tx *Tx) { tx.DelElems("t", "ports", elem(1)) }); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("delete what is not there: %v", err)
+	}
+}
+
+// Elements with long notes must not fill a message beyond what its length can say.
+func TestNotes(t *testing.T) {
+	c := ownNamespace(t)
+	tx := &Tx{}
+	tx.AddTable("t")
+	tx.AddSet("t", Set{Name: "s", Key: []Type{Service}, Timeout: true})
+	note := strings.Repeat("n", maxNote)
+	var many []Elem
+	for p := range 1000 {
+		many = append(many, Elem{Key: Port(uint16(p + 1)), Note: note, Timeout: time.Hour})
+	}
+	tx.AddElems("t", "s", many)
+	if err := c.Commit(tx); err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.Elems(0, "t", "s")
+	if err != nil || len(got) != len(many) {
+		t.Fatalf("%d elements, %v", len(got), err)
+	}
+	for _, e := range got {
+		if e.Note != note || e.Timeout <= 0 {
+			t.Fatalf("%+v", e)
+		}
+	}
+	tx = &Tx{}
+	tx.AddElems("t", "s", []Elem{{Key: Port(2000), Note: note + "n", Timeout: time.Hour}})
+	if err := c.Commit(tx); err != nil {
+		t.Errorf("a longer one: %v", err)
+	}
+	for _, bad := range [][]byte{nil, {0}, {0, 5, 'a'}, {1, 1, 'a'}, {1, 200}} {
+		if s := readComment(bad); s != "" {
+			t.Errorf("%v: %q", bad, s)
+		}
 	}
 }
 

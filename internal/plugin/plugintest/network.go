@@ -16,7 +16,7 @@ type Network struct{ served }
 
 // NetworkState is what such a plugin keeps.
 type NetworkState struct {
-	Networks  map[string]struct{ Bridge, Gateway string }
+	Networks  map[string]struct{ Bridge string }
 	Endpoints map[string]struct {
 		Network, Host, Peer string
 		Joined, Open        bool

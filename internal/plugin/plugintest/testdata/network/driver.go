@@ -68,7 +68,7 @@ func (d *driver) CreateNetwork(r *network.CreateNetworkRequest) error {
 		if p, err := netip.ParsePrefix(data.Gateway); err == nil {
 			prefixes = append(prefixes, p)
 			if p.Addr().Is4() {
-				nw.Gateway = p.Addr().String()
+				nw.Gateways = append(nw.Gateways, p)
 			}
 		}
 	}
@@ -109,6 +109,11 @@ func (d *driver) CreateEndpoint(r *network.CreateEndpointRequest) (*network.Crea
 		return nil, fmt.Errorf("no network %s", r.NetworkID)
 	}
 	ep := &endState{Network: r.NetworkID, Host: "ph-" + r.EndpointID[:10], Peer: "pp-" + r.EndpointID[:10]}
+	for _, gw := range nw.Gateways {
+		if p, err := netip.ParsePrefix(r.Interface.Address); err == nil && gw.Contains(p.Addr()) {
+			ep.Gateway = gw.Addr().String()
+		}
+	}
 	if nw.Options["noif"] == nil {
 		bridge, err := index(nw.Bridge)
 		if err != nil {
@@ -170,7 +175,7 @@ func (d *driver) Join(r *network.JoinRequest) (*network.JoinResponse, error) {
 		out.DisableGatewayService = true
 	case "none":
 	default:
-		out.Gateway = nw.Gateway
+		out.Gateway = ep.Gateway
 	}
 	if list, ok := nw.Options["routes"].(string); ok {
 		for _, route := range strings.Split(list, ",") {

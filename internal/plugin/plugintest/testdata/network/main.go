@@ -19,6 +19,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -38,8 +39,9 @@ func main() {
 	scope := flag.String("scope", "local", "")
 	mac := flag.Bool("mac", false, "addresses need a hardware address")
 	replay := flag.Bool("replay", false, "forget all addresses at the start, and say so")
+	nogw := flag.Bool("nogw", false, "say, when asked before a network is made, that it needs no gateway in IPv4")
 	flag.Parse()
-	if err := run(*socket, &state{root: *root, scope: *scope, mac: *mac, replay: *replay}); err != nil {
+	if err := run(*socket, &state{root: *root, scope: *scope, mac: *mac, replay: *replay, nogw: *nogw}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -73,6 +75,12 @@ func (s *state) front() (http.Handler, error) {
 	mux.HandleFunc("/IpamDriver.GetCapabilities", func(w http.ResponseWriter, _ *http.Request) { // the library does not know the second one
 		fmt.Fprintf(w, `{"RequiresMACAddress": %v, "RequiresRequestReplay": %v}`, s.mac, s.replay)
 	})
+	if s.nogw { // nor these
+		mux.HandleFunc("/NetworkDriver.GetCapabilities", func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprintf(w, `{"Scope": %q, "ConnectivityScope": "local", "GwAllocChecker": true}`, s.scope)
+		})
+		mux.HandleFunc("/NetworkDriver.GwAllocCheck", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"SkipIPv4": true, "SkipIPv6": false}`) })
+	}
 	behind := map[string]sdk.Handler{"NetworkDriver": network.NewHandler(&driver{s}).Handler, "IpamDriver": ipam.NewHandler(&manager{s}).Handler}
 	proxies := map[string]http.Handler{}
 	for kind, h := range behind {
@@ -127,6 +135,7 @@ type state struct {
 	scope  string
 	mac    bool
 	replay bool
+	nogw   bool
 
 	mu        sync.Mutex
 	Networks  map[string]*netState
@@ -135,14 +144,15 @@ type state struct {
 }
 
 type netState struct {
-	Bridge  string
-	Gateway string
-	Options map[string]any
+	Bridge   string
+	Gateways []netip.Prefix
+	Options  map[string]any
 }
 
 type endState struct {
 	Network    string
 	Host, Peer string
+	Gateway    string
 	Joined     bool
 	Open       bool
 }
