@@ -474,7 +474,7 @@ func (l *Local) addFences(tx *nft.Tx) {
 	for _, elems := range l.told {
 		for e, what := range elems {
 			if left := what.until.Sub(now); left > 0 {
-				tx.AddElems(l.opt.Table, e.set, []nft.Elem{{Key: []byte(e.key), Timeout: left}})
+				tx.AddElems(l.opt.Table, e.set, []nft.Elem{{Key: []byte(e.key), Timeout: left, Note: what.name}})
 			}
 		}
 	}
