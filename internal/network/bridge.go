@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strings"
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/netlink"
@@ -188,12 +187,4 @@ func (l *Local) bridgeSysctls(nw *network) error {
 		return l.hostSysctl("net/ipv6/conf/all/forwarding", "1")
 	}
 	return nil
-}
-
-// hostSysctl sets a setting of the host unless it is so already: on some hosts they are right, and read-only.
-func (l *Local) hostSysctl(path, value string) error {
-	if raw, err := os.ReadFile("/proc/sys/" + path); err == nil && strings.TrimSpace(string(raw)) == value {
-		return nil
-	}
-	return sysctl(path, value)
 }

@@ -100,7 +100,7 @@ func (l *Local) plugLive(nw *network, ep Endpoint, ns *os.File) error {
 			if err := l.quietIPv6([]Endpoint{ep}); err != nil {
 				return err
 			}
-		} else if err := sysctl("net/ipv6/conf/default/disable_ipv6", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
+		} else if err := l.innerSysctl("net/ipv6/conf/default/disable_ipv6", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
 		var b netlink.Batch
@@ -116,7 +116,7 @@ func (l *Local) plugLive(nw *network, ep Endpoint, ns *os.File) error {
 		if err := l.settleHost(host, []*network{nw}, []Endpoint{ep}); err != nil || !told {
 			return err
 		}
-		return announce(in, []Endpoint{ep})
+		return l.announce(in, []Endpoint{ep})
 	})
 	if err != nil {
 		return fmt.Errorf("connect to network %s: %w", nw.rec.Name, err)

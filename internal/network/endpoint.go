@@ -201,14 +201,14 @@ func (nw *network) unexpected(ep Endpoint) bool {
 
 // announce tells the neighbours whose the addresses are now (gratuitous ARP, unsolicited neighbour advertisement): the kernel does when it is allowed to and a hardware address
 // is set, be it the same. The caller's thread is in the namespace.
-func announce(in *netlink.Conn, eps []Endpoint) error {
+func (l *Local) announce(in *netlink.Conn, eps []Endpoint) error {
 	var b netlink.Batch
 	for _, ep := range eps {
 		if ep.Interface == "" {
 			continue
 		}
 		for _, path := range []string{"net/ipv4/conf/" + ep.Interface + "/arp_notify", "net/ipv6/conf/" + ep.Interface + "/ndisc_notify"} {
-			if err := sysctl(path, "1"); err != nil && !errors.Is(err, os.ErrNotExist) {
+			if err := l.innerSysctl(path, "1"); err != nil && !errors.Is(err, os.ErrNotExist) {
 				return err
 			}
 		}

@@ -69,10 +69,10 @@ func parseSysctls(s string) (all []setting, err error) {
 }
 
 // applySysctls sets what the endpoints' options say. The caller's thread is in the namespace.
-func applySysctls(eps []Endpoint) error {
+func (l *Local) applySysctls(eps []Endpoint) error {
 	for _, ep := range eps {
 		for _, s := range ep.sysctls {
-			if err := sysctl(strings.Replace(s.path, ifName, ep.Interface, 1), s.value); err != nil {
+			if err := l.innerSysctl(strings.Replace(s.path, ifName, ep.Interface, 1), s.value); err != nil {
 				kind := errs.Invalid
 				if errors.Is(err, os.ErrPermission) {
 					kind = errs.Forbidden

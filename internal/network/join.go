@@ -248,13 +248,14 @@ func (l *Local) furnish(host, in *netlink.Conn, p plan, ns *os.File) error {
 	if err := l.settleHost(host, p.nets, p.eps); err != nil || !p.told {
 		return err
 	}
-	return announce(in, p.eps)
+	return l.announce(in, p.eps)
 }
 
 // makeLinks runs the batch that makes interfaces. A stale one of the same name, left by someone who held its address before, is replaced.
 func (l *Local) makeLinks(host *netlink.Conn, b *netlink.Batch, nets []*network, eps []Endpoint) error {
 	err := host.Do(b)
 	if err == nil {
+		l.quietPorts(nets, eps)
 		return nil
 	}
 	var del netlink.Batch
@@ -268,7 +269,11 @@ func (l *Local) makeLinks(host *netlink.Conn, b *netlink.Batch, nets []*network,
 	_ = host.Do(&del) // those that were made, or were there before: gone or never there, both are right
 	switch {
 	case errors.Is(err, unix.EEXIST):
-		return host.Do(b)
+		if err := host.Do(b); err != nil {
+			return err
+		}
+		l.quietPorts(nets, eps)
+		return nil
 	case errors.Is(err, unix.EXFULL):
 		return errs.New(errs.Unavailable, "network %s is full: a bridge of the kernel has 1023 ports", strings.Join(names, " or "))
 	}
@@ -282,7 +287,7 @@ func (l *Local) quietIPv6(eps []Endpoint) error {
 			return nil
 		}
 	}
-	err := sysctl("net/ipv6/conf/default/disable_ipv6", "1")
+	err := l.innerSysctl("net/ipv6/conf/default/disable_ipv6", "1")
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // a kernel without IPv6
 	}
@@ -320,7 +325,7 @@ func (l *Local) configure(in *netlink.Conn, p plan) error {
 	if err := settleInside(in, p.eps); err != nil {
 		return err
 	}
-	if err := applySysctls(p.eps); err != nil {
+	if err := l.applySysctls(p.eps); err != nil {
 		return err
 	}
 	return awaitIPv6(in, p.eps)

@@ -26,6 +26,7 @@ type Local struct {
 	opt    Options
 	log    *slog.Logger
 	hostNS *os.File
+	procs  innerProcs
 	rt     *netlink.Pool
 	nf     *nft.Conns
 
@@ -189,7 +190,7 @@ func (l *Local) shut() error {
 	if l.dns != nil {
 		all = append(all, l.dns.close())
 	}
-	all = append(all, l.rt.Close(), l.nf.Close())
+	all = append(all, l.rt.Close(), l.nf.Close(), l.procs.close())
 	if l.hostNS != nil {
 		all = append(all, l.hostNS.Close())
 	}

@@ -88,16 +88,3 @@ func nsOf(pid int) (*os.File, error) {
 	}
 	return f, nil
 }
-
-// sysctl writes a setting of the namespace of the calling thread.
-func sysctl(path, value string) error {
-	fd, err := unix.Open("/proc/sys/"+path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("set %s: %w", path, err)
-	}
-	_, err = unix.Write(fd, []byte(value))
-	if err = errors.Join(err, unix.Close(fd)); err != nil {
-		return fmt.Errorf("set %s: %w", path, err)
-	}
-	return nil
-}
