@@ -193,6 +193,45 @@ func TestLoadFormats(t *testing.T) {
 	}
 }
 
+// Whoever runs app@sha256:… trusts the digest: an archive could give any image a name with any digest, and it was run.
+func TestLoadOfFalseDigests(t *testing.T) {
+	pinned := "app@" + digest.FromString("what the user trusts").String()
+	docker := func(entry any) []byte {
+		var p parts
+		one := layerTar(t, 1)
+		p.json("c.json", config(runtime.GOARCH, one))
+		p.add("layer.tar", one)
+		p.json("manifest.json", []any{entry})
+		return p.tar(t)
+	}
+	oci := func(name func(m map[string]any) string) []byte {
+		var p parts
+		m := ociImage(&p, zst, runtime.GOARCH, layerTar(t, 1))
+		m["annotations"] = map[string]string{"io.containerd.image.name": name(m)}
+		p.json("index.json", map[string]any{"schemaVersion": 2, "manifests": []any{m}})
+		return p.tar(t)
+	}
+	own := func(m map[string]any) string { return fmt.Sprintf("reg.io/app@%s", m["digest"]) }
+	for name, c := range map[string]struct {
+		archive []byte
+		err     string
+	}{
+		"docker":        {docker(map[string]any{"Config": "c.json", "RepoTags": []string{pinned}, "Layers": []string{"layer.tar"}}), "it has a digest"},
+		"docker, entry": {docker(nil), "image 1 of manifest.json names no config"},
+		"oci":           {oci(func(map[string]any) string { return pinned }), "it is given to a manifest of digest sha256:"},
+		"oci, its own":  {oci(own), ""},
+	} {
+		h := open(t, t.TempDir())
+		_, err := h.Load(ctx, bytes.NewReader(c.archive), nil)
+		if c.err == "" && err != nil || c.err != "" && (!errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), c.err)) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := h.Get(ctx, pinned); !errors.Is(err, errs.NotFound) {
+			t.Errorf("%s: %s is there: %v", name, pinned, err)
+		}
+	}
+}
+
 // An archive for other machines only says so.
 func TestLoadOtherPlatform(t *testing.T) {
 	var p parts

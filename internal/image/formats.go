@@ -31,7 +31,10 @@ func (sp *spool) dockerImages() ([]packed, error) {
 		return nil, errs.New(errs.Invalid, "archive holds no image: manifest.json is empty")
 	}
 	var all []packed
-	for _, m := range list {
+	for i, m := range list {
+		if m.Config == "" {
+			return nil, errs.New(errs.Invalid, "archive: image %d of manifest.json names no config", i+1)
+		}
 		raw, err := sp.read(m.Config)
 		if err != nil {
 			return nil, err
@@ -46,6 +49,9 @@ func (sp *spool) dockerImages() ([]packed, error) {
 			ref, err := reference.Parse(tag)
 			if err != nil {
 				return nil, errs.New(errs.Invalid, "archive: tag %q: %w", tag, err)
+			}
+			if ref.Digest != "" { // of a manifest, which this format has none of: who pins an image by digest must not get what an archive calls so
+				return nil, errs.New(errs.Invalid, "archive: invalid tag %q: it has a digest", tag)
 			}
 			img.refs = append(img.refs, ref.WithDefaultTag())
 		}
@@ -195,6 +201,9 @@ func ociName(b blob) (*reference.Ref, error) {
 	ref, err := reference.Parse(name)
 	if err != nil {
 		return nil, errs.New(errs.Invalid, "archive: name %q: %w", name, err)
+	}
+	if ref.Digest != "" && ref.Digest != b.Digest.String() {
+		return nil, errs.New(errs.Invalid, "archive: name %q: it is given to a manifest of digest %s", name, b.Digest)
 	}
 	ref = ref.WithDefaultTag()
 	return &ref, nil

@@ -61,6 +61,10 @@ func status(err error) int {
 // failWith answers with the status of err, unless the answer has begun: handlers that stream end it themselves.
 func (s *Server) failWith(w http.ResponseWriter, r *request, err error) {
 	code := status(err)
+	if cut := (*cutError)(nil); errors.As(err, &cut) {
+		s.Logger.Error("answer cut off", "method", r.Method, "path", r.URL.Path, "err", err.Error())
+		return
+	}
 	if code >= http.StatusInternalServerError && code != http.StatusNotImplemented && code != http.StatusServiceUnavailable && !errors.Is(err, context.Canceled) {
 		s.Logger.Error("request failed", "method", r.Method, "path", r.URL.Path, "err", err.Error()) // some errors print the stack of who made them
 	} else {

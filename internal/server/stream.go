@@ -121,7 +121,7 @@ func (l *lazyStream) Write(p []byte) (int, error) {
 	return l.st.Write(p)
 }
 
-// finish ends the answer: it returns err if nothing was sent yet, and cuts the answer if something was.
+// finish ends the answer. When something was sent already, an error cuts the answer, and is only logged then.
 func (l *lazyStream) finish(err error) error {
 	if l.st == nil {
 		if err == nil {
@@ -132,9 +132,16 @@ func (l *lazyStream) finish(err error) error {
 	}
 	if cerr := l.st.Close(); cerr == nil && err != nil {
 		cut(l.w)
+		return &cutError{err}
 	}
 	return nil
 }
+
+// cutError is why an answer was cut off: the client can only be told that it was, and to look into the log.
+type cutError struct{ err error }
+
+func (e *cutError) Error() string { return e.err.Error() }
+func (e *cutError) Unwrap() error { return e.err }
 
 // endless is the context of an answer without an end: it ends with the client or with the server.
 func (s *Server) endless(r *request) (context.Context, context.CancelFunc) {

@@ -123,6 +123,11 @@ func (f *sight) open(dir int, name string) (err error) {
 		f.fd = -1
 		return err
 	}
+	return f.take()
+}
+
+// take looks at what was opened, and reads it when it is small.
+func (f *sight) take() (err error) {
 	if err := unix.Fstat(f.fd, &f.st); err != nil {
 		return err
 	}

@@ -30,6 +30,10 @@ type WriteOptions struct {
 	Meta io.Writer
 	// Omit are absolute paths that are left out, with all below them.
 	Omit []string
+	// Leaves are names in the archive of directories that are written without what is in them. With NoMade so are those, below the root, of file systems whose content the
+	// kernel makes as it is read: proc, sysfs and their like.
+	Leaves []string
+	NoMade bool
 	// Skipped hears of what does not go into the archive: sockets. May be nil.
 	Skipped func(path string)
 	// Stats, when set, is filled with what was written: Entries, Bytes and Root.
@@ -118,6 +122,9 @@ func (w *writer) entry(dir int, name, path string, f *sight) error {
 		return err
 	}
 	defer unix.Close(fd)
+	if slices.Contains(w.opts.Leaves, path) || w.opts.NoMade && made(fd) {
+		return nil
+	}
 	return w.children(fd, path)
 }
 
@@ -303,13 +310,25 @@ func (w *writer) zeros(n int64) error {
 
 // special writes links, devices and fifos.
 func (w *writer) special(dir int, name, path string, st *unix.Stat_t) error {
+	target := ""
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		var err error
+		if target, err = readlinkat(dir, name); err != nil {
+			return &os.PathError{Op: "readlink", Path: "/" + path, Err: err}
+		}
+	}
+	_, xattrs, err := listXattrs(byName(dir, name))
+	if err != nil {
+		return err
+	}
+	return w.node(path, st, target, xattrs)
+}
+
+// node writes what has no content.
+func (w *writer) node(path string, st *unix.Stat_t, target string, xattrs map[string]string) error {
 	var hdr *tar.Header
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFLNK:
-		target, err := readlinkat(dir, name)
-		if err != nil {
-			return &os.PathError{Op: "readlink", Path: "/" + path, Err: err}
-		}
 		hdr = w.header(st, path, tar.TypeSymlink)
 		hdr.Linkname = target
 	case unix.S_IFCHR, unix.S_IFBLK:
@@ -323,10 +342,6 @@ func (w *writer) special(dir int, name, path string, st *unix.Stat_t) error {
 		hdr = w.header(st, path, tar.TypeFifo)
 	default:
 		return errs.New(errs.Invalid, "/%s: unknown kind of file %o", path, st.Mode&unix.S_IFMT)
-	}
-	_, xattrs, err := listXattrs(byName(dir, name))
-	if err != nil {
-		return err
 	}
 	addXattrs(hdr, xattrs)
 	if w.isLink(st, path, hdr) {

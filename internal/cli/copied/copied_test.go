@@ -77,7 +77,7 @@ func TestWhereACopyLands(t *testing.T) {
 		dst   string
 		want  string
 	}{
-		{"/a/b", true, dir, "b b"}, {"/a/b/.", true, dir, ". ."}, {"/a/b", true, dir + "/new", "b new"}, {"/a/b/.", true, dir + "/new", ". new"},
+		{"/a/b", true, dir, "b b"}, {"/a/b/.", true, dir, ". ."}, {"/", true, dir, ". ."}, {"/a/..", true, dir + "/new", ". new"}, {".", true, dir, ". ."}, {"/a/b", true, dir + "/new", "b new"}, {"/a/b/.", true, dir + "/new", ". new"},
 		{"/a/f", false, file, "f file"}, {"/a/f", false, dir + "/", "f f"}, {"/a/b", true, file, "cannot copy directory"},
 		{"/a/f", false, dir + "/new/", "no such directory"}, {"/a/f", false, dir + "/no/new", "does not exist"}, {"/a/f", false, file + "/", "not a directory"},
 	} {

@@ -123,9 +123,9 @@ type Target struct {
 
 // Destination applies cp's rules to a copy of src (a path in a container, a folder or not) to a local path.
 func Destination(src string, srcIsDir bool, dst string) (Target, error) {
-	base := path.Base(src)
-	if strings.HasSuffix(src, "/.") || src == "." {
-		base = "."
+	base := path.Base(path.Clean("/" + src)) // "/a/.." is the root as well
+	if strings.HasSuffix(src, "/.") || base == "/" {
+		base = "." // its content is meant, and the names in the archive have no first part in common
 	}
 	slash := os.IsPathSeparator(dst[len(dst)-1]) || strings.HasSuffix(dst, string(filepath.Separator)+".")
 	abs, err := filepath.Abs(dst)

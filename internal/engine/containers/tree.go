@@ -1,7 +1,6 @@
 package containers
 
 import (
-	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
@@ -352,47 +351,18 @@ func (s *Service) ArchivePath(ctx context.Context, ref, name string, begin func(
 	}
 	s.emit(ctr, "archive-path", nil)
 	if !fi.IsDir() {
-		return pl.archiveFile(begin(st), base)
+		return tarfs.WriteFile(ctx, pl.file, base, begin(st))
 	}
 	dir, err := safefs.Reopen(pl.file, syscall.O_RDONLY|syscall.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	return tarfs.Write(ctx, dir, begin(st), tarfs.WriteOptions{Root: true, Base: base}) // "./file" too: clients put their own name in the place of "."
-}
-
-func (pl *place) archiveFile(w io.Writer, base string) error {
-	fi, err := pl.file.Stat()
-	if err != nil {
-		return err
+	opts := tarfs.WriteOptions{Root: true, Base: base, NoMade: true} // "./file" too: clients put their own name in the place of "."
+	if path.Clean("/"+name) == "/" {
+		opts.Leaves = []string{base + "/dev"} // devices are the host's affair, as for docker
 	}
-	link := ""
-	if fi.Mode()&os.ModeSymlink != 0 {
-		if link, err = safefs.Readlink(pl.file); err != nil {
-			return err
-		}
-	}
-	hdr, err := tar.FileInfoHeader(fi, link)
-	if err != nil {
-		return errs.New(errs.Invalid, "%s: %w", base, err)
-	}
-	hdr.Name, hdr.Uname, hdr.Gname = base, "", ""
-	out := tar.NewWriter(w)
-	if err := out.WriteHeader(hdr); err != nil {
-		return err
-	}
-	if fi.Mode().IsRegular() {
-		f, err := safefs.Reopen(pl.file, syscall.O_RDONLY)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if _, err := io.CopyN(out, f, hdr.Size); err != nil {
-			return fmt.Errorf("read %s: %w", base, err)
-		}
-	}
-	return out.Close()
+	return tarfs.Write(ctx, dir, begin(st), opts)
 }
 
 // ExtractTo unpacks a tar stream into a directory of a container.
