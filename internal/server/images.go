@@ -338,8 +338,10 @@ func (s *Server) imagesCreate(w http.ResponseWriter, r *request) error {
 	return out.finish(err)
 }
 
-// duplex lets the answer begin before the body has ended.
+// duplex lets the answer begin before the body has ended. The connection is not used again: where the answer is over before the body, net/http reads the rest of it when it no longer
+// expects that to end, and panics at the next request.
 func duplex(w http.ResponseWriter) error {
+	w.Header().Set("Connection", "close")
 	err := http.NewResponseController(w).EnableFullDuplex()
 	if errors.Is(err, http.ErrNotSupported) { // not a connection of ours, and not in need of it
 		return nil

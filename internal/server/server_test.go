@@ -329,6 +329,9 @@ func TestLoadIsDuplex(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if !resp.Close { // an archive that was refused before its end: net/http panicked at the next request
+		t.Error("the connection would be used again")
+	}
 	dec := json.NewDecoder(resp.Body)
 	var m struct {
 		ID, Status, Progress, Error string
