@@ -166,7 +166,7 @@ func (u *unpacker) finish() error {
 	return nil
 }
 
-// decompress undoes the compression that the first bytes tell.
+// decompress undoes the compression that the first bytes tell. The client carries no library for what the standard one lacks, as the engine does (internal/compressed): every command would start slower.
 func decompress(in io.Reader, head []byte) (io.ReadCloser, error) {
 	switch name := compression(head); name {
 	case "":

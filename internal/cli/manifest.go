@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
+	"path/filepath"
 	"strings"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -428,5 +428,5 @@ func (a *app) lists() (listStore, error) {
 	if err != nil {
 		return listStore{}, err
 	}
-	return listStore{cfg.Dir + string(os.PathSeparator) + "manifest-lists"}, nil
+	return listStore{filepath.Join(cfg.Dir, "manifest-lists")}, nil
 }

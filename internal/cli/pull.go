@@ -18,9 +18,42 @@ import (
 	"corten.dev/corten/internal/reference"
 )
 
+// transferFlags are those that pull and push share.
+type transferFlags struct {
+	all, quiet, untrusted bool
+	platform              string
+}
+
+func (o *transferFlags) register(f *pflag.FlagSet, all, platform, trust string) {
+	f.BoolVarP(&o.all, "all-tags", "a", false, all)
+	f.BoolVarP(&o.quiet, "quiet", "q", false, "print the name only")
+	f.StringVar(&o.platform, "platform", "", platform+", os[/arch[/variant]]")
+	f.BoolVar(&o.untrusted, "disable-content-trust", true, trust)
+}
+
+// ref reads the name that is meant, and says which tag it has if nobody named one.
+func (o *transferFlags) ref(a *app, name string) (reference.Ref, error) {
+	ref, err := reference.Parse(name)
+	switch {
+	case err != nil:
+		return ref, err
+	case !o.untrusted:
+		return ref, noTrust("--disable-content-trust=false")
+	case o.all && (ref.Tag != "" || ref.Digest != ""):
+		return ref, &exitError{code: 1, text: "tag can't be used with --all-tags/-a"}
+	}
+	if !o.all && ref.Tag == "" && ref.Digest == "" {
+		ref = ref.WithDefaultTag()
+		if !o.quiet {
+			fmt.Fprintln(a.Out, "Using default tag: "+ref.Tag)
+		}
+	}
+	return ref, nil
+}
+
 type pullOptions struct {
-	all, quiet, allPlatforms, untrusted bool
-	platform                            string
+	transferFlags
+	allPlatforms bool
 }
 
 func newPull() *verb {
@@ -31,33 +64,21 @@ func newPull() *verb {
 			"downloaded again. A name without a registry means Docker Hub.",
 		example: "corten pull busybox\ncorten pull registry.example.org:5000/team/app@sha256:…\ncorten pull --platform linux/arm64 debian:12",
 		flags: func(f *pflag.FlagSet) {
-			f.BoolVarP(&o.all, "all-tags", "a", false, "bring all tags of the repository in")
-			f.BoolVarP(&o.quiet, "quiet", "q", false, "print the name only")
-			f.StringVar(&o.platform, "platform", "", "platform of the image, os[/arch[/variant]]")
+			o.register(f, "bring all tags of the repository in", "platform of the image", "no signatures are checked; false is refused")
 			f.BoolVar(&o.allPlatforms, "all-platforms", false, "bring the images of all platforms in, and the index that lists them")
-			f.BoolVar(&o.untrusted, "disable-content-trust", true, "no signatures are checked; false is refused")
 		},
 		run: func(ctx context.Context, a *app, args []string) error { return o.run(ctx, a, args[0]) },
 	}
 }
 
 func (o *pullOptions) run(ctx context.Context, a *app, name string) error {
-	ref, err := reference.Parse(name)
-	switch {
-	case err != nil:
+	ref, err := o.ref(a, name)
+	if err != nil {
 		return err
-	case !o.untrusted:
-		return noTrust("--disable-content-trust=false")
-	case o.all && (ref.Tag != "" || ref.Digest != ""):
-		return &exitError{code: 1, text: "tag can't be used with --all-tags/-a"}
 	}
 	out := a.Out
 	if o.quiet {
 		out = io.Discard
-	}
-	if !o.all && ref.Tag == "" && ref.Digest == "" {
-		ref = ref.WithDefaultTag()
-		fmt.Fprintln(out, "Using default tag: "+ref.Tag)
 	}
 	api, err := a.engine()
 	if err != nil {
@@ -86,6 +107,17 @@ func noTrustAsked() error {
 
 // pullFrom asks the engine for an image (all tags of a repository, when ref has none) and shows the progress on out.
 func (a *app) pullFrom(ctx context.Context, api *engineapi.Client, ref reference.Ref, q map[string][]string, out io.Writer) error {
+	q["fromImage"] = []string{ref.Name()}
+	if tag := ref.Digest; tag != "" {
+		q["tag"] = []string{tag}
+	} else if ref.Tag != "" {
+		q["tag"] = []string{ref.Tag}
+	}
+	return a.transfer(ctx, api, ref, "/images/create", q, out)
+}
+
+// transfer asks the engine for something that it does with a registry, with what is known about that, and shows the progress on out.
+func (a *app) transfer(ctx context.Context, api *engineapi.Client, ref reference.Ref, path string, q map[string][]string, out io.Writer) error {
 	if err := noTrustAsked(); err != nil {
 		return err
 	}
@@ -93,13 +125,7 @@ func (a *app) pullFrom(ctx context.Context, api *engineapi.Client, ref reference
 	if err != nil {
 		return err
 	}
-	q["fromImage"] = []string{ref.Name()}
-	if tag := ref.Digest; tag != "" {
-		q["tag"] = []string{tag}
-	} else if ref.Tag != "" {
-		q["tag"] = []string{ref.Tag}
-	}
-	resp, err := api.Do(ctx, engineapi.Request{Method: "POST", Path: "/images/create", Query: q, Header: header})
+	resp, err := api.Do(ctx, engineapi.Request{Method: "POST", Path: path, Query: q, Header: header})
 	if err != nil {
 		return err
 	}

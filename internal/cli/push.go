@@ -7,14 +7,11 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
-
-	"corten.dev/corten/internal/cli/engineapi"
-	"corten.dev/corten/internal/reference"
 )
 
 type pushOptions struct {
-	all, quiet, untrusted bool
-	platform, compression string
+	transferFlags
+	compression string
 }
 
 func newPush() *verb {
@@ -26,11 +23,8 @@ func newPush() *verb {
 			"With ssh://HOST (or tcp://, unix://) first, images go to the engine of that host, without a registry: only the layers that it does not have.",
 		example: "corten push registry.example.org:5000/team/app:1\ncorten push --compression zstd registry.example.org:5000/team/app\ncorten image push ssh://me@server app:1",
 		flags: func(f *pflag.FlagSet) {
-			f.BoolVarP(&o.all, "all-tags", "a", false, "send all tags of the repository")
-			f.BoolVarP(&o.quiet, "quiet", "q", false, "print the name only")
-			f.StringVar(&o.platform, "platform", "", "send this platform only, os[/arch[/variant]]")
+			o.register(f, "send all tags of the repository", "send this platform only", "nothing is signed; false is refused")
 			f.StringVar(&o.compression, "compression", "", "of layers that were never compressed: gzip (default) or zstd")
-			f.BoolVar(&o.untrusted, "disable-content-trust", true, "nothing is signed; false is refused")
 		},
 		run: func(ctx context.Context, a *app, args []string) error {
 			if strings.Contains(args[0], "://") {
@@ -45,25 +39,12 @@ func newPush() *verb {
 }
 
 func (o *pushOptions) run(ctx context.Context, a *app, name string) error {
-	ref, err := reference.Parse(name)
+	ref, err := o.ref(a, name)
+	if err == nil && ref.Digest != "" {
+		err = &exitError{code: 1, text: "cannot push a digest reference"}
+	}
 	if err != nil {
 		return err
-	}
-	if err := noTrustAsked(); err != nil {
-		return err
-	}
-	switch {
-	case !o.untrusted:
-		return noTrust("--disable-content-trust=false")
-	case o.all && (ref.Tag != "" || ref.Digest != ""):
-		return &exitError{code: 1, text: "tag can't be used with --all-tags/-a"}
-	case ref.Digest != "":
-		return &exitError{code: 1, text: "cannot push a digest reference"}
-	case !o.all && ref.Tag == "":
-		ref = ref.WithDefaultTag()
-		if !o.quiet {
-			fmt.Fprintln(a.Out, "Using default tag: "+ref.Tag)
-		}
 	}
 	q := query("tag", ref.Tag, "compression", o.compression)
 	if o.platform != "" {
@@ -73,23 +54,15 @@ func (o *pushOptions) run(ctx context.Context, a *app, name string) error {
 		}
 		q.Set("platform", text)
 	}
-	header, err := a.authFor(ctx, ref.Domain)
-	if err != nil {
-		return err
-	}
 	api, err := a.engine()
 	if err != nil {
 		return err
 	}
-	resp, err := api.Do(ctx, engineapi.Request{Method: "POST", Path: "/images/" + escRef(ref.Name()) + "/push", Query: q, Header: header})
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
+	path := "/images/" + escRef(ref.Name()) + "/push"
 	if !o.quiet {
-		return a.progress(resp.Body, a.Out)
+		return a.transfer(ctx, api, ref, path, q, a.Out)
 	}
-	if err := a.progress(resp.Body, io.Discard); err != nil {
+	if err := a.transfer(ctx, api, ref, path, q, io.Discard); err != nil {
 		return err
 	}
 	fmt.Fprintln(a.Out, ref)
