@@ -125,10 +125,14 @@ func Join(dir *os.File, id uint32) error {
 	return nil
 }
 
-// SetLimit changes how many bytes a project's files may take; dir is any directory of the file system. 0 takes the limit away.
+// SetLimit changes how many bytes a project's files may take; dir is any directory of the file system. 0 takes the limit away: where the file system enforces none any more, there is none to take, and what
+// was bound by it can be removed.
 func SetLimit(dir *os.File, id uint32, bytes int64) error {
 	q := dqblk{hardBlocks: (uint64(max(bytes, 0)) + limitUnit - 1) / limitUnit, valid: blockLimits}
 	if err := control(dir, setQuota, id, unsafe.Pointer(&q)); err != nil {
+		if bytes == 0 && errors.Is(Enforced(dir), errs.NotImplemented) {
+			return nil
+		}
 		return fmt.Errorf("limit project %d on the file system of %s: %w", id, dir.Name(), err)
 	}
 	return nil
@@ -147,10 +151,14 @@ func Usage(dir *os.File, id uint32) (Use, error) {
 	return Use{Bytes: int64(q.bytes), Inodes: int64(q.inodes), Limit: int64(q.hardBlocks) * limitUnit}, nil
 }
 
-// Of tells the project that a directory belongs to; 0 is none.
+// Of tells the project that a directory belongs to; 0 is none, as on file systems that know no projects.
 func Of(dir *os.File) (uint32, error) {
 	var attr fsxattr
-	if err := ioctl(dir, fsGetXattr, unsafe.Pointer(&attr)); err != nil {
+	err := ioctl(dir, fsGetXattr, unsafe.Pointer(&attr))
+	if errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EOPNOTSUPP) {
+		return 0, nil
+	}
+	if err != nil {
 		return 0, fmt.Errorf("project of %s: %w", dir.Name(), err)
 	}
 	return attr.project, nil

@@ -89,3 +89,29 @@ func TestLimit(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A disk that was mounted again without prjquota, or whose files were moved to one that knows no projects, had containers and volumes that could not be removed: their limits could not be taken away.
+func TestNoLimitToTakeAway(t *testing.T) {
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	if Enforced(dir) == nil {
+		t.Skip("this file system enforces project quotas")
+	}
+	if err := SetLimit(dir, 1<<20, 0); err != nil {
+		t.Error(err)
+	}
+	if err := SetLimit(dir, 1<<20, 1<<20); err == nil {
+		t.Error("a limit was set that nobody enforces")
+	}
+	proc, err := os.Open("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer proc.Close()
+	if id, err := Of(proc); err != nil || id != 0 {
+		t.Errorf("procfs: project %d, %v", id, err)
+	}
+}

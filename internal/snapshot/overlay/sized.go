@@ -220,7 +220,10 @@ func (s *Store) Remove(ctx context.Context, key string) error {
 		return s.Depot.Remove(ctx, key)
 	}
 	project, err := projectOf(t)
-	if err == nil && project != 0 {
+	if err == nil && project == 0 {
+		return s.Depot.Remove(ctx, key)
+	}
+	if err == nil {
 		err = s.setLimit(project, 0)
 	}
 	if err != nil {
