@@ -269,24 +269,16 @@ func (s *Service) sessionProcess(ses *session, mon monitor.Monitor) (*specs.Proc
 	if err != nil {
 		s.Log.Debug("variables of a container's links", "container", rec.Name, "error", err) // it runs; what it is linked to does not
 	}
-	env := hostspec.Environment(cfg.Hostname, req.Tty, append(more, cfg.Env...), "")
+	env := hostspec.Environment(cfg.Hostname, req.Tty, slices.Concat(more, cfg.Env, req.Env), id.Home)
 	noNewPrivs := s.NoNewPrivs && !host.Privileged
 	if sec.NoNewPrivs != nil {
 		noNewPrivs = *sec.NoNewPrivs
 	}
 	p := &specs.Process{
-		Terminal: req.Tty, User: id.User, Args: req.Cmd, Env: environmentExec(env, req.Env, id.Home), Cwd: path.Clean("/" + cwd), Capabilities: hostspec.Capabilities(names, id.UID),
+		Terminal: req.Tty, User: id.User, Args: req.Cmd, Env: env, Cwd: path.Clean("/" + cwd), Capabilities: hostspec.Capabilities(names, id.UID),
 		Rlimits: s.maker.Rlimits(host.Resources.Ulimits), NoNewPrivileges: noNewPrivs, ApparmorProfile: profile, SelinuxLabel: rec.ProcessLabel, OOMScoreAdj: &host.OomScoreAdj,
 	}
 	return p, nil
-}
-
-func environmentExec(env, more []string, home string) []string {
-	env = hostspec.Override(env, more)
-	if !slices.ContainsFunc(env, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") }) {
-		env = append(env, "HOME="+home)
-	}
-	return env
 }
 
 // rootOf opens the root of a running container as its processes see it, volumes included.
