@@ -189,6 +189,14 @@ func (ctr *live) expect() *attachment {
 	return a
 }
 
+// turnAway ends the attachments that wait for a start which does not come.
+func (ctr *live) turnAway() {
+	for _, a := range ctr.takePending() {
+		a.Conn.Close()
+		a.End <- monitor.AttachEnd{}
+	}
+}
+
 func (ctr *live) takePending() []monitor.AttachRequest {
 	ctr.mu.Lock()
 	pending := ctr.pending

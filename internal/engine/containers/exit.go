@@ -237,15 +237,18 @@ func (s *Service) vanish(ctx context.Context, ctr *live) error {
 		}
 	}
 	all = append(all, s.forget(ctr))
+	s.dropFound(ctr, rec.State.Error)
+	return errors.Join(all...)
+}
+
+// dropFound has nobody find a container any more whose record is gone, and tells those who wait for something of it; text is what they get beside the exit code.
+func (s *Service) dropFound(ctr *live, text string) {
+	rec := ctr.record()
 	s.table.drop(ctr)
 	s.maker.Security.ReleaseLabels(rec.ProcessLabel)
-	for _, a := range ctr.takePending() {
-		a.Conn.Close()
-		a.End <- monitor.AttachEnd{}
-	}
+	ctr.turnAway()
 	s.emit(ctr, "destroy", nil)
-	ctr.tell(Ended{Code: rec.State.ExitCode, Err: rec.State.Error}, NotRunning, NextExit, Removed)
-	return errors.Join(all...)
+	ctr.tell(Ended{Code: rec.State.ExitCode, Err: text}, NotRunning, NextExit, Removed)
 }
 
 func ignore(err error, kinds ...error) error {

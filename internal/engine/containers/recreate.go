@@ -78,13 +78,9 @@ func (s *Service) recreate(ctx context.Context, ctr *live, want container.Settin
 
 // stopToStart stops a container whose process is about to be started again. The network room gives it the addresses that it had.
 func (s *Service) stopToStart(ctx context.Context, ctr *live) error {
-	ctr.mu.Lock()
-	ctr.keep = true
-	ctr.mu.Unlock()
+	ctr.keepPlace(true)
 	err := s.stop(ctx, ctr, StopOptions{}, false)
-	ctr.mu.Lock()
-	ctr.keep = false
-	ctr.mu.Unlock()
+	ctr.keepPlace(false)
 	return ignore(err, errs.NotModified)
 }
 

@@ -41,13 +41,7 @@ func (s *Service) removeFound(ctx context.Context, ctr *live, opts RemoveOptions
 	if err := s.forget(ctr); err != nil {
 		return s.failRemoval(ctr, err)
 	}
-	s.table.drop(ctr)
-	for _, a := range ctr.takePending() {
-		a.Conn.Close()
-		close(a.End)
-	}
-	s.emit(ctr, "destroy", nil)
-	ctr.tell(Ended{Code: rec.State.ExitCode}, NotRunning, NextExit, Removed)
+	s.dropFound(ctr, "")
 	err := s.removeTrees(ctx, rec)
 	if rerr := s.removeDir(ctr.id); err == nil {
 		err = rerr
@@ -111,13 +105,12 @@ func (s *Service) mayRemove(ctx context.Context, ctr *live, force bool) error {
 			continue
 		}
 		if rec.Host.AutoRemove { // its end would remove it; then there is nothing left to do here
-			ctr.mu.Lock()
-			ctr.keep = true
-			ctr.mu.Unlock()
+			ctr.keepPlace(true)
 		}
 		zero := 0
 		err := s.stop(ctx, ctr, StopOptions{Signal: "KILL", Timeout: &zero}, true)
 		if err != nil && !errors.Is(err, errs.NotModified) {
+			ctr.keepPlace(false) // it ends later, or never
 			return fmt.Errorf("could not kill container %s: %w", rec.Name, err)
 		}
 	}

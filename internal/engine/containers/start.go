@@ -398,10 +398,7 @@ func (s *Service) startFailed(ctx context.Context, ctr *live, cause error) {
 		rec.State.Status, rec.State.PID, rec.State.ExitCode, rec.State.Error, rec.Sandbox = back, 0, code, cause.Error(), nil
 	})
 	ctr.mu.Unlock()
-	for _, a := range ctr.takePending() {
-		a.Conn.Close()
-		a.End <- monitor.AttachEnd{}
-	}
+	ctr.turnAway()
 	if err := s.save(ctr, false); err != nil {
 		s.Log.Error("keep the state of a container that did not start", "container", ctr.id, "error", err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"syscall"
@@ -20,13 +21,9 @@ func (s *Service) Restart(ctx context.Context, ref string, opts StopOptions) err
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)
-	ctr.mu.Lock()
-	ctr.keep = true
-	ctr.mu.Unlock()
+	ctr.keepPlace(true)
 	err = s.stop(ctx, ctr, opts, false)
-	ctr.mu.Lock()
-	ctr.keep = false
-	ctr.mu.Unlock()
+	ctr.keepPlace(false)
 	if err != nil && !errors.Is(err, errs.NotModified) {
 		return err
 	}
@@ -35,6 +32,13 @@ func (s *Service) Restart(ctx context.Context, ref string, opts StopOptions) err
 	}
 	s.emit(ctr, "restart", nil)
 	return nil
+}
+
+// keepPlace says whether the end of a run, which somebody brings about, is to be acted upon by policies: not while keep.
+func (ctr *live) keepPlace(keep bool) {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	ctr.keep = keep
 }
 
 // Stop asks a container to end, and kills it when it does not in time.
@@ -91,8 +95,8 @@ func (s *Service) stop(ctx context.Context, ctr *live, opts StopOptions, byUser 
 		}
 	}
 	var timeout <-chan time.Time
-	if wait >= 0 {
-		timer := time.NewTimer(time.Duration(wait) * time.Second)
+	if patience, bounded := patienceOf(wait); bounded {
+		timer := time.NewTimer(patience)
 		defer timer.Stop()
 		timeout = timer.C
 	}
@@ -110,6 +114,14 @@ func (s *Service) stop(ctx context.Context, ctr *live, opts StopOptions, byUser 
 	case <-time.After(10 * time.Second):
 		return errs.New(errs.Unavailable, "cannot stop container %s: process %d does not end, not even by SIGKILL: it waits for something in the kernel", rec.Name, mon.PID())
 	}
+}
+
+// patienceOf is the time that a container gets to end by itself. Below zero it is without end, as is what a duration cannot hold: that would be less than nothing.
+func patienceOf(seconds int) (d time.Duration, bounded bool) {
+	if seconds < 0 || int64(seconds) > int64(math.MaxInt64/time.Second) {
+		return 0, false
+	}
+	return time.Duration(seconds) * time.Second, true
 }
 
 // started waits while a container is just being started.

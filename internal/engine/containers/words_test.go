@@ -141,3 +141,16 @@ func TestMadeUpNames(t *testing.T) {
 		}
 	}
 }
+
+// `stop -t 9999999999` killed at once: so many seconds are a negative duration.
+func TestPatience(t *testing.T) {
+	for seconds, want := range map[int]time.Duration{0: 0, 10: 10 * time.Second, -1: -1, 9_999_999_999: -1, 9_000_000_000: 9_000_000_000 * time.Second} {
+		d, bounded := patienceOf(seconds)
+		if !bounded {
+			d = -1
+		}
+		if d != want {
+			t.Errorf("%d s: %v, want %v", seconds, d, want)
+		}
+	}
+}
