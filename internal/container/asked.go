@@ -6,6 +6,7 @@ import (
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/network"
+	"corten.dev/corten/internal/network/egress"
 )
 
 // Annotations by which a client asks for what Docker's API has no field for. Any client can give them: `docker run --annotation`, `annotations:` in a compose file. The flags of
@@ -16,7 +17,7 @@ const (
 	AnnotationRestartDelay    = "dev.corten.restart.delay"     // wait before the first restart; it doubles with each further one
 	AnnotationRestartMaxDelay = "dev.corten.restart.max-delay" // the longest such wait
 	AnnotationRestartWindow   = "dev.corten.restart.window"    // a run that lasted this long begins the waits anew
-	AnnotationEgress          = network.OptionEgress           // a list (network.ParseEgress): where it may connect to
+	AnnotationEgress          = network.OptionEgress           // a list (egress.Parse): where it may connect to
 	AnnotationRateEgress      = network.OptionRateEgress       // bits per second (network.ParseRate) that it sends on each network
 	AnnotationRateIngress     = network.OptionRateIngress      // the same for what it receives
 )
@@ -40,7 +41,7 @@ func ReadAnnotations(all map[string]string) (Asked, error) {
 		return a, fmt.Errorf("annotation %w", err)
 	}
 	if text, given := all[AnnotationEgress]; given {
-		if _, err := network.ParseEgress(text); err != nil {
+		if _, err := egress.Parse(text); err != nil {
 			return a, errs.New(errs.Invalid, "annotation %s: %w", AnnotationEgress, err)
 		}
 		a.Egress = text

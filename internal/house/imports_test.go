@@ -56,6 +56,7 @@ var table = []room{
 	{"logs/remote", tools + " logs plugin", "the log driver that is a plugin"},
 	{"monitor", tools + " logs", "a monitor writes the log"},
 	{"network", tools + " plugin", "an endpoint has an opaque owner"},
+	{"network/egress", "errs linux network/dns", "a list knows addresses, bridges and names, and no network"},
 	{"volume/driver", words, "the contract of drivers, light enough for the client"},
 	{"volume/remote", words + " plugin volume/driver", "the driver that is a plugin, likewise"},
 	{"volume", tools + " plugin", "a volume is a directory and a record of who uses it"},

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"corten.dev/corten/internal/linux/conntrack"
 	"corten.dev/corten/internal/linux/netlink"
 	"corten.dev/corten/internal/linux/nft"
 	"golang.org/x/sys/unix"
@@ -17,9 +18,8 @@ import (
 
 // rulesState keeps the table as it should be.
 type rulesState struct {
-	write   sync.Mutex      // one writer of the whole table at a time; elements are written beside it
-	changes uint64          // how often the bindings or networks changed; guarded by Local.mu
-	guarded map[string]bool // ports bound to their addresses (portguard.go); guarded by write
+	write   sync.Mutex // one writer of the whole table at a time; elements are written beside it
+	changes uint64     // how often the bindings or networks changed; guarded by Local.mu
 	watch   *os.File
 	kick    chan struct{}
 }
@@ -56,17 +56,21 @@ func (l *Local) applyRules(all bool) error {
 		if err := l.commit(tx); err != nil {
 			return fmt.Errorf("write nftables table %s: %w", l.opt.Table, err)
 		}
-		l.mu.Lock()
-		now := l.rules.changes
-		l.mu.Unlock()
-		if now == seen {
-			return l.applyGuard(all)
+		if l.tableChanges() == seen {
+			return l.egress.Guard(all)
 		}
 	}
 }
 
+// tableChanges is how often what belongs into the table changed.
+func (l *Local) tableChanges() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.rules.changes + l.egress.Changes()
+}
+
 func (l *Local) wholeTable(all bool) (*nft.Tx, uint64) {
-	tx := &nft.Tx{}
+	tx, seen := &nft.Tx{}, l.tableChanges()
 	l.writeRules(tx)
 	for _, s := range bridgeSets {
 		tx.FlushSet(l.opt.Table, s.Name)
@@ -89,8 +93,8 @@ func (l *Local) wholeTable(all bool) (*nft.Tx, uint64) {
 	}
 	addElements(tx, l.opt.Table, bindings)
 	tx.AddElems(l.opt.Table, setLinks, l.openingElements())
-	l.addFences(tx)
-	return tx, l.rules.changes
+	l.egress.Elements(tx, all)
+	return tx, seen
 }
 
 func addBridge(tx *nft.Tx, table string, nw *network) {
@@ -202,9 +206,9 @@ func (l *Local) forgetWhich(bindings []*binding, which func(proto string, answer
 		return nil
 	}
 	protoOf := portsIndex(wanted)
-	_, err := dropFlows(func(f flow) bool {
-		proto := protoOf(f.proto, f.to.Port())
-		return proto != "" && which(proto, f.answered)
+	_, err := conntrack.Forget(func(f conntrack.Flow) bool {
+		proto := protoOf(f.Proto, f.To.Port())
+		return proto != "" && which(proto, f.Answered)
 	})
 	return err
 }
@@ -250,15 +254,14 @@ func (l *Local) takeDown(ctx context.Context) error {
 	}
 	kept, herr := l.nf.HasRules(l.opt.Table, chainUser)
 	tx := &nft.Tx{}
-	l.rules.write.Lock()
-	err = errors.Join(err, l.dropGuard())
-	l.rules.write.Unlock()
+	err = errors.Join(err, l.egress.Drop())
 	tx.AddTable(l.opt.Table) // so that nothing of the rest can fail
 	if kept || herr != nil {
 		for _, c := range ownChains {
 			tx.AddChain(l.opt.Table, c)
 			tx.FlushChain(l.opt.Table, c.Name)
 		}
+		l.egress.Define(tx)
 	} else {
 		tx.DelTable(l.opt.Table)
 	}

@@ -109,7 +109,7 @@ func (d *bridge) raise(context.Context) error {
 	if nw.v6 != nil {
 		b.AddAddr(link.Index, bridgeLinkLocal)
 	}
-	if err := c.Do(&b); err != nil && !onlyErrno(err, unix.EEXIST) {
+	if err := c.Do(&b); err != nil && !netlink.OnlyErrno(err, unix.EEXIST) {
 		return err
 	}
 	if nw.v6 == nil {
@@ -137,19 +137,6 @@ func bridgeMAC(nw *network) net.HardwareAddr {
 	}
 	id, _ := hex.DecodeString(nw.rec.ID[:8]) // made by us, or checked when it was read
 	return net.HardwareAddr(append([]byte{0x02, 0x42}, id...))
-}
-
-// onlyErrno says whether every joined error is the one errno.
-func onlyErrno(err error, errno error) bool {
-	if many, ok := err.(interface{ Unwrap() []error }); ok {
-		for _, e := range many.Unwrap() {
-			if !onlyErrno(e, errno) {
-				return false
-			}
-		}
-		return true
-	}
-	return errors.Is(err, errno)
 }
 
 // switchForwarding turns on what the host needs to pass packets on. The settings of bridges are made here too, because they vanish with them.

@@ -29,16 +29,13 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 		l.vacate(owner, ep, time.Time{})
 		return err
 	})
-	undo.Push(func(context.Context) error { return l.unfence(bx, []Endpoint{ep}) })
+	undo.Push(func(context.Context) error { return l.fence(bx) })
 	undo.Push(func(context.Context) error {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		bx.forgetEndpoint(ep)
 		return nil
 	})
-	if err := l.fence(bx, []Endpoint{ep}); err != nil {
-		return Endpoint{}, err
-	}
 	ns, err := nsOf(pid)
 	if err != nil {
 		return Endpoint{}, err
@@ -48,6 +45,9 @@ func (l *Local) Connect(ctx context.Context, owner string, pid int, req Endpoint
 		if ep, err = l.enrollLive(ctx, bx, nw, ep, req, ns); err != nil {
 			return Endpoint{}, err
 		}
+	}
+	if err := l.fence(bx); err != nil { // its addresses are known now, also those of plugins
+		return Endpoint{}, err
 	}
 	if err := l.plugLive(nw, ep, ns); err != nil {
 		return Endpoint{}, err
@@ -239,7 +239,7 @@ func (l *Local) unplugLive(ctx context.Context, bx *box, nw *network, ep Endpoin
 		}
 		return fmt.Errorf("disconnect from network %s: %w", nw.rec.Name, err)
 	}
-	err := errors.Join(l.unfence(bx, []Endpoint{ep}), l.dismiss(ctx, owner, []Endpoint{ep}))
+	err := errors.Join(l.fence(bx), l.dismiss(ctx, owner, []Endpoint{ep}))
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	nw.free(ep)

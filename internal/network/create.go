@@ -66,6 +66,9 @@ func (l *Local) makeNetwork(ctx context.Context, made *network) (_ Network, err 
 		if err := l.commit(tx); err != nil && !errors.Is(err, unix.ENOENT) { // flushed a moment ago: it is being written again, with this one
 			return Network{}, fmt.Errorf("create network %s: %w", rec.Name, err)
 		}
+		if err := l.egress.PutBridge(made.br, made.egress); err != nil {
+			return Network{}, fmt.Errorf("create network %s: %w", rec.Name, err)
+		}
 	}
 	if err := l.save(rec); err != nil {
 		return Network{}, err
@@ -225,14 +228,12 @@ func (l *Local) lower(ctx context.Context, nw *network) error {
 		for set, elems := range bridgeElements(nw) {
 			tx.DelElems(l.opt.Table, set, elems)
 		}
-		if nw.egress != nil {
-			l.untell(tx, byNet, nft.Name(nw.br))
-		}
 		if err := l.commit(tx); errors.Is(err, unix.ENOENT) {
 			l.rules.again()
 		} else {
 			all = append(all, err)
 		}
+		all = append(all, l.egress.PutBridge(nw.br, nil))
 	}
 	if nw.drv != nil {
 		all = append(all, nw.drv.lower(ctx))

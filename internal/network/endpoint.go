@@ -222,3 +222,19 @@ func (l *Local) announce(in *netlink.Conn, eps []Endpoint) error {
 	}
 	return in.Do(&b)
 }
+
+// sources are the addresses that an endpoint sends from.
+func (ep Endpoint) sources() (all []netip.Addr) {
+	for _, p := range []netip.Prefix{ep.IPv4, ep.IPv6} {
+		if p.IsValid() {
+			all = append(all, p.Addr())
+		}
+	}
+	return append(all, ep.LinkLocal...)
+}
+
+// hardware is the endpoint's hardware address.
+func (ep Endpoint) hardware() net.HardwareAddr {
+	mac, _ := net.ParseMAC(ep.MAC) // written by us
+	return mac
+}

@@ -63,7 +63,7 @@ func (l *Local) Join(ctx context.Context, req JoinRequest) (_ *Sandbox, err erro
 	if err := l.shapeNew(bx, p.nets, p.eps, ns); err != nil {
 		return nil, err
 	}
-	if err := l.fence(bx, p.eps); err != nil {
+	if err := l.fence(bx); err != nil {
 		return nil, err
 	}
 	if err := l.publish(bx, p, bx.req.Ports); err != nil {
@@ -416,7 +416,7 @@ func (l *Local) leave(ctx context.Context, bx *box) (err error) {
 	eps := bx.sb.Endpoints
 	bx.leaving = true // its rules are not written again
 	l.mu.Unlock()
-	err = errors.Join(l.unpublish(ctx, bx), l.closeNames(ctx, bx), l.unfence(bx, eps), l.dismiss(ctx, bx.req.Owner, eps))
+	err = errors.Join(l.unpublish(ctx, bx), l.closeNames(ctx, bx), l.fence(bx), l.dismiss(ctx, bx.req.Owner, eps))
 	opened := false
 	defer func() {
 		if opened { // addresses are given again: what was open to this one must not be to the next

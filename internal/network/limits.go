@@ -8,9 +8,8 @@ import (
 	"slices"
 
 	"corten.dev/corten/internal/errs"
-	"corten.dev/corten/internal/linux/nft"
+	"corten.dev/corten/internal/network/egress"
 	"corten.dev/corten/internal/task"
-	"golang.org/x/sys/unix"
 )
 
 // Limits are what bounds a container on its networks, beside what these say themselves.
@@ -65,16 +64,15 @@ func (bx *box) onHost() bool {
 }
 
 // limit makes a container's limits what is wanted, in memory, in the rules, for its names and in its interfaces.
-func (l *Local) limit(ctx context.Context, bx *box, want Limits, list *Egress, ns *os.File) error {
+func (l *Local) limit(ctx context.Context, bx *box, want Limits, list *egress.List, ns *os.File) error {
 	l.mu.Lock()
 	p := l.planOf(bx)
 	was, _ := bx.ratesOn(p.nets)
 	from := bx.egress
 	bx.req.Egress, bx.req.Rates, bx.egress = want.Egress, want.Rates, list
 	rates, _ := bx.ratesOn(p.nets)
-	l.rules.changes++
 	l.mu.Unlock()
-	if err := l.refence(p.eps, from, list); err != nil {
+	if err := l.fence(bx); err != nil {
 		return err
 	}
 	if len(p.eps) > 0 && (from != nil || list != nil) {
@@ -83,67 +81,6 @@ func (l *Local) limit(ctx context.Context, bx *box, want Limits, list *Egress, n
 		}
 	}
 	return l.shape(p.nets, p.eps, rates, was, ns)
-}
-
-// refence changes the list of a container's endpoints in the kernel.
-func (l *Local) refence(eps []Endpoint, from, to *Egress) error {
-	if from == nil && to == nil {
-		return nil
-	}
-	if from == nil {
-		if err := l.guard(eps); err != nil {
-			return err
-		}
-	}
-	tx := &nft.Tx{}
-	for _, ep := range eps {
-		had, want := map[string][]nft.Elem{}, map[string][]nft.Elem{}
-		if from != nil {
-			had = fenceElements(from, ep)
-		}
-		if to != nil {
-			want = fenceElements(to, ep)
-		}
-		l.exchange(tx, had, want)
-		for _, a := range ep.sources() {
-			l.keepTold(tx, "", a.AsSlice(), to)
-		}
-	}
-	if err := l.commit(tx); errors.Is(err, unix.ENOENT) { // flushed a moment ago
-		if err := l.applyRules(false); err != nil {
-			return err
-		}
-	} else if err != nil {
-		return err
-	}
-	if to == nil {
-		return l.unguard(eps)
-	}
-	return nil
-}
-
-// exchange has the elements replaced that differ.
-func (l *Local) exchange(tx *nft.Tx, had, want map[string][]nft.Elem) {
-	in := func(all []nft.Elem, e nft.Elem) bool {
-		return slices.ContainsFunc(all, func(o nft.Elem) bool { return slices.Equal(o.Key, e.Key) && slices.Equal(o.End, e.End) })
-	}
-	for set, elems := range had {
-		tx.DelElems(l.opt.Table, set, slices.DeleteFunc(slices.Clone(elems), func(e nft.Elem) bool { return in(want[set], e) }))
-	}
-	for set, elems := range want {
-		tx.AddElems(l.opt.Table, set, slices.DeleteFunc(slices.Clone(elems), func(e nft.Elem) bool { return in(had[set], e) }))
-	}
-}
-
-// keepTold takes away what was told for names that the list does not have so.
-func (l *Local) keepTold(tx *nft.Tx, kind string, whose []byte, list *Egress) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for e, what := range l.told[listKey(kind, whose)] {
-		if list == nil || !list.tells(e, kind, whose, what.name) {
-			l.drop(tx, e)
-		}
-	}
 }
 
 // What can be changed of a network, by its options.
@@ -267,7 +204,6 @@ func (l *Local) limitNetwork(ctx context.Context, nw, to *network, process func(
 	var all []*member
 	host := l.hostServers()
 	l.mu.Lock()
-	had := bridgeElements(nw)
 	for owner := range nw.eps {
 		if bx := l.boxes[owner]; bx != nil && bx.ready {
 			m := &member{bx: bx, p: l.planOf(bx)}
@@ -279,8 +215,6 @@ func (l *Local) limitNetwork(ctx context.Context, nw, to *network, process func(
 	for _, m := range all {
 		m.want, _ = m.bx.ratesOn(m.p.nets)
 	}
-	want := bridgeElements(nw)
-	l.rules.changes++
 	l.mu.Unlock()
 	defer func() {
 		for _, m := range all {
@@ -289,13 +223,8 @@ func (l *Local) limitNetwork(ctx context.Context, nw, to *network, process func(
 			}
 		}
 	}()
-	if nw.br != "" && !l.opt.NoRules {
-		tx := &nft.Tx{}
-		l.exchange(tx, had, want)
-		l.keepTold(tx, byNet, nft.Name(nw.br), to.egress)
-		if err := l.commit(tx); errors.Is(err, unix.ENOENT) {
-			l.rules.again()
-		} else if err != nil {
+	if nw.br != "" {
+		if err := l.egress.PutBridge(nw.br, to.egress); err != nil {
 			return err
 		}
 	}

@@ -3,14 +3,11 @@ package network
 import (
 	"fmt"
 	"net"
-	"net/netip"
 	"os"
 	"strings"
 	"testing"
 	"time"
 
-	"corten.dev/corten/internal/linux/nft"
-	"corten.dev/corten/internal/network/dns"
 	"golang.org/x/net/dns/dnsmessage"
 )
 
@@ -90,7 +87,7 @@ func (c *talk) wantEnded(what string) {
 
 // Lists and rates of a container that runs are changed; what the new list does not have ends, all else goes on.
 func TestLimitsOfARunningContainer(t *testing.T) {
-	w := egress(t)
+	w := egressWorld(t)
 	echo(t, w.outside, 90)
 	echo(t, w.outside, 91)
 	a := w.join(t, JoinRequest{Owner: "a", Name: "a", Ports: []Port{{Proto: "tcp", ContainerPort: 90, HostPort: 18090}}})
@@ -157,7 +154,7 @@ func TestLimitsOfARunningContainer(t *testing.T) {
 
 // A network's list and rates are changed for all that are on it, kept, and taken back.
 func TestLimitsOfANetwork(t *testing.T) {
-	w := egress(t)
+	w := egressWorld(t)
 	echo(t, w.outside, 90)
 	echo(t, w.outside, 91)
 	w.network(t, Network{Name: "blue", Options: map[string]string{optMTU: "1400"}})
@@ -217,7 +214,7 @@ func TestLimitsOfANetwork(t *testing.T) {
 
 // The connection on which the name server asks was kept for ever after the last list was taken away from a container that ran on, and with it the server.
 func TestGateClosesWithTheLastList(t *testing.T) {
-	w := egress(t)
+	w := egressWorld(t)
 	w.network(t, Network{Name: "blue"})
 	a := w.join(t, JoinRequest{Owner: "a", Name: "a", Endpoints: on("blue"), Egress: "good.example"})
 	pid := process(t, a.NS)
@@ -233,47 +230,6 @@ func TestGateClosesWithTheLastList(t *testing.T) {
 	until(t, "the gate is closed", func() bool { return !running() })
 	check(t, w.SetLimits(bg, "a", pid, Limits{Egress: "good.example"}))
 	wantPrefix(t, "a name, with a list again", lookup(t, a.NS, "udp", "good.example", dnsmessage.TypeA), "Success 198.51.100.7")
-}
-
-// A name server's answers for one list filled the room that all lists have, so that nobody else's names could be reached; and an answer that was under way when its list went came into the kernel
-// after what the list had was taken away.
-func TestToldNamesAreBounded(t *testing.T) {
-	w := egress(t)
-	a := w.join(t, JoinRequest{Owner: "a", Name: "a", Egress: "*"})
-	w.join(t, JoinRequest{Owner: "b", Name: "b", Egress: "*"})
-	tell := func(owner string, from, n int) error {
-		req := dns.GateRequest{Op: "admit", Owner: owner, Name: "many.example"}
-		for i := from; i < from+n; i++ {
-			req.Addrs = append(req.Addrs, dns.Told{Addr: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})})
-		}
-		return w.admit(req)
-	}
-	for i := 0; i < maxToldEach; i += maxToldEach / 4 {
-		check(t, tell("a", i, maxToldEach/4))
-	}
-	if err := tell("a", maxToldEach, 1); err == nil || !strings.Contains(err.Error(), "more than 8192 addresses") {
-		t.Errorf("one more: %v", err)
-	}
-	check(t, tell("a", 0, 1)) // which is there
-	check(t, tell("b", 0, 1))
-	elems := func() int {
-		all, err := w.nf.Elems(0, w.opt.Table, setToldAny+"4")
-		check(t, err)
-		return len(all)
-	}
-	if n := elems(); n != maxToldEach+1 {
-		t.Errorf("%d elements", n)
-	}
-	pid := process(t, a.NS)
-	check(t, w.SetLimits(bg, "a", pid, Limits{}))
-	if n := elems(); n != 1 {
-		t.Errorf("%d elements when the list is gone", n)
-	}
-	late := map[string][]nft.Elem{setToldAny + "4": {{Key: nft.Cat(a.Endpoints[0].IPv4.Addr().AsSlice(), []byte{10, 1, 2, 3}), Timeout: time.Minute}}}
-	check(t, w.putTold(late))
-	if n := elems(); n != 1 {
-		t.Errorf("%d elements after a late answer", n)
-	}
 }
 
 // Networks without packets on the host cannot have what needs them.

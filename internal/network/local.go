@@ -14,6 +14,7 @@ import (
 	"corten.dev/corten/internal/linux/netlink"
 	"corten.dev/corten/internal/linux/nft"
 	"corten.dev/corten/internal/network/dns"
+	"corten.dev/corten/internal/network/egress"
 	"corten.dev/corten/internal/network/remote"
 	"golang.org/x/sys/unix"
 )
@@ -37,13 +38,13 @@ type Local struct {
 	held    map[string]*held    // what plugins hold, by id
 	coming  map[string]*coming  // networks being made by way of plugins, by id
 	ports   portTable
-	told    toldNames
 	settled bool
 	closed  bool
 
 	pool    *readyPool
 	reap    *reaper
 	rules   rulesState
+	egress  *egress.Lists
 	resolv  dns.HostFile
 	dns     *nameLink
 	proxy   *proxyLink
@@ -65,8 +66,8 @@ type network struct {
 	icc, masq bool
 	hostIP    netip.Addr
 	bridgeOptions
-	egress    *Egress // nil: no list
-	rates     Rates   // of each of its containers
+	egress    *egress.List // nil: no list
+	rates     Rates        // of each of its containers
 	isDefault bool
 	foreign   bool                 // the bridge was there before us: it is never removed
 	ipam      *remote.IPAM         // nil: the addresses are ours, or there are none
@@ -81,7 +82,7 @@ type box struct {
 	sb       Sandbox
 	pid      int
 	bindings []*binding
-	egress   *Egress // nil: no list
+	egress   *egress.List // nil: no list
 	ready    bool
 	leaving  bool
 }
@@ -90,9 +91,10 @@ type box struct {
 // made once Settle was called.
 func New(opt Options) (_ *Local, err error) {
 	opt = opt.withDefaults()
-	l := &Local{opt: opt, log: opt.Logger, nets: map[string]*network{}, names: map[string]string{}, boxes: map[string]*box{}, told: toldNames{},
-		rules: rulesState{guarded: map[string]bool{}}, held: map[string]*held{}, coming: map[string]*coming{}, repay: make(chan struct{}, 1),
+	l := &Local{opt: opt, log: opt.Logger, nets: map[string]*network{}, names: map[string]string{}, boxes: map[string]*box{},
+		held: map[string]*held{}, coming: map[string]*coming{}, repay: make(chan struct{}, 1),
 		resolv: dns.HostFile{Path: opt.ResolvConf}, rt: &netlink.Pool{Proto: unix.NETLINK_ROUTE}, nf: nft.NewConns()}
+	l.egress = egress.New(egress.Options{Table: opt.Table, Bridges: setBridges, Conns: l.nf, OnlyIPv4: opt.NoRules6, Rewrite: func() error { return l.applyRules(false) }, Again: l.rules.again})
 	ctx, stop := context.WithCancel(context.Background())
 	l.stop, l.done = stop, ctx.Done()
 	defer func() {
@@ -126,7 +128,7 @@ func New(opt Options) (_ *Local, err error) {
 		if err := l.applyRules(false); err != nil {
 			return nil, err
 		}
-		if err := l.readTold(); err != nil {
+		if err := l.egress.Adopt(); err != nil {
 			return nil, err
 		}
 		if err := l.watchRules(ctx); err != nil {
@@ -154,7 +156,7 @@ func (l *Local) Settle(ctx context.Context) error {
 	if l.opt.NoRules {
 		return err
 	}
-	return errors.Join(err, l.applyRules(true), l.settleTold(), l.settleCounts())
+	return errors.Join(err, l.applyRules(true), l.egress.Settle())
 }
 
 // Close stops the background work. With no container left it also removes the bridges that have no other use and the table.

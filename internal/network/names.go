@@ -36,7 +36,7 @@ func redirect(tx *nft.Tx, udpPort, tcpPort uint16) {
 	tx.AddChain(dnsTable, nft.Chain{Name: chainOut, Type: "nat", Hook: unix.NF_INET_LOCAL_OUT, Priority: prioDstNAT})
 	tx.FlushChain(dnsTable, chainOut)
 	for proto, port := range map[string]uint16{"udp": udpPort, "tcp": tcpPort} {
-		exprs := append(isFamily(unix.NFPROTO_IPV4),
+		exprs := append(nft.IsFamily(unix.NFPROTO_IPV4),
 			nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 16, 4, nft.R(0)), nft.Cmp(nft.R(0), serverAddr.AsSlice(), false),
 			nft.Meta(unix.NFT_META_L4PROTO, nft.R(0)), nft.Cmp(nft.R(0), []byte{protoNumber[proto]}, false),
 			nft.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, nft.R(0)), nft.Cmp(nft.R(0), nft.Port(53), false),

@@ -2,7 +2,8 @@
 //
 // It owns <data-root>/networks, <exec-root>/{portproxy,names}.sock, <exec-root>/netns (see sandboxkey.go), one nftables table per engine ("corten", or "corten-<suffix>" for engines with another data root; drawn in
 // rules.go, where the administrator's chain is documented), the bridges it made, and two small processes that outlive the engine, each there only while it has something to
-// do: the name server for user-defined networks (package dns), and one for ports that no rule can pass on (package portproxy). It does not know containers: an endpoint belongs
+// do: the name server for user-defined networks (package dns), and one for ports that no rule can pass on (package portproxy). Who may connect to where is a room of its own below (package egress),
+// as are the protocols of plugins (package remote). It does not know containers: an endpoint belongs
 // to an opaque owner name. It promises: published ports work from the host's own addresses, loopback included, from other containers and from outside; a joined
 // endpoint takes and sends packets at once; ports and names answer while the engine is away; everything is re-applied after an engine restart or a flush of the rules; what
 // an endpoint took (address, port, veth, rules, names) is given back by Leave, also when half made; no lock is held over kernel work.
@@ -104,7 +105,7 @@ type JoinRequest struct {
 	DNS, DNSSearch, DNSOptions []string
 	// Openings are the owners whose ports it reaches on the default bridge even where containers there do not reach each other (--link with icc off).
 	Openings []Opening
-	// Egress is where it may connect to, as ParseEgress reads it; empty: everywhere. It needs networks of driver bridge.
+	// Egress is where it may connect to, as package egress reads it; empty: everywhere. It needs networks of driver bridge.
 	Egress string
 	// Rates bound it on each of its networks.
 	Rates Rates

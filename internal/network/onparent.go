@@ -10,6 +10,7 @@ import (
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/netlink"
+	"corten.dev/corten/internal/network/egress"
 	"golang.org/x/sys/unix"
 )
 
@@ -70,7 +71,7 @@ func newOnParent(l *Local, nw *network) (*onParent, error) {
 				return nil, errs.New(errs.Invalid, "failed to parse %s value: %s (not the beginning of a name of an interface)", key, val)
 			}
 		case OptionEgress:
-			if list, err := ParseEgress(val); err != nil || list != nil {
+			if list, err := egress.Parse(val); err != nil || list != nil {
 				return nil, errors.Join(err, l.checkFence(nw))
 			}
 		case OptionRateIngress:

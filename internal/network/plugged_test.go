@@ -450,3 +450,17 @@ func TestPluggedNameIsTaken(t *testing.T) {
 		t.Error("the other interface is gone")
 	}
 }
+
+// A container with a list that was connected to a bridge network whose addresses are a plugin's had no list there: it was bound to what addresses it had before the plugin was asked.
+func TestPluggedAddressesHaveLists(t *testing.T) {
+	w := newPlugWorld(t)
+	w.network(t, Network{Name: "mixed", IPAM: IPAM{Driver: "own"}})
+	serve(t, w.outside, "outside", 80)
+	serve(t, w.outside, "outside", 81)
+	a := w.join(t, JoinRequest{Owner: "a", Name: "a", Egress: "203.0.113.2:80"})
+	pid := process(t, a.NS)
+	_, err := w.Connect(bg, "a", pid, EndpointRequest{Network: "mixed", Gateway: true})
+	check(t, err)
+	check(t, w.Disconnect(bg, "a", pid, "bridge"))
+	wantReach(t, a.NS, []string{"tcp 203.0.113.2:80"}, []string{"tcp 203.0.113.2:81"})
+}

@@ -154,4 +154,7 @@ func (l *Local) defaultPool4(old Network) (Pool, error) {
 func (l *Local) put(nw *network) {
 	l.nets[nw.rec.ID] = nw
 	l.names[nw.rec.Name] = nw.rec.ID
+	if nw.br != "" {
+		l.egress.Note(nw.br, nw.egress)
+	}
 }

@@ -142,7 +142,7 @@ func setBucket(set, gone *netlink.Batch, index int, rate uint64) {
 
 // noneSet forgives that a container has taken its own bound away already.
 func noneSet(err error) error {
-	if onlyErrno(err, unix.ENOENT) || onlyErrno(err, unix.EINVAL) {
+	if netlink.OnlyErrno(err, unix.ENOENT) || netlink.OnlyErrno(err, unix.EINVAL) {
 		return nil
 	}
 	return err

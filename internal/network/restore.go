@@ -42,7 +42,7 @@ func (l *Local) Restore(ctx context.Context, req JoinRequest, sb Sandbox, pid in
 		l.log.Warn("network of a running container is gone", "owner", req.Owner, "network", name)
 	}
 	made, err := l.mend(bx, p, pid)
-	err = errors.Join(err, l.fence(bx, bx.sb.Endpoints), l.rebind(ctx, bx, p, sb.Ports))
+	err = errors.Join(err, l.fence(bx), l.rebind(ctx, bx, p, sb.Ports))
 	if p.asksUs(bx) {
 		err = errors.Join(err, l.restoreNames(ctx, bx, pid))
 	}

@@ -33,7 +33,7 @@ import (
 //	prerouting  (nat, dstnat)         to an address of this host, not loopback from outside → ports
 //	output      (nat, dstnat)         to an address of this host → ports
 //	ports                             not for [::1]; dnat by the maps, which no two ports can both be in
-//	forward     (filter)              jump corten-user; established: accept; same network: accept; links: accept; internal: drop; egress lists (egressrules.go); published: accept;
+//	forward     (filter)              jump corten-user; established: accept; same network: accept; links: accept; internal: drop; egress lists (package egress); published: accept;
 //	                                  reached at their own address: direct, open; other packets into our bridges: drop; out of them: accept
 //	postrouting (nat, srcnat)         from 127.0.0.0/8 into our bridges, and published ports reached from their own network or container: masquerade;
 //	                                  out of snat and masq bridges to elsewhere: snat, masquerade
@@ -67,7 +67,7 @@ var (
 	}
 	shiftMaps = slices.Concat(shiftsOf(rangeMaps[0]), shiftsOf(rangeMaps[1]), shiftsOf(rangeMaps[2]), shiftsOf(rangeMaps[3]))
 	// portSets hold what belongs to containers, bridgeSets what belongs to networks.
-	portSets = slices.Concat(natMaps, rangeMaps, shiftMaps, selfSets, fenceSets, []nft.Set{
+	portSets = slices.Concat(natMaps, rangeMaps, shiftMaps, selfSets, []nft.Set{
 		{Name: setDirect + "4", Key: []nft.Type{nft.IPv4, nft.Proto, nft.Service}, Ranges: true},
 		{Name: setDirect + "6", Key: []nft.Type{nft.IPv6, nft.Proto, nft.Service}, Ranges: true},
 		{Name: setLinks, Key: []nft.Type{nft.IPv4, nft.IPv4, nft.Proto, nft.Service}, Ranges: true},
@@ -80,10 +80,8 @@ var (
 		{Name: chainOut, Type: "nat", Hook: unix.NF_INET_LOCAL_OUT, Priority: prioDstNAT},
 		{Name: chainForward, Type: "filter", Hook: unix.NF_INET_FORWARD, Priority: prioFilter},
 		{Name: chainPost, Type: "nat", Hook: unix.NF_INET_POST_ROUTING, Priority: prioSrcNAT},
-		{Name: chainEgressNet}, {Name: chainEgress}, {Name: chainInput, Type: "filter", Hook: unix.NF_INET_LOCAL_IN, Priority: prioFilter},
 	}
 	bridgeSets = []nft.Set{
-		fenceNetSet,
 		{Name: setBridges, Key: []nft.Type{nft.IfName}}, {Name: setInternal, Key: []nft.Type{nft.IfName}},
 		{Name: setSame, Key: []nft.Type{nft.IfName, nft.IfName}}, {Name: setICC, Key: []nft.Type{nft.IfName, nft.IfName}}, {Name: setTrusted, Key: []nft.Type{nft.IfName, nft.IfName}},
 		{Name: setMasq + "4", Key: []nft.Type{nft.IfName}}, {Name: setMasq + "6", Key: []nft.Type{nft.IfName}},
@@ -96,12 +94,12 @@ var (
 // writeRules puts the whole table but its elements into the transaction.
 func (l *Local) writeRules(tx *nft.Tx) {
 	table := l.opt.Table
-	fams := families
+	fams := nft.Families
 	if l.opt.NoRules6 {
-		fams = families[:1]
+		fams = nft.Families[:1]
 	}
 	tx.AddTable(table)
-	for _, s := range slices.Concat(portSets, bridgeSets, countSets, toldSets) {
+	for _, s := range slices.Concat(portSets, bridgeSets) {
 		tx.AddSet(table, s)
 	}
 	tx.AddChain(table, nft.Chain{Name: chainUser})
@@ -109,12 +107,13 @@ func (l *Local) writeRules(tx *nft.Tx) {
 		tx.AddChain(table, c)
 		tx.FlushChain(table, c.Name)
 	}
+	l.egress.Define(tx)
 	writeNAT(tx, table, fams)
-	writeEgress(tx, table, fams)
-	writeFilter(tx, table, fams)
+	l.egress.Rules(tx)
+	l.writeFilter(tx, fams)
 }
 
-func writeNAT(tx *nft.Tx, table string, fams []family) {
+func writeNAT(tx *nft.Tx, table string, fams []nft.Family) {
 	add := func(chain, note string, parts ...[]nft.Expr) {
 		var all []nft.Expr
 		for _, p := range parts {
@@ -123,15 +122,15 @@ func writeNAT(tx *nft.Tx, table string, fams []family) {
 		tx.AddRule(table, chain, note, all...)
 	}
 	one := func(e ...nft.Expr) []nft.Expr { return e }
-	loopbackDst := append(isFamily(unix.NFPROTO_IPV4), loopbackAt(16)...)
-	loopbackSrc := append(isFamily(unix.NFPROTO_IPV4), loopbackAt(12)...)
+	loopbackDst := append(nft.IsFamily(unix.NFPROTO_IPV4), loopbackAt(16)...)
+	loopbackSrc := append(nft.IsFamily(unix.NFPROTO_IPV4), loopbackAt(12)...)
 	local := one(nft.DaddrType(nft.R(0)), nft.Cmp(nft.R(0), nft.Host(unix.RTN_LOCAL), false))
 
-	add(chainGuard, "loopback is not for containers", viaSet(unix.NFT_META_IIFNAME, setBridges, false), loopbackDst, one(nft.Drop()))
+	add(chainGuard, "loopback is not for containers", nft.Via(unix.NFT_META_IIFNAME, setBridges, false), loopbackDst, one(nft.Drop()))
 	add(chainPre, "loopback is not for others", one(nft.Meta(unix.NFT_META_IIFNAME, nft.R(0)), nft.Cmp(nft.R(0), nft.Name("lo"), true)), loopbackDst, one(nft.Return()))
 	add(chainPre, "", local, one(nft.Jump(chainPorts)))
 	add(chainOut, "", local, one(nft.Jump(chainPorts)))
-	add(chainPorts, "no route leads from there: the port proxy", isFamily(unix.NFPROTO_IPV6),
+	add(chainPorts, "no route leads from there: the port proxy", nft.IsFamily(unix.NFPROTO_IPV6),
 		one(nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 24, 16, nft.R(0)), nft.Cmp(nft.R(0), netip.IPv6Loopback().AsSlice(), false), nft.Return()))
 	for _, s := range slices.Concat(natMaps, rangeMaps) {
 		add(chainPorts, "", dnatBy(s))
@@ -140,22 +139,22 @@ func writeNAT(tx *nft.Tx, table string, fams []family) {
 		add(chainPorts, "to the port first + port modulo (last - first + 1)", shiftBy(s))
 	}
 	dnated := one(nft.CtStatus(nft.R(0)), nft.And(nft.R(0), nft.Host(statusDNATbit)), nft.Cmp(nft.R(0), nft.Host(0), true))
-	add(chainPost, "the host's loopback", viaSet(unix.NFT_META_OIFNAME, setBridges, false), loopbackSrc, one(nft.Masquerade()))
-	add(chainPost, "published port reached from its own network", dnated, viaSet(unix.NFT_META_OIFNAME, setBridges, false), samePair(setSame), one(nft.Masquerade()))
+	add(chainPost, "the host's loopback", nft.Via(unix.NFT_META_OIFNAME, setBridges, false), loopbackSrc, one(nft.Masquerade()))
+	add(chainPost, "published port reached from its own network", dnated, nft.Via(unix.NFT_META_OIFNAME, setBridges, false), samePair(setSame), one(nft.Masquerade()))
 	// Under br_netfilter such a packet never leaves its bridge, and the interface that it came from is not known here.
 	add(chainPost, "published port reached from its own container", fromSelf(unix.NFPROTO_IPV4, 12, 4, setSelf4), one(nft.Masquerade()))
 	add(chainPost, "published port reached from its own container", fromSelf(unix.NFPROTO_IPV6, 8, 16, setSelf6), one(nft.Masquerade()))
 	for _, f := range fams {
-		outside := viaSet(unix.NFT_META_OIFNAME, setBridges, true)
-		add(chainPost, "to the outside, with an address of its own", isFamily(f.proto), outside,
-			one(nft.Meta(unix.NFT_META_IIFNAME, nft.R(0)), nft.Map(setSNAT+f.name, nft.R(0), nft.R(0)), nft.SNAT(uint32(f.proto), nft.R(0))))
-		add(chainPost, "to the outside", isFamily(f.proto), viaSet(unix.NFT_META_IIFNAME, setMasq+f.name, false), outside, one(nft.Masquerade()))
+		outside := nft.Via(unix.NFT_META_OIFNAME, setBridges, true)
+		add(chainPost, "to the outside, with an address of its own", nft.IsFamily(f.Proto), outside,
+			one(nft.Meta(unix.NFT_META_IIFNAME, nft.R(0)), nft.Map(setSNAT+f.Name, nft.R(0), nft.R(0)), nft.SNAT(uint32(f.Proto), nft.R(0))))
+		add(chainPost, "to the outside", nft.IsFamily(f.Proto), nft.Via(unix.NFT_META_IIFNAME, setMasq+f.Name, false), outside, one(nft.Masquerade()))
 	}
 }
 
-func writeFilter(tx *nft.Tx, table string, fams []family) {
-	in := viaSet(unix.NFT_META_IIFNAME, setBridges, false)
-	out := viaSet(unix.NFT_META_OIFNAME, setBridges, false)
+func (l *Local) writeFilter(tx *nft.Tx, fams []nft.Family) {
+	in := nft.Via(unix.NFT_META_IIFNAME, setBridges, false)
+	out := nft.Via(unix.NFT_META_OIFNAME, setBridges, false)
 	established := []nft.Expr{nft.CtState(nft.R(0)), nft.And(nft.R(0), nft.Host(stateEstablished|stateRelated)), nft.Cmp(nft.R(0), nft.Host(0), true)}
 	dnated := []nft.Expr{nft.CtStatus(nft.R(0)), nft.And(nft.R(0), nft.Host(statusDNATbit)), nft.Cmp(nft.R(0), nft.Host(0), true)}
 	add := func(note string, verdict nft.Expr, parts ...[]nft.Expr) {
@@ -163,51 +162,37 @@ func writeFilter(tx *nft.Tx, table string, fams []family) {
 		for _, p := range parts {
 			all = append(all, p...)
 		}
-		tx.AddRule(table, chainForward, note, append(all, verdict)...)
+		tx.AddRule(l.opt.Table, chainForward, note, append(all, verdict)...)
 	}
 	add("the administrator's own rules come first", nft.Jump(chainUser))
-	if len(fams) < len(families) {
-		add("IPv6 is somebody else's", nft.Return(), isFamily(unix.NFPROTO_IPV6))
+	if len(fams) < len(nft.Families) {
+		add("IPv6 is somebody else's", nft.Return(), nft.IsFamily(unix.NFPROTO_IPV6))
 	}
 	add("", nft.Accept(), established, out)
 	add("", nft.Accept(), established, in)
 	add("within a network", nft.Accept(), samePair(setICC))
-	add("linked containers", nft.Accept(), samePair(setSame), isFamily(unix.NFPROTO_IPV4), portsOf(setLinks, 12, 8))
-	add("internal networks", nft.Drop(), viaSet(unix.NFT_META_IIFNAME, setInternal, false))
-	add("internal networks", nft.Drop(), viaSet(unix.NFT_META_OIFNAME, setInternal, false))
-	judge(tx, table, chainForward, fams, nil)
+	add("linked containers", nft.Accept(), samePair(setSame), nft.IsFamily(unix.NFPROTO_IPV4), portsOf(setLinks, 12, 8))
+	add("internal networks", nft.Drop(), nft.Via(unix.NFT_META_IIFNAME, setInternal, false))
+	add("internal networks", nft.Drop(), nft.Via(unix.NFT_META_OIFNAME, setInternal, false))
+	l.egress.Judge(tx, chainForward)
 	add("published ports", nft.Accept(), dnated, out)
 	for _, f := range fams {
-		routed, direct := append(isFamily(f.proto), viaSet(unix.NFT_META_OIFNAME, setRouted+f.name, false)...), portsOf(setDirect+f.name, f.daddr, f.size)
+		routed, direct := append(nft.IsFamily(f.Proto), nft.Via(unix.NFT_META_OIFNAME, setRouted+f.Name, false)...), portsOf(setDirect+f.Name, f.Dst, f.Size)
 		add("published ports of routed networks", nft.Accept(), routed, direct)
-		add("echo requests to routed networks", nft.Accept(), routed, []nft.Expr{nft.Meta(unix.NFT_META_L4PROTO, nft.R(0)), nft.Cmp(nft.R(0), []byte{f.icmp}, false),
-			nft.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, nft.R(0)), nft.Cmp(nft.R(0), []byte{f.echo}, false)})
-		add("published ports, from trusted interfaces", nft.Accept(), isFamily(f.proto), samePair(setTrusted), direct)
-		add("networks without protection", nft.Accept(), isFamily(f.proto), viaSet(unix.NFT_META_IIFNAME, setBridges, true), viaSet(unix.NFT_META_OIFNAME, setOpen+f.name, false))
+		add("echo requests to routed networks", nft.Accept(), routed, []nft.Expr{nft.Meta(unix.NFT_META_L4PROTO, nft.R(0)), nft.Cmp(nft.R(0), []byte{f.ICMP}, false),
+			nft.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, nft.R(0)), nft.Cmp(nft.R(0), []byte{f.Echo}, false)})
+		add("published ports, from trusted interfaces", nft.Accept(), nft.IsFamily(f.Proto), samePair(setTrusted), direct)
+		add("networks without protection", nft.Accept(), nft.IsFamily(f.Proto), nft.Via(unix.NFT_META_IIFNAME, setBridges, true), nft.Via(unix.NFT_META_OIFNAME, setOpen+f.Name, false))
 	}
 	add("everything else into a network", nft.Drop(), out)
 	add("to the outside", nft.Accept(), in)
 }
-
-// family is what the rules of the address families differ in.
-type family struct {
-	name        string
-	proto       byte
-	daddr, size uint32 // where the destination is in the header
-	icmp, echo  byte
-}
-
-var families = []family{{"4", unix.NFPROTO_IPV4, 16, 4, unix.IPPROTO_ICMP, 8}, {"6", unix.NFPROTO_IPV6, 24, 16, unix.IPPROTO_ICMPV6, 128}}
 
 // portsOf matches packets whose address (or addresses, side by side in the header), protocol and destination port are in the set.
 func portsOf(set string, offset, size uint32) []nft.Expr {
 	after := size / 4
 	return []nft.Expr{nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, size, nft.R(0)), nft.Meta(unix.NFT_META_L4PROTO, nft.R(after)),
 		nft.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, nft.R(after+1)), nft.In(set, nft.R(0), false)}
-}
-
-func isFamily(fam byte) []nft.Expr {
-	return []nft.Expr{nft.Meta(unix.NFT_META_NFPROTO, nft.R(0)), nft.Cmp(nft.R(0), []byte{fam}, false)}
 }
 
 // loopbackAt matches 127.0.0.0/8 at the offset of the source (12) or destination (16).
@@ -217,12 +202,7 @@ func loopbackAt(offset uint32) []nft.Expr {
 
 // fromSelf matches packets whose source and destination, side by side in the header, are a pair of the set.
 func fromSelf(fam byte, offset, size uint32, set string) []nft.Expr {
-	return append(isFamily(fam), nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, 2*size, nft.R(0)), nft.In(set, nft.R(0), false))
-}
-
-// viaSet matches packets by the interface they come from or go to.
-func viaSet(key uint32, set string, not bool) []nft.Expr {
-	return []nft.Expr{nft.Meta(key, nft.R(0)), nft.In(set, nft.R(0), not)}
+	return append(nft.IsFamily(fam), nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, 2*size, nft.R(0)), nft.In(set, nft.R(0), false))
 }
 
 // samePair matches packets that enter and leave by a pair of bridges in the set.
@@ -236,7 +216,7 @@ func dnatBy(s nft.Set) []nft.Expr {
 	if s.Data[0] == nft.IPv6 {
 		fam, daddr, size = unix.NFPROTO_IPV6, 24, 16
 	}
-	all := append(isFamily(fam), nft.Meta(unix.NFT_META_L4PROTO, nft.R(0)))
+	all := append(nft.IsFamily(fam), nft.Meta(unix.NFT_META_L4PROTO, nft.R(0)))
 	next := nft.R(1)
 	if len(s.Key) == 3 {
 		all = append(all, nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, daddr, size, next))
@@ -343,9 +323,6 @@ func bridgeElements(nw *network) map[string][]nft.Elem {
 	name := nft.Name(nw.br)
 	one := []nft.Elem{{Key: name}}
 	by := map[string][]nft.Elem{setBridges: one, setSame: {{Key: nft.Cat(name, name)}}}
-	if nw.egress != nil {
-		nw.egress.fenceNet(by, nw.br)
-	}
 	if nw.rec.Internal {
 		by[setInternal] = one
 	}
@@ -353,7 +330,7 @@ func bridgeElements(nw *network) map[string][]nft.Elem {
 		by[setTrusted] = append(by[setTrusted], nft.Elem{Key: nft.Cat(nft.Name(from), name)})
 	}
 	for i, mode := range []gatewayMode{nw.mode4, nw.mode6} {
-		snat, fam := nw.snat4, families[i].name
+		snat, fam := nw.snat4, nft.Families[i].Name
 		if i == 1 {
 			snat = nw.snat6
 		}

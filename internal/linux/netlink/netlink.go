@@ -45,6 +45,19 @@ func (e *Error) Error() string {
 // Unwrap gives the errno, so that errors.Is(err, unix.EEXIST) works.
 func (e *Error) Unwrap() error { return e.Errno }
 
+// OnlyErrno says whether an error, or every one of those that were joined, is the one errno.
+func OnlyErrno(err error, errno syscall.Errno) bool {
+	if many, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range many.Unwrap() {
+			if !OnlyErrno(e, errno) {
+				return false
+			}
+		}
+		return true
+	}
+	return errors.Is(err, errno)
+}
+
 // Conn is one netlink socket. Not safe for concurrent use: take one each, for instance from a [Pool].
 type Conn struct {
 	fd   int

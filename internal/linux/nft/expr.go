@@ -2,6 +2,7 @@ package nft
 
 import (
 	"encoding/binary"
+	"net/netip"
 
 	"corten.dev/corten/internal/linux/netlink"
 	"golang.org/x/sys/unix"
@@ -15,6 +16,37 @@ type Expr struct {
 
 // R is the number of a 32-bit register.
 func R(n uint32) uint32 { return unix.NFT_REG32_00 + n }
+
+// Family is what rules for the two address families differ in.
+type Family struct {
+	Name      string // "4", "6"
+	Proto     byte   // unix.NFPROTO_IPV4 …
+	Addr      Type
+	Dst, Size uint32 // where the destination is in the header, behind the source
+	ICMP      byte   // the protocol of its messages …
+	Echo      byte   // … and the type of those that ask for an echo
+}
+
+// Families are both.
+var Families = []Family{{"4", unix.NFPROTO_IPV4, IPv4, 16, 4, unix.IPPROTO_ICMP, 8}, {"6", unix.NFPROTO_IPV6, IPv6, 24, 16, unix.IPPROTO_ICMPV6, 128}}
+
+// FamilyOf is an address's.
+func FamilyOf(a netip.Addr) Family {
+	if a.Is4() {
+		return Families[0]
+	}
+	return Families[1]
+}
+
+// IsFamily matches the packets of a family, by its Proto.
+func IsFamily(proto byte) []Expr {
+	return []Expr{Meta(unix.NFT_META_NFPROTO, R(0)), Cmp(R(0), []byte{proto}, false)}
+}
+
+// Via matches packets by the interface they come from (unix.NFT_META_IIFNAME) or go to (NFT_META_OIFNAME): it must be in the set or, with not, must not.
+func Via(key uint32, set string, not bool) []Expr {
+	return []Expr{Meta(key, R(0)), In(set, R(0), not)}
+}
 
 // Meta loads a fact about the packet: unix.NFT_META_IIFNAME, NFT_META_OIFNAME, NFT_META_L4PROTO, NFT_META_NFPROTO.
 func Meta(key, reg uint32) Expr {

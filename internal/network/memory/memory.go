@@ -17,6 +17,7 @@ import (
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/network"
+	"corten.dev/corten/internal/network/egress"
 )
 
 // Networks is the driver. It is safe for concurrent use.
@@ -192,7 +193,7 @@ func (m *Networks) Update(_ context.Context, ref string, req network.NetworkChan
 		_, err = network.ReadRates(want.Options)
 	}
 	if list, given := want.Options[network.OptionEgress]; given && err == nil {
-		_, err = network.ParseEgress(list)
+		_, err = egress.Parse(list)
 	}
 	if err == nil && len(changes) > 0 && !req.DryRun {
 		nw.Network = want
@@ -406,7 +407,7 @@ func (m *Networks) SetLimits(_ context.Context, owner string, _ int, want networ
 		return errs.New(errs.NotFound, "sandbox of %s not found", owner)
 	}
 	if want.Egress != "" {
-		if _, err := network.ParseEgress(want.Egress); err != nil {
+		if _, err := egress.Parse(want.Egress); err != nil {
 			return err
 		}
 	}
@@ -420,7 +421,7 @@ func (m *Networks) EgressCounts(context.Context) (owners, networks map[string]ne
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for owner, bx := range m.boxes {
-		if list, err := network.ParseEgress(bx.req.Egress); bx.req.Egress != "" && err == nil && list != nil {
+		if list, err := egress.Parse(bx.req.Egress); bx.req.Egress != "" && err == nil && list != nil {
 			owners[owner] = network.EgressCount{}
 		}
 	}

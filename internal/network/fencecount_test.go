@@ -9,7 +9,7 @@ import (
 
 // What a list lets through and drops is counted, also across engines; the next one with the address begins at nothing.
 func TestEgressCounts(t *testing.T) {
-	w := egress(t)
+	w := egressWorld(t)
 	w.network(t, Network{Name: "blue", Options: map[string]string{OptionEgress: "203.0.113.2:80"}})
 	req := JoinRequest{Owner: "a", Name: "a", Endpoints: on("blue"), Egress: "203.0.113.2:80-81"}
 	a, err := w.Join(bg, req)
@@ -35,7 +35,7 @@ func TestEgressCounts(t *testing.T) {
 	// Nor does it get out with an address that is not its own: that is counted for itself.
 	mac, err := net.ParseMAC(a.Endpoints[0].MAC)
 	check(t, err)
-	send(t, a.NS, frame(mac, mac, etherIP, datagram(netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("203.0.113.2"), 81, "x")))
+	send(t, a.NS, frame(mac, mac, 0x0800, datagram(netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("203.0.113.2"), 81, "x")))
 	// The network's list is asked first, and drops both.
 	ctr, onNet := counts()
 	if ctr.Spoofed.Packets != 1 {

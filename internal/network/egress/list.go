@@ -1,4 +1,4 @@
-package network
+package egress
 
 import (
 	"net/netip"
@@ -8,22 +8,19 @@ import (
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/netlink"
+	"golang.org/x/sys/unix"
 )
 
-// OptionEgress is the option of a network, and the annotation of a container, that says where they may connect to; JoinRequest.Egress holds a container's. Where both say so, both
-// must allow it. What belongs to a connection from outside (a published port) is always let through, and containers of one network always reach each other.
-const OptionEgress = "dev.corten.egress"
-
-// Egress is what a list of such an option says: where connections may go. A name, besides, is one that the embedded DNS answers; all others it does not know.
+// List says where connections may go. A name, besides, is one that the embedded DNS answers; all others it does not know.
 //
 //	list   = "all" | "none" | item *( "," item )          "deny" is "none"
 //	item   = to [ ":" port [ "-" port ] ] [ "/tcp" | "/udp" ]
 //	to     = address | subnet | "[" IPv6 address or subnet "]" | name | "*." name | "*"
 //
 // "*.example.org" is every name below example.org, and not example.org; "*" is every name.
-type Egress struct {
-	Subnets []EgressSubnet
-	Names   []EgressName
+type List struct {
+	Subnets []Subnet
+	Names   []Name
 }
 
 // Reach is to what ports, of which protocols: 0 is both, and where no port is named all other ones too.
@@ -32,35 +29,35 @@ type Reach struct {
 	First, Last uint16
 }
 
-// EgressSubnet is an item with an address or a subnet.
-type EgressSubnet struct {
+// Subnet is an item with an address or a subnet.
+type Subnet struct {
 	Prefix netip.Prefix
 	Reach
 }
 
-// EgressName is an item with a name, in lower case.
-type EgressName struct {
+// Name is an item with a name, in lower case.
+type Name struct {
 	Name string
 	Reach
 }
 
 const (
-	maxEgress     = 512 // items
+	maxItems      = 512 // items
 	maxNamedPorts = 64  // ports of a name: each is an element for each address that the name has
 )
 
-// ParseEgress reads a list; nil without an error is "all".
-func ParseEgress(list string) (*Egress, error) {
+// Parse reads a list; nil without an error is "all".
+func Parse(list string) (*List, error) {
 	switch strings.TrimSpace(list) {
 	case "all":
 		return nil, nil
 	case "none", "deny":
-		return &Egress{}, nil
+		return &List{}, nil
 	}
-	e := &Egress{}
+	e := &List{}
 	items := strings.Split(list, ",")
-	if len(items) > maxEgress {
-		return nil, errs.New(errs.Invalid, "egress list: %d items; %d are the most", len(items), maxEgress)
+	if len(items) > maxItems {
+		return nil, errs.New(errs.Invalid, "egress list: %d items; %d are the most", len(items), maxItems)
 	}
 	for _, item := range items {
 		if err := e.item(strings.TrimSpace(item)); err != nil {
@@ -70,13 +67,13 @@ func ParseEgress(list string) (*Egress, error) {
 	return e, nil
 }
 
-func (e *Egress) item(item string) error {
+func (e *List) item(item string) error {
 	bad := func(why string) error {
 		return errs.New(errs.Invalid, "egress list: %q: %s (want all, none, or items such as 198.51.100.0/24:443, example.org:443, *.example.org, 192.0.2.1:53/udp)", item, why)
 	}
 	to, r := item, Reach{Last: 65535}
-	for name, proto := range protoNumber {
-		if rest, ok := strings.CutSuffix(to, "/"+name); ok && proto != protoNumber["sctp"] {
+	for name, proto := range map[string]byte{"/tcp": unix.IPPROTO_TCP, "/udp": unix.IPPROTO_UDP} {
+		if rest, ok := strings.CutSuffix(to, name); ok {
 			to, r.Proto = rest, proto
 			break
 		}
@@ -100,7 +97,7 @@ func (e *Egress) item(item string) error {
 		}
 	}
 	if p, ok := addressOrSubnet(to); ok {
-		e.Subnets = append(e.Subnets, EgressSubnet{p, r})
+		e.Subnets = append(e.Subnets, Subnet{p, r})
 		return nil
 	}
 	name := strings.ToLower(strings.TrimSuffix(to, "."))
@@ -110,7 +107,7 @@ func (e *Egress) item(item string) error {
 	if hasPorts && int(r.Last)-int(r.First) >= maxNamedPorts {
 		return bad("a name can have " + strconv.Itoa(maxNamedPorts) + " ports in a row, or all")
 	}
-	e.Names = append(e.Names, EgressName{name, r})
+	e.Names = append(e.Names, Name{name, r})
 	return nil
 }
 
@@ -158,16 +155,16 @@ func goodPattern(s string) bool {
 }
 
 // allows says whether the items with addresses let a packet through.
-func (e *Egress) allows(to netip.Addr, proto byte, port uint16) bool {
-	withPorts := proto == protoNumber["tcp"] || proto == protoNumber["udp"]
-	return slices.ContainsFunc(e.Subnets, func(s EgressSubnet) bool {
+func (e *List) allows(to netip.Addr, proto byte, port uint16) bool {
+	withPorts := proto == unix.IPPROTO_TCP || proto == unix.IPPROTO_UDP
+	return slices.ContainsFunc(e.Subnets, func(s Subnet) bool {
 		all := s.First == 0 && s.Last == 65535
 		return s.Prefix.Contains(to) && (s.Proto == proto || s.Proto == 0 && (all || withPorts)) && s.First <= port && port <= s.Last
 	})
 }
 
 // Patterns are the names of the list.
-func (e *Egress) Patterns() []string {
+func (e *List) Patterns() []string {
 	names := make([]string, 0, len(e.Names))
 	for _, n := range e.Names {
 		if !slices.Contains(names, n.Name) {
@@ -178,14 +175,14 @@ func (e *Egress) Patterns() []string {
 }
 
 // box is a part of the room of (address, protocol, port), borders included.
-type egressBox struct {
+type box struct {
 	from, to      netip.Addr
 	proto, protoE byte
 	port, portE   uint16
 }
 
-func (s EgressSubnet) box() egressBox {
-	b := egressBox{from: s.Prefix.Addr(), to: netlink.LastAddr(s.Prefix), protoE: 255, port: s.First, portE: s.Last}
+func (s Subnet) box() box {
+	b := box{from: s.Prefix.Addr(), to: netlink.LastAddr(s.Prefix), protoE: 255, port: s.First, portE: s.Last}
 	if s.Proto != 0 {
 		b.proto, b.protoE = s.Proto, s.Proto
 	}
@@ -193,16 +190,16 @@ func (s EgressSubnet) box() egressBox {
 }
 
 // boxes are the subnets of a list as parts that do not overlap: the kernel takes no others into one set. Ports without a protocol are those of tcp and udp.
-func (e *Egress) boxes() (all []egressBox) {
+func (e *List) boxes() (all []box) {
 	for _, s := range e.Subnets {
-		wanted := []egressBox{s.box()}
+		wanted := []box{s.box()}
 		if s.Proto == 0 && (s.First > 0 || s.Last < 65535) {
 			tcp, udp := s, s
-			tcp.Proto, udp.Proto = protoNumber["tcp"], protoNumber["udp"]
-			wanted = []egressBox{tcp.box(), udp.box()}
+			tcp.Proto, udp.Proto = unix.IPPROTO_TCP, unix.IPPROTO_UDP
+			wanted = []box{tcp.box(), udp.box()}
 		}
 		for _, have := range all {
-			var rest []egressBox
+			var rest []box
 			for _, w := range wanted {
 				rest = append(rest, w.without(have)...)
 			}
@@ -214,11 +211,11 @@ func (e *Egress) boxes() (all []egressBox) {
 }
 
 // without is what is left of b outside of o.
-func (b egressBox) without(o egressBox) (rest []egressBox) {
+func (b box) without(o box) (rest []box) {
 	if b.from.BitLen() != o.from.BitLen() || b.to.Less(o.from) || o.to.Less(b.from) || b.protoE < o.proto || o.protoE < b.proto || b.portE < o.port || o.portE < b.port {
-		return []egressBox{b}
+		return []box{b}
 	}
-	cut := func(part egressBox) { rest = append(rest, part) }
+	cut := func(part box) { rest = append(rest, part) }
 	if b.from.Less(o.from) {
 		part := b
 		part.to, b.from = o.from.Prev(), o.from

@@ -1,9 +1,9 @@
-package network
+package egress
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
+	"slices"
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/nft"
@@ -24,6 +24,7 @@ import (
 const (
 	setGuarded, setMacs, setOwn, setStrays = "ports", "macs", "own", "strays"
 	chainOwn, chainStray                   = "own", "stray"
+	chainPre                               = "prerouting"
 	prioBridgeFirst, prioBridgeFilter      = -300, -200
 )
 
@@ -63,7 +64,7 @@ func writeGuard(tx *nft.Tx, table string) {
 		tx.AddRule(table, chain, note, append(all, verdict)...)
 	}
 	one := func(e ...nft.Expr) []nft.Expr { return e }
-	guarded := viaSet(unix.NFT_META_IIFNAME, setGuarded, false)
+	guarded := nft.Via(unix.NFT_META_IIFNAME, setGuarded, false)
 	is := func(ether uint16) []nft.Expr {
 		return one(nft.Meta(unix.NFT_META_PROTOCOL, nft.R(0)), nft.Cmp(nft.R(0), nft.Port(ether), false))
 	}
@@ -96,22 +97,23 @@ func writeGuard(tx *nft.Tx, table string) {
 	add(chainOwn, "", nft.Return(), is(etherIPv6), bound(setOwn+"6", net, 8, 16, false))
 	add(chainOwn, "another's address", stray, is(etherIPv6))
 
-	add(chainStray, "", nft.Drop(), viaSet(unix.NFT_META_IIFNAME, setStrays, false))
+	add(chainStray, "", nft.Drop(), nft.Via(unix.NFT_META_IIFNAME, setStrays, false))
 	add(chainStray, "", nft.Drop(), one(nft.Counter()))
 }
 
-// guardElements are the elements of an endpoint.
-func (l *Local) guardElements(ep Endpoint) map[string][]nft.Elem {
-	port := nft.Name(l.linkName(ep))
+// bound are the elements of an interface.
+func (s Source) bound() map[string][]nft.Elem {
+	port := nft.Name(s.Link)
 	by := map[string][]nft.Elem{setGuarded: {{Key: port}}, setStrays: {{Key: port}}}
-	if mac := ep.hardware(); len(mac) > 0 {
-		by[setMacs] = []nft.Elem{{Key: nft.Cat(port, mac)}}
-		if ll := linkLocalOf(mac); ep.IPv6.IsValid() && ll.IsValid() {
-			by[setOwn+"6"] = []nft.Elem{{Key: nft.Cat(port, ll.AsSlice())}}
+	own := s.Addrs
+	if len(s.MAC) > 0 {
+		by[setMacs] = []nft.Elem{{Key: nft.Cat(port, s.MAC)}}
+		if ll := linkLocalOf(s.MAC); ll.IsValid() && slices.ContainsFunc(own, netip.Addr.Is6) {
+			own = append(slices.Clone(own), ll)
 		}
 	}
-	for _, a := range ep.sources() {
-		set := setOwn + familyDigit(a)
+	for _, a := range own {
+		set := setOwn + nft.FamilyOf(a).Name
 		by[set] = append(by[set], nft.Elem{Key: nft.Cat(port, a.AsSlice())})
 	}
 	return by
@@ -125,54 +127,56 @@ func linkLocalOf(mac []byte) netip.Addr {
 	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: mac[0] ^ 2, 9: mac[1], 10: mac[2], 11: 0xff, 12: 0xfe, 13: mac[3], 14: mac[4], 15: mac[5]})
 }
 
-// guard binds the ports of endpoints, before anything runs behind them.
-func (l *Local) guard(eps []Endpoint) error {
+// bind binds the ports of interfaces that are not bound yet. write is held.
+func (l *Lists) bind(from []Source) error {
+	fresh := slices.DeleteFunc(slices.Clone(from), func(s Source) bool { return l.guarded[s.Link] })
+	if len(fresh) == 0 {
+		return nil
+	}
 	tx := &nft.Tx{Family: unix.NFPROTO_BRIDGE}
 	writeGuard(tx, l.opt.Table)
-	for _, ep := range eps {
-		for set, elems := range l.guardElements(ep) {
-			tx.AddElems(l.opt.Table, set, elems)
-		}
+	for _, s := range fresh {
+		l.add(tx, s.bound())
 	}
-	l.rules.write.Lock()
-	defer l.rules.write.Unlock()
 	if err := l.commit(tx); err != nil {
 		return noGuard(err)
 	}
-	for _, ep := range eps {
-		l.rules.guarded[l.linkName(ep)] = true
+	for _, s := range fresh {
+		l.guarded[s.Link] = true
 	}
 	return nil
 }
 
-// unguard lets go of them; with the last one the table goes.
-func (l *Local) unguard(eps []Endpoint) error {
-	l.rules.write.Lock()
-	defer l.rules.write.Unlock()
+// unbind lets go of those that do not stay; with the last one the table goes. write is held.
+func (l *Lists) unbind(from, stay []Source) error {
 	tx := &nft.Tx{Family: unix.NFPROTO_BRIDGE}
 	had := false
-	for _, ep := range eps {
-		if !l.rules.guarded[l.linkName(ep)] {
-			continue // a start that failed early
+	for _, s := range from {
+		stays := slices.ContainsFunc(stay, func(o Source) bool { return o.Link == s.Link })
+		if stays || !l.guarded[s.Link] {
+			continue
 		}
 		had = true
-		delete(l.rules.guarded, l.linkName(ep))
-		for set, elems := range l.guardElements(ep) {
+		delete(l.guarded, s.Link)
+		for set, elems := range s.bound() {
 			tx.DelElems(l.opt.Table, set, elems)
 		}
 	}
-	if had && len(l.rules.guarded) == 0 {
-		return l.dropGuard()
+	if had && len(l.guarded) == 0 {
+		return l.drop()
 	}
-	if err := l.commit(tx); !errors.Is(err, unix.ENOENT) {
-		return err
-	}
-	l.rules.again()
-	return nil
+	return l.again(tx)
 }
 
-// dropGuard removes the table, if it is there. rules.write is held.
-func (l *Local) dropGuard() error {
+// Drop removes the table of the bridge family, if it is there.
+func (l *Lists) Drop() error {
+	l.write.Lock()
+	defer l.write.Unlock()
+	return l.drop()
+}
+
+func (l *Lists) drop() error {
+	clear(l.guarded)
 	tx := &nft.Tx{Family: unix.NFPROTO_BRIDGE}
 	tx.AddTable(l.opt.Table)
 	tx.DelTable(l.opt.Table)
@@ -182,52 +186,53 @@ func (l *Local) dropGuard() error {
 	return nil
 }
 
-// applyGuard writes the table again; with all, nobody else is in it then. What was counted stays. rules.write is held.
-func (l *Local) applyGuard(all bool) error {
-	var eps []Endpoint
+// Guard writes the table of the bridge family again; with all, nobody else is in it then (see Elements). What was counted stays.
+func (l *Lists) Guard(all bool) error {
+	l.write.Lock()
+	defer l.write.Unlock()
+	var from []Source
 	l.mu.Lock()
-	for _, bx := range l.boxes {
-		if bx.egress != nil && !bx.leaving {
-			eps = append(eps, bx.sb.Endpoints...)
-		}
+	for _, o := range l.owners {
+		from = append(from, o.from...)
 	}
 	l.mu.Unlock()
-	if len(eps) == 0 && (all || len(l.rules.guarded) > 0) {
-		clear(l.rules.guarded)
-		return l.dropGuard()
+	if len(from) == 0 && (all || len(l.guarded) > 0) {
+		return l.drop()
 	}
-	if len(eps) == 0 {
+	if len(from) == 0 {
 		return nil // what another engine left there is not known yet
 	}
 	tx := &nft.Tx{Family: unix.NFPROTO_BRIDGE}
 	writeGuard(tx, l.opt.Table)
 	if all {
-		stale, err := l.nf.Elems(unix.NFPROTO_BRIDGE, l.opt.Table, setStrays)
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("read set %s: %w", setStrays, err)
-		}
-		for _, s := range guardSets {
-			if !s.Counters {
-				tx.FlushSet(l.opt.Table, s.Name)
-			}
-		}
-		mine := map[string]bool{}
-		for _, ep := range eps {
-			mine[string(nft.Name(l.linkName(ep)))] = true
-		}
-		for _, e := range stale {
-			if !mine[string(e.Key)] {
-				tx.DelElems(l.opt.Table, setStrays, []nft.Elem{{Key: e.Key}})
-			}
+		if err := l.flushGuard(tx, from); err != nil {
+			return err
 		}
 	}
-	for _, ep := range eps {
-		l.rules.guarded[l.linkName(ep)] = true
-		for set, elems := range l.guardElements(ep) {
-			tx.AddElems(l.opt.Table, set, elems)
-		}
+	for _, s := range from {
+		l.guarded[s.Link] = true
+		l.add(tx, s.bound())
 	}
 	return noGuard(l.commit(tx))
+}
+
+// flushGuard empties the sets, but for the counters of those who stay.
+func (l *Lists) flushGuard(tx *nft.Tx, stay []Source) error {
+	counted, err := l.elems(unix.NFPROTO_BRIDGE, setStrays)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	for _, s := range guardSets {
+		if !s.Counters {
+			tx.FlushSet(l.opt.Table, s.Name)
+		}
+	}
+	for _, e := range counted {
+		if !slices.ContainsFunc(stay, func(s Source) bool { return string(nft.Name(s.Link)) == string(e.Key) }) {
+			tx.DelElems(l.opt.Table, setStrays, []nft.Elem{{Key: e.Key}})
+		}
+	}
+	return nil
 }
 
 func lacksFamily(err error) bool {
