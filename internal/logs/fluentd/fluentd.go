@@ -241,17 +241,24 @@ func (w *writer) Send(ctx context.Context, msgs []ship.Message) (int, error) {
 		}
 		w.buf = w.event(w.buf, &msgs[i], chunk)
 	}
-	if err := w.link.Write(ctx, w.buf); err != nil {
-		return 0, err
-	}
-	if !w.ack {
+	err := w.link.Write(ctx, w.buf)
+	switch {
+	case err == nil && !w.ack:
 		return len(msgs), nil
+	case !w.ack:
+		return 0, err
+	case err != nil: // what it has answered before it went away need not be sent again
+		done, _ := w.await(ctx, waiting, len(msgs), lateAnswers)
+		return done, err
 	}
-	return w.await(ctx, waiting, len(msgs))
+	return w.await(ctx, waiting, len(msgs), w.read)
 }
 
+// lateAnswers is how long answers of a connection that broke are looked for; of one that was closed they are there.
+const lateAnswers = 100 * time.Millisecond
+
 // await reads the answers. What is answered without a gap from the first message on is delivered.
-func (w *writer) await(ctx context.Context, waiting map[string]int, n int) (int, error) {
+func (w *writer) await(ctx context.Context, waiting map[string]int, n int, patience time.Duration) (int, error) {
 	stop := context.AfterFunc(ctx, func() { w.link.SetDeadline(time.Now()) })
 	defer stop()
 	answered := make([]bool, n)
@@ -260,7 +267,7 @@ func (w *writer) await(ctx context.Context, waiting map[string]int, n int) (int,
 		if ctx.Err() != nil {
 			return done, ctx.Err()
 		}
-		if err := w.link.SetReadDeadline(time.Now().Add(w.read)); err != nil {
+		if err := w.link.SetReadDeadline(time.Now().Add(patience)); err != nil {
 			return done, err
 		}
 		chunk, err := w.answers.ack()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -215,6 +216,41 @@ func TestAcknowledgements(t *testing.T) {
 	defer dest.Close()
 	if n, err := dest.Send(t.Context(), shiptest.Messages("four", "five")); n != 0 || err == nil {
 		t.Errorf("%d %v", n, err)
+	}
+}
+
+// A receiver that closes each connection after a few messages, which it has acknowledged, got the same ones for ever: its answers were not read once the rest could not be written.
+func TestAnswersOfAClosedConnection(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		buf := make([]byte, 8<<10)
+		n, err := io.ReadAtLeast(conn, buf, 6<<10) // the rest is never read: the connection ends with a reset
+		if err != nil {
+			return
+		}
+		a := &answering{}
+		_, _ = conn.Write(a.answer(buf[:n]))
+	}()
+	dest, err := Driver{}.Open(t.Context(), shiptest.Info(map[string]string{"fluentd-address": l.Addr().String(), "fluentd-request-ack": "true"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dest.Close()
+	lines := make([]string, 2000)
+	for i := range lines {
+		lines[i] = strings.Repeat("x", 1000)
+	}
+	if n, err := dest.Send(t.Context(), shiptest.Messages(lines...)); n < 4 || n > 8 || err == nil {
+		t.Errorf("%d messages of those acknowledged count: %v", n, err)
 	}
 }
 
