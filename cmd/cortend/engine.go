@@ -291,7 +291,7 @@ func (e *engine) listen(set settings.Settings) (<-chan error, error) {
 		if group == settings.Default().Group && !groupExists(group) {
 			group = "" // the default group is a courtesy
 		}
-		l, err := server.ListenGroup(host, group, conf)
+		l, err := server.Listen(host, group, conf)
 		if err != nil {
 			return nil, err
 		}

@@ -135,7 +135,7 @@ func newClientOn(t *testing.T, f *fakeBuilds, addr string) *client {
 	if addr != "" {
 		host = addr
 	}
-	l, err := server.Listen(host, nil)
+	l, err := server.Listen(host, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -63,16 +63,6 @@ func inRoot(name string) string {
 	return name
 }
 
-// Stat describes what name is below root, following links.
-func Stat(root *os.File, name string) (os.FileInfo, error) {
-	f, err := Open(root, name, unix.O_PATH, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return f.Stat()
-}
-
 // ReadFile reads a whole regular file of at most limit bytes below root. It does not block on a fifo that stands there instead.
 func ReadFile(root *os.File, name string, limit int64) ([]byte, error) {
 	f, err := Open(root, name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
@@ -237,27 +227,4 @@ func Parent(root *os.File, name string) (dir *os.File, base string, err error) {
 	}
 	dir, err = Open(root, trimmed[:len(trimmed)-len(base)], unix.O_PATH|unix.O_DIRECTORY, 0)
 	return dir, base, err
-}
-
-// Proc opens a file of the host's procfs after checking that /proc is one; nothing mounted over a part of it is followed.
-func Proc(name string, flags int) (*os.File, error) {
-	proc, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open /proc: %w", err)
-	}
-	defer unix.Close(proc)
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(proc, &fs); err != nil {
-		return nil, fmt.Errorf("open /proc: %w", err)
-	}
-	if int64(fs.Type) != unix.PROC_SUPER_MAGIC {
-		return nil, errs.New(errs.Unavailable, "/proc is not procfs")
-	}
-	fd, err := openat2(proc, name, &unix.OpenHow{
-		Flags: uint64(flags), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("open /proc/%s: %w", name, err)
-	}
-	return os.NewFile(uintptr(fd), "/proc/"+name), nil
 }

@@ -207,20 +207,6 @@ func TestReadFile(t *testing.T) {
 	}
 }
 
-func TestProc(t *testing.T) {
-	f, err := Proc("self/status", os.O_RDONLY)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.Close()
-	for _, name := range []string{"self/root/etc/passwd", "self/cwd", "../etc/passwd", "self/fd/0"} {
-		if f, err := Proc(name, unix.O_PATH); err == nil {
-			f.Close()
-			t.Errorf("%s was opened", name)
-		}
-	}
-}
-
 func TestParent(t *testing.T) {
 	root, dir, _ := tree(t)
 	os.MkdirAll(dir+"/a/b", 0o755)

@@ -71,7 +71,7 @@ func BenchmarkLogs(b *testing.B) {
 	opts := options(&engine{})
 	opts.Containers = manyLines{}
 	dir := b.TempDir()
-	l, err := server.Listen("unix://"+dir+"/s", nil)
+	l, err := server.Listen("unix://"+dir+"/s", "", nil)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -48,7 +48,7 @@ func knock(t *testing.T, d *doorBuilds, req buildwire.Request) *net.UnixConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := server.Listen("unix://"+dir+"/s", nil)
+	l, err := server.Listen("unix://"+dir+"/s", "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

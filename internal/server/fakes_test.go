@@ -76,7 +76,7 @@ func serve(t testing.TB, e *engine) string {
 		t.Fatal(err)
 	}
 	path := dir + "/s"
-	l, err := server.Listen("unix://"+path, nil)
+	l, err := server.Listen("unix://"+path, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

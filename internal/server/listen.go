@@ -16,13 +16,8 @@ import (
 )
 
 // Listen opens one -H address: unix://PATH, tcp://HOST:PORT (with TLS when tlsConfig is given) or fd:// (a socket that systemd handed over).
-// A unix socket gets mode 0660; see ListenGroup for its group.
-func Listen(host string, tlsConfig *tls.Config) (net.Listener, error) {
-	return ListenGroup(host, "", tlsConfig)
-}
-
-// ListenGroup is Listen with the group (name or number) that may use a unix socket. A group that does not exist is refused.
-func ListenGroup(host, group string, tlsConfig *tls.Config) (net.Listener, error) {
+// A unix socket gets mode 0660, and the group (name or number) if one is given; one that does not exist is refused.
+func Listen(host, group string, tlsConfig *tls.Config) (net.Listener, error) {
 	scheme, addr, ok := strings.Cut(host, "://")
 	if !ok {
 		scheme, addr = "tcp", host

@@ -18,7 +18,7 @@ import (
 func TestListenTLS(t *testing.T) {
 	certs := httptest.NewTLSServer(nil) // only for its certificate, and a client that trusts it
 	defer certs.Close()
-	l, err := server.Listen("tcp://127.0.0.1:0", certs.TLS)
+	l, err := server.Listen("tcp://127.0.0.1:0", "", certs.TLS)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,10 +85,10 @@ func TestListenFD(t *testing.T) {
 
 func activated(t *testing.T) {
 	t.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
-	if _, err := server.Listen("fd://other", nil); err == nil {
+	if _, err := server.Listen("fd://other", "", nil); err == nil {
 		t.Error("a socket of another name was taken")
 	}
-	l, err := server.Listen("fd://api", nil)
+	l, err := server.Listen("fd://api", "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

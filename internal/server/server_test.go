@@ -417,14 +417,14 @@ func TestListen(t *testing.T) {
 	}
 	defer os.RemoveAll(dir)
 	path := dir + "/s"
-	l, err := server.Listen("unix://"+path, nil)
+	l, err := server.Listen("unix://"+path, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o660 {
 		t.Errorf("mode %v %v", info.Mode(), err)
 	}
-	if _, err := server.Listen("unix://"+path, nil); !errors.Is(err, errs.Conflict) {
+	if _, err := server.Listen("unix://"+path, "", nil); !errors.Is(err, errs.Conflict) {
 		t.Errorf("a second engine on the same socket: %v", err)
 	}
 	// A killed engine leaves its socket; the next one takes the place. The first listener must then not remove the new socket.
@@ -437,7 +437,7 @@ func TestListen(t *testing.T) {
 	}
 	old.SetUnlinkOnClose(false)
 	old.Close()
-	l, err = server.ListenGroup("unix://"+path, "0", nil)
+	l, err = server.Listen("unix://"+path, "0", nil)
 	if err != nil {
 		t.Fatalf("a stale socket: %v", err)
 	}
@@ -453,21 +453,21 @@ func TestListen(t *testing.T) {
 	if _, err := os.Stat(path); err != nil {
 		t.Error("a file that is not our socket was removed")
 	}
-	if _, err := server.Listen("unix://"+path, nil); !errors.Is(err, errs.Conflict) {
+	if _, err := server.Listen("unix://"+path, "", nil); !errors.Is(err, errs.Conflict) {
 		t.Errorf("a file in place of the socket: %v", err)
 	}
 	for _, host := range []string{"unix://", "unix://relative", "npipe://x", "tcp://", "tcp://a/b", "fd://"} {
-		if l, err := server.Listen(host, nil); err == nil {
+		if l, err := server.Listen(host, "", nil); err == nil {
 			l.Close()
 			t.Errorf("%s was accepted", host)
 		}
 	}
-	tcp, err := server.Listen("tcp://127.0.0.1:0", nil)
+	tcp, err := server.Listen("tcp://127.0.0.1:0", "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	tcp.Close()
-	if _, err := server.ListenGroup("unix://"+dir+"/t", "no-such-group", nil); !errors.Is(err, errs.NotFound) {
+	if _, err := server.Listen("unix://"+dir+"/t", "no-such-group", nil); !errors.Is(err, errs.NotFound) {
 		t.Errorf("an unknown group: %v", err)
 	}
 }

@@ -27,12 +27,7 @@ type Graph struct {
 	source *pb.Source
 }
 
-// Load reads and verifies a definition.
-func Load(def *pb.Definition) (*Graph, error) {
-	return load(def, func(op *pb.Op) (*pb.Op, error) { return op, nil })
-}
-
-// load is Load; each source is as policy makes it. Vertices keep the digests of the definition, which is what inputs, metadata and source locations name them by.
+// load reads and verifies a definition; each source is as policy makes it. Vertices keep the digests of the definition, which is what inputs, metadata and source locations name them by.
 func load(def *pb.Definition, policy func(*pb.Op) (*pb.Op, error)) (*Graph, error) {
 	ops, last, err := parse(def)
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/moby/buildkit/solver/pb"
@@ -105,12 +104,3 @@ func (op *localOp) Run(ctx context.Context, env build.Env, _ []build.Output) (bu
 	}
 	return build.Made{Outputs: []build.Output{{Files: &chosen}}}, nil
 }
-
-// opened is a directory that somebody handed over.
-type opened struct{ f *os.File }
-
-func (o opened) Fd() uintptr { return o.f.Fd() }
-
-// Opened is a directory over a descriptor: the context of a client on this host, which handed it over, or one that the engine opened. It stays the caller's, who closes it when the
-// session has ended.
-func Opened(f *os.File) build.Directory { return opened{f} }

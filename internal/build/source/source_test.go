@@ -302,7 +302,7 @@ func (c *contexts) Open(_ context.Context, name string, opts build.ContextOption
 	if err != nil {
 		return nil, nil, err
 	}
-	return &build.Files{Root: Opened(f), Key: "k"}, func() { f.Close(); c.released++ }, nil
+	return &build.Files{Root: f, Key: "k"}, func() { f.Close(); c.released++ }, nil
 }
 
 func TestLocal(t *testing.T) {

@@ -180,11 +180,6 @@ func Masquerade() Expr {
 	return Expr{"masq", func(*netlink.Batch) {}}
 }
 
-// Redirect sends the connection to this host, to the port in the register.
-func Redirect(portReg uint32) Expr {
-	return Expr{"redir", func(b *netlink.Batch) { b.BE32(unix.NFTA_REDIR_REG_PROTO_MIN, portReg) }}
-}
-
 // Load puts a value into registers.
 func Load(reg uint32, value []byte) Expr {
 	return Expr{"immediate", func(b *netlink.Batch) {

@@ -15,14 +15,12 @@ import (
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/tcp"
+	"corten.dev/corten/internal/registry/server"
 	"corten.dev/corten/internal/registry/server/access"
 	"corten.dev/corten/internal/registry/server/config"
 )
 
 const (
-	headerTime   = 10 * time.Second
-	idleTime     = 2 * time.Minute
-	headerSize   = 64 << 10
 	healthWithin = 2 * time.Second
 )
 
@@ -205,10 +203,8 @@ func (r *registry) serveOn(ctx context.Context, l listener, failed chan<- error)
 	if listener, ok := ln.(*net.TCPListener); ok {
 		conn = tcp.Listener{TCPListener: listener}
 	}
-	srv := &http.Server{
-		Handler: l.handler, ReadHeaderTimeout: headerTime, IdleTimeout: idleTime, MaxHeaderBytes: headerSize, TLSConfig: l.tls,
-		ErrorLog: slog.NewLogLogger(r.log.Handler(), slog.LevelDebug),
-	}
+	srv := server.NewHTTPServer(l.handler)
+	srv.TLSConfig, srv.ErrorLog = l.tls, slog.NewLogLogger(r.log.Handler(), slog.LevelDebug)
 	r.work.Go(func() {
 		var err error
 		if l.tls != nil {

@@ -237,7 +237,7 @@ func (k *killed) empty(t *testing.T, root string) {
 	})
 	c := newClient(t, ts.URL)
 	var tags []string
-	ok(t, r.Tags(t.Context(), "kill/me", "", func(tag string) error { tags = append(tags, tag); return nil }))
+	ok(t, r.Tags(t.Context(), "kill/me", func(tag string) error { tags = append(tags, tag); return nil }))
 	for _, tag := range tags {
 		status, h, _, err := c.do("HEAD", "/v2/kill/me/manifests/"+tag, "", nil)
 		ok(t, err)

@@ -99,11 +99,6 @@ func (r *Registry) tagNames(ctx context.Context, repo, after string, fn func(str
 	})
 }
 
-// Tags calls fn with each tag of a repository in the order of the bytes, from the one after `after`. An error of fn ends it and is returned.
-func (r *Registry) Tags(ctx context.Context, repository, after string, fn func(tag string) error) error {
-	return r.tagNames(ctx, repository, after, fn)
-}
-
 func (c *call) catalog() error {
 	p, err := c.page()
 	if err != nil {
