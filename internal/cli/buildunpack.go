@@ -97,7 +97,10 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 		if err := u.clear(name); err != nil {
 			return err
 		}
-		return u.root.Symlink(h.Linkname, name)
+		if err := u.root.Symlink(h.Linkname, name); err != nil {
+			return err
+		}
+		return copied.LinkTime(u.root, name, h.ModTime)
 	case tar.TypeLink:
 		if err := u.clear(name); err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"corten.dev/corten/internal/errs"
 )
@@ -69,6 +70,17 @@ func TestUnpackStaysBelow(t *testing.T) {
 				t.Error(st, err)
 			}
 		})
+	}
+}
+
+// Of a tree with times of its own (SOURCE_DATE_EPOCH), symbolic links had that of the moment.
+func TestUnpackLinkTime(t *testing.T) {
+	dir, at := filepath.Join(t.TempDir(), "out"), time.Unix(1_100_000_000, 0)
+	if err := unpackTree(dir, tarOf(t, tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "nowhere", ModTime: at})); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := os.Lstat(filepath.Join(dir, "l")); err != nil || !st.ModTime().Equal(at) {
+		t.Error(st.ModTime(), err)
 	}
 }
 

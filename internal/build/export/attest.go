@@ -32,6 +32,7 @@ type attestation struct {
 	predicateType string
 	path          string // its name as a file
 	inlineOnly    bool   // for images only, never a file
+	core          bool   // a scanner made it of the result itself
 	subjects      []result.InTotoSubject
 	predicate     func(ctx context.Context) (json.RawMessage, error)
 }
@@ -131,13 +132,17 @@ func (e *Exporter) unbundle(ctx context.Context, job Job, given result.Attestati
 		return err
 	})
 	if core, ok := given.Metadata[result.AttestationSBOMCore]; ok {
-		slices.SortStableFunc(all, func(a, b attestation) int { return rank(b, core) - rank(a, core) })
+		for i := range all {
+			name, _, _ := strings.Cut(path.Base(all[i].path), ".")
+			all[i].core = name == string(core)
+		}
+		slices.SortStableFunc(all, func(a, b attestation) int { return rank(b) - rank(a) })
 	}
 	return all, err
 }
 
-func rank(a attestation, core []byte) int {
-	if name, _, _ := strings.Cut(a.path, "."); name == string(core) {
+func rank(a attestation) int {
+	if a.core {
 		return 1
 	}
 	return 0

@@ -201,6 +201,11 @@ func (x *exporting) attestationManifest(ctx context.Context, t *target, doc mani
 		if err != nil {
 			return a, err
 		}
+		if att.core && att.predicateType == spdxURI {
+			if stmt.Predicate, err = x.withLayers(ctx, t, stmt.Predicate); err != nil {
+				return a, fmt.Errorf("attestation %s: %w", att.path, err)
+			}
+		}
 		raw, err := json.Marshal(stmt)
 		if err != nil {
 			return a, fmt.Errorf("attestation %s: %w", att.path, err)

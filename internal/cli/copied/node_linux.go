@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,4 +31,15 @@ func Node(root *os.Root, name string, h *tar.Header, perm fs.FileMode) error {
 		return err
 	}
 	return unix.Fchmodat(int(dir.Fd()), filepath.Base(name), mode&0o777, 0) // whatever the umask says
+}
+
+// LinkTime sets the time of a symbolic link below root, not of what it leads to.
+func LinkTime(root *os.Root, name string, at time.Time) error {
+	dir, err := root.Open(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	ts := unix.NsecToTimespec(at.UnixNano())
+	return unix.UtimesNanoAt(int(dir.Fd()), filepath.Base(name), []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
 }
