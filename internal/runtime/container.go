@@ -11,6 +11,7 @@ import (
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/cgroup"
 	"corten.dev/corten/internal/linux/launch"
+	"corten.dev/corten/internal/linux/pidfd"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -60,7 +61,7 @@ func (ctr *Container) openPidfd() {
 	ctr.pidfd = os.NewFile(uintptr(fd), "pidfd")
 }
 
-func (ctr *Container) alive() bool { return ctr.pidfd != nil && !waitPidfd(ctr.pidfd, 0) }
+func (ctr *Container) alive() bool { return ctr.pidfd != nil && !pidfd.Ended(ctr.pidfd, 0) }
 
 // waiting tells whether the container still waits at its gate.
 func (ctr *Container) waiting() bool {
@@ -125,8 +126,7 @@ func (ctr *Container) Start(ctx context.Context) (err error) {
 		return fmt.Errorf("gate: %w", err)
 	}
 	if err := ctr.runInside(ctx, hooksOf(ctr.rec.Hooks).StartContainer, specs.StateCreated); err != nil {
-		_ = unix.PidfdSendSignal(int(ctr.pidfd.Fd()), unix.SIGKILL, nil, 0)
-		return err
+		return errors.Join(err, pidfd.Kill(ctr.pidfd))
 	}
 	h := &handshake{conn: conn, explain: explainNotes(ctr.rec.Notes), on: map[byte]func(int) error{
 		launch.TellListener: func(fd int) error { return ctr.handListener(fd) },
@@ -159,8 +159,8 @@ func (ctr *Container) Kill(_ context.Context, sig unix.Signal, all bool) error {
 	if !ctr.alive() {
 		return ctr.wrap("kill", errs.New(errs.Conflict, "container not running"))
 	}
-	err := unix.PidfdSendSignal(int(ctr.pidfd.Fd()), sig, nil, 0)
-	if err == unix.ESRCH {
+	err := pidfd.Signal(ctr.pidfd, sig)
+	if errors.Is(err, errs.Conflict) {
 		err = errs.New(errs.Conflict, "container not running")
 	}
 	return ctr.wrap("kill", err)
@@ -209,7 +209,7 @@ func (ctr *Container) Pids() ([]int, error) {
 // Wait returns when the first process ended, however long that takes; it does not reap it.
 func (ctr *Container) Wait(ctx context.Context) error {
 	for ctr.alive() {
-		if waitPidfd(ctr.pidfd, 100*time.Millisecond) {
+		if pidfd.Ended(ctr.pidfd, 100*time.Millisecond) {
 			return nil
 		}
 		if ctx.Err() != nil {
@@ -229,7 +229,7 @@ func (ctr *Container) Delete(ctx context.Context, force bool) (err error) {
 		if !force && !ctr.waiting() {
 			return errs.New(errs.Conflict, "container is not stopped")
 		}
-		if err := unix.PidfdSendSignal(int(ctr.pidfd.Fd()), unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
+		if err := pidfd.Kill(ctr.pidfd); err != nil {
 			return fmt.Errorf("kill: %w", err)
 		}
 		if frozen, _ := ctr.cg.Frozen(); frozen {
@@ -237,7 +237,7 @@ func (ctr *Container) Delete(ctx context.Context, force bool) (err error) {
 				return err
 			}
 		}
-		if !waitPidfd(ctr.pidfd, killLimit) {
+		if !pidfd.Ended(ctr.pidfd, killLimit) {
 			return errs.New(errs.Unavailable, "process %d did not end within %s of being killed", ctr.rec.Pid, killLimit)
 		}
 	}
@@ -260,12 +260,13 @@ func (ctr *Container) Delete(ctx context.Context, force bool) (err error) {
 	return ctr.Close()
 }
 
-// Close gives back what the handle holds; the container goes on.
+// Close gives back what the handle holds; the container goes on. For who has the handle yet, it has ended.
 func (ctr *Container) Close() error {
 	if ctr.pidfd == nil {
 		return nil
 	}
-	err := ctr.pidfd.Close()
-	ctr.pidfd = nil
-	return err
+	if err := ctr.pidfd.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
 }

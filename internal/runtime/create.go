@@ -15,6 +15,7 @@ import (
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/cgroup"
 	"corten.dev/corten/internal/linux/launch"
+	"corten.dev/corten/internal/linux/pidfd"
 	"corten.dev/corten/internal/linux/seccomp"
 	"corten.dev/corten/internal/task"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -380,17 +381,17 @@ func (c *creation) launch(ctx context.Context) error {
 		ours.Close()
 		return err
 	}
-	pid, pidfd, err := c.opts.Launcher.Launch(ctx, code, c.plan.files)
+	pid, fd, err := c.opts.Launcher.Launch(ctx, code, c.plan.files)
 	if err != nil {
 		ours.Close()
 		return err
 	}
-	c.ctr.pidfd = pidfd
+	c.ctr.pidfd = fd
 	c.ctr.rec = record{ID: c.opts.ID, Pid: pid}
 	c.undo.Push(func(context.Context) error {
 		ours.Close()
-		killAndWait(pidfd)
-		return pidfd.Close()
+		killAndWait(fd)
+		return fd.Close()
 	})
 	return nil
 }
@@ -472,21 +473,8 @@ func (c *creation) explain(err error) error {
 }
 
 // killAndWait ends a process that failed half-way; the parent (a monitor, or this process) reaps it.
-func killAndWait(pidfd *os.File) {
-	_ = unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0) // gone is what it should be
-	waitPidfd(pidfd, 5*time.Second)
-	_ = unix.Waitid(unix.P_PIDFD, int(pidfd.Fd()), nil, unix.WEXITED|unix.WNOHANG, nil) // only if it is our own child
-}
-
-// waitPidfd waits until the process of pidfd ended.
-func waitPidfd(pidfd *os.File, limit time.Duration) bool {
-	end := time.Now().Add(limit)
-	for {
-		fds := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
-		n, err := unix.Poll(fds, int(max(0, time.Until(end).Milliseconds())))
-		if err == unix.EINTR {
-			continue
-		}
-		return n > 0
-	}
+func killAndWait(fd *os.File) {
+	_ = pidfd.Kill(fd) // what it fails of is that the process does not end
+	pidfd.Ended(fd, 5*time.Second)
+	_ = unix.Waitid(unix.P_PIDFD, int(fd.Fd()), nil, unix.WEXITED|unix.WNOHANG, nil) // only if it is our own child
 }

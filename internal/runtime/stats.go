@@ -7,6 +7,7 @@ import (
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/cgroup"
 	"corten.dev/corten/internal/linux/counters"
+	"corten.dev/corten/internal/linux/pidfd"
 )
 
 // Stats are the kernel's figures at this moment.
@@ -73,19 +74,25 @@ func (ctr *Container) Events(ctx context.Context) (<-chan Event, error) {
 	if err != nil {
 		return nil, ctr.wrap("events of", err)
 	}
+	tell := func(e Event) {
+		select {
+		case out <- e:
+		case <-ctx.Done(): // nobody may listen any more
+		}
+	}
 	go func() {
 		defer close(out)
 		for {
 			ended := ctr.wait(ctx, 200*time.Millisecond)
 			if n, err := kills(); err == nil && n > seen {
 				seen = n
-				out <- Event{Kind: "oom"}
+				tell(Event{Kind: "oom"})
 			}
 			if ctx.Err() != nil {
 				return
 			}
 			if ended {
-				out <- Event{Kind: "exit"}
+				tell(Event{Kind: "exit"})
 				return
 			}
 		}
@@ -98,5 +105,5 @@ func (ctr *Container) wait(ctx context.Context, d time.Duration) bool {
 	if ctx.Err() != nil {
 		return false
 	}
-	return ctr.pidfd == nil || waitPidfd(ctr.pidfd, d)
+	return ctr.pidfd == nil || pidfd.Ended(ctr.pidfd, d)
 }

@@ -1,7 +1,8 @@
 // Package pidfd asks and tells a process through its pidfd, which always means the same process: a pid may belong to another one by the time it is used.
 //
 // It owns nothing: descriptors belong to the caller, those it gets and those it returns. It promises that what is said of a process by pid is checked by its pidfd
-// afterwards, and that an error of kind [errs.Conflict] means that the process has ended and been waited for. Linux 5.3 is the floor.
+// afterwards, and that an error of kind [errs.Conflict] means that the process has ended and been waited for. A descriptor that was closed, which others may do at any moment, is one of a process that has ended.
+// Linux 5.3 is the floor.
 package pidfd
 
 import (
@@ -9,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"time"
 
 	"corten.dev/corten/internal/errs"
 	"golang.org/x/sys/unix"
@@ -19,15 +21,47 @@ func Alive(fd *os.File) error {
 	if fd == nil {
 		return errs.New(errs.Conflict, "the process has ended")
 	}
-	if err := unix.PidfdSendSignal(int(fd.Fd()), 0, nil, 0); err != nil {
+	if err := send(fd, 0); err != nil {
 		return errs.New(errs.Conflict, "the process has ended: %w", err)
 	}
 	return nil
 }
 
+// send keeps the descriptor from being closed meanwhile: its number could be that of another process's by the time it is used, as pidfds come and go with every container.
+func send(fd *os.File, sig syscall.Signal) (err error) {
+	raw, err := fd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if raw.Control(func(n uintptr) { err = unix.PidfdSendSignal(int(n), sig, nil, 0) }) != nil { // it was closed
+		return unix.ESRCH
+	}
+	return err
+}
+
+// Ended waits until the process has ended, for at most limit, and tells whether it has. It need not have been waited for.
+func Ended(fd *os.File, limit time.Duration) bool {
+	raw, err := fd.SyscallConn()
+	if err != nil {
+		return true
+	}
+	over := true
+	end := time.Now().Add(limit)
+	_ = raw.Control(func(n uintptr) { // not called when it was closed
+		for {
+			ready, err := unix.Poll([]unix.PollFd{{Fd: int32(n), Events: unix.POLLIN}}, int(max(0, time.Until(end).Milliseconds())))
+			if err != unix.EINTR {
+				over = ready > 0
+				return
+			}
+		}
+	})
+	return over
+}
+
 // Kill sends SIGKILL. A process that has ended is no error.
 func Kill(fd *os.File) error {
-	if err := unix.PidfdSendSignal(int(fd.Fd()), unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+	if err := send(fd, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 		return err
 	}
 	return nil
@@ -35,11 +69,18 @@ func Kill(fd *os.File) error {
 
 // Dup gives a second descriptor of the same process, to be closed on its own.
 func Dup(fd *os.File) (*os.File, error) {
-	n, err := unix.FcntlInt(fd.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	raw, err := fd.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	return os.NewFile(uintptr(n), "pidfd"), nil
+	var second int
+	if cerr := raw.Control(func(n uintptr) { second, err = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 0) }); cerr != nil {
+		return nil, cerr
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(second), "pidfd"), nil
 }
 
 // Open opens a file of the process's directory in procfs, such as "ns/net". The process of fd had this pid at some time; that it still had it is asked after the file is
@@ -67,7 +108,7 @@ func open(fd *os.File, pid int, name string, flags int) (*os.File, error) {
 
 // Signal sends a signal. [errs.Conflict] when the process has ended and was waited for.
 func Signal(fd *os.File, sig syscall.Signal) error {
-	if err := unix.PidfdSendSignal(int(fd.Fd()), sig, nil, 0); err != nil {
+	if err := send(fd, sig); err != nil {
 		if errors.Is(err, unix.ESRCH) {
 			return errs.New(errs.Conflict, "the process has ended")
 		}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"testing"
+	"time"
 
 	"corten.dev/corten/internal/errs"
 	"golang.org/x/sys/unix"
@@ -95,5 +96,41 @@ func TestNothingOfAnotherProcess(t *testing.T) {
 	if f, err := Root(fd, os.Getpid()); !errors.Is(err, errs.Conflict) {
 		f.Close()
 		t.Errorf("the root of another process was opened: %v", err)
+	}
+}
+
+// The number of a descriptor that was closed is soon that of another process, since pidfds come and go with every container: a signal to the one was heard by the other.
+func TestClosedMeanwhile(t *testing.T) {
+	_, fd := process(t)
+	other, _ := process(t)
+	if Ended(fd, 0) {
+		t.Fatal("it has not ended")
+	}
+	number := int(fd.Fd())
+	if err := fd.Close(); err != nil {
+		t.Fatal(err)
+	}
+	taken, err := unix.PidfdOpen(other.Process.Pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(taken)
+	if taken != number {
+		t.Logf("the number %d is not used again", number)
+	}
+	if err := Kill(fd); err != nil {
+		t.Error(err)
+	}
+	if err := Signal(fd, unix.SIGKILL); !errors.Is(err, errs.Conflict) {
+		t.Error(err)
+	}
+	if err := Alive(fd); !errors.Is(err, errs.Conflict) {
+		t.Error(err)
+	}
+	if !Ended(fd, time.Minute) {
+		t.Error("a closed descriptor's process runs")
+	}
+	if err := unix.PidfdSendSignal(taken, 0, nil, 0); err != nil {
+		t.Errorf("the other process: %v", err)
 	}
 }
