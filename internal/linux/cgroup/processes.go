@@ -262,13 +262,25 @@ func (m *Manager) killRound(round int) (int, error) {
 	return m.signal(unix.SIGKILL)
 }
 
-// signal sends sig to each process that is in the cgroup now, and returns how many it found. A number that was read may belong to a stranger a moment later: so
-// take hold of the process first, then look whether it is still listed.
+// heldAtOnce bounds how many processes are held at a time, by our limit of open files.
+const heldAtOnce = 512
+
+// signal sends sig to each process that is in the cgroup now, and returns how many it found.
 func (m *Manager) signal(sig unix.Signal) (int, error) {
 	pids, err := m.Pids()
-	if err != nil || len(pids) == 0 {
+	if err != nil {
 		return 0, err
 	}
+	for some := range slices.Chunk(pids, heldAtOnce) {
+		if err := m.signalSome(some, sig); err != nil {
+			return 0, err
+		}
+	}
+	return len(pids), nil
+}
+
+// signalSome signals those of pids that are still in the cgroup. A number that was read may belong to a stranger a moment later: so take hold of the process first, then look whether it is still listed.
+func (m *Manager) signalSome(pids []int, sig unix.Signal) error {
 	held := make([]int, 0, len(pids))
 	defer func() {
 		for _, fd := range held {
@@ -280,29 +292,26 @@ func (m *Manager) signal(sig unix.Signal) (int, error) {
 	for _, pid := range pids {
 		fd, err := unix.PidfdOpen(pid, 0)
 		if err != nil && err != unix.ESRCH && err != unix.EINVAL {
-			return 0, fmt.Errorf("signal process %d of %s: %w", pid, m.id, err)
+			return fmt.Errorf("signal process %d of %s: %w", pid, m.id, err)
 		}
 		if err != nil {
 			fd = -1
 		}
 		held = append(held, fd)
-		if len(held) == 512 {
-			break // bounded by our limit of open files; the caller comes again for a kill
-		}
 	}
 	still, err := m.Pids()
 	if err != nil {
-		return 0, err
+		return err
 	}
 	for i, fd := range held {
 		if fd < 0 || !slices.Contains(still, pids[i]) {
 			continue
 		}
 		if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil && err != unix.ESRCH {
-			return 0, fmt.Errorf("signal process %d of %s: %w", pids[i], m.id, err)
+			return fmt.Errorf("signal process %d of %s: %w", pids[i], m.id, err)
 		}
 	}
-	return len(pids), nil
+	return nil
 }
 
 // Destroy removes the directories, and the ones that the container made below them. A cgroup whose last process is just ending is busy for a moment: Destroy

@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -86,6 +87,21 @@ func TestSignal(t *testing.T) {
 	if code := cmd.ProcessState.ExitCode(); code != 42 {
 		t.Errorf("exit code %d", code)
 	}
+	waitPids(t, m, 0)
+}
+
+// Of more processes than are held at a time the rest got no signal.
+func TestSignalToMany(t *testing.T) {
+	m := managed(t, "many")
+	if err := m.Create(nil); err != nil {
+		t.Fatal(err)
+	}
+	cmd := inside(t, m, fmt.Sprintf("for i in {1..%d}; do sleep 600 & done; wait", heldAtOnce+40))
+	waitPids(t, m, heldAtOnce+41)
+	if err := m.Kill(unix.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // by the signal
 	waitPids(t, m, 0)
 }
 
