@@ -184,7 +184,7 @@ func (d *Depot) encoder(w io.Writer) (*zstd.Encoder, error) {
 	return zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(256<<10))
 }
 
-// putBack takes a closed encoder.
+// putBack takes a closed encoder; it lets go of where it wrote.
 func (d *Depot) putBack(enc *zstd.Encoder) {
 	enc.Reset(nil)
 	d.enc.Put(enc)

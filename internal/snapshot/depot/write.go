@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
@@ -185,10 +184,11 @@ func (in *incoming) write(ctx context.Context, dir string, r io.Reader) (rec lay
 		return rec, err
 	}
 	defer func() { err = errs.Also(err, meta.Close()) }()
-	enc, err := zstd.NewWriter(meta, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(256<<10))
+	enc, err := in.d.encoder(meta)
 	if err != nil {
 		return rec, err
 	}
+	defer in.d.putBack(enc)
 	src := &digestReader{r: r, h: sha256.New(), buf: make([]byte, 256<<10)}
 	stats, err := in.unpack(ctx, Job{Parent: in.parent, Tree: tree, Layer: src, Ready: in.ready, Options: tarfs.Options{
 		Meta: enc, Kept: kept, MaxEntries: in.opts.MaxEntries, MaxBytes: in.opts.MaxBytes,
@@ -196,11 +196,7 @@ func (in *incoming) write(ctx context.Context, dir string, r io.Reader) (rec lay
 			in.d.log.Debug("left out of a layer", "path", path, "what", what, "error", err)
 		},
 	}})
-	if err != nil {
-		_ = enc.Close() // only frees its memory: the file goes away with the layer
-		return rec, err
-	}
-	if err := enc.Close(); err != nil {
+	if err = errs.Also(err, enc.Close()); err != nil {
 		return rec, err
 	}
 	diff := digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(src.h.Sum(nil)))
