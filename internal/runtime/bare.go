@@ -30,6 +30,8 @@ type bare struct {
 	once sync.Once
 	want bool
 	ns   *os.File
+	// ground: the kernel can clone mounts that are attached nowhere (6.15).
+	ground bool
 }
 
 // Prepare makes what all containers of a long-lived caller can share; without it every Create goes the way that needs nothing. It may be called once, before the first Create.
@@ -47,7 +49,7 @@ func (rt *Runtime) Prepare() {
 }
 
 // bareNS is the bare namespace, nil where there is none.
-func (rt *Runtime) bareNS() *os.File {
+func (rt *Runtime) bareNS() *bare {
 	if !rt.bare.want {
 		return nil
 	}
@@ -57,20 +59,24 @@ func (rt *Runtime) bareNS() *os.File {
 			rt.log.Warn("every container gets a copy of the host's mount namespace", "why", err)
 			return
 		}
-		rt.bare.ns = f
+		rt.bare.ns, rt.bare.ground = f, mount.ClonesDetached()
 	})
-	return rt.bare.ns
+	if rt.bare.ns == nil {
+		return nil
+	}
+	return &rt.bare
 }
 
 // useBare decides how the mount namespace is made: what needs the host's tree around the container's root, or mounts that both share, goes the usual way.
-func (p *plan) useBare(ns *os.File) {
+func (p *plan) useBare(ns *bare) {
 	spec, opts := p.spec, p.opts
 	if ns == nil || p.dry || p.legacy || p.userns || p.forked || p.newFlags&unix.CLONE_NEWNS == 0 || opts.NoPivot || opts.Rootless ||
 		hooksBeforePivot(spec.Hooks) || sharing(spec) || countMounts(p) > maxSources {
 		return
 	}
-	p.bare = p.file(ns)
+	p.bare = p.file(ns.ns)
 	p.nested = true
+	p.grounded = ns.ground && (spec.Linux.MountLabel == "" || !selinuxEnabled())
 }
 
 // sharing tells whether mounts of the container are to be seen by the host.
@@ -107,10 +113,12 @@ type made struct {
 // makeMounts makes all mounts without attaching them, in the order of the spec, because the kernel numbers (and lists) them in the order in which they were made.
 func (p *plan) makeMounts() {
 	p.made, p.making = map[string][]made{}, true
+	p.makeGround()
 	for i := range p.spec.Mounts {
 		p.mount(&p.spec.Mounts[i])
 	}
 	p.making = false
+	p.leaveGround()
 }
 
 // keepMade keeps a mount for the time when it is attached.

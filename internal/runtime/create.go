@@ -263,7 +263,7 @@ func (c *creation) program(names []string, v2 bool) (err error) {
 }
 
 // create is the whole life of a first process before its program, in order.
-func (p *plan) create(filter *seccomp.Filter, gate, bareNS *os.File) error {
+func (p *plan) create(filter *seccomp.Filter, gate *os.File, bareNS *bare) error {
 	b, proc := p.b, p.spec.Process
 	if err := p.namespaces(); err != nil {
 		return err

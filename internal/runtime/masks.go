@@ -12,11 +12,15 @@ import (
 )
 
 // mask hides paths: a file behind the host's /dev/null (verified when it was opened; the container's own could be anything), a directory behind an empty read-only
-// tmpfs that all share.
+// one that all of the container share.
 func (p *plan) mask() {
 	b := p.b
 	template := b.NewReg()
-	b.Move(template, launch.Imm(-1))
+	if p.grounded {
+		b.Move(template, p.empty)
+	} else {
+		b.Move(template, launch.Imm(-1))
+	}
 	for _, masked := range p.spec.Linux.MaskedPaths {
 		p.note("mask %s", masked)
 		dir, fd, clone := b.NewReg(), b.NewReg(), b.NewReg()
@@ -26,7 +30,9 @@ func (p *plan) mask() {
 		b.Sys(unix.SYS_OPEN_TREE, template, b.Str(""), launch.Imm(cloneTree|emptyPath)).To(clone).On(unix.EBADF, first)
 		b.Jump(attach)
 		b.Mark(first)
-		p.emptyDir(template)
+		if !p.grounded {
+			p.emptyDir(template)
+		}
 		b.Move(clone, template)
 		b.Jump(attach)
 		b.Mark(isFile)
@@ -237,7 +243,11 @@ func (p *plan) cgroupMount(m *specs.Mount, o *mount.Options) {
 	tmp := specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: dest}
 	ro := *o
 	ro.Data, ro.Propagation, ro.Super = []string{"mode=755"}, nil, nil
-	p.fsMount(&tmp, &ro)
+	if p.grounded && p.making {
+		p.keepMade(&tmp, p.groundDir("cgroup", ro.Set&^attrRdonly), true)
+	} else {
+		p.fsMount(&tmp, &ro)
+	}
 	for ctrl, dir := range named {
 		name := strings.TrimPrefix(ctrl, "name=")
 		p.cgroupBind(dir, dest+"/"+name, o)

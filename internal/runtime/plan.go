@@ -57,7 +57,10 @@ type plan struct {
 	made      map[string][]made // by their destination
 	keeps     bool              // a bind mount may have files in it that keep mount namespaces
 	nested    bool              // the mount namespace is a copy of the bare one
-	sysctlled bool              // the sysctls were written
+	grounded  bool              // small directories are made on one file system: see makeGround
+	ground    launch.Arg
+	empty     launch.Arg // what masked directories are a clone of
+	sysctlled bool       // the sysctls were written
 }
 
 // cgroupPlan is what a program needs to know of the container's cgroups.

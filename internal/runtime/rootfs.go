@@ -324,6 +324,8 @@ func (p *plan) fsMount(m *specs.Mount, o *mount.Options) {
 	case ok:
 	case p.makesSysfs(m, o):
 		fd = p.sysfs(m, set)
+	case p.onGround(m, o):
+		fd = p.groundDir("dev", set)
 	default:
 		fd = p.makeFS(m, o, set)
 	}

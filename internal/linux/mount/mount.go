@@ -303,6 +303,21 @@ func HasSetattr() bool {
 	return unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{}) != unix.ENOSYS
 }
 
+// ClonesDetached tells whether the kernel clones mounts that are attached nowhere (6.15).
+func ClonesDetached() bool {
+	f, err := FS("tmpfs", "none", Options{ReadOnly: true})
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	fd, err := unix.OpenTree(int(f.Fd()), "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return false
+	}
+	unix.Close(fd)
+	return true
+}
+
 // Tmpfs makes a tmpfs and mounts it on dir, without programs, set-uid bits and devices; o are the file system's own options (size=…, mode=…). It stands in the mount table
 // until [Detach].
 func Tmpfs(source, dir, o string) error {
