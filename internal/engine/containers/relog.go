@@ -200,7 +200,7 @@ func (r *relog) stop(ctx context.Context) {
 		f.Close()
 	}
 	for _, f := range r.old {
-		f.Close()
+		f.Stop(ctx, drainGrace)
 	}
 	r.ctr.mu.Lock()
 	r.ctr.shipping = r.next

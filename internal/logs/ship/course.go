@@ -63,6 +63,11 @@ func (c *course) close() {
 // drain hands over what there is.
 func (c *course) drain(ctx context.Context) error {
 	for {
+		select {
+		case <-c.f.rest:
+			return errResting
+		default:
+		}
 		if err := c.batch.collect(c.cut); err != nil {
 			return err
 		}

@@ -3,6 +3,7 @@ package ship
 import (
 	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -43,6 +44,7 @@ type Follower struct {
 	mu      sync.Mutex // guards what follows
 	done    <-chan struct{}
 	turns   chan struct{} // closed and renewed when done changes
+	rest    chan struct{} // closed when it is to stop behind what it is sending
 	running bool
 	closing bool
 	ended   chan struct{} // closes when the goroutine has ended
@@ -56,7 +58,7 @@ type Follower struct {
 func New(opts Options) *Follower {
 	p := opts.Driver.Policy(opts.Info.Config)
 	p.Wait, p.MaxWait, p.Batch = cmp.Or(p.Wait, 500*time.Millisecond), cmp.Or(p.MaxWait, 30*time.Second), cmp.Or(p.Batch, 256<<10)
-	return &Follower{opts: opts, policy: p, turns: make(chan struct{}), status: Status{Driver: opts.Driver.Name(), State: "waiting"}}
+	return &Follower{opts: opts, policy: p, turns: make(chan struct{}), rest: make(chan struct{}), status: Status{Driver: opts.Driver.Name(), State: "waiting"}}
 }
 
 // Reach opens the destination before a container's process starts, unless that may be late or it is open.
@@ -173,6 +175,30 @@ func (f *Follower) Drain(ctx context.Context, grace time.Duration) {
 
 const drainLook = 50 * time.Millisecond
 
+// Stop is Close for a follower whose destination can be waited for, as long as grace: what is on its way arrives, and is not sent again by the next one on the same state.
+func (f *Follower) Stop(ctx context.Context, grace time.Duration) {
+	f.mu.Lock()
+	ended, running := f.ended, f.running && f.status.State != "away"
+	if !f.closing {
+		f.closing = true
+		close(f.rest)
+	}
+	f.mu.Unlock()
+	if running {
+		t := time.NewTimer(grace)
+		defer t.Stop()
+		select {
+		case <-ended:
+		case <-ctx.Done():
+		case <-t.C:
+		}
+	}
+	f.Close()
+}
+
+// errResting ends a course between two batches.
+var errResting = errors.New("to be stopped")
+
 // Close stops the follower where it is. What was not handed over goes on with the next one on the same state.
 func (f *Follower) Close() {
 	f.mu.Lock()
@@ -191,7 +217,7 @@ func (f *Follower) run(ctx context.Context, ended chan struct{}) {
 	defer close(ended)
 	for {
 		err := f.contained(ctx)
-		if ctx.Err() != nil || err == nil && f.finish() {
+		if ctx.Err() != nil || errors.Is(err, errResting) || err == nil && f.finish() {
 			return
 		}
 		if err == nil { // the container was started again
@@ -262,6 +288,7 @@ func (f *Follower) wait(ctx context.Context, held *joiner, changed, turns <-chan
 	case <-changed:
 	case <-done:
 	case <-turns:
+	case <-f.rest:
 	case <-t.C:
 	}
 	return nil

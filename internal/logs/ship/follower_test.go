@@ -28,6 +28,7 @@ type receiver struct {
 	again int    // how often a message came twice
 	bad   string // a message that is refused
 	block chan struct{}
+	sends int // calls of Send
 }
 
 func (r *receiver) Name() string                    { return "test" }
@@ -48,6 +49,7 @@ func (r *receiver) Open(context.Context, *Info) (Destination, error) {
 func (r *receiver) Send(ctx context.Context, msgs []Message) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.sends++
 	if block := r.block; block != nil {
 		r.mu.Unlock()
 		select {
@@ -247,6 +249,35 @@ func TestCloseWhileTheDestinationHangs(t *testing.T) {
 	f.Run(done)
 	f.Drain(t.Context(), 30*time.Second)
 	f.Close()
+	d.all()
+}
+
+// A follower that another one takes over from has its batch delivered first: its messages do not come twice.
+func TestStopBehindWhatIsSent(t *testing.T) {
+	d := newDesk(t)
+	block := make(chan struct{})
+	d.r.block = block
+	d.say(100)
+	done := make(chan struct{})
+	defer close(done)
+	first := d.follower()
+	first.Run(done)
+	d.eventually("a batch on its way", func() bool { sends := 0; d.r.set(func() { sends = d.r.sends }); return sends > 0 })
+	stopped := make(chan struct{})
+	go func() { first.Stop(t.Context(), time.Minute); close(stopped) }()
+	select {
+	case <-stopped:
+		t.Error("stopped while its destination has the messages")
+	case <-time.After(20 * time.Millisecond):
+	}
+	d.r.set(func() { d.r.block = nil })
+	close(block)
+	<-stopped
+	d.say(10)
+	next := d.follower()
+	next.Run(done)
+	defer next.Close()
+	d.eventually("all messages", func() bool { return d.r.count() >= 110 })
 	d.all()
 }
 
