@@ -14,13 +14,10 @@ import (
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/record"
-	"corten.dev/corten/internal/task"
 )
 
-const (
-	maxHistory = 50
-	maxOutput  = 4 << 20 // bytes of steps' output that a build's history keeps
-)
+// maxHistory is how many builds are remembered.
+const maxHistory = 50
 
 // history is the builds that were, and those under way.
 //
@@ -39,23 +36,6 @@ type history struct {
 	running map[string]*running // by ref
 	ending  map[string]*running // ended, and not written down yet
 	changed chan struct{}       // closed when past or running change
-}
-
-// running is a build under way.
-type running struct {
-	hist *history
-	line Build // as it was at the beginning
-	// internal: it is not part of history, only what happens in it can be asked for.
-	internal bool
-
-	mu      sync.Mutex // guards all below
-	status  []build.Status
-	output  int // bytes of logs in status
-	started map[digest.Digest]bool
-	cached  map[digest.Digest]bool
-	warned  int
-	more    chan struct{} // closed when there is more status, or the end
-	ended   bool
 }
 
 func openHistory(dir string, log *slog.Logger) (*history, error) {
@@ -95,7 +75,7 @@ func historyKey(ref string) string { return digest.FromString(ref).Encoded() }
 
 // begin writes a build down, for the engine that comes after a kill.
 func (h *history) begin(line Build) (*running, error) {
-	run := &running{hist: h, line: line, started: map[digest.Digest]bool{}, cached: map[digest.Digest]bool{}, more: make(chan struct{})}
+	run := h.newRunning(line)
 	h.mu.Lock()
 	if _, ok := h.running[line.Ref]; ok {
 		h.mu.Unlock()
@@ -114,30 +94,25 @@ const lingers = 10 * time.Second
 
 // beginInternal begins a build that is not written down.
 func (h *history) beginInternal(line Build) *running {
-	run := &running{hist: h, line: line, internal: true, started: map[digest.Digest]bool{}, cached: map[digest.Digest]bool{}, more: make(chan struct{})}
+	run := h.newRunning(line)
+	run.internal = true
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.ending[line.Ref] = run
 	return run
 }
 
-// endInternal ends it.
-func (r *running) endInternal() {
-	r.mu.Lock()
-	r.ended = true
-	close(r.more)
-	r.mu.Unlock()
-	h := r.hist
-	time.AfterFunc(lingers, func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		if h.ending[r.line.Ref] == r {
-			delete(h.ending, r.line.Ref)
-		}
-	})
+// written ends the time in which a build that is over is asked itself for what happened in it. It tells whether history still has the build.
+func (h *history) written(r *running) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.ending[r.line.Ref] == r {
+		delete(h.ending, r.line.Ref)
+	}
+	return h.running[r.line.Ref] != nil || slices.ContainsFunc(h.past, func(b Build) bool { return b.Ref == r.line.Ref })
 }
 
-// wake tells all who follow. The caller holds mu.
+// wake tells all who follow the list. The caller holds mu.
 func (h *history) wake() {
 	close(h.changed)
 	h.changed = make(chan struct{})
@@ -166,78 +141,6 @@ func (h *history) forget(gone []Build) {
 			h.log.Warn("a build of the past cannot be forgotten", "build", b.Ref, "err", err)
 		}
 	}
-}
-
-// add takes what happened.
-func (r *running) add(st build.Status) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, v := range st.Vertexes {
-		if v.Started != nil {
-			r.started[v.Digest] = true
-		}
-		if v.Cached {
-			r.cached[v.Digest] = true
-		}
-	}
-	r.warned += len(st.Warnings)
-	if len(st.Logs) > 0 {
-		before := r.output
-		for _, l := range st.Logs {
-			r.output += len(l.Data)
-		}
-		if r.output > maxOutput {
-			st.Logs = nil
-			if before <= maxOutput {
-				at := time.Now()
-				st.Logs = []build.LogStatus{{Timestamp: at, Stream: 2, Data: []byte("[more output than history keeps]\n")}}
-			}
-		}
-	}
-	r.status = append(r.status, st)
-	close(r.more)
-	r.more = make(chan struct{})
-}
-
-// end writes the outcome down.
-func (r *running) end(response map[string]string, err error) {
-	if r.internal {
-		r.endInternal()
-		return
-	}
-	h := r.hist
-	line := r.line
-	r.mu.Lock()
-	line.Completed, line.Response = time.Now(), response
-	line.Steps, line.Cached, line.Warnings = len(r.started), len(r.cached), r.warned
-	if err != nil {
-		line.Error = err.Error()
-	}
-	r.ended = true
-	status := r.status
-	close(r.more)
-	r.mu.Unlock()
-
-	h.mu.Lock()
-	delete(h.running, line.Ref)
-	h.ending[line.Ref] = r
-	h.past = append(h.past, line)
-	gone := h.trim()
-	h.wake()
-	h.mu.Unlock()
-	h.writes.Go(func() {
-		defer task.Contain(h.log, "write down build "+line.Ref, nil)
-		if err := h.status.Put(historyKey(line.Ref), status, false); err != nil {
-			h.log.Warn("what happened in a build is not written down", "build", line.Ref, "err", err)
-		}
-		h.put(line)
-		h.forget(gone)
-		h.mu.Lock()
-		if h.ending[line.Ref] == r {
-			delete(h.ending, line.Ref)
-		}
-		h.mu.Unlock()
-	})
 }
 
 // list gives the lines, the newest last, and a channel that is closed when they are others.
@@ -288,7 +191,7 @@ func (h *history) replay(ctx context.Context, ref string, each func(build.Status
 	h.mu.Unlock()
 	switch {
 	case run != nil:
-		return run.replay(ctx, each)
+		return run.replay(ctx, h.log, each)
 	case !known:
 		return errs.New(errs.NotFound, "no such build: %s", ref)
 	}
@@ -302,27 +205,6 @@ func (h *history) replay(ctx context.Context, ref string, each func(build.Status
 		}
 	}
 	return err
-}
-
-func (r *running) replay(ctx context.Context, each func(build.Status) error) error {
-	for told := 0; ; {
-		r.mu.Lock()
-		next, more, ended := r.status[told:len(r.status):len(r.status)], r.more, r.ended
-		r.mu.Unlock()
-		for _, st := range next {
-			if err := each(st); err != nil {
-				return err
-			}
-		}
-		if told += len(next); ended {
-			return nil
-		}
-		select {
-		case <-more:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
 }
 
 // remove forgets a build of the past.
