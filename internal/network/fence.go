@@ -23,6 +23,13 @@ type (
 
 // fence binds what a container has in its networks now to its list, if it has one: before anything runs behind a new interface, and before its addresses are another's.
 func (l *Local) fence(bx *box) error {
+	l.mu.Lock()
+	bx.listed = bx.listed || bx.egress != nil
+	listed := bx.listed
+	l.mu.Unlock()
+	if !listed { // it waits for nobody who has one
+		return nil
+	}
 	return l.egress.Put(bx.req.Owner, func() (*egress.List, []egress.Source) {
 		l.mu.Lock()
 		defer l.mu.Unlock()

@@ -2,14 +2,10 @@ package network
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
 	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
 	"corten.dev/corten/internal/errs"
@@ -63,10 +59,6 @@ const (
 	repayRound = 30 * time.Second
 )
 
-func (l *Local) heldDir() string { return filepath.Join(l.storeDir(), "plugins") }
-
-func (l *Local) heldPath(id string) string { return filepath.Join(l.heldDir(), id+".json") }
-
 // hold begins a record, in memory. IPAM is set already; Addrs grow under mu (gave): others look at them.
 func (l *Local) hold(h *held) {
 	h.turn = make(chan struct{}, 1)
@@ -84,11 +76,7 @@ func (l *Local) gave(h *held, a heldAddr) {
 
 // note writes a record.
 func (l *Local) note(h *held) error {
-	raw, err := json.Marshal(h)
-	if err == nil {
-		err = l.writeAside(l.heldPath(h.ID), raw)
-	}
-	if err != nil {
+	if err := l.ledger.Put(h.ID, *h, true); err != nil {
 		return fmt.Errorf("note what plugins hold: %w", err)
 	}
 	return nil
@@ -96,7 +84,7 @@ func (l *Local) note(h *held) error {
 
 // unhold forgets a record: nothing is held any more.
 func (l *Local) unhold(h *held) error {
-	if err := os.Remove(l.heldPath(h.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := l.ledger.Delete(h.ID, false); err != nil { // to give back twice does no harm
 		return err
 	}
 	l.mu.Lock()
@@ -105,49 +93,21 @@ func (l *Local) unhold(h *held) error {
 	return nil
 }
 
-// loadHeld makes the folders of what has to do with plugins, and reads the records of an earlier engine.
+// loadHeld reads the records of an earlier engine.
 func (l *Local) loadHeld() error {
 	if l.opt.Plugins.Set != nil {
-		if err := errors.Join(os.MkdirAll(l.heldDir(), 0o700), os.MkdirAll(l.keyDir(), 0o755)); err != nil {
-			return fmt.Errorf("folders for network plugins: %w", err)
+		if err := os.MkdirAll(l.keyDir(), 0o755); err != nil {
+			return fmt.Errorf("folder for network plugins: %w", err)
 		}
 	}
-	entries, err := os.ReadDir(l.heldDir())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+	all, err := l.ledger.All()
 	if err != nil {
-		return err
+		return fmt.Errorf("what network plugins hold: %w", err)
 	}
-	for _, e := range entries {
-		path := filepath.Join(l.heldDir(), e.Name())
-		if l.dropAside(path) {
-			continue
-		}
-		id, ok := strings.CutSuffix(e.Name(), ".json")
-		if !ok {
-			continue
-		}
-		var h held
-		raw, err := os.ReadFile(path)
-		if err == nil {
-			err = json.Unmarshal(raw, &h)
-		}
-		if err == nil && (h.ID != id || h.Network == "" || h.Owner == "" && h.ID != h.Network) {
-			err = errors.New("the ids do not fit")
-		}
-		if err != nil {
-			l.log.Error("a record of what plugins hold is unreadable and set aside", "file", path, "err", err)
-			if err := os.Rename(path, path+".bad"); err != nil {
-				return err
-			}
-			continue
-		}
+	for _, h := range all {
 		h.unclaimed = h.Owner != ""
+		h.owed = l.nets[h.Network] == nil // nobody else is there yet
 		l.hold(&h)
-		l.mu.Lock()
-		h.owed = l.nets[h.Network] == nil
-		l.mu.Unlock()
 	}
 	return nil
 }

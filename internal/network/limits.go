@@ -69,6 +69,7 @@ func (l *Local) limit(ctx context.Context, bx *box, want Limits, list *egress.Li
 	p := l.planOf(bx)
 	was, _ := bx.ratesOn(p.nets)
 	from := bx.egress
+	bx.listed = bx.listed || from != nil
 	bx.req.Egress, bx.req.Rates, bx.egress = want.Egress, want.Rates, list
 	rates, _ := bx.ratesOn(p.nets)
 	l.mu.Unlock()
@@ -239,7 +240,7 @@ func (l *Local) limitNetwork(ctx context.Context, nw, to *network, process func(
 		}
 		pid := process(m.bx.req.Owner)
 		if pid == 0 {
-			continue // it ended, or is about to start, with the new limits
+			continue // it ended; or it is about to start, and has the rates from before until it starts again
 		}
 		ns, err := nsOf(pid)
 		if errors.Is(err, os.ErrNotExist) {

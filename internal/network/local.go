@@ -16,6 +16,7 @@ import (
 	"corten.dev/corten/internal/network/dns"
 	"corten.dev/corten/internal/network/egress"
 	"corten.dev/corten/internal/network/remote"
+	"corten.dev/corten/internal/record"
 	"golang.org/x/sys/unix"
 )
 
@@ -41,6 +42,8 @@ type Local struct {
 	settled bool
 	closed  bool
 
+	records *record.Dir[stored]
+	ledger  *record.Dir[held]
 	pool    *readyPool
 	reap    *reaper
 	rules   rulesState
@@ -83,6 +86,7 @@ type box struct {
 	pid      int
 	bindings []*binding
 	egress   *egress.List // nil: no list
+	listed   bool         // it has a list, or had one
 	ready    bool
 	leaving  bool
 }
@@ -109,8 +113,8 @@ func New(opt Options) (_ *Local, err error) {
 	l.pool, l.reap = newReadyPool(l), newReaper(l)
 	l.startProxyLink(ctx)
 	l.startNameLink(ctx)
-	if err := os.MkdirAll(l.storeDir(), 0o700); err != nil {
-		return nil, fmt.Errorf("network records: %w", err)
+	if err := l.openStore(); err != nil {
+		return nil, err
 	}
 	if err := l.load(ctx); err != nil {
 		return nil, err

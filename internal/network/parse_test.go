@@ -1,6 +1,7 @@
 package network
 
 import (
+	"encoding/json"
 	"net/netip"
 	"strings"
 	"testing"
@@ -85,10 +86,11 @@ func TestFreeSubnetAvoidsTheHosts(t *testing.T) {
 }
 
 func FuzzRecord(f *testing.F) {
-	f.Add([]byte(`{"ID":"x","Name":"blue","Driver":"bridge","IPAM":{"Pools":[{"Subnet":"10.0.0.0/8"}]}}`))
+	f.Add([]byte(`{"ID":"` + strings.Repeat("a", 64) + `","Name":"blue","Driver":"bridge","IPAM":{"Pools":[{"Subnet":"10.0.0.0/8"}]}}`))
 	f.Fuzz(func(t *testing.T, p []byte) {
-		if nw, err := parseRecord(p, strings.Repeat("a", 64)); err == nil {
-			_, _ = (&Local{}).live(nw)
+		var rec stored
+		if json.Unmarshal(p, &rec) == nil && rec.Check(strings.Repeat("a", 64)) == nil {
+			_, _ = (&Local{}).live(rec.Network)
 		}
 	})
 }

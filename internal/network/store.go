@@ -1,128 +1,94 @@
 package network
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
+	"maps"
 	"path/filepath"
-	"strings"
+	"slices"
+
+	"corten.dev/corten/internal/record"
 )
 
-// The durable side of the room:
+// The durable side of the room (package record):
 //
-//	<root>/networks/<id>.json   one stored Network, written aside, flushed, renamed
-//	<root>/networks/<id>.json.bad   one that could not be read, set aside
+//	<root>/networks/<id>.json            a network
+//	<root>/networks/plugins/<id>.json    what plugins hold for a network or an endpoint (held.go)
 func (l *Local) storeDir() string { return filepath.Join(l.opt.Root, "networks") }
 
-func (l *Local) save(nw Network) error {
-	raw, err := json.MarshalIndent(nw, "", " ")
-	if err != nil {
-		return fmt.Errorf("store network %s: %w", nw.Name, err)
+func (l *Local) heldDir() string { return filepath.Join(l.storeDir(), "plugins") }
+
+// stored is a network's record.
+type stored struct{ Network }
+
+// Check implements [record.Checked].
+func (s *stored) Check(name string) error {
+	if s.ID != name || len(s.ID) != 64 || s.Name == "" {
+		return errors.New("id or name does not fit")
 	}
-	if err := l.writeAside(filepath.Join(l.storeDir(), nw.ID+".json"), raw); err != nil {
+	for _, p := range s.IPAM.Pools {
+		if s.IPAM.Driver != "" && s.IPAM.Driver != ipamDefault {
+			break // checked when the plugin gave it
+		}
+		if err := checkPool(p); err != nil {
+			return errors.Join(errors.New("bad address pool"), err)
+		}
+	}
+	return nil
+}
+
+// Check implements [record.Checked].
+func (h *held) Check(name string) error {
+	if h.ID != name || h.Network == "" || h.Owner == "" && h.ID != h.Network {
+		return errors.New("the ids do not fit")
+	}
+	return nil
+}
+
+// openStore opens the folders.
+func (l *Local) openStore() (err error) {
+	if l.records, err = record.Open[stored](l.storeDir(), l.log); err != nil {
+		return fmt.Errorf("networks: %w", err)
+	}
+	if l.ledger, err = record.Open[held](l.heldDir(), l.log); err != nil {
+		return fmt.Errorf("what network plugins hold: %w", err)
+	}
+	return nil
+}
+
+func (l *Local) closeStore() (err error) {
+	if l.records != nil {
+		err = l.records.Close()
+	}
+	if l.ledger != nil {
+		err = errors.Join(err, l.ledger.Close())
+	}
+	return err
+}
+
+func (l *Local) save(nw Network) error {
+	if err := l.records.Put(nw.ID, stored{nw}, true); err != nil {
 		return fmt.Errorf("store network %s: %w", nw.Name, err)
 	}
 	return nil
 }
 
-// writeAside writes a file that is there whole, or as it was, after a crash.
-func (l *Local) writeAside(path string, raw []byte) error {
-	dir, name := filepath.Split(path)
-	f, err := os.CreateTemp(dir, "."+name+".*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(raw)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return syncDir(dir)
-}
-
-// dropAside removes what a crash in writeAside left, if the file is that.
-func (l *Local) dropAside(path string) bool {
-	if !strings.HasPrefix(filepath.Base(path), ".") {
-		return false
-	}
-	if err := os.Remove(path); err != nil {
-		l.log.Warn("drop an interrupted write", "file", path, "err", err)
-	}
-	return true
-}
-
 func (l *Local) forget(id string) error {
-	if err := os.Remove(filepath.Join(l.storeDir(), id+".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := l.records.Delete(id, true); err != nil {
 		return fmt.Errorf("forget network %s: %w", id, err)
 	}
-	return syncDir(l.storeDir())
+	return nil
 }
 
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
-}
-
-// stored reads the records; one that cannot be read is set aside and said so, because the engine must come up.
+// stored reads the records, in the order of their ids.
 func (l *Local) stored() ([]Network, error) {
-	entries, err := os.ReadDir(l.storeDir())
+	recs, err := l.records.All()
 	if err != nil {
-		return nil, fmt.Errorf("read network records: %w", err)
+		return nil, fmt.Errorf("networks: %w", err)
 	}
-	var all []Network
-	for _, e := range entries {
-		path := filepath.Join(l.storeDir(), e.Name())
-		if l.dropAside(path) {
-			continue
-		}
-		id, ok := strings.CutSuffix(e.Name(), ".json")
-		if !ok {
-			continue
-		}
-		nw, err := readRecord(path, id)
-		if err != nil {
-			l.log.Error("network record is unreadable and set aside", "file", path, "err", err)
-			if err := os.Rename(path, path+".bad"); err != nil {
-				return nil, fmt.Errorf("set network record aside: %w", err)
-			}
-			continue
-		}
-		all = append(all, nw)
+	all := make([]Network, 0, len(recs))
+	for _, id := range slices.Sorted(maps.Keys(recs)) {
+		all = append(all, recs[id].Network)
 	}
 	return all, nil
-}
-
-func readRecord(path, id string) (Network, error) {
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return Network{}, err
-	}
-	return parseRecord(raw, id)
-}
-
-func parseRecord(raw []byte, id string) (Network, error) {
-	var nw Network
-	if err := json.Unmarshal(raw, &nw); err != nil {
-		return nw, err
-	}
-	if nw.ID != id || len(nw.ID) != 64 || nw.Name == "" {
-		return nw, errors.New("id or name does not fit")
-	}
-	for _, p := range nw.IPAM.Pools {
-		if nw.IPAM.Driver != "" && nw.IPAM.Driver != ipamDefault {
-			break // checked when the plugin gave it
-		}
-		if err := checkPool(p); err != nil {
-			return nw, errors.Join(errors.New("bad address pool"), err)
-		}
-	}
-	return nw, nil
 }

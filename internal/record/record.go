@@ -40,6 +40,11 @@ const (
 	maxName      = 200 // leaves room for the prefix and suffixes in the 255 bytes of a file name
 )
 
+// Checked is what the type of a record can be that may be read and is no good all the same: then it is as one that cannot be read. It is asked with the name under which it was found.
+type Checked interface {
+	Check(name string) error
+}
+
 // Dir is an open folder of records of one type. Its methods may be called by several goroutines. Who puts one record from several goroutines at once orders
 // them himself: the last rename stays.
 type Dir[T any] struct {
@@ -171,6 +176,9 @@ func (d *Dir[T]) Get(name string) (T, error) {
 	}
 	if err == nil {
 		err = json.Unmarshal(data, &rec)
+	}
+	if c, ok := any(&rec).(Checked); ok && err == nil {
+		err = c.Check(name)
 	}
 	if err != nil {
 		return rec, fmt.Errorf("read record %s: %w", name, err)

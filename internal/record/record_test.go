@@ -112,6 +112,36 @@ func TestAllSetsBrokenAside(t *testing.T) {
 	}
 }
 
+// checked is good only under its own name.
+type checked struct{ Name string }
+
+func (c *checked) Check(name string) error {
+	if c.Name != name {
+		return errors.New("it is another's")
+	}
+	return nil
+}
+
+func TestAllSetsAsideWhatIsNoGood(t *testing.T) {
+	dir := t.TempDir()
+	d, err := Open[checked](dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for name, rec := range map[string]checked{"one": {"one"}, "two": {"one"}} {
+		if err := d.Put(name, rec, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if all, err := d.All(); err != nil || len(all) != 1 || all["one"].Name != "one" {
+		t.Errorf("all: %+v %v", all, err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "two.json.broken")); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestFlushIsShared(t *testing.T) {
 	var flushes atomic.Int32
 	started, release := make(chan struct{}, 16), make(chan struct{})
