@@ -25,16 +25,14 @@ func (s *Service) List(ctx context.Context, opts ListOptions) ([]View, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := s.table.all()
-	recs := make([]*container.Record, 0, len(all)) // records are large: with a thousand of them, copies would be most of the time
-	for _, ctr := range all {
+	var recs []*container.Record // records are large: with a thousand of them, copies would be most of the time
+	for _, ctr := range slices.Backward(s.table.all()) {
 		if rec := ctr.shown(); match(rec) {
 			recs = append(recs, rec)
+			if len(recs) == opts.Limit { // the newest; those of a thousand others are not looked at
+				break
+			}
 		}
-	}
-	slices.SortFunc(recs, func(a, b *container.Record) int { return b.Created.Compare(a.Created) })
-	if opts.Limit > 0 && len(recs) > opts.Limit {
-		recs = recs[:opts.Limit]
 	}
 	views := make([]View, len(recs))
 	named := s.stillNamed(ctx)

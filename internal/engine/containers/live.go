@@ -1,6 +1,7 @@
 package containers
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -162,9 +163,10 @@ func (ctr *live) tell(end Ended, conds ...WaitCondition) {
 
 // table finds containers.
 type table struct {
-	mu     sync.RWMutex // guards both maps
+	mu     sync.RWMutex // guards what follows
 	byID   map[string]*live
 	byName map[string]*live
+	order  []*live // those of byID, the oldest first
 }
 
 // reserve takes a name and adds the container; taking both at once keeps names unique.
@@ -185,8 +187,17 @@ func nameTaken(name, id string) error {
 // add makes a reserved container visible.
 func (t *table) add(ctr *live) {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.byID[ctr.id] = ctr
-	t.mu.Unlock()
+	at, _ := t.place(ctr)
+	t.order = slices.Insert(t.order, at, ctr)
+}
+
+// place is where a container is in the order, or belongs. mu is held.
+func (t *table) place(ctr *live) (int, bool) {
+	return slices.BinarySearchFunc(t.order, ctr, func(a, b *live) int {
+		return cmp.Or(a.record().Created.Compare(b.record().Created), strings.Compare(a.id, b.id))
+	})
 }
 
 // drop forgets a container and frees its name.
@@ -194,6 +205,9 @@ func (t *table) drop(ctr *live) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.byID, ctr.id)
+	if at, found := t.place(ctr); found {
+		t.order = slices.Delete(t.order, at, at+1)
+	}
 	if name := ctr.record().Name; t.byName[name] == ctr {
 		delete(t.byName, name)
 	}
@@ -208,14 +222,11 @@ func (t *table) free(name string, ctr *live) {
 	}
 }
 
+// all lists the containers, the oldest first.
 func (t *table) all() []*live {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	all := make([]*live, 0, len(t.byID))
-	for _, ctr := range t.byID {
-		all = append(all, ctr)
-	}
-	return all
+	return slices.Clone(t.order)
 }
 
 // find looks a container up by id, name, or unique prefix of an id.
