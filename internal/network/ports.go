@@ -28,6 +28,7 @@ type binding struct {
 	rules  bool       // passed on by the table's maps
 	proxy  bool       // passed on by the port proxy, all of it or what comes by [::1]
 	direct bool       // reached at the container's own address
+	detour string     // the bridge from whose containers the proxy passes it on, beside the rules
 	files  []*os.File // one for each port, nil where the proxy kept it from an earlier engine; none where nothing is held
 }
 
@@ -267,6 +268,9 @@ func (l *Local) aim(b *binding, ep Endpoint, nw *network) (bool, error) {
 	case own.IsValid() && !(b.HostIP.Is6() && l.opt.NoRules6): // no route leads from [::1] into a bridge, so that part is the proxy's
 		b.rules, b.proxy = true, b.HostIP == netip.IPv6Unspecified() && proxied
 		b.direct = l.opt.DirectRouting || len(nw.trusted) > 0
+		if !nw.icc && proxied {
+			b.proxy, b.detour = true, nw.br
+		}
 		return true, nil
 	case !proxied || nw.mode(other.Addr()) == modeRouted:
 		return false, errs.New(errs.Invalid, "port %s cannot be published on %s: container has no address of that family", portText(b.Port), b.HostIP)

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"corten.dev/corten/internal/linux/netlink"
 	"corten.dev/corten/internal/linux/nft"
 	"golang.org/x/sys/unix"
 )
@@ -23,6 +24,8 @@ import (
 //	set masq4, masq6       bridges whose containers leave with the host's address; map snat4, snat6: with this address
 //	set routed4, routed6   bridges of networks in gateway mode routed; set open4, open6: in nat-unprotected
 //	set trusted            interface of the host . bridge, from where direct4 and direct6 are let in
+//	set detour4, detour6   bridge . addresses . proto . ports: published by a container whose network's containers do not reach each other. Its neighbours, and it itself, reach the port by way of the port proxy: where
+//	                       br_netfilter is on (the kernel's default), a packet that was given its neighbour's address stays in the bridge, which passes nothing on between them
 //	set links              address . address . proto . ports, what --link opens where icc is off
 //	set self4, self6       address . the same address, of containers with published ports
 //
@@ -45,7 +48,7 @@ const (
 	setAny4, setAny6, setHost4, setHost6                         = "any4", "any6", "host4", "host6"
 	setBridges, setSame, setICC, setInternal, setSelf4, setSelf6 = "bridges", "same", "icc", "internal", "self4", "self6"
 	setMasq, setSNAT, setRouted, setOpen, setDirect              = "masq", "snat", "routed", "open", "direct" // and 4 or 6
-	setTrusted, setLinks, ranged, shifted                        = "trusted", "links", "r", "s"
+	setTrusted, setLinks, setDetour, ranged, shifted             = "trusted", "links", "detour", "r", "s"     // of detour: and 4 or 6
 	chainGuard, chainPre, chainOut, chainPorts                   = "guard", "prerouting", "output", "ports"
 	chainForward, chainPost                                      = "forward", "postrouting"
 	prioRaw, prioDstNAT, prioFilter, prioSrcNAT                  = -300, -100, 0, 100
@@ -71,6 +74,8 @@ var (
 		{Name: setDirect + "4", Key: []nft.Type{nft.IPv4, nft.Proto, nft.Service}, Ranges: true},
 		{Name: setDirect + "6", Key: []nft.Type{nft.IPv6, nft.Proto, nft.Service}, Ranges: true},
 		{Name: setLinks, Key: []nft.Type{nft.IPv4, nft.IPv4, nft.Proto, nft.Service}, Ranges: true},
+		{Name: setDetour + "4", Key: []nft.Type{nft.IfName, nft.IPv4, nft.Proto, nft.Service}, Ranges: true},
+		{Name: setDetour + "6", Key: []nft.Type{nft.IfName, nft.IPv6, nft.Proto, nft.Service}, Ranges: true},
 	})
 	selfSets  = []nft.Set{{Name: setSelf4, Key: []nft.Type{nft.IPv4, nft.IPv4}}, {Name: setSelf6, Key: []nft.Type{nft.IPv6, nft.IPv6}}}
 	ownChains = []nft.Chain{
@@ -128,6 +133,9 @@ func writeNAT(tx *nft.Tx, table string, fams []nft.Family) {
 
 	add(chainGuard, "loopback is not for containers", nft.Via(unix.NFT_META_IIFNAME, setBridges, false), loopbackDst, one(nft.Drop()))
 	add(chainPre, "loopback is not for others", one(nft.Meta(unix.NFT_META_IIFNAME, nft.R(0)), nft.Cmp(nft.R(0), nft.Name("lo"), true)), loopbackDst, one(nft.Return()))
+	for _, f := range fams {
+		add(chainPre, "neighbours that do not reach each other: the port proxy", nft.IsFamily(f.Proto), detoured(f), one(nft.Return()))
+	}
 	add(chainPre, "", local, one(nft.Jump(chainPorts)))
 	add(chainOut, "", local, one(nft.Jump(chainPorts)))
 	add(chainPorts, "no route leads from there: the port proxy", nft.IsFamily(unix.NFPROTO_IPV6),
@@ -193,6 +201,13 @@ func portsOf(set string, offset, size uint32) []nft.Expr {
 	after := size / 4
 	return []nft.Expr{nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, size, nft.R(0)), nft.Meta(unix.NFT_META_L4PROTO, nft.R(after)),
 		nft.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, nft.R(after+1)), nft.In(set, nft.R(0), false)}
+}
+
+// detoured matches packets from a bridge to a port that its own containers reach by way of the proxy.
+func detoured(f nft.Family) []nft.Expr {
+	next := 4 + nft.R(f.Size/4)
+	return []nft.Expr{nft.Meta(unix.NFT_META_IIFNAME, nft.R(0)), nft.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, f.Dst, f.Size, nft.R(4)), nft.Meta(unix.NFT_META_L4PROTO, next),
+		nft.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 2, 2, next+1), nft.In(setDetour+f.Name, nft.R(0), false)}
 }
 
 // loopbackAt matches 127.0.0.0/8 at the offset of the source (12) or destination (16).
@@ -269,6 +284,17 @@ func elements(bindings []*binding) map[string][]nft.Elem {
 		}
 		if !b.rules {
 			continue
+		}
+		if b.detour != "" {
+			first, end, set := b.HostIP, b.HostIP, setDetour+"4"
+			if b.HostIP.IsUnspecified() {
+				end = netlink.LastAddr(netip.PrefixFrom(first, 0))
+			}
+			if first.Is6() {
+				set = setDetour + "6"
+			}
+			br, proto := nft.Name(b.detour), []byte{protoNumber[b.Proto]}
+			by[set] = append(by[set], nft.Elem{Key: nft.Cat(br, first.AsSlice(), proto, nft.Port(b.HostPort)), End: nft.Cat(br, end.AsSlice(), proto, nft.Port(b.HostPort+b.more()))})
 		}
 		self := setSelf4
 		if to.Is6() {

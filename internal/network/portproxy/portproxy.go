@@ -1,5 +1,5 @@
-// Package portproxy passes on what the kernel's rules cannot: connections to published ports on [::1], and on IPv6 addresses for containers that have
-// only IPv4 ones.
+// Package portproxy passes on what the kernel's rules cannot: connections to published ports on [::1], on IPv6 addresses for containers that have
+// only IPv4 ones, and from containers of a network whose containers do not reach each other.
 //
 // It is one small process for all ports of an engine, started with the first such port. It owns the listening sockets that the engine hands it, and
 // nothing else; it outlives the engine, and ends when it has no port left and no engine is connected. It promises: an engine that comes back learns
@@ -25,7 +25,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"corten.dev/corten/internal/network/resident"
@@ -209,8 +208,15 @@ func (p *proxy) add(req Request, f *os.File) error {
 		if err != nil {
 			return err
 		}
-		at.close = pc.Close
-		go packets(pc, req.To)
+		front, ok := pc.(*net.UDPConn)
+		if !ok {
+			return errors.Join(fmt.Errorf("the socket of %s is none of udp", req.Key), pc.Close())
+		}
+		if err := tellLocal(front); err != nil {
+			return errors.Join(err, front.Close())
+		}
+		at.close = front.Close
+		go packets(front, req.To)
 	default:
 		return fmt.Errorf("protocol %q cannot be passed on", proto)
 	}
@@ -267,70 +273,4 @@ func pass(dst, src *net.TCPConn) {
 		return
 	}
 	_ = dst.CloseWrite()
-}
-
-// packets passes udp on: each sender gets a socket of its own, so that answers find back.
-func packets(pc net.PacketConn, to string) {
-	var mu sync.Mutex
-	senders := map[string]net.Conn{}
-	defer func() {
-		mu.Lock()
-		defer mu.Unlock()
-		for _, up := range senders {
-			_ = up.Close()
-		}
-	}()
-	buf := make([]byte, maxPacket)
-	for {
-		n, from, err := pc.ReadFrom(buf)
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			continue
-		}
-		key := from.String()
-		mu.Lock()
-		up, known := senders[key]
-		full := len(senders) >= maxSenders
-		mu.Unlock()
-		if !known {
-			if full {
-				continue
-			}
-			if up, err = net.Dial("udp", to); err != nil {
-				continue
-			}
-			mu.Lock()
-			senders[key] = up
-			mu.Unlock()
-			go func() {
-				back(pc, from, up)
-				mu.Lock()
-				delete(senders, key)
-				mu.Unlock()
-				_ = up.Close()
-			}()
-		}
-		_ = up.SetReadDeadline(time.Now().Add(udpIdle))
-		_, _ = up.Write(buf[:n]) // a packet that cannot be passed on is lost, as packets are
-	}
-}
-
-// back carries answers to one sender until nothing was said for a while.
-func back(pc net.PacketConn, to net.Addr, up net.Conn) {
-	buf := make([]byte, maxPacket)
-	for {
-		n, err := up.Read(buf)
-		if errors.Is(err, syscall.ECONNREFUSED) {
-			continue // the container does not listen yet
-		}
-		if err != nil {
-			return
-		}
-		_ = up.SetReadDeadline(time.Now().Add(udpIdle))
-		if _, err := pc.WriteTo(buf[:n], to); err != nil {
-			return
-		}
-	}
 }
