@@ -106,6 +106,16 @@ func (c Check) Wait(h Health, started, now time.Time) time.Duration {
 	return c.Interval
 }
 
+// Over is the health once the run has ended: nothing that does not run is healthy. No event tells of it, as in Docker.
+func (h *Health) Over() *Health {
+	if h == nil {
+		return nil
+	}
+	over := *h
+	over.Status = Unhealthy
+	return &over
+}
+
 // After is the health after one more probe:
 //
 //	starting ──ok──▶ healthy ◀──ok── unhealthy

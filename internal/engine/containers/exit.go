@@ -57,6 +57,7 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 	rec = ctr.changeLocked(func(rec *container.Record) {
 		st := &rec.State
 		st.Status, st.PID, st.ExitCode, st.OOMKilled, st.FinishedAt, st.Error = container.Exited, 0, exit.Code, exit.OOMKilled, exit.At.UTC(), text
+		st.Health = st.Health.Over()
 		switch {
 		case again:
 			st.Status = container.Restarting

@@ -110,7 +110,9 @@ func (s *Service) probe(ctx context.Context, ctr *live, mon monitor.Monitor, pro
 	case err != nil:
 		result.Output = err.Error() + "\n" + result.Output
 	}
-	result.Output = result.Output[:min(len(result.Output), container.MaxProbeOutput)]
+	if len(result.Output) > container.MaxProbeOutput { // with Docker's dots
+		result.Output = result.Output[:container.MaxProbeOutput] + "..."
+	}
 	result.End = time.Now()
 	return result
 }
@@ -202,13 +204,13 @@ func (s *Service) probeByCommand(ctx context.Context, ctr *live, mon monitor.Mon
 	return code, <-said, nil
 }
 
-// readProbe keeps the beginning of what a probe says, and drinks the rest.
+// readProbe keeps the beginning of what a probe says, one byte more than is shown, and drinks the rest.
 func readProbe(conn net.Conn) string {
 	var kept []byte
 	buf := make([]byte, 4096)
 	for {
 		n, err := conn.Read(buf)
-		kept = append(kept, buf[:min(n, container.MaxProbeOutput-len(kept))]...)
+		kept = append(kept, buf[:min(n, container.MaxProbeOutput+1-len(kept))]...)
 		if err != nil {
 			return string(kept)
 		}
@@ -227,6 +229,12 @@ func (s *Service) probed(ctr *live, mon monitor.Monitor, result container.ProbeR
 	if rec.State.Status != container.Running { // it was frozen meanwhile
 		ctr.mu.Unlock()
 		return true
+	}
+	select {
+	case <-mon.Exited(): // a probe of what was ending says nothing
+		ctr.mu.Unlock()
+		return false
+	default:
 	}
 	now := was.After(result, check, rec.State.StartedAt)
 	rec = ctr.changeLocked(func(rec *container.Record) { rec.State.Health = &now })

@@ -96,7 +96,7 @@ func TestHealthThatHangs(t *testing.T) {
 	req.Config.Healthcheck.Timeout, req.Config.Healthcheck.Retries = 3*time.Second, 1
 	id = h.run(req)
 	view = h.until(id, "unhealthy", healthIs(container.Unhealthy))
-	if n := len(view.State.Health.Log[0].Output); n != container.MaxProbeOutput {
+	if n := len(view.State.Health.Log[0].Output); n != container.MaxProbeOutput+len("...") {
 		t.Errorf("%d bytes of output are kept", n)
 	}
 }
@@ -136,6 +136,9 @@ func TestRestartOnUnhealthy(t *testing.T) {
 	h.until(id, "healthy", healthIs(container.Healthy))
 	must(t, h.svc.Stop(bg, id, containers.StopOptions{}))
 	h.status(id, container.Exited)
+	if st := h.inspect(id).State.Health; st.Status != container.Unhealthy || len(st.Log) == 0 { // as Docker has it: what does not run is not healthy
+		t.Errorf("health of what was stopped: %+v", st)
+	}
 }
 
 func TestTimeLimitOfARun(t *testing.T) {

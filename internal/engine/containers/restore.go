@@ -235,6 +235,7 @@ func (s *Service) endRun(ctx context.Context, ctr *live, mon monitor.Monitor, pr
 		ctr.changeLocked(func(rec *container.Record) {
 			st := &rec.State
 			st.Status, st.PID, st.ExitCode, st.OOMKilled, st.FinishedAt, st.Error = container.Exited, 0, exit.Code, exit.OOMKilled, exit.At.UTC(), text
+			st.Health = st.Health.Over()
 			rec.Sandbox = nil
 		})
 		ctr.mu.Unlock()
