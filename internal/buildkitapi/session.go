@@ -85,7 +85,11 @@ func (c *client) Open(ctx context.Context, name string, opts build.ContextOption
 	if err != nil {
 		return nil, nil, kind(err, "context "+name)
 	}
-	return files, release, stream.CloseSend()
+	if err := stream.CloseSend(); err != nil {
+		release()
+		return nil, nil, kind(err, "context "+name)
+	}
+	return files, release, nil
 }
 
 // Upload implements [build.Uploads] by the client's upload service.

@@ -48,7 +48,11 @@ func (s *Server) build(w http.ResponseWriter, r *request) error {
 	defer context.AfterFunc(s.streams, cancel)()
 	if id := r.query.get("buildid"); id != "" {
 		req.Ref = id
-		defer s.cancels.add(id, cancel)()
+		remove, err := s.cancels.add(id, cancel)
+		if err != nil {
+			return err
+		}
+		defer remove()
 	}
 	if r.query.get("remote") == "" {
 		files, release, err := s.BuildMirrors.Unpack(ctx, r.Body, mirror.Request{Name: "context"})
@@ -307,9 +311,13 @@ type cancels struct {
 	all map[string]context.CancelFunc
 }
 
-func (c *cancels) add(id string, cancel context.CancelFunc) (remove func()) {
+// add refuses an id that another build has: it would take that one's place.
+func (c *cancels) add(id string, cancel context.CancelFunc) (remove func(), err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.all[id] != nil {
+		return nil, errs.New(errs.Conflict, "build %s is under way already", id)
+	}
 	if c.all == nil {
 		c.all = map[string]context.CancelFunc{}
 	}
@@ -318,7 +326,7 @@ func (c *cancels) add(id string, cancel context.CancelFunc) (remove func()) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		delete(c.all, id)
-	}
+	}, nil
 }
 
 func (s *Server) buildCancel(w http.ResponseWriter, r *request) error {

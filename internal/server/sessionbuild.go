@@ -47,7 +47,11 @@ func (s *Server) sessionBuild(w http.ResponseWriter, r *request) error {
 	}
 	if id != "" {
 		req.Ref = id
-		defer s.cancels.add(id, cancel)()
+		remove, err := s.cancels.add(id, cancel)
+		if err != nil {
+			return err
+		}
+		defer remove()
 	}
 	p := newProgress(w, false)
 	aux := func(id string, value any) error {
