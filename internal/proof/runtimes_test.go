@@ -55,7 +55,7 @@ func TestOtherRuntimes(t *testing.T) {
 	if out, err := e.Try("create", "--runtime", "nosuch", enginetest.Busybox); err == nil || !strings.Contains(err.Error(), "unknown or invalid runtime name: nosuch") {
 		t.Errorf("%s, %v", out, err)
 	}
-	if left, err := filepath.Glob(filepath.Join(e.Dir, "e", "runtimes*")); err != nil || len(left) > 0 {
+	if left, err := os.ReadDir(filepath.Join(e.Dir, "e", "runtimes")); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)
 	}
 }

@@ -15,10 +15,11 @@ import (
 	"corten.dev/corten/internal/runtime/foreign"
 )
 
-// OverRuntimes makes the runtime room fit what this service asks for, and has it prepare what many containers share. Others are asked for containers that name them. own tells the names of our own, which
+// OverRuntimes makes the runtime rooms fit what this service asks for, and has them prepare what many containers share. Others are asked for containers that name them. own tells the names of our own, which
 // others may take.
 func OverRuntimes(rt *runtime.Runtime, others *foreign.Runtimes, own func(name string) bool) Runtime {
 	rt.Prepare()
+	others.Prepare()
 	return theRuntimes{rt, others, own}
 }
 

@@ -128,7 +128,22 @@ func (r *Runtimes) Load(ctx context.Context, id string) (*Container, error) {
 	return ctr, nil
 }
 
-// List names the containers of which there is anything, and clears away what a killed engine left of those it was removing.
+// Prepare makes the folder of all, where there is a runtime, and clears away what a killed engine left of the containers that it was removing. A long-lived caller calls it once, before all else; without it the
+// first container makes the folder.
+func (r *Runtimes) Prepare() {
+	left, err := filepath.Glob(r.dir(".*"))
+	for _, dir := range left {
+		err = errors.Join(err, os.RemoveAll(dir))
+	}
+	if len(r.commands) > 0 {
+		err = errors.Join(err, os.MkdirAll(r.opts.Root, 0o700))
+	}
+	if err != nil {
+		r.log.Warn("the folder of other runtimes' containers", "error", err)
+	}
+}
+
+// List names the containers of which there is anything.
 func (r *Runtimes) List() ([]string, error) {
 	entries, err := os.ReadDir(r.opts.Root)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -141,10 +156,6 @@ func (r *Runtimes) List() ([]string, error) {
 	for _, e := range entries {
 		if !strings.HasPrefix(e.Name(), ".") {
 			ids = append(ids, e.Name())
-			continue
-		}
-		if err := os.RemoveAll(r.dir(e.Name())); err != nil {
-			return nil, fmt.Errorf("what is left of container %s: %w", e.Name()[1:], err)
 		}
 	}
 	return ids, nil

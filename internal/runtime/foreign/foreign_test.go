@@ -104,6 +104,7 @@ func TestRemovedAtOnce(t *testing.T) {
 	if ids, err := ctr.r.List(); err != nil || len(ids) != 0 {
 		t.Errorf("listed %v, %v", ids, err)
 	}
+	ctr.r.Prepare()
 	if entries, err := os.ReadDir(ctr.r.opts.Root); err != nil || len(entries) != 0 {
 		t.Errorf("left by an engine that was killed: %v, %v", entries, err)
 	}
