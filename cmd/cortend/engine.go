@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"corten.dev/corten/internal/container"
@@ -214,7 +215,7 @@ func openSnapshots(set settings.Settings, log *slog.Logger) (snapshot.Store, err
 	case "plain", "vfs":
 		return plain.New(plain.Options{Root: filepath.Join(root, "plain"), Logger: log})
 	case "":
-		if err := overlay.Supported(root); err != nil {
+		if err := overlayWorks(root); err != nil {
 			if size, serr := set.TreeSize(); serr != nil || size > 0 {
 				return nil, errors.Join(fmt.Errorf("storage-opt overlay2.size: %w", err), serr)
 			}
@@ -222,7 +223,7 @@ func openSnapshots(set settings.Settings, log *slog.Logger) (snapshot.Store, err
 			return plain.New(plain.Options{Root: filepath.Join(root, "plain"), Logger: log})
 		}
 	default:
-		if err := overlay.Supported(root); err != nil {
+		if err := overlayWorks(root); err != nil {
 			return nil, fmt.Errorf("storage driver overlay: %w", err)
 		}
 	}
@@ -233,6 +234,17 @@ func openSnapshots(set settings.Settings, log *slog.Logger) (snapshot.Store, err
 		}
 	}
 	return overlay.New(overlay.Options{Root: filepath.Join(root, "overlay"), Logger: log, Skeletons: skeletons(), Label: label})
+}
+
+// overlayWorks tells why overlay mounts do not. On a full disk it cannot be tried: there it does where it did before, so that an engine comes up with all that it had.
+func overlayWorks(root string) error {
+	err := overlay.Supported(root)
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		if _, before := os.Stat(filepath.Join(root, "overlay")); before == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // treeSize is checked with the settings.

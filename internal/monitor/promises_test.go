@@ -127,6 +127,34 @@ func TestEndWithoutEngine(t *testing.T) {
 	wait4(pid)
 }
 
+// The disk was full when a container ended without an engine: its exit was lost, and the next engine said that it was killed.
+func TestEndOnAFullDiskWithoutEngine(t *testing.T) {
+	b := newBench(t, monitor.Options{})
+	disk := filepath.Join(b.dir, "disk")
+	os.Mkdir(disk, 0o700)
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=64k"); err != nil {
+		t.Skip("no tmpfs: ", err)
+	}
+	t.Cleanup(func() { unix.Unmount(disk, unix.MNT_DETACH) })
+	os.WriteFile(filepath.Join(disk, "ballast"), make([]byte, 128<<10), 0o600) // as much of it as there is room for
+	exit := filepath.Join(disk, "exit")
+	m := b.launch(monitor.Launch{Program: monitortest.Shell(t, "while ! test -e "+b.dir+"/go; do sleep 0.02; done; exit 9"), ExitPath: exit, Durable: true})
+	pid := m.MonitorPID()
+	m.Close()
+	os.WriteFile(b.dir+"/go", nil, 0o600)
+	eventually(t, "no room for the exit", func() bool { _, err := monitor.ReadExit(exit); return err != nil && dead(m.PID()) })
+	again, err := b.pool.Open(b.ctx, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if x := b.wait(again); x.Code != 9 {
+		t.Error(x)
+	}
+	again.Close()
+	eventually(t, "monitor gone", func() bool { return dead(pid) })
+	wait4(pid)
+}
+
 func wait4(pid int) { unix.Wait4(pid, nil, 0, nil) }
 
 // A run in one request is told how it ended on its own connection, by the engine. When the engine was killed the client got the output but no exit code: now the monitor tells it.

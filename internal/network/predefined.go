@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"strconv"
 	"time"
 
@@ -107,7 +108,16 @@ func (l *Local) loadDefault(ctx context.Context, old Network) error {
 		return fmt.Errorf("default bridge: %w", err)
 	}
 	l.put(nw)
-	return l.save(rec)
+	if reflect.DeepEqual(rec, old) {
+		return nil
+	}
+	if err := l.save(rec); err != nil {
+		if old.ID == "" {
+			return err
+		}
+		l.log.Error("settings of the default bridge are not kept", "err", err) // an engine comes up on a full disk, too; what must stay the same did
+	}
+	return nil
 }
 
 // fits checks what was set for the default bridge against its subnets.

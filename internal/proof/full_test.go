@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -106,10 +107,44 @@ func TestDiskFull(t *testing.T) {
 		t.Errorf("with room again, a container says %q", out)
 	}
 	e.CheckLeft(before)
-	e.Kill9()
-	e.Up()
+	endsOnAFullDisk(t, e, disk)
 	if got := e.Corten("inspect", "-f", "{{.State.Status}}", "steady"); got != "running" {
 		t.Errorf("the container that ran all the time: %s", got)
+	}
+}
+
+// A container ends while the disk is full and no engine runs: the next one comes up all the same, knows how it ended, and keeps that as soon as there is room. An engine did not
+// start on a full disk at all.
+func endsOnAFullDisk(t *testing.T, e *enginetest.Engine, disk string) {
+	t.Helper()
+	e.Corten("run", "-d", "--name", "brief", enginetest.Busybox, "sh", "-c", "trap 'exit 7' USR1; echo ready; while true; do sleep 0.1; done")
+	eventually(t, "brief waits for its signal", func() bool { return e.Corten("logs", "brief") == "ready" })
+	pid, err := strconv.Atoi(e.Corten("inspect", "-f", "{{.State.Pid}}", "brief"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	full := fill(t, disk)
+	e.Kill9()
+	if err := syscall.Kill(pid, syscall.SIGUSR1); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "brief ends", func() bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) })
+	e.Up()
+	if got := e.Corten("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "brief"); got != "exited 7" {
+		t.Errorf("ended on a full disk: %s", got)
+	}
+	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+	record := filepath.Join(disk, "containers", e.Corten("inspect", "-f", "{{.Id}}", "brief"), "record.json")
+	eventually(t, "what was owed is written", func() bool {
+		raw, err := os.ReadFile(record)
+		return err == nil && bytes.Contains(raw, []byte(`"ExitCode":7`))
+	})
+	e.Kill9()
+	e.Up()
+	if got := e.Corten("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "brief"); got != "exited 7" {
+		t.Errorf("with room again: %s", got)
 	}
 }
 

@@ -30,6 +30,7 @@ func (s *Service) Pause(ctx context.Context, ref string) error {
 func (s *Service) saveState(ctr *live) {
 	if err := s.save(ctr, false); err != nil {
 		s.Log.Error("keep the state of a container", "container", ctr.record().Name, "state", ctr.record().State.Status, "error", err)
+		s.owe(ctr, err)
 	}
 }
 

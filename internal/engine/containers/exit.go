@@ -81,6 +81,7 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 	if !remove {
 		if err := s.save(ctr, false); err != nil {
 			s.Log.Error("keep the end of a container", "container", rec.Name, "error", err)
+			s.owe(ctr, err)
 		}
 	}
 	ctr.tell(end, NotRunning, NextExit)

@@ -288,9 +288,7 @@ func (s *Service) atRest(ctr *live) {
 		}
 		return
 	}
-	if err := s.save(ctr, false); err != nil {
-		s.Log.Error("keep the state of a container", "container", rec.Name, "error", err)
-	}
+	s.saveState(ctr)
 }
 
 // sweep removes what belongs to no container: half made or half removed ones leave it, and the engine may die at any moment.

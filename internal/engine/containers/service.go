@@ -177,6 +177,7 @@ type Service struct {
 	// watches tells those who hand logs on that there is more.
 	watches *logs.Watches
 	links   linkBook
+	owed    owed
 }
 
 var _ API = (*Service)(nil)

@@ -319,6 +319,7 @@ func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *t
 	}
 	if err := s.save(ctr, false); err != nil {
 		s.Log.Error("the container runs, but its record could not be written", "container", rec.Name, "error", err)
+		s.owe(ctr, err)
 	}
 	s.emitNetworks(ctx, ctr.id, "connect", r.sandbox)
 	s.emit(ctr, "start", nil)
@@ -401,6 +402,7 @@ func (s *Service) startFailed(ctx context.Context, ctr *live, cause error) {
 	ctr.turnAway()
 	if err := s.save(ctr, false); err != nil {
 		s.Log.Error("keep the state of a container that did not start", "container", ctr.id, "error", err)
+		s.owe(ctr, err)
 	}
 	if back == container.Exited {
 		ctr.tell(Ended{Code: code}, NotRunning, NextExit)

@@ -6,7 +6,7 @@
 //
 //	waiting ──Launch──▶ running ──first process reaped──▶ draining ──▶ recorded ──▶ lingering ──▶ gone
 //	 ▲   │ engine gone                                     pipes empty   ExitPath     │ output delivered to the attached clients, sessions reaped,
-//	 │   ▼                                                               engines told │ and Quit said (or no engine connected: the exit is on disk)
+//	 │   ▼                                                               engines told │ and Quit said (or no engine connected, and the exit is on disk)
 //	 │  gone                                                                          │
 //	 └────────────── Again said, and nothing of the container is left: see again.go ──┘
 //
@@ -46,28 +46,29 @@ type watch struct {
 
 // Server is one monitor.
 type Server struct {
-	ep       int
-	watches  []watch
-	gen      int32
-	scratch  []byte // what a read fills: a packet, output, a client's stdin
-	send     sender
-	engines  []*engine
-	listener *listener
-	folder   string
-	dirfd    int
-	procs    []*process // procs[0] is the container's first process
-	clients  []*client
-	log      logger
-	oom      *oomWatch
-	exitPath string
-	durable  bool
-	nonblock bool // the container must never wait for anyone
-	quit     bool
-	again    *engine // who wants the monitor back, as a waiting one, rather than gone
-	gather   int64   // ns that the loop lets a stream of output gather
-	asked    int     // bytes that requests have cost since the last collection, roughly
-	busy     int64   // when the scratch memory was last used beyond its first pages
-	score    score
+	ep        int
+	watches   []watch
+	gen       int32
+	scratch   []byte // what a read fills: a packet, output, a client's stdin
+	send      sender
+	engines   []*engine
+	listener  *listener
+	folder    string
+	dirfd     int
+	procs     []*process // procs[0] is the container's first process
+	clients   []*client
+	log       logger
+	oom       *oomWatch
+	exitPath  string
+	durable   bool
+	nonblock  bool // the container must never wait for anyone
+	quit      bool
+	unwritten bool    // the exit found no room on the disk
+	again     *engine // who wants the monitor back, as a waiting one, rather than gone
+	gather    int64   // ns that the loop lets a stream of output gather
+	asked     int     // bytes that requests have cost since the last collection, roughly
+	busy      int64   // when the scratch memory was last used beyond its first pages
+	score     score
 }
 
 // Run serves on the control socket and returns when the monitor's work is done; the result is the process's exit code.
@@ -222,7 +223,7 @@ func (s *Server) over() bool {
 	if s.quit {
 		return true
 	}
-	if len(s.engines) > 0 || s.expecting() {
+	if len(s.engines) > 0 || s.expecting() || s.unwritten {
 		return false
 	}
 	for _, p := range s.procs {

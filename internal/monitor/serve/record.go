@@ -7,33 +7,43 @@ import (
 	"corten.dev/corten/internal/monitor/wire"
 )
 
-// record finishes the log and writes the exit, before anyone is told of it.
+// record finishes the log and writes the exit, before anyone is told of it. On a full disk the exit is kept here, until an engine comes and is told.
 func (s *Server) record(m *wire.Message) {
 	if s.log != nil {
 		s.log.finish(s.durable)
 	}
-	if s.exitPath == "" {
-		return
+	if s.exitPath != "" {
+		errno := s.writeExit(m)
+		s.unwritten = errno == syscall.ENOSPC || errno == syscall.EDQUOT
 	}
+}
+
+func (s *Server) writeExit(m *wire.Message) syscall.Errno {
 	var buf [256]byte
 	b := wire.AppendExit(buf[:0], m)
 	aside := s.exitPath + ".new"
 	fd, err := syscall.Open(aside, syscall.O_WRONLY|syscall.O_CREAT|syscall.O_TRUNC|syscall.O_CLOEXEC, 0o600)
 	if err != nil {
-		return // the engine is told all the same; without one the exit is lost with its folder
+		return errnoOf(err) // an engine that is there is told all the same; without its folder the exit is lost
 	}
-	n, _ := write(fd, b)
+	n, errno := write(fd, b)
 	if s.durable {
 		syscall.Fdatasync(fd)
 	}
 	syscall.Close(fd)
-	if n != len(b) || syscall.Rename(aside, s.exitPath) != nil {
+	if errno == 0 && n == len(b) {
+		errno = errnoOf(syscall.Rename(aside, s.exitPath))
+	} else if errno == 0 {
+		errno = syscall.ENOSPC
+	}
+	if errno != 0 {
 		syscall.Unlink(aside)
-		return
+		return errno
 	}
 	if s.durable {
 		s.syncFolder()
 	}
+	return 0
 }
 
 // syncFolder makes the rename durable.
