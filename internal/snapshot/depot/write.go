@@ -196,7 +196,10 @@ func (in *incoming) write(ctx context.Context, dir string, r io.Reader) (rec lay
 			in.d.log.Debug("left out of a layer", "path", path, "what", what, "error", err)
 		},
 	}})
-	if err = errs.Also(err, enc.Close()); err != nil {
+	if cerr := enc.Close(); err == nil { // else it only frees its memory: the file goes away with the layer, and a full disk is told once
+		err = cerr
+	}
+	if err != nil {
 		return rec, err
 	}
 	diff := digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(src.h.Sum(nil)))
