@@ -11,6 +11,7 @@ import (
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/registry/server"
+	"corten.dev/corten/internal/task"
 )
 
 // quota bounds what one repository may hold. It is a guard behind the guard: whoever may push is refused once the repository is full. What is under way
@@ -114,6 +115,7 @@ func (q *quota) usage(ctx context.Context, repository string) (int64, error) {
 }
 
 func (q *quota) recount(ctx context.Context, repository string, u *used) {
+	defer task.Contain(q.log, "count "+repository, nil)
 	ctx, cancel := context.WithTimeout(ctx, countAge)
 	defer cancel()
 	bytes, err := q.count(ctx, repository)

@@ -15,6 +15,7 @@ import (
 
 	"corten.dev/corten/internal/registry/server"
 	"corten.dev/corten/internal/registry/server/config"
+	"corten.dev/corten/internal/task"
 )
 
 const (
@@ -142,9 +143,7 @@ func (r *registry) background(ctx context.Context) {
 			if r.guard == nil {
 				continue
 			}
-			if err := r.guard.keys.Rotate(); err != nil {
-				r.log.Error("the signing key stays", "err", err)
-			}
+			r.rotateNow()
 		}
 	})
 	every := time.Duration(r.conf.Collect.Every)
@@ -165,7 +164,17 @@ func (r *registry) background(ctx context.Context) {
 	})
 }
 
+// rotateNow is one new signing key.
+func (r *registry) rotateNow() {
+	defer task.Contain(r.log, "new signing key", nil)
+	if err := r.guard.keys.Rotate(); err != nil {
+		r.log.Error("the signing key stays", "err", err)
+	}
+}
+
+// collectNow is one collection. A bug in it must end neither the registry nor those that follow.
 func (r *registry) collectNow(ctx context.Context) {
+	defer task.Contain(r.log, "collection", nil)
 	conf := r.settings()
 	report, err := r.reg.Collect(ctx, server.CollectOptions{Rules: rules(&conf), Log: func(g server.Gone) {
 		r.log.Info("collected", "kind", g.Kind, "repository", g.Repository, "name", g.Name, "size", g.Size, "why", g.Why)

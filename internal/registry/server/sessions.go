@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/task"
 )
 
 // sessions are the uploads that a request works on just now, and how many there are in all.
@@ -220,6 +221,7 @@ const roomAge = time.Hour
 
 // makeRoom throws uploads away that stood still, when there are too many of them: somebody may open them only to keep others out.
 func (r *Registry) makeRoom() {
+	defer task.Contain(r.log, "throw uploads away", nil)
 	n, err := r.expireUploads(r.running, roomAge, func(UploadInfo) bool { return true })
 	if err == nil {
 		err = r.countUploads(r.running)
