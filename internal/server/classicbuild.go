@@ -64,8 +64,10 @@ func (s *Server) build(w http.ResponseWriter, r *request) error {
 	}
 	p := newProgress(w, false)
 	told := &classic{out: p, quiet: r.query.flag("q"), kept: r.query.get("rm") != "" && !r.query.flag("rm"), failedToo: r.query.flag("forcerm"), imageOf: s.imageID(ctx, r.query.get("platform"))}
-	if req.Session.Contexts != nil {
-		told.plan = planOf(ctx, req.Session.Contexts, r.query.get("dockerfile"), r.query.get("target"))
+	if name, target := r.query.get("dockerfile"), r.query.get("target"); req.Session.Contexts != nil {
+		told.plan = planOf(ctx, req.Session.Contexts, name, target)
+	} else if !told.quiet {
+		told.plan = s.remotePlan(ctx, req.Session, r.query.get("remote"), name, target)
 	}
 	req.Status = told.update
 	resp, err := s.Builds.Build(ctx, req)

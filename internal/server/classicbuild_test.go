@@ -32,6 +32,14 @@ func (f *classicBuilds) Build(ctx context.Context, req builds.Request) (builds.R
 	return f.build(ctx, req)
 }
 
+// Fetch has one address.
+func (f *classicBuilds) Fetch(_ context.Context, req builds.FetchRequest) ([]builds.BakeFile, error) {
+	if req.Address != "http://example.org/app.git" || len(req.Names) != 1 || req.Session == nil {
+		return nil, fmt.Errorf("nothing at %s", req.Address)
+	}
+	return []builds.BakeFile{{Name: req.Names[0], Data: []byte("FROM busybox\nENV A=b\nRUN make\n")}}, nil
+}
+
 func (f *classicBuilds) Prune(_ context.Context, _ builds.PruneOptions, each func(builds.UsageRecord)) (int64, error) {
 	each(builds.UsageRecord{ID: "r1"})
 	return 7, nil
@@ -115,6 +123,65 @@ func TestClassicBuild(t *testing.T) {
 `
 	if got := strings.ReplaceAll(w.Body.String(), "\r\n", "\n"); got != want {
 		t.Errorf("%d\n%s", w.Code, got)
+	}
+}
+
+// A context at an address has its instructions numbered like one that came with the request; only steps of the graph were counted.
+func TestClassicBuildOfAnAddress(t *testing.T) {
+	now := time.Now()
+	s := classicServer(t, func(_ context.Context, req builds.Request) (builds.Response, error) {
+		if req.Session.Contexts != nil {
+			t.Error("a context that nobody sent")
+		}
+		req.Status(build.Status{Vertexes: []build.VertexStatus{
+			{Digest: digest.FromString("g"), Name: "[internal] load git source", Started: &now, Completed: &now},
+			{Digest: digest.FromString("a"), Name: "[1/2] FROM busybox", Started: &now, Completed: &now, Result: "sha256:aaaaaaaaaaaaaaa"},
+			{Digest: digest.FromString("b"), Name: "[2/2] RUN make", Started: &now, Completed: &now, Result: "sha256:bbbbbbbbbbbbbbb"},
+		}})
+		return builds.Response{Exporter: map[string]string{"containerimage.config.digest": "sha256:0123456789abcdef"}}, nil
+	})
+	for address, steps := range map[string]string{"http://example.org/app.git": "Step 1/3 : FROM busybox, Step 2/3 : ENV A=b, Step 3/3 : RUN make", "http://example.org/gone": "Step 1/2 : FROM busybox, Step 2/2 : RUN make"} {
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, httptest.NewRequest("POST", "/v1.48/build?remote="+address, nil))
+		var got []string
+		for line := range strings.Lines(w.Body.String()) {
+			if _, step, ok := strings.Cut(line, `"Step `); ok {
+				got = append(got, "Step "+strings.TrimSuffix(strings.TrimSpace(step), `\n"}`))
+			}
+		}
+		if strings.Join(got, ", ") != steps {
+			t.Errorf("%s: %q\n%s", address, got, w.Body)
+		}
+	}
+}
+
+// An ADD of addresses is one step, though each of them is fetched by a vertex of its own: it was numbered twice.
+func TestClassicBuildAddsAddresses(t *testing.T) {
+	now := time.Now()
+	const add = "[1/2] ADD http://a http://b /"
+	one, two, put, run := digest.FromString("1"), digest.FromString("2"), digest.FromString("put"), digest.FromString("run")
+	c, w := classic{imageOf: func(string) string { return "" }}, httptest.NewRecorder()
+	c.out = newProgress(w, false)
+	c.plan = parsePlan([]byte("FROM scratch\nADD http://a http://b /\nRUN x\n"), "")
+	c.update(build.Status{Vertexes: []build.VertexStatus{{Digest: one, Name: add}, {Digest: two, Name: add}, {Digest: put, Name: add}, {Digest: run, Name: "[2/2] RUN x"}}})
+	c.update(build.Status{Vertexes: []build.VertexStatus{{Digest: one, Name: add, Started: &now, Completed: &now, Result: "sha256:111111111111111"}}})
+	c.update(build.Status{Vertexes: []build.VertexStatus{{Digest: two, Name: add, Started: &now, Completed: &now, Result: "sha256:222222222222222"}}})
+	c.update(build.Status{Vertexes: []build.VertexStatus{{Digest: put, Name: add, Started: &now, Completed: &now, Cached: true, Result: "sha256:333333333333333"}}})
+	c.update(build.Status{Vertexes: []build.VertexStatus{{Digest: run, Name: "[2/2] RUN x", Started: &now, Completed: &now}}})
+	c.finish("sha256:444444444444444", nil)
+	if err := c.out.finish(nil); err != nil {
+		t.Fatal(err)
+	}
+	want := `{"stream":"Step 1/3 : FROM scratch\n"}
+{"stream":" ---> \n"}
+{"stream":"Step 2/3 : ADD http://a http://b /\n"}
+{"stream":" ---> Using cache\n"}
+{"stream":" ---> 333333333333\n"}
+{"stream":"Step 3/3 : RUN x\n"}
+{"stream":" ---> 444444444444\n"}
+`
+	if got := strings.ReplaceAll(w.Body.String(), "\r\n", "\n"); got != want {
+		t.Errorf("got\n%s", got)
 	}
 }
 

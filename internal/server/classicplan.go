@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 
 	"corten.dev/corten/internal/build"
+	"corten.dev/corten/internal/engine/builds"
 )
 
 // plan is the Dockerfile as the classic builder numbers it: every instruction is a step, also those that make no layer and so have no vertex.
@@ -29,8 +31,11 @@ type planned struct {
 	step  *classicStep
 }
 
-// maxDockerfile bounds what is read of one.
-const maxDockerfile = 4 << 20
+const (
+	defaultDockerfile = "Dockerfile"
+	// maxDockerfile bounds what is read of one.
+	maxDockerfile = 4 << 20
+)
 
 // planOf reads the Dockerfile of a context. One that cannot be read or understood gives no plan: the build will say why.
 func planOf(ctx context.Context, contexts build.Contexts, name, target string) plan {
@@ -39,14 +44,20 @@ func planOf(ctx context.Context, contexts build.Contexts, name, target string) p
 		return nil
 	}
 	defer release()
-	if name == "" {
-		name = "Dockerfile"
-	}
-	text, err := readDockerfile(files, name)
+	text, err := readDockerfile(files, cmp.Or(name, defaultDockerfile))
 	if err != nil {
 		return nil
 	}
 	return parsePlan(text, target)
+}
+
+// remotePlan is planOf for a context at an address. What is fetched there for it is fetched for the build.
+func (s *Server) remotePlan(ctx context.Context, ses *build.Session, address, name, target string) plan {
+	files, err := s.Builds.Fetch(ctx, builds.FetchRequest{Address: address, Names: []string{cmp.Or(name, defaultDockerfile)}, Session: ses})
+	if err != nil || len(files) == 0 {
+		return nil
+	}
+	return parsePlan(files[0].Data, target)
 }
 
 func readDockerfile(files *build.Files, name string) (text []byte, err error) {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/moby/moby/api/types/jsonstream"
@@ -28,8 +29,8 @@ import (
 //	 ---> dfe001fdfdd0                             the last step's is the id of the image
 //	Successfully built dfe001fdfdd0
 //
-// Each is 12 hexadecimal digits of an id of ours. Every instruction of the Dockerfile is a step, as far as a stage is needed. Where the Dockerfile is not at hand (a context at an
-// address), only what has a vertex counts.
+// Each is 12 hexadecimal digits of an id of ours. Every instruction of the Dockerfile is a step, as far as a stage is needed. Where the Dockerfile cannot be read (the build
+// will say why), only what has a vertex counts.
 type classic struct {
 	out   *progress
 	quiet bool
@@ -47,7 +48,8 @@ type classic struct {
 
 type classicStep struct {
 	name      string
-	full      string // with its place in front
+	full      string                 // with its place in front
+	under     map[digest.Digest]bool // vertices that are not completed
 	begun     bool
 	completed bool
 	cached    bool
@@ -129,15 +131,16 @@ func (c *classic) vertex(v *build.VertexStatus) {
 		if strings.HasPrefix(v.Name, "[internal]") || !strings.HasPrefix(v.Name, "[") {
 			return
 		}
-		_, name, _ := strings.Cut(v.Name, "] ")
-		step = &classicStep{name: name, full: v.Name}
+		step = c.step(v.Name)
 		c.by[v.Digest] = step
-		c.steps = append(c.steps, step)
-		c.plan = c.plan.join(step)
+		step.under[v.Digest] = true
 	}
 	step.begun = step.begun || v.Started != nil
-	step.completed = step.completed || v.Completed != nil
-	step.cached = step.cached || v.Cached
+	if v.Completed != nil {
+		delete(step.under, v.Digest)
+		step.cached = v.Cached // what ends last is what the instruction is about
+	}
+	step.completed = len(step.under) == 0
 	step.failed = step.failed || v.Error != ""
 	if v.Process != "" {
 		step.process = strings.TrimPrefix(v.Process, "step-")
@@ -145,6 +148,18 @@ func (c *classic) vertex(v *build.VertexStatus) {
 	if v.Result != "" {
 		step.result = v.Result
 	}
+}
+
+// step finds the step of a vertex. An ADD of addresses has one vertex for each that is fetched, and one that puts them into the tree, all of the same name.
+func (c *classic) step(full string) *classicStep {
+	if i := slices.IndexFunc(c.steps, func(s *classicStep) bool { return s.full == full }); i >= 0 {
+		return c.steps[i]
+	}
+	_, name, _ := strings.Cut(full, "] ")
+	step := &classicStep{name: name, full: full, under: map[digest.Digest]bool{}}
+	c.steps = append(c.steps, step)
+	c.plan = c.plan.join(step)
+	return step
 }
 
 // tell says what is new of a step, and whether that was all but its last line. Nothing comes after one that failed.
