@@ -2,12 +2,14 @@ package containers_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -281,6 +283,41 @@ func TestUpgradeThatFails(t *testing.T) {
 	if !slices.Equal(trees, []string{id}) {
 		t.Errorf("trees left: %v", trees)
 	}
+}
+
+// A container of --rm was removed, with its files, when settings that it was to be started with again could not be had; and when an engine ended in the middle of a change.
+func TestEditOfWhatGoesByItself(t *testing.T) {
+	h := newHost(t)
+	req := sh("echo at $WHERE; trap 'exit 0' TERM; sleep 1000 & wait")
+	req.Host.AutoRemove = true
+	id := h.run(req)
+	h.says(id, "at image", 1)
+	h.exec(id, "sh", "-c", "echo mine > /file")
+	_, err := h.vols.Create(bg, volume.CreateOptions{Name: "vol"})
+	must(t, err)
+	bad := container.MountRequest{Type: "volume", Source: "vol", Target: "/vol", Subpath: "nothing"}
+	_, err = h.svc.Edit(bg, id, containers.EditRequest{Mounts: []container.MountRequest{bad}})
+	if err == nil || !strings.HasSuffix(err.Error(), "no such file or directory; what was before runs again") {
+		t.Errorf("a mount that cannot be had: %v", err)
+	}
+	h.edit(id, containers.EditRequest{Env: []string{"WHERE=env"}}, containers.EditRestart, "change variable WHERE")
+	h.says(id, "at env", 1)
+	h.newer("ENV NEW=1")
+	done := make(chan error, 1)
+	svc := h.svc
+	go func() { _, err := svc.Upgrade(bg, id, containers.UpgradeRequest{Grace: time.Hour}); done <- err }()
+	pid := h.until(id, "on trial", func(v containers.View) bool { return v.Trial && v.State.Status == container.Running }).State.PID
+	h.close()
+	<-done
+	must(t, syscall.Kill(pid, syscall.SIGKILL))
+	h.open()
+	h.until(id, "what it was", func(v containers.View) bool { return !v.Trial && v.State.Status == container.Running })
+	if out := h.exec(id, "cat", "/file"); out != "mine\n" {
+		t.Errorf("its files: %q", out)
+	}
+	// It still goes by itself.
+	must(t, h.svc.Stop(bg, id, containers.StopOptions{}))
+	wait30(t, "the container to be gone", func() bool { _, err := h.svc.Inspect(bg, id, false); return errors.Is(err, errs.NotFound) })
 }
 
 // The engine ends while a container has to prove itself: the next one goes on with that, and goes back when it fails.

@@ -53,7 +53,7 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 	ctr.oomTold, ctr.sick = false, false
 	cleaned := make(chan struct{})
 	ctr.cleaned = cleaned
-	remove := rec.Host.AutoRemove && !ctr.keep
+	remove := goesByItself(rec) && !ctr.keep
 	rec = ctr.changeLocked(func(rec *container.Record) {
 		st := &rec.State
 		st.Status, st.PID, st.ExitCode, st.OOMKilled, st.FinishedAt, st.Error = container.Exited, 0, exit.Code, exit.OOMKilled, exit.At.UTC(), text

@@ -67,12 +67,28 @@ func (s *Service) recreate(ctx context.Context, ctr *live, want container.Settin
 		return err
 	}
 	if runs {
-		ctr.change(func(rec *container.Record) { rec.Trial = false })
-		if err := s.save(ctr, true); err != nil {
+		if err := s.endTrial(ctx, ctr); err != nil {
 			s.Log.Error("keep that new settings have proved themselves", "container", rec.Name, "error", err)
 		}
 	}
 	s.settleTrial(ctx, ctr, have, before)
+	return nil
+}
+
+// goesByItself tells whether a container is removed once it has ended (--rm): not while its settings are changed, or it would be gone with what they could go back to.
+func goesByItself(rec *container.Record) bool {
+	return rec.Host.AutoRemove && rec.Next == nil && !rec.Trial
+}
+
+// endTrial keeps that new settings stay. A container that goes by itself, and has ended meanwhile, goes now.
+func (s *Service) endTrial(ctx context.Context, ctr *live) error {
+	rec := ctr.change(func(rec *container.Record) { rec.Trial = false })
+	if err := s.save(ctr, true); err != nil {
+		return err
+	}
+	if goesByItself(rec) && rec.State.Status == container.Exited {
+		return s.removeFound(ctx, ctr, RemoveOptions{Volumes: true})
+	}
 	return nil
 }
 
@@ -193,8 +209,7 @@ func (s *Service) finishTrial(ctx context.Context, ctr *live) error {
 		}
 	}
 	if cause == nil || rec.Previous == nil {
-		ctr.change(func(rec *container.Record) { rec.Trial = false })
-		return s.save(ctr, true)
+		return s.endTrial(ctx, ctr)
 	}
 	had, want := *rec.Previous, rec.Settings()
 	var undo task.Undo

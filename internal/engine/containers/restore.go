@@ -282,7 +282,7 @@ func (s *Service) atRest(ctr *live) {
 	over := make(chan struct{})
 	close(over)
 	s.goOnWithLogs(ctr, over)
-	if rec.Host.AutoRemove && (rec.State.Status == container.Exited || rec.State.Status == container.Dead) {
+	if goesByItself(rec) && (rec.State.Status == container.Exited || rec.State.Status == container.Dead) {
 		if err := s.removeFound(s.ctx, ctr, RemoveOptions{Volumes: true}); err != nil {
 			s.Log.Error("remove a container that ended while the engine was away", "container", rec.Name, "error", err)
 		}

@@ -407,7 +407,7 @@ func (s *Service) startFailed(ctx context.Context, ctr *live, cause error) {
 	if back == container.Exited {
 		ctr.tell(Ended{Code: code}, NotRunning, NextExit)
 	}
-	if ctr.record().Host.AutoRemove {
+	if goesByItself(ctr.record()) {
 		if err := s.removeFound(ctx, ctr, RemoveOptions{Volumes: true}); err != nil {
 			s.Log.Warn("remove a container that did not start", "container", ctr.id, "error", err)
 		}
