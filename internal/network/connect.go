@@ -16,7 +16,12 @@ import (
 
 // Connect gives a running container an interface on one more network. Its resolv.conf may change by it: see Sandbox.
 func (l *Local) Connect(ctx context.Context, owner string, pid int, req EndpointRequest) (_ Endpoint, err error) {
-	bx, nw, ep, err := l.reserveConnect(owner, req)
+	bx, ctx, done, err := l.change(ctx, owner)
+	if err != nil {
+		return Endpoint{}, err
+	}
+	defer done()
+	nw, ep, err := l.reserveConnect(bx, req)
 	if err != nil {
 		return Endpoint{}, err
 	}
@@ -124,47 +129,44 @@ func (l *Local) plugLive(nw *network, ep Endpoint, ns *os.File) error {
 	return nil
 }
 
-func (l *Local) reserveConnect(owner string, req EndpointRequest) (*box, *network, Endpoint, error) {
+func (l *Local) reserveConnect(bx *box, req EndpointRequest) (*network, Endpoint, error) {
+	owner := bx.req.Owner
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	nw, err := l.find(req.Network)
 	if err != nil {
-		return nil, nil, Endpoint{}, err
-	}
-	bx := l.boxes[owner]
-	if bx == nil || !bx.ready {
-		return nil, nil, Endpoint{}, errs.New(errs.NotFound, "sandbox of %s not found", short(owner))
+		return nil, Endpoint{}, err
 	}
 	if nw.rec.ConfigOnly {
-		return nil, nil, Endpoint{}, errConfigOnly
+		return nil, Endpoint{}, errConfigOnly
 	}
 	if nw.drv == nil {
-		return nil, nil, Endpoint{}, errs.New(errs.Forbidden, "container cannot be connected to %s network while it runs", nw.rec.Name)
+		return nil, Endpoint{}, errs.New(errs.Forbidden, "container cannot be connected to %s network while it runs", nw.rec.Name)
 	}
 	if bx.egress != nil {
 		if err := l.checkFence(nw); err != nil {
-			return nil, nil, Endpoint{}, err
+			return nil, Endpoint{}, err
 		}
 	}
 	if len(bx.sb.Endpoints) == 0 {
 		for _, er := range bx.req.Endpoints {
 			if at, err := l.find(er.Network); err == nil && at.rec.Driver == nameHost {
-				return nil, nil, Endpoint{}, errs.New(errs.Forbidden, "container cannot be disconnected from %s network or connected to %s network", at.rec.Name, nw.rec.Name)
+				return nil, Endpoint{}, errs.New(errs.Forbidden, "container cannot be disconnected from %s network or connected to %s network", at.rec.Name, nw.rec.Name)
 			}
 		}
 	}
 	if nw.eps[owner] != nil {
-		return nil, nil, Endpoint{}, errs.New(errs.Forbidden, "endpoint with name %s already exists in network %s", bx.req.Name, nw.rec.Name)
+		return nil, Endpoint{}, errs.New(errs.Forbidden, "endpoint with name %s already exists in network %s", bx.req.Name, nw.rec.Name)
 	}
 	ep, err := l.newEndpoint(nw, req, "")
 	if err != nil {
-		return nil, nil, Endpoint{}, err
+		return nil, Endpoint{}, err
 	}
 	if !nw.plugged() { // else plugins have a say in it
 		named := []Endpoint{ep}
 		if err := nameInterfaces(named, []string{nw.prefix}, bx.sb.Endpoints); err != nil {
 			l.dropEndpoint("", ep, true)
-			return nil, nil, Endpoint{}, err
+			return nil, Endpoint{}, err
 		}
 		ep = named[0]
 	}
@@ -176,7 +178,7 @@ func (l *Local) reserveConnect(owner string, req EndpointRequest) (*box, *networ
 	}
 	bx.sb.Endpoints = append(slices.Clone(bx.sb.Endpoints), ep)
 	bx.req.Endpoints = append(slices.Clone(bx.req.Endpoints), req)
-	return bx, nw, ep, nil
+	return nw, ep, nil
 }
 
 // forgetEndpoint takes an endpoint out of the sandbox. Local.mu is held.
@@ -187,25 +189,33 @@ func (bx *box) forgetEndpoint(ep Endpoint) {
 
 // Disconnect takes a running container off a network. When its process or its interface cannot be had, nothing has changed.
 func (l *Local) Disconnect(ctx context.Context, owner string, pid int, network string) error {
-	ns, nsErr := nsOf(pid) // before anything changes: of a container that just ended, Leave gives everything back
-	if nsErr == nil {
-		defer ns.Close()
-	}
 	l.mu.Lock()
 	nw, err := l.find(network)
-	bx := l.boxes[owner]
-	var ep Endpoint
-	if err == nil {
-		if at := nw.eps[owner]; at == nil || bx == nil || !bx.ready {
-			err = errs.New(errs.Forbidden, "container %s is not connected to network %s", short(owner), nw.rec.Name)
-		} else {
-			ep, err = *at, nsErr
-		}
-	}
+	l.mu.Unlock()
 	if err != nil {
-		l.mu.Unlock()
 		return err
 	}
+	bx, ctx, done, err := l.change(ctx, owner)
+	if err != nil && !errors.Is(err, errs.NotFound) {
+		return err
+	}
+	not := errs.New(errs.Forbidden, "container %s is not connected to network %s", short(owner), nw.rec.Name)
+	if err != nil {
+		return not
+	}
+	defer done()
+	ns, err := nsOf(pid) // before anything changes: of a container that just ended, Leave gives everything back
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	l.mu.Lock()
+	at := nw.eps[owner]
+	if at == nil {
+		l.mu.Unlock()
+		return not
+	}
+	ep := *at
 	l.remember(owner, ep)
 	l.mu.Unlock()
 	if err := l.unplugLive(ctx, bx, nw, ep, ns); err != nil {
@@ -231,12 +241,8 @@ func (l *Local) unplugLive(ctx context.Context, bx *box, nw *network, ep Endpoin
 	if err := nw.drv.unplug(ctx, ep, ns); err != nil {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if l.boxes[owner] == bx {
-			nw.enter(owner, ep)
-			bx.sb.Endpoints, bx.req.Endpoints = append(slices.Clone(bx.sb.Endpoints), ep), was
-		} else {
-			l.vacate(owner, ep, time.Time{})
-		}
+		nw.enter(owner, ep)
+		bx.sb.Endpoints, bx.req.Endpoints = append(slices.Clone(bx.sb.Endpoints), ep), was
 		return fmt.Errorf("disconnect from network %s: %w", nw.rec.Name, err)
 	}
 	err := errors.Join(l.fence(bx), l.dismiss(ctx, owner, []Endpoint{ep}))

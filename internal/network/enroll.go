@@ -146,7 +146,7 @@ func (l *Local) enrollLive(ctx context.Context, bx *box, nw *network, ep Endpoin
 	}
 	p := plan{nets: []*network{nw}, eps: []Endpoint{ep}}
 	if err := l.enroll(ctx, bx, &p, 0, req); err != nil {
-		return ep, err
+		return p.eps[0], err // with the addresses that it has got
 	}
 	l.mu.Lock()
 	others := slices.DeleteFunc(slices.Clone(bx.sb.Endpoints), func(o Endpoint) bool { return o.ID == ep.ID })

@@ -29,7 +29,7 @@ type plan struct {
 func (l *Local) Join(ctx context.Context, req JoinRequest) (_ *Sandbox, err error) {
 	var undo task.Undo
 	defer undo.OnError(ctx, &err)
-	bx := &box{req: req, sb: Sandbox{Owner: req.Owner}}
+	bx := newBox(req, Sandbox{Owner: req.Owner})
 	if err := bx.readWishes(); err != nil {
 		return nil, err
 	}
@@ -408,6 +408,9 @@ func (l *Local) Leave(ctx context.Context, owner string) error {
 	case making:
 		return errs.New(errs.Conflict, "sandbox of %s is being made", owner)
 	}
+	bx.end(errs.New(errs.NotFound, "container %s ended", short(owner))) // whatever changes it gives up, and takes back what it did
+	bx.turn <- struct{}{}
+	defer func() { <-bx.turn }()
 	return l.leave(ctx, bx)
 }
 

@@ -24,12 +24,12 @@ func (l *Local) SetLimits(ctx context.Context, owner string, pid int, want Limit
 	if err != nil {
 		return err
 	}
-	l.mu.Lock()
-	bx := l.boxes[owner]
-	if bx == nil || !bx.ready {
-		l.mu.Unlock()
-		return errs.New(errs.NotFound, "sandbox of %s not found", short(owner))
+	bx, ctx, done, err := l.change(ctx, owner)
+	if err != nil {
+		return err
 	}
+	defer done()
+	l.mu.Lock()
 	p := l.planOf(bx)
 	for _, nw := range p.nets {
 		if list != nil {

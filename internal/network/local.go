@@ -89,6 +89,10 @@ type box struct {
 	listed   bool         // it has a list, or had one
 	ready    bool
 	leaving  bool
+
+	turn chan struct{} // held by who changes it, or takes it down: see change
+	life context.Context
+	end  context.CancelCauseFunc // ends life, and what is under way
 }
 
 // New opens the room: it restores the stored networks and the default ones, their bridges, and the table with its rules. Ready namespaces are

@@ -464,3 +464,34 @@ func TestPluggedAddressesHaveLists(t *testing.T) {
 	check(t, w.Disconnect(bg, "a", pid, "bridge"))
 	wantReach(t, a.NS, []string{"tcp 203.0.113.2:80"}, []string{"tcp 203.0.113.2:81"})
 }
+
+// A container ended while it was being connected: what it had was given back while more was made for it, which nobody gave back, and the engine looked for an endpoint that was gone.
+func TestEndDuringConnect(t *testing.T) {
+	w := newPlugWorld(t)
+	w.plugged(t, "blue")
+	a, err := w.Join(bg, JoinRequest{Owner: "a", Name: "a"})
+	check(t, err)
+	pid := process(t, a.NS)
+	for _, call := range []string{"NetworkDriver.CreateEndpoint", "NetworkDriver.ProgramExternalConnectivity"} {
+		w.p.Bad(call + " never")
+		got := make(chan error, 1)
+		go func() {
+			_, err := w.Connect(bg, "a", pid, EndpointRequest{Network: "blue", Gateway: true})
+			got <- err
+		}()
+		until(t, "the plugin is asked", func() bool { return len(got) > 0 || w.p.Misbehaved(call) })
+		check(t, w.Leave(bg, "a"))
+		if err := <-got; err == nil || !strings.Contains(err.Error(), "container a ended") {
+			t.Errorf("%s: %v", call, err)
+		}
+		if _, err := w.Connect(bg, "a", pid, EndpointRequest{Network: "blue"}); !errors.Is(err, errs.NotFound) {
+			t.Errorf("connect after that: %v", err)
+		}
+		w.p.Bad()
+		check(t, a.CloseHandles())
+		a, err = w.Join(bg, JoinRequest{Owner: "a", Name: "a"})
+		check(t, err)
+		pid = process(t, a.NS)
+	}
+	check(t, errors.Join(w.Leave(bg, "a"), a.CloseHandles()))
+}

@@ -12,7 +12,12 @@ import (
 // Restore re-claims what a running container has, after an engine restart: pid is its first process. What is there already in the kernel is left alone,
 // so no packet of the container notices; what was taken from it meanwhile is made again.
 func (l *Local) Restore(ctx context.Context, req JoinRequest, sb Sandbox, pid int) error {
-	bx := &box{req: req, sb: sb, pid: pid, ready: true}
+	bx := newBox(req, sb)
+	bx.pid, bx.ready = pid, true
+	bx.turn <- struct{}{}
+	defer func() { <-bx.turn }()
+	ctx, done := bx.during(ctx)
+	defer done()
 	if err := bx.readWishes(); err != nil { // it was read when the container was made
 		return err
 	}

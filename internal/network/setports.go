@@ -4,19 +4,17 @@ import (
 	"context"
 	"errors"
 	"slices"
-
-	"corten.dev/corten/internal/errs"
 )
 
 // SetPorts changes what a running container publishes. Ports that it goes on publishing keep their host ports and their connections, but for those of a range that is cut: it is one element
 // of the table, and made anew without the ports that go. When one of the new ones cannot be had, nothing has changed.
 func (l *Local) SetPorts(ctx context.Context, owner string, ports []Port) error {
-	l.mu.Lock()
-	bx := l.boxes[owner]
-	if bx == nil || !bx.ready {
-		l.mu.Unlock()
-		return errs.New(errs.NotFound, "sandbox of %s not found", short(owner))
+	bx, ctx, done, err := l.change(ctx, owner)
+	if err != nil {
+		return err
 	}
+	defer done()
+	l.mu.Lock()
 	had, kept, shown := bx.req.Ports, slices.Clone(bx.bindings), slices.Clone(bx.sb.Ports)
 	p := l.planOf(bx)
 	l.mu.Unlock()
