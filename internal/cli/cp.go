@@ -139,9 +139,6 @@ func (o *cpOptions) out(ctx context.Context, a *app, api *engineapi.Client, ctr,
 	if err := copied.Extract(counted, to, o.archive); err != nil {
 		return err
 	}
-	if _, err := io.Copy(io.Discard, counted); err != nil {
-		return err
-	}
 	if _, live := terminalFd(a.Err); live && !o.quiet {
 		fmt.Fprintf(a.Err, "Successfully copied %s to %s\n", units.HumanSizeWithPrecision(float64(counted.n), 3), dst)
 	}

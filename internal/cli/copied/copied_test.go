@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/iotest"
 )
 
 func archive(t testing.TB, entries ...tar.Header) *bytes.Buffer {
@@ -157,8 +158,9 @@ func TestBrokenCopyLeavesWhatWasThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	whole := archive(t, tar.Header{Name: "f", Typeflag: tar.TypeReg})
-	for _, at := range []int{512, 513, 515} { // a tar archive's head has 512 bytes
-		if err := Extract(bytes.NewReader(whole.Bytes()[:at]), Target{Dir: to, From: "f", To: "f"}, false); err == nil {
+	for _, at := range []int{512, 513, 515, 1024, whole.Len()} { // a tar archive's head has 512 bytes; after the last it is the connection that says that it broke
+		r := io.MultiReader(bytes.NewReader(whole.Bytes()[:at]), iotest.ErrReader(io.ErrUnexpectedEOF))
+		if err := Extract(r, Target{Dir: to, From: "f", To: "f"}, false); err == nil {
 			t.Errorf("%d bytes of an archive were taken for all", at)
 		}
 		entries, err := os.ReadDir(to)

@@ -151,22 +151,36 @@ func Destination(src string, srcIsDir bool, dst string) (Target, error) {
 	return Target{Dir: filepath.Dir(abs), From: base, To: filepath.Base(abs)}, nil
 }
 
-// Extract unpacks the stream at the target.
-func Extract(r io.Reader, t Target, owners bool) error {
+// Extract unpacks the stream at the target. It reads r to its end, where alone a connection tells that nothing was cut off; the last file gets its name after that.
+func Extract(r io.Reader, t Target, owners bool) (err error) {
 	root, err := os.OpenRoot(t.Dir)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
 	x := extractor{root: root, owners: owners}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, x.dropLast())
+		}
+	}()
 	tr := tar.NewReader(r)
 	for {
 		h, err := tr.Next()
 		if err == io.EOF {
+			if _, err := io.Copy(io.Discard, r); err != nil {
+				return fmt.Errorf("read archive: %w", err)
+			}
+			if err := x.placeLast(); err != nil {
+				return err
+			}
 			return x.finish()
 		}
 		if err != nil {
 			return fmt.Errorf("read archive: %w", err)
+		}
+		if err := x.placeLast(); err != nil {
+			return err
 		}
 		name, ok := t.rename(h.Name)
 		if !ok {
@@ -202,7 +216,32 @@ func (t Target) rename(name string) (string, bool) {
 type extractor struct {
 	root   *os.Root
 	owners bool
+	last   asideFile
 	dirs   []dirState // modes and times of folders are set last: read-only ones have to be filled first
+}
+
+// asideFile is one that is complete and not yet in its place; none when aside is empty.
+type asideFile struct{ aside, name string }
+
+// placeLast gives the last file its name.
+func (x *extractor) placeLast() error {
+	f := x.last
+	if f.aside == "" {
+		return nil
+	}
+	if err := x.root.Rename(f.aside, f.name); err != nil {
+		return err
+	}
+	x.last = asideFile{}
+	return nil
+}
+
+// dropLast removes it instead.
+func (x *extractor) dropLast() error {
+	if x.last.aside == "" {
+		return nil
+	}
+	return x.root.Remove(x.last.aside)
 }
 
 type dirState struct {
@@ -288,7 +327,8 @@ func (x *extractor) file(name string, h *tar.Header, perm fs.FileMode, r io.Read
 	if err := x.root.Chtimes(aside, h.ModTime, h.ModTime); err != nil {
 		return err
 	}
-	return x.root.Rename(aside, name)
+	x.last = asideFile{aside, name}
+	return nil
 }
 
 func (x *extractor) own(name string, h *tar.Header) error {
