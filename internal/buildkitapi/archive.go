@@ -2,10 +2,8 @@ package buildkitapi
 
 import (
 	"archive/tar"
-	"bytes"
 	"compress/gzip"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -15,9 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"google.golang.org/protobuf/proto"
 
-	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/engine/builds"
 	"corten.dev/corten/internal/errs"
 )
@@ -25,7 +21,7 @@ import (
 // The media types of a .dockerbuild file, which Docker Desktop and `buildx history export` speak. It is a tar in gzip with an OCI layout:
 //
 //	index.json ─▶ manifest ─▶ config: the record of the build, as the control API's BuildHistoryRecord in JSON
-//	                      └─▶ layer:  what happened: messages of StatusResponse, each after its length (4 bytes, little endian)
+//	                      └─▶ layers: what happened: messages of StatusResponse, each after its length (4 bytes, little endian); the provenance of the results
 //
 // Several builds have an index between index.json and their manifests. What a build made is not in it: history keeps no results.
 const (
@@ -95,24 +91,26 @@ func (d *Door) Archive(ctx context.Context, refs []string, w io.Writer) error {
 
 // archiveOne writes the blobs of one build.
 func (d *Door) archiveOne(ctx context.Context, a *archive, b builds.Build) (desc ocispec.Descriptor, err error) {
-	var logs bytes.Buffer // history bounds what it keeps of a build
-	err = d.Builds.Status(ctx, b.Ref, func(st build.Status) error {
-		return eachMessage(st, func(msg *control.StatusResponse) error {
-			raw, err := proto.Marshal(msg)
-			if err != nil {
-				return err
-			}
-			logs.Write(binary.LittleEndian.AppendUint32(nil, uint32(len(raw))))
-			logs.Write(raw)
-			return nil
-		})
-	})
+	logs, err := d.logs(ctx, b.Ref)
 	if err != nil {
 		return desc, err
 	}
-	status, err := a.blob(statusType, logs.Bytes())
+	status, err := a.blob(statusType, logs)
 	if err != nil {
 		return desc, err
+	}
+	layers := []ocispec.Descriptor{status}
+	for _, doc := range b.Provenance {
+		raw, err := d.Builds.Document(ctx, doc.Digest)
+		if err != nil {
+			return desc, err
+		}
+		layer, err := a.blob(attestationType, raw)
+		if err != nil {
+			return desc, err
+		}
+		layer.Annotations = map[string]string{"in-toto.io/predicate-type": doc.Type}
+		layers = append(layers, layer)
 	}
 	rec := historyEvent(b).Record
 	rec.Logs = &control.Descriptor{MediaType: status.MediaType, Digest: status.Digest.String(), Size: status.Size}
@@ -125,7 +123,7 @@ func (d *Door) archiveOne(ctx context.Context, a *archive, b builds.Build) (desc
 		return desc, err
 	}
 	desc, err = a.json(ocispec.MediaTypeImageManifest, ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: config, Layers: []ocispec.Descriptor{status},
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: config, Layers: layers,
 	})
 	desc.Annotations = map[string]string{refAnnotation: b.Ref}
 	return desc, err

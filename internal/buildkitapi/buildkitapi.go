@@ -22,6 +22,7 @@ import (
 	"sync"
 	"time"
 
+	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	control "github.com/moby/buildkit/api/services/control"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/session"
@@ -58,6 +59,7 @@ type Door struct {
 	server   *grpc.Server
 	conns    *connections
 	driven   driven
+	pastLogs pastLogs
 	ended    sync.WaitGroup
 }
 
@@ -79,6 +81,7 @@ func New(opts Options) (*Door, error) {
 		grpc.UnaryInterceptor(d.unary), grpc.StreamInterceptor(d.stream),
 	)...)
 	control.RegisterControlServer(d.server, service{Door: d})
+	contentapi.RegisterContentServer(d.server, contents{Door: d})
 	gwpb.RegisterLLBBridgeServer(d.server, bridges{Door: d})
 	healthpb.RegisterHealthServer(d.server, health.NewServer())
 	d.ended.Go(func() {

@@ -192,7 +192,13 @@ func (s service) ListenBuildHistory(req *control.BuildHistoryRequest, stream grp
 		if req.Ref != "" && b.Ref != req.Ref || req.ActiveOnly && !b.Completed.IsZero() {
 			return nil
 		}
-		if err := stream.Send(historyEvent(b)); err != nil {
+		event := historyEvent(b)
+		if req.EarlyExit { // who asks once asks for what there is to be read
+			if err := s.nameLogs(stream.Context(), b, event.Record); err != nil {
+				return err
+			}
+		}
+		if err := stream.Send(event); err != nil {
 			return err
 		}
 		if sent++; req.EarlyExit && req.Limit > 0 && sent >= req.Limit {

@@ -17,6 +17,9 @@ import (
 	"corten.dev/corten/internal/filter"
 )
 
+// attestationType is what BuildKit calls the predicates that records of history name.
+const attestationType = "application/vnd.in-toto+json"
+
 // maxLogs bounds one message of status: clients take 4 MB.
 const maxLogs = 1 << 20
 
@@ -145,6 +148,19 @@ func historyEvent(b builds.Build) *control.BuildHistoryEvent {
 	}
 	if b.Error != "" {
 		rec.Error = &rpc.Status{Code: int32(codes.Unknown), Message: b.Error}
+	}
+	for _, doc := range b.Provenance {
+		info := &control.BuildResultInfo{Attestations: []*control.Descriptor{{
+			MediaType: attestationType, Digest: doc.Digest.String(), Size: doc.Size, Annotations: map[string]string{"in-toto.io/predicate-type": doc.Type},
+		}}}
+		if doc.Platform == "" {
+			rec.Result = info
+			continue
+		}
+		if rec.Results == nil {
+			rec.Results = map[string]*control.BuildResultInfo{}
+		}
+		rec.Results[doc.Platform] = info
 	}
 	return &control.BuildHistoryEvent{Type: event, Record: rec}
 }

@@ -22,6 +22,7 @@ import (
 	"corten.dev/corten/internal/build/source/mirror"
 	"corten.dev/corten/internal/cli"
 	"corten.dev/corten/internal/engine/builds"
+	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/filter"
 	"corten.dev/corten/internal/server"
 )
@@ -93,6 +94,9 @@ func (f *fakeBuilds) Fetch(context.Context, builds.FetchRequest) ([]builds.BakeF
 	return nil, errors.New("nothing is fetched")
 }
 
+func (f *fakeBuilds) Document(context.Context, digest.Digest) ([]byte, error) {
+	return nil, errs.NotFound
+}
 func (f *fakeBuilds) Forget(context.Context, string) error { return nil }
 
 var sum = digest.FromString

@@ -1,8 +1,10 @@
 package export
 
 import (
+	"encoding/json"
 	"time"
 
+	slsa1 "github.com/in-toto/in-toto-golang/in_toto/slsa_provenance/v1"
 	"github.com/moby/buildkit/frontend/attestations"
 	"github.com/moby/buildkit/solver/pb"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -40,13 +42,35 @@ func provenanceWanted(attrs map[string]string) (provenanceOptions, bool, error) 
 	return parseProvenance(values)
 }
 
+// Record is the provenance of one platform for the records of builds: all that is known, whatever the asker wants of it elsewhere.
+func (tr *Trace) Record(walk func(string, func(solve.Step) error) error, platform string) (predicateType string, predicate []byte, err error) {
+	opts, _, err := parseProvenance(nil)
+	if err != nil {
+		return "", nil, err
+	}
+	p, err := tr.of(opts, walk, platform)
+	if err != nil {
+		return "", nil, err
+	}
+	pred, err := p.predicate(nil, nil)
+	if err != nil {
+		return "", nil, err
+	}
+	predicate, err = json.MarshalIndent(pred, "", "  ")
+	return slsa1.PredicateSLSAProvenance, predicate, err
+}
+
 // provenance is that of one platform; nil when the asker does not want any.
 func (tr *Trace) provenance(walk func(string, func(solve.Step) error) error, platform string) (*provenance, error) {
 	opts, wanted, err := provenanceWanted(tr.Attrs)
 	if err != nil || !wanted {
 		return nil, err
 	}
-	p := &provenance{Trace: tr, options: opts, finished: time.Now()}
+	return tr.of(opts, walk, platform)
+}
+
+func (tr *Trace) of(opts provenanceOptions, walk func(string, func(solve.Step) error) error, platform string) (p *provenance, err error) {
+	p = &provenance{Trace: tr, options: opts, finished: time.Now()}
 	if tr.Source != nil {
 		p.graph.source = tr.Source(platform)
 	}

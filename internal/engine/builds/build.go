@@ -300,6 +300,9 @@ func (w *working) finish(ctx context.Context, res *gateway.Result) (Response, er
 	if err := w.cacheExports(ctx, refs, take); err != nil {
 		return Response{}, err
 	}
+	if !w.req.Internal && w.req.FrontendAttrs["requestid"] == "" {
+		w.document(refs)
+	}
 	return Response{Exporter: said}, nil
 }
 
@@ -321,19 +324,7 @@ var titles = map[string]string{
 }
 
 func (w *working) export(ctx context.Context, e Export, tree *export.Result, refs refs) (_ map[string]string, err error) {
-	ej := export.Job{
-		Result: tree, Session: w.req.Session,
-		Walk: func(platform string, fn func(solve.Step) error) error {
-			if res := solved(refs.of(platform)); res != nil {
-				return res.Walk(fn)
-			}
-			return nil
-		},
-		Trace: &export.Trace{
-			ID: w.req.Ref, Started: w.began, Frontend: w.req.Frontend, Attrs: w.req.FrontendAttrs, Builder: w.platforms[0],
-			Source: func(platform string) *pb.Source { return refs.of(platform).Definition().GetSource() },
-		},
-	}
+	ej := export.Job{Result: tree, Session: w.req.Session, Walk: refs.walk, Trace: w.trace(refs)}
 	if title := titles[e.Type]; title != "" {
 		p, done := w.job.Progress(digest.FromString(w.req.Ref+" "+e.ID+" "+title), title)
 		defer func() { done(err) }()
@@ -364,6 +355,35 @@ func (r refs) of(platform string) *frontend.Ref {
 		return ref
 	}
 	return r[""]
+}
+
+// walk gives the steps of a platform's result.
+func (r refs) walk(platform string, fn func(solve.Step) error) error {
+	if res := solved(r.of(platform)); res != nil {
+		return res.Walk(fn)
+	}
+	return nil
+}
+
+// trace is what provenance is made of.
+func (w *working) trace(refs refs) *export.Trace {
+	return &export.Trace{
+		ID: w.req.Ref, Started: w.began, Frontend: w.req.Frontend, Attrs: w.req.FrontendAttrs, Builder: w.platforms[0],
+		Source: func(platform string) *pb.Source { return refs.of(platform).Definition().GetSource() },
+	}
+}
+
+// document gives the record of the build the provenance of its results. A result that has none is no reason to fail.
+func (w *working) document(refs refs) {
+	trace := w.trace(refs)
+	for _, platform := range slices.Sorted(maps.Keys(refs)) {
+		kind, raw, err := trace.Record(refs.walk, platform)
+		if err != nil {
+			w.Log.Warn("a build is recorded without its provenance", "build", w.req.Ref, "platform", platform, "err", err)
+			continue
+		}
+		w.run.document(Document{Platform: platform, Type: kind}, raw)
+	}
 }
 
 // solved is what the solver made of a result; nil for the empty tree.

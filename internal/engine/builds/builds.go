@@ -10,6 +10,7 @@ import (
 
 	"github.com/moby/buildkit/solver/pb"
 	spb "github.com/moby/buildkit/sourcepolicy/pb"
+	"github.com/opencontainers/go-digest"
 
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/filter"
@@ -111,6 +112,16 @@ type Build struct {
 	Error              string
 	Steps, Cached      int
 	Warnings           int
+	// Provenance tells how each result came to be; a single one has no Platform. It is there when the build is.
+	Provenance []Document
+}
+
+// Document is something that is kept with a build of the past: a predicate of an in-toto statement.
+type Document struct {
+	Platform string // "linux/amd64"
+	Type     string // of the predicate: an address
+	Digest   digest.Digest
+	Size     int64
 }
 
 // API is everything that doors may ask of this service.
@@ -131,6 +142,8 @@ type Past interface {
 	History(ctx context.Context, follow bool, each func(Build) error) error
 	// Status follows a build under way by its Ref from its beginning, or replays a past one.
 	Status(ctx context.Context, ref string, each func(build.Status) error) error
+	// Document reads what a Build names; errs.NotFound.
+	Document(ctx context.Context, dgst digest.Digest) ([]byte, error)
 	// Forget removes a build of the past; errs.NotFound, errs.Conflict while it is under way.
 	Forget(ctx context.Context, ref string) error
 }

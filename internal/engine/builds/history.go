@@ -23,13 +23,15 @@ const maxHistory = 50
 //
 //	<dir>/<key>.json         a build: Build as JSON; key is the digest of its ref
 //	<dir>/status/<key>.json  what happened in it: an array of build.Status
+//	<dir>/documents/<key>.json  what its Provenance names: bytes by their digest
 //
 // Nothing is flushed: a crash of the machine may cost the last lines of history, and no build.
 type history struct {
-	log    *slog.Logger
-	lines  *record.Dir[Build]
-	status *record.Dir[[]build.Status]
-	writes sync.WaitGroup // of builds that ended; waited for by close, when none begins or ends any more
+	log       *slog.Logger
+	lines     *record.Dir[Build]
+	status    *record.Dir[[]build.Status]
+	documents *record.Dir[documents]
+	writes    sync.WaitGroup // of builds that ended; waited for by close, when none begins or ends any more
 
 	mu      sync.Mutex          // guards all below
 	past    []Build             // the oldest first
@@ -47,7 +49,11 @@ func openHistory(dir string, log *slog.Logger) (*history, error) {
 	if err != nil {
 		return nil, errors.Join(err, lines.Close())
 	}
-	h := &history{log: log, lines: lines, status: status, running: map[string]*running{}, ending: map[string]*running{}, changed: make(chan struct{})}
+	papers, err := record.Open[documents](filepath.Join(dir, "documents"), log)
+	if err != nil {
+		return nil, errors.Join(err, lines.Close(), status.Close())
+	}
+	h := &history{log: log, lines: lines, status: status, documents: papers, running: map[string]*running{}, ending: map[string]*running{}, changed: make(chan struct{})}
 	all, err := lines.All()
 	if err != nil {
 		return nil, errors.Join(err, h.close())
@@ -68,7 +74,7 @@ func openHistory(dir string, log *slog.Logger) (*history, error) {
 
 func (h *history) close() error {
 	h.writes.Wait()
-	return errors.Join(h.lines.Close(), h.status.Close())
+	return errors.Join(h.lines.Close(), h.status.Close(), h.documents.Close())
 }
 
 func historyKey(ref string) string { return digest.FromString(ref).Encoded() }
@@ -137,7 +143,7 @@ func (h *history) trim() (gone []Build) {
 func (h *history) forget(gone []Build) {
 	for _, b := range gone {
 		key := historyKey(b.Ref)
-		if err := errors.Join(h.lines.Delete(key, false), h.status.Delete(key, false)); err != nil {
+		if err := errors.Join(h.lines.Delete(key, false), h.status.Delete(key, false), h.documents.Delete(key, false)); err != nil {
 			h.log.Warn("a build of the past cannot be forgotten", "build", b.Ref, "err", err)
 		}
 	}

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/errs"
 )
@@ -39,6 +41,48 @@ func TestHistoryOfAKilledEngine(t *testing.T) {
 	}
 	if err := h.replay(t.Context(), "cut off", func(build.Status) error { return nil }); err != nil {
 		t.Errorf("replay: %v", err)
+	}
+}
+
+// What a build names is there as long as the build is, with the next engine too.
+func TestDocumentsOfHistory(t *testing.T) {
+	dir := t.TempDir()
+	h := historyOf(t, dir)
+	text, none := []byte("{}\n"), digest.FromString("none")
+	run, err := h.begin(Build{Ref: "one", Created: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run.document(Document{Platform: "linux/amd64", Type: "x"}, text)
+	run.end(nil, nil)
+	check := func() {
+		t.Helper()
+		all, _ := h.list()
+		if len(all) != 1 || len(all[0].Provenance) != 1 || all[0].Provenance[0] != (Document{"linux/amd64", "x", digest.FromBytes(text), 3}) {
+			t.Fatalf("%+v", all)
+		}
+		if raw, err := h.document(all[0].Provenance[0].Digest); err != nil || string(raw) != string(text) {
+			t.Errorf("%q %v", raw, err)
+		}
+		if _, err := h.document(none); !errors.Is(err, errs.NotFound) {
+			t.Error(err)
+		}
+	}
+	check()
+	if err := h.close(); err != nil {
+		t.Fatal(err)
+	}
+	h = historyOf(t, dir)
+	defer h.close()
+	check()
+	if err := h.remove("one"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.document(digest.FromBytes(text)); !errors.Is(err, errs.NotFound) {
+		t.Error(err)
+	}
+	if left, err := h.documents.All(); err != nil || len(left) > 0 {
+		t.Errorf("left %v %v", left, err)
 	}
 }
 

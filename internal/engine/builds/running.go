@@ -39,6 +39,9 @@ type running struct {
 	cached    map[digest.Digest]bool
 	followers map[*follower]bool
 	ended     bool
+
+	documents  documents // for history, and the lines that name them
+	provenance []Document
 }
 
 func (h *history) newRunning(line Build) *running {
@@ -101,7 +104,7 @@ func (r *running) finish(response map[string]string, err error) (line Build, kep
 	defer r.mu.Unlock()
 	line = r.line
 	line.Completed, line.Response = time.Now(), response
-	line.Steps, line.Cached, line.Warnings = len(r.started), len(r.cached), r.warned
+	line.Steps, line.Cached, line.Warnings, line.Provenance = len(r.started), len(r.cached), r.warned, r.provenance
 	if err != nil {
 		line.Error = err.Error()
 	}
@@ -131,6 +134,11 @@ func (r *running) end(response map[string]string, err error) {
 		defer task.Contain(h.log, "write down build "+line.Ref, nil)
 		if err := h.status.Put(historyKey(line.Ref), kept, false); err != nil {
 			h.log.Warn("what happened in a build is not written down", "build", line.Ref, "err", err)
+		}
+		if len(line.Provenance) > 0 {
+			if err := h.documents.Put(historyKey(line.Ref), r.documents, false); err != nil {
+				h.log.Warn("provenance of a build is not written down", "build", line.Ref, "err", err)
+			}
 		}
 		h.put(line)
 		if !h.written(r) {

@@ -10,6 +10,8 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/opencontainers/go-digest"
+
 	"corten.dev/corten/internal/build"
 	"corten.dev/corten/internal/build/export"
 	"corten.dev/corten/internal/build/frontend"
@@ -117,6 +119,11 @@ func (s *Service) Close() error {
 // History implements [API].
 func (s *Service) History(ctx context.Context, follow bool, each func(Build) error) error {
 	return s.history.follow(ctx, follow, each)
+}
+
+// Document implements [Past].
+func (s *Service) Document(_ context.Context, dgst digest.Digest) ([]byte, error) {
+	return s.history.document(dgst)
 }
 
 // Status implements [API].

@@ -194,6 +194,13 @@ func TestHistory(t *testing.T) {
 	if len(lines) != 2 || lines[0].Ref != "one" || lines[0].Error != "" || lines[0].Steps == 0 || lines[1].Error == "" || lines[1].Completed.IsZero() {
 		t.Errorf("history: %+v", lines)
 	}
+	if len(lines[0].Provenance) != 1 || len(lines[1].Provenance) != 0 {
+		t.Fatalf("provenance: %+v", lines)
+	}
+	raw, err := h.Document(t.Context(), lines[0].Provenance[0].Digest)
+	if err != nil || !strings.Contains(string(raw), "pkg:docker/busybox") || int64(len(raw)) != lines[0].Provenance[0].Size {
+		t.Errorf("%s %v", raw, err)
+	}
 	var said strings.Builder
 	must(t, h.Status(t.Context(), "one", func(st build.Status) error {
 		for _, l := range st.Logs {
