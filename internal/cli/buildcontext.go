@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/reference"
 )
 
@@ -87,23 +88,34 @@ func (o *buildFlags) planContext(a *app, p *buildPlan, from string) error {
 		dockerDir, dockerName = dir, "Dockerfile"
 		at["dockerfilekey"] = "dockerfile"
 	}
-	if dockerName == "" {
-		dockerName = "Dockerfile"
+	if err := p.dockerfile(dockerDir, dockerName, o.file != "" && from != "-"); err != nil {
+		return err
 	}
-	if dockerDir != "" {
-		p.dirs["dockerfile"] = dockerDir
-		dockerName = existingName(dockerDir, dockerName)
-		if _, err := os.Stat(filepath.Join(dockerDir, dockerName)); errors.Is(err, os.ErrNotExist) && o.file != "" && from != "-" {
-			return &exitError{code: 1, text: fmt.Sprintf("ERROR: failed to build: failed to solve: failed to read dockerfile: open %s: no such file or directory", dockerName)}
+	return o.namedContexts(p)
+}
+
+// dockerfile says where the Dockerfile is: in a folder here, or, without one, in the context. One that must be there, and is not, is refused.
+func (p *buildPlan) dockerfile(dir, name string, must bool) error {
+	if name == "" {
+		name = "Dockerfile"
+	}
+	if dir != "" {
+		p.dirs["dockerfile"] = dir
+		name = existingName(dir, name)
+		if _, err := os.Stat(filepath.Join(dir, name)); errors.Is(err, os.ErrNotExist) && must {
+			return &exitError{code: 1, text: fmt.Sprintf("ERROR: failed to build: failed to solve: failed to read dockerfile: open %s: no such file or directory", name)}
 		}
 	}
-	at["filename"] = dockerName
-	return o.namedContexts(p)
+	p.req.Attrs["filename"] = name
+	return nil
 }
 
 // remoteDockerfile has the engine fetch a Dockerfile.
 func (a *app) remoteDockerfile(address string) (io.Reader, error) {
 	files, err := a.fetch(context.Background(), address, nil)
+	if err == nil && len(files) == 0 {
+		err = errs.New(errs.NotFound, "nothing is at %s", address)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("ERROR: fetch the Dockerfile: %w", err)
 	}

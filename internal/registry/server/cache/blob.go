@@ -61,15 +61,13 @@ func (c *Cache) Blob(ctx context.Context, repository string, d digest.Digest) (i
 		return nil, 0, err
 	}
 	key := up.Domain + "\x00" + string(d)
-	c.blobs.mu.Lock()
-	defer c.blobs.mu.Unlock()
-	s := c.blobs.coming[key]
-	if s == nil || s.failed() {
+	s := c.blobs.join(key, nil)
+	if s == nil {
 		file, err := tempFile(c.opts.Staging)
 		if err != nil {
 			return nil, 0, err
 		}
-		s = &spool{file: file, size: size, sum: d.Algorithm().Digester(), fetch: func(ctx context.Context, dst client.Sink) (err error) {
+		own := &spool{file: file, size: size, sum: d.Algorithm().Digester(), fetch: func(ctx context.Context, dst client.Sink) (err error) {
 			defer task.Contain(c.log, "download of "+d.String(), &err)
 			err = repo.Fetch(ctx, ocispec.Descriptor{Digest: d, Size: size}, dst)
 			if err != nil {
@@ -77,14 +75,33 @@ func (c *Cache) Blob(ctx context.Context, repository string, d digest.Digest) (i
 			}
 			return err
 		}}
-		s.moved = sync.NewCond(&s.mu)
-		if c.blobs.coming == nil {
-			c.blobs.coming = map[string]*spool{}
+		own.moved = sync.NewCond(&own.mu)
+		if s = c.blobs.join(key, own); s != own { // somebody was faster
+			if err := file.Close(); err != nil {
+				c.log.Warn("a staging file that nobody needs", "err", err)
+			}
 		}
-		c.blobs.coming[key] = s
+	}
+	return &reader{b: &c.blobs, key: key, s: s, ctx: ctx, stop: context.AfterFunc(ctx, s.wake)}, size, nil
+}
+
+// join adds a reader to the spool of a key; where there is none that is good, to fresh, which becomes it. Nil when that is nil.
+func (b *blobs) join(key string, fresh *spool) *spool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.coming[key]
+	if s == nil || s.failed() {
+		if fresh == nil {
+			return nil
+		}
+		if b.coming == nil {
+			b.coming = map[string]*spool{}
+		}
+		s = fresh
+		b.coming[key] = s
 	}
 	s.readers++
-	return &reader{b: &c.blobs, key: key, s: s, ctx: ctx, stop: context.AfterFunc(ctx, s.wake)}, size, nil
+	return s
 }
 
 func checkStaging(dir string) error {
