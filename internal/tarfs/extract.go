@@ -2,6 +2,7 @@ package tarfs
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -283,7 +284,13 @@ func (x *extractor) file(parent *dir, base, path string, hdr *tar.Header) error 
 	} else if hdr.Size > 0 {
 		x.rec.file(path, hdr.Size)
 		var n int64
-		n, err = io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{x.tr}, x.buf)
+		to := io.Writer(f)
+		if x.opts.Holes {
+			to, err = &holes{f: f}, f.Truncate(hdr.Size)
+		}
+		if err == nil {
+			n, err = io.CopyBuffer(struct{ io.Writer }{to}, struct{ io.Reader }{x.tr}, x.buf)
+		}
 		x.rec.content = false
 		x.stats.Bytes += n
 		if err == nil && n >= earlyFlush {
@@ -298,6 +305,30 @@ func (x *extractor) file(parent *dir, base, path string, hdr *tar.Header) error 
 		err = futimens(fd, times(hdr))
 	}
 	return errs.Also(err, f.Close())
+}
+
+// holes writes to a file that has its length already, and leaves out what is zero anyway.
+type holes struct {
+	f   *os.File
+	off int64
+}
+
+// holeSize is the least that is left out: smaller holes would cost extents instead of bytes.
+const holeSize = 64 << 10
+
+// Write implements [io.Writer].
+func (h *holes) Write(p []byte) (n int, err error) {
+	for n < len(p) {
+		block := p[n:min(len(p), n+holeSize)]
+		if len(block) < holeSize || block[0] != 0 || !bytes.Equal(block[1:], block[:holeSize-1]) {
+			if _, err := h.f.WriteAt(block, h.off); err != nil {
+				return n, err
+			}
+		}
+		h.off += int64(len(block))
+		n += len(block)
+	}
+	return n, nil
 }
 
 func isSparse(hdr *tar.Header) bool {

@@ -70,6 +70,8 @@ type Options struct {
 	At string
 	// NoOverwriteDirNonDir refuses to put a file where a directory is, and the other way round.
 	NoOverwriteDirNonDir bool
+	// Holes leaves out what is zero in files, 64 KiB and more of it: an archive says nothing of the holes that they had.
+	Holes bool
 	// MaxEntries bounds the number of entries, MaxBytes the archive as such; 0 is no bound. A file that leads beyond is refused by its header, before any of it is written
 	// (a sparse one, whose header speaks of its holes as well, when the bound is reached).
 	MaxEntries, MaxBytes int64

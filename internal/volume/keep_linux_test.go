@@ -222,6 +222,33 @@ func TestKeeper(t *testing.T) {
 	}
 }
 
+// An archive says nothing of holes: a volume of 4 MB with a file of 100 MB, nearly all of it a hole, could be exported but not imported again.
+func TestImportKeepsHoles(t *testing.T) {
+	needRoot(t)
+	ctx := context.Background()
+	s := open(t, t.TempDir(), quiet())
+	vol := mustCreate(t, s, "vol", nil)
+	write(t, vol.Mountpoint, "file", "begin")
+	f, err := os.OpenFile(filepath.Join(vol.Mountpoint, "file"), os.O_RDWR, 0)
+	must(t, err)
+	const size = 100<<20 + 7
+	_, err = f.WriteAt([]byte("middle"), 50<<20-3)
+	must(t, errors.Join(err, f.Truncate(size), f.Close()))
+	var archive bytes.Buffer
+	must(t, s.Export(ctx, volume.CopySource{Name: "vol"}, &archive))
+	got, err := s.Import(ctx, volume.CreateOptions{Name: "back"}, &archive)
+	must(t, err)
+	same, err := exec.Command("cmp", filepath.Join(vol.Mountpoint, "file"), filepath.Join(got.Mountpoint, "file")).CombinedOutput()
+	if err != nil {
+		t.Errorf("%s %v", same, err)
+	}
+	var st unix.Stat_t
+	must(t, unix.Stat(filepath.Join(got.Mountpoint, "file"), &st))
+	if st.Size != size || st.Blocks*512 > 1<<20 {
+		t.Errorf("%d bytes take %d on disk", st.Size, st.Blocks*512)
+	}
+}
+
 // Killed at any moment: what is listed is whole, what is not listed is not there.
 func TestKilledCopies(t *testing.T) {
 	needRoot(t)

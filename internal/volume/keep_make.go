@@ -222,7 +222,7 @@ func (s *LocalStore) readCopy(ctx context.Context, what CopySource, src *source)
 func (s *LocalStore) Import(ctx context.Context, opts CreateOptions, r io.Reader) (Volume, error) {
 	return s.makeWith(ctx, opts, func(data *os.File) error {
 		end := &archiveEnd{r: r}
-		if _, err := tarfs.Extract(ctx, data, end, tarfs.Options{Root: true}); err != nil {
+		if _, err := tarfs.Extract(ctx, data, end, tarfs.Options{Root: true, Holes: true}); err != nil {
 			return err
 		}
 		if !end.reached() {
