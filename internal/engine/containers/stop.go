@@ -34,7 +34,7 @@ func (s *Service) Restart(ctx context.Context, ref string, opts StopOptions) err
 	return nil
 }
 
-// keepPlace says whether the end of a run, which somebody brings about, is to be acted upon by policies: not while keep.
+// keepPlace has the end of a run not acted upon, neither by the restart policy nor by --rm, while somebody brings it about who has more to do with the container.
 func (ctr *live) keepPlace(keep bool) {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
