@@ -461,7 +461,9 @@ func TestPluggedAddressesHaveLists(t *testing.T) {
 	pid := process(t, a.NS)
 	_, err := w.Connect(bg, "a", pid, EndpointRequest{Network: "mixed", Gateway: true})
 	check(t, err)
-	check(t, w.Disconnect(bg, "a", pid, "bridge"))
+	if out := command(t, a.NS, "ip", "route", "get", "203.0.113.2"); !strings.Contains(out, addressOn(t, w.world, "a", "mixed")) {
+		t.Errorf("the way out is %s", out)
+	}
 	wantReach(t, a.NS, []string{"tcp 203.0.113.2:80"}, []string{"tcp 203.0.113.2:81"})
 }
 
