@@ -95,6 +95,8 @@ type Request struct {
 	Descriptors bool `json:"descriptors,omitempty"`
 	// Shell: a failed step is to be asked about (AskShell) before what it left is taken away.
 	Shell bool `json:"shell,omitempty"`
+	// Provenance "min" or "max": the answer tells how the results came to be ("buildx.build.provenance").
+	Provenance string `json:"provenance,omitempty"`
 	// Links are builds whose results this one uses, by the name of the context that each is.
 	Links map[string]*Request `json:"links,omitempty"`
 }

@@ -44,6 +44,9 @@ func (o *buildFlags) run(ctx context.Context, a *app, path string) error {
 	if err != nil {
 		return err
 	}
+	if o.metadataFile != "" {
+		p.req.Provenance = metadataProvenance()
+	}
 	if o.iidfile != "" { // what an earlier build wrote there is not this one's
 		if err := os.Remove(o.iidfile); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return errors.Join(fmt.Errorf("--iidfile: %w", err), p.close())
@@ -109,6 +112,19 @@ func metadata(exporter map[string]string, ref string) map[string]any {
 		}
 	}
 	return out
+}
+
+// metadataProvenance is how much of the provenance goes into that file, as buildx is told it: "min", "max" or, for nothing, "".
+func metadataProvenance() string {
+	text := os.Getenv("BUILDX_METADATA_PROVENANCE")
+	on, isBool := boolOf(text)
+	switch {
+	case text == "max":
+		return text
+	case text == "disabled" || isBool && !on:
+		return ""
+	}
+	return "min"
 }
 
 // writeMetadata writes that file, with what the linter found where that is asked for.

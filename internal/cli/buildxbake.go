@@ -171,6 +171,9 @@ func (o *bakeFlags) build(ctx context.Context, a *app, plan *bakePlan, names []s
 		if len(names) > 1 {
 			p.prefix = name
 		}
+		if o.metadataFile != "" {
+			p.req.Provenance = metadataProvenance()
+		}
 		plans[name], flags[name] = p, f
 	}
 	if _, err := a.engine(); err != nil {

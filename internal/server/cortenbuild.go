@@ -157,7 +157,7 @@ func wireRanges(list []*pb.Range) (out []buildwire.Range) {
 
 // buildRequest converts what the client asks for into the service's words.
 func buildRequest(asked *buildwire.Request) (builds.Request, error) {
-	req := builds.Request{Ref: asked.Ref, Frontend: asked.Frontend, FrontendAttrs: asked.Attrs, Entitlements: asked.Entitlements}
+	req := builds.Request{Ref: asked.Ref, Frontend: asked.Frontend, FrontendAttrs: asked.Attrs, Entitlements: asked.Entitlements, Provenance: asked.Provenance}
 	if req.Frontend == "" {
 		return req, errs.New(errs.Invalid, "the build names no frontend")
 	}

@@ -6,6 +6,7 @@ import (
 
 	slsa1 "github.com/in-toto/in-toto-golang/in_toto/slsa_provenance/v1"
 	"github.com/moby/buildkit/frontend/attestations"
+	slsa "github.com/moby/buildkit/solver/llbsolver/provenance/types"
 	"github.com/moby/buildkit/solver/pb"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -58,6 +59,19 @@ func (tr *Trace) Record(walk func(string, func(solve.Step) error) error, platfor
 	}
 	predicate, err = json.MarshalIndent(pred, "", "  ")
 	return slsa1.PredicateSLSAProvenance, predicate, err
+}
+
+// ToldProvenance is a predicate of Record in the form of v0.2, in which clients write it to the files of --metadata-file: whole, or what the result was made of only.
+func ToldProvenance(predicate []byte, whole bool) ([]byte, error) {
+	var pred slsa.ProvenancePredicateSLSA1
+	if err := json.Unmarshal(predicate, &pred); err != nil {
+		return nil, err
+	}
+	told := pred.ConvertToSLSA02()
+	if !whole {
+		told.BuildConfig, told.Metadata = nil, nil
+	}
+	return json.Marshal(told)
 }
 
 // provenance is that of one platform; nil when the asker does not want any.

@@ -3,6 +3,7 @@ package builds
 import (
 	"context"
 	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"maps"
@@ -55,7 +56,9 @@ func (s *Service) Build(ctx context.Context, req Request) (_ Response, err error
 	}
 	var resp Response
 	defer func() {
-		w.run.end(resp.Exporter, err)
+		kept := maps.Clone(resp.Exporter)
+		maps.DeleteFunc(kept, func(key, _ string) bool { return strings.HasPrefix(key, provenanceKey) }) // history has it anyway
+		w.run.end(kept, err)
 		s.ended()
 	}()
 	resp, err = w.contained(ctx)
@@ -301,7 +304,7 @@ func (w *working) finish(ctx context.Context, res *gateway.Result) (Response, er
 		return Response{}, err
 	}
 	if !w.req.Internal && w.req.FrontendAttrs["requestid"] == "" {
-		w.document(refs)
+		w.document(refs, said)
 	}
 	return Response{Exporter: said}, nil
 }
@@ -373,8 +376,11 @@ func (w *working) trace(refs refs) *export.Trace {
 	}
 }
 
-// document gives the record of the build the provenance of its results. A result that has none is no reason to fail.
-func (w *working) document(refs refs) {
+// provenanceKey is what buildx calls provenance in metadata files; behind it is the platform where there are several.
+const provenanceKey = "buildx.build.provenance"
+
+// document gives the record of the build the provenance of its results, and the asker who wants it. A result that has none is no reason to fail.
+func (w *working) document(refs refs, said map[string]string) {
 	trace := w.trace(refs)
 	for _, platform := range slices.Sorted(maps.Keys(refs)) {
 		kind, raw, err := trace.Record(refs.walk, platform)
@@ -383,6 +389,15 @@ func (w *working) document(refs refs) {
 			continue
 		}
 		w.run.document(Document{Platform: platform, Type: kind}, raw)
+		if w.req.Provenance == "" {
+			continue
+		}
+		told, err := export.ToldProvenance(raw, w.req.Provenance == "max")
+		if err != nil {
+			w.Log.Warn("provenance of a build is not told", "build", w.req.Ref, "platform", platform, "err", err)
+			continue
+		}
+		said[strings.TrimSuffix(provenanceKey+"/"+platform, "/")] = base64.StdEncoding.EncodeToString(told)
 	}
 }
 

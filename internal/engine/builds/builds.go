@@ -40,6 +40,8 @@ type Request struct {
 	OnError func(ctx context.Context, failed Failed)
 	// Gateway, when set, is the frontend: a client that drives the build itself (buildx with raw LLB, bake). It is given the gateway that frontends get.
 	Gateway GatewayFunc
+	// Provenance "min" or "max" has the response tell how the results came to be, as buildx puts it into metadata files ("buildx.build.provenance").
+	Provenance string
 	// Internal builds are not kept in history.
 	Internal bool
 }
