@@ -15,6 +15,9 @@ import (
 // maxLinks bounds how deep compose files may lead to others.
 const maxLinks = 20
 
+// maxIncludes bounds how many includes are followed: files that each name the next one twice would be read two to the power of maxLinks times.
+const maxIncludes = 500
+
 // Missing are files that compose files name (extends, include) and that were not given: who asked for the plan gives them as extra files, and asks again. The names are paths as far as they
 // follow from the names of the files that were given.
 type Missing struct {
@@ -30,10 +33,11 @@ func (m *Missing) Error() string {
 
 // composer reads compose files and what they lead to.
 type composer struct {
-	extra   map[string][]byte // by path
-	env     map[string]string
-	missing Missing
-	read    map[string]map[string]any
+	extra    map[string][]byte // by path
+	env      map[string]string
+	missing  Missing
+	read     map[string]map[string]any
+	includes int // that were followed
 }
 
 // document reads a file with its variables filled in; nil: it is missing.
@@ -143,6 +147,9 @@ func (c *composer) include(name string, doc map[string]any, depth int) error {
 		return errs.New(errs.Invalid, "%s: include: give a list", name)
 	}
 	for _, item := range one {
+		if c.includes++; c.includes > maxIncludes {
+			return errs.New(errs.Invalid, "%s: include leads to more than %d files", name, maxIncludes)
+		}
 		what, err := readInclude(name, item)
 		if err != nil {
 			return err

@@ -2,6 +2,7 @@ package bake_test
 
 import (
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -57,6 +58,7 @@ services:
 		"services:\n  a:\n    extends: none\n    build: .\n":                                  `there is no service "none"`,
 		"include: [https://x.example/y.yaml]\n":                                               "files at an address are not fetched",
 		"include: [compose.yaml]\nservices:\n  a: {build: .}\n":                               "deeper than",
+		"include: [compose.yaml, compose.yaml]\n":                                             "deeper than",
 		"include: [db/compose.yaml]\nservices:\n  db: {build: .}\n":                           "conflicting service db",
 		"include: [{path: db/compose.yaml, env_file: [1]}]\n":                                 "env_file: give a path",
 		"include: [[1]]\n": "give a path",
@@ -65,5 +67,17 @@ services:
 		if _, err := bake.Make(bake.Request{Files: files}); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", text, err, want)
 		}
+	}
+}
+
+// Twenty files, each of which names the next one twice, would be read a million times: the engine was busy with them for minutes.
+func TestIncludesAreBounded(t *testing.T) {
+	req := bake.Request{Platform: "linux/amd64", Files: []bake.File{{Name: "compose.yaml", Data: []byte("include: [f0.yaml, f0.yaml]\n")}}}
+	for i := range 18 {
+		req.Files = append(req.Files, bake.File{Name: fmt.Sprintf("f%d.yaml", i), Extra: true, Data: fmt.Appendf(nil, "include: [f%d.yaml, f%[1]d.yaml]\n", i+1)})
+	}
+	req.Files = append(req.Files, bake.File{Name: "f18.yaml", Extra: true, Data: []byte("services: {}\n")}, bake.File{Name: ".env", Extra: true})
+	if _, err := bake.Make(req); err == nil || !strings.Contains(err.Error(), "more than 500 files") {
+		t.Error(err)
 	}
 }
