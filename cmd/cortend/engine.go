@@ -130,7 +130,7 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 	vs, ns := volumes.New(volumes.Options{Store: vols, Containers: ctrs, Events: bus}), networks.New(networks.Options{Networks: nets, Containers: ctrs, Events: bus})
 	about := system.New(system.Options{
 		Containers: ctrs, Images: imgs, Volumes: vols, Trees: trees, Events: bus, Devices: devices,
-		Runtimes: shownRuntimes(set), DefaultRuntime: set.DefaultRuntime, Plugins: plugins.Active, DataRoot: set.DataRoot, Labels: set.Labels, HTTPProxy: set.Proxies.HTTP, HTTPSProxy: set.Proxies.HTTPS, NoProxy: set.Proxies.No, SystemdCgroup: systemd, Debug: log.Enabled(background(), slog.LevelDebug), Version: version.Version, LogDriver: defaultLog(set).Type, LogDrivers: logDriverNames(),
+		Runtimes: shownRuntimes(set), DefaultRuntime: set.DefaultRuntime, Plugins: plugins.Active, DataRoot: set.DataRoot, Labels: set.Labels, AddressPools: shownPools(set), HTTPProxy: set.Proxies.HTTP, HTTPSProxy: set.Proxies.HTTPS, NoProxy: set.Proxies.No, SystemdCgroup: systemd, Debug: log.Enabled(background(), slog.LevelDebug), Version: version.Version, LogDriver: defaultLog(set).Type, LogDrivers: logDriverNames(),
 	})
 	e.metrics = metrics.Handler(metrics.Options{
 		Containers: ctrs, Networks: ns, Volumes: vs, System: about, Events: bus.Count, Version: version.Version, Commit: version.Commit, Logger: log,
@@ -251,6 +251,17 @@ func overlayWorks(root string) error {
 func treeSize(set settings.Settings) int64 {
 	size, _ := set.TreeSize()
 	return size
+}
+
+// shownPools are the address pools as info tells them; they were checked with the settings.
+func shownPools(set settings.Settings) []system.AddressPool {
+	var all []system.AddressPool
+	for _, p := range set.AddressPools {
+		if base, err := netip.ParsePrefix(p.Base); err == nil {
+			all = append(all, system.AddressPool{Base: base.Masked(), Size: p.Size})
+		}
+	}
+	return all
 }
 
 func openNetwork(set settings.Settings, helpers *os.File, plugins *plugin.Set, log *slog.Logger) (*network.Local, error) {

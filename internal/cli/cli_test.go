@@ -372,10 +372,45 @@ func TestCompletion(t *testing.T) {
 	for line, want := range map[string]string{
 		"__complete netw": "network", "__complete network r": "rm", "__complete stop w": "web", "__complete run --restart u": "unless-stopped",
 		"__complete run --netw": "--network\n--network-alias", "__complete rmi b": "b:1", "__complete pu": "pull\npush",
+		"__complete run --restart=u": "--restart=unless-stopped", "__complete run --pid container:w": "container:web", "__complete run --network=container:w": "--network=container:web",
 	} {
 		out, _, code := f.run("", strings.Fields(line)...)
 		if strings.TrimSpace(out) != want || code != 0 {
 			t.Errorf("%s: %q %d", line, out, code)
+		}
+	}
+}
+
+// bash breaks words at : and =, so that nothing behind one was completed: no image with its tag, no --flag=value.
+func TestBashCompletion(t *testing.T) {
+	bash, err := exec.LookPath("bash")
+	if err != nil {
+		t.Skip("no bash")
+	}
+	var script strings.Builder
+	if code := Main(t.Context(), []string{"completion", "bash"}, Streams{Out: &script, Err: io.Discard}); code != 0 {
+		t.Fatal(code)
+	}
+	for _, c := range []struct{ line, words, want string }{
+		{"corten rmi b:la", "corten rmi b : la", "rmi b:la -> latest"},
+		{"corten rmi b:", "corten rmi b : ''", "rmi b: -> latest"},
+		{"corten rmi b", "corten rmi b", "rmi b -> b:latest"},
+		{"corten run --env=A=b --pull=m ", "corten run --env = A = b --pull = m ''", "run --env=A=b --pull=m  -> b:latest"},
+		{"corten run  --pull=b:l", "corten run --pull = b : l", "run --pull=b:l -> latest"},
+	} {
+		answer := "b:latest"
+		if strings.Contains(c.line, "--pull=b") {
+			answer = "--pull=b:latest"
+		}
+		cmd := exec.Command(bash, "--norc", "-c", script.String()+`
+corten() { shift; echo "$@" >&3; echo `+answer+`; }
+COMP_LINE="$1"; COMP_WORDS=(`+c.words+`); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+exec 3>&1
+_corten 2>/dev/null 
+echo "-> ${COMPREPLY[*]}"`, "bash", c.line)
+		out, err := cmd.Output()
+		if got := strings.ReplaceAll(strings.TrimSpace(string(out)), "\n", " "); err != nil || got != c.want {
+			t.Errorf("%s: %q %v, want %q", c.line, got, err, c.want)
 		}
 	}
 }

@@ -19,16 +19,30 @@ import (
 const (
 	bashScript = `# bash completion for corten; load with: source <(corten completion bash)
 _corten() {
-    local cur="${COMP_WORDS[COMP_CWORD]}" line
+    local i line have rest="$COMP_LINE" words=()
     COMPREPLY=()
-    local words=("${COMP_WORDS[@]:1:COMP_CWORD}")
+    # bash breaks words at : and =, so that busybox:latest is three of them, and puts what it is given in the place of the last.
+    for ((i = 0; i <= COMP_CWORD; i++)); do
+        if [[ $i = 0 || $rest = [[:space:]]* ]]; then
+            words+=("${COMP_WORDS[i]}")
+        else
+            words[${#words[@]}-1]+="${COMP_WORDS[i]}"
+        fi
+        rest="${rest#*"${COMP_WORDS[i]}"}"
+    done
+    have="${words[${#words[@]}-1]}"
+    if [[ $have = *[:=]* ]]; then
+        have="${have%"${have##*[:=]}"}"
+    else
+        have=
+    fi
     while IFS= read -r line; do
         if [ "$line" = ":files" ]; then
             compopt -o default 2>/dev/null
         else
-            COMPREPLY+=("$line")
+            COMPREPLY+=("${line#"$have"}")
         fi
-    done < <(corten __complete "${words[@]}" 2>/dev/null)
+    done < <(corten __complete "${words[@]:1}" 2>/dev/null)
 }
 complete -F _corten corten
 `
@@ -130,7 +144,18 @@ func (a *app) candidates(ctx context.Context, words []string) []string {
 		v.flags(fs)
 	}
 	if strings.HasPrefix(cur, "-") {
-		return flagNames(fs, cur)
+		flag, val, ok := strings.Cut(cur, "=")
+		if !ok || !wantsValue(fs, flag) {
+			return flagNames(fs, cur)
+		}
+		var out []string
+		for _, c := range a.flagValues(ctx, strings.TrimLeft(flag, "-"), val) {
+			if c != ":files" {
+				c = flag + "=" + c
+			}
+			out = append(out, c)
+		}
+		return out
 	}
 	if len(rest) > 0 && wantsValue(fs, rest[len(rest)-1]) {
 		return a.flagValues(ctx, strings.TrimLeft(rest[len(rest)-1], "-"), cur)
@@ -186,16 +211,52 @@ func (a *app) flagValues(ctx context.Context, flag, cur string) []string {
 		"a": {"stdin", "stdout", "stderr"}, "log-level": {"debug", "info", "warn", "error", "fatal"},
 		"signal": {"HUP", "INT", "KILL", "QUIT", "TERM", "USR1", "USR2"}, "s": {"HUP", "INT", "KILL", "QUIT", "TERM", "USR1", "USR2"},
 	}
+	if out := a.ofContainer(ctx, cur); out != nil && (flag == "ipc" || flag == "pid") {
+		return out
+	}
 	if vals, ok := fixed[flag]; ok {
 		return withPrefix(vals, cur)
 	}
 	switch flag {
 	case "network", "net":
+		if out := a.ofContainer(ctx, cur); out != nil {
+			return out
+		}
 		return a.nouns(ctx, networks, cur)
 	case "volumes-from", "link":
 		return a.nouns(ctx, containers, cur)
+	case "volume", "v":
+		return append(a.nouns(ctx, volumes, cur), ":files")
+	case "log-driver":
+		return withPrefix(a.logDrivers(ctx), cur)
 	}
 	return []string{":files"}
+}
+
+// ofContainer completes container:NAME; nil when cur begins otherwise.
+func (a *app) ofContainer(ctx context.Context, cur string) []string {
+	name, ok := strings.CutPrefix(cur, "container:")
+	if !ok {
+		return nil
+	}
+	out := []string{}
+	for _, ctr := range a.nouns(ctx, runningContainers, name) {
+		out = append(out, "container:"+ctr)
+	}
+	return out
+}
+
+func (a *app) logDrivers(ctx context.Context) []string {
+	api, err := a.engine()
+	if err != nil {
+		return nil
+	}
+	a.ep.Default = false
+	var info struct{ Plugins struct{ Log []string } }
+	if err := api.Get(ctx, "/info", nil, &info); err != nil {
+		return nil
+	}
+	return info.Plugins.Log
 }
 
 func withPrefix(vals []string, cur string) []string {

@@ -67,6 +67,9 @@ func (s *Server) fromInfo(i system.Info, version int, now time.Time) infoView {
 	for name, rt := range i.Runtimes {
 		out.Runtimes[name] = wire.RuntimeWithStatus{Runtime: wire.Runtime{Path: rt.Path, Args: rt.Args}}
 	}
+	for _, pool := range i.AddressPools {
+		out.DefaultAddressPools = append(out.DefaultAddressPools, wire.NetworkAddressPool{Base: pool.Base, Size: pool.Size})
+	}
 	out.ContainerdCommit, out.RuncCommit, out.InitCommit = wire.Commit{}, wire.Commit{}, wire.Commit{}
 	if version < 49 {
 		out.ContainerdCommit, out.RuncCommit, out.InitCommit = oldCommit{}, oldCommit{}, oldCommit{}

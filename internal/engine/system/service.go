@@ -69,6 +69,8 @@ type Options struct {
 	Plugins  func(iface string) []string
 	DataRoot string
 	Labels   []string
+	// AddressPools are those that were set.
+	AddressPools []AddressPool
 	// HTTPProxy, HTTPSProxy and NoProxy are the operator's; what is empty is the environment's.
 	HTTPProxy, HTTPSProxy, NoProxy string
 
@@ -139,7 +141,7 @@ func (s *Service) Info(ctx context.Context) (Info, error) {
 		ID: s.id, Containers: len(list), Images: len(imgs), Driver: s.Trees.Name(), DriverStatus: s.driverStatus(), DataRoot: s.DataRoot, Debug: s.Debug, Labels: s.Labels,
 		OSType: "linux", Architecture: machine(), NCPU: goruntime.NumCPU(), DefaultRuntime: cmp.Or(s.DefaultRuntime, "corten"), Runtimes: s.runtimes(),
 		Goroutines: goruntime.NumGoroutine(), FDs: descriptors(), LogDriver: s.LogDriver, LogDrivers: append(slices.Clone(s.LogDrivers), s.plugins("LogDriver")...), VolumeDrivers: append([]string{"local"}, s.plugins("VolumeDriver")...),
-		NetworkDrivers: append([]string{"bridge", "host", "null"}, s.plugins("NetworkDriver")...), HTTPProxy: proxy(s.HTTPProxy, "HTTP_PROXY"), HTTPSProxy: proxy(s.HTTPSProxy, "HTTPS_PROXY"), NoProxy: proxy(s.NoProxy, "NO_PROXY"), InitBinary: "corten-init",
+		NetworkDrivers: append([]string{"bridge", "host", "null"}, s.plugins("NetworkDriver")...), HTTPProxy: proxy(s.HTTPProxy, "HTTP_PROXY"), HTTPSProxy: proxy(s.HTTPSProxy, "HTTPS_PROXY"), NoProxy: proxy(s.NoProxy, "NO_PROXY"), InitBinary: "corten-init", AddressPools: s.AddressPools,
 	}
 	for _, view := range list {
 		switch view.State.Status {

@@ -5,6 +5,7 @@ package system
 
 import (
 	"context"
+	"net/netip"
 	"time"
 
 	"corten.dev/corten/internal/events"
@@ -37,7 +38,14 @@ type Info struct {
 	LogDrivers, VolumeDrivers, NetworkDrivers                                                       []string
 	HTTPProxy, HTTPSProxy, NoProxy                                                                  string
 	InitBinary                                                                                      string
-	CDISpecDirs, CDIDevices                                                                         []string // folders with descriptions of devices, and the devices' names
+	AddressPools                                                                                    []AddressPool // that networks without a subnet get theirs from; empty: the engine's own
+	CDISpecDirs, CDIDevices                                                                         []string      // folders with descriptions of devices, and the devices' names
+}
+
+// AddressPool is where networks get subnets from.
+type AddressPool struct {
+	Base netip.Prefix
+	Size int // length of each subnet's prefix
 }
 
 // Runtime is how an OCI runtime is called.
