@@ -167,14 +167,20 @@ func (s *Service) wanted(rec container.Record, req EditRequest) (container.Setti
 	if err := errors.Join(all...); err != nil {
 		return have, nil, err
 	}
-	check := CreateRequest{Name: rec.Name, Config: rec.Config, Host: rec.Host, Networks: rec.Networks}
-	if _, err := s.validate(&check); err != nil {
+	if _, err := s.validateAgain(&rec); err != nil {
 		return have, nil, err
 	}
 	if err := s.resettle(&rec, have.Mounts); err != nil {
 		return have, nil, err
 	}
 	return rec.Settings(), warnings, nil
+}
+
+// validateAgain checks settings of a container that there is. Its names are what they became: as if they had been asked for, they would rule out the network or the name of others, which it may have.
+func (s *Service) validateAgain(rec *container.Record) (warnings []string, err error) {
+	check := CreateRequest{Name: rec.Name, Config: rec.Config, Host: rec.Host, Networks: rec.Networks}
+	check.Config.Hostname, check.Config.Domainname = "", ""
+	return s.validate(&check)
 }
 
 // resettle resolves command and mounts of changed settings anew; anonymous volumes stay where there was one, so that what they hold is not lost.

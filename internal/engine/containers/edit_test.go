@@ -320,6 +320,33 @@ func TestEditOfWhatGoesByItself(t *testing.T) {
 	wait30(t, "the container to be gone", func() bool { _, err := h.svc.Inspect(bg, id, false); return errors.Is(err, errs.NotFound) })
 }
 
+// A container with the network of another one, or with the host's name, could not be changed: its hostname, which it has from there, was taken for one that was asked for.
+func TestEditWithTheNameOfOthers(t *testing.T) {
+	h := newHost(t)
+	other := h.run(sh("trap 'exit 0' TERM; sleep 1000 & wait"))
+	for i, set := range []func(*containers.CreateRequest){
+		func(r *containers.CreateRequest) { r.Host.NetworkMode, r.Networks = "container:"+other, nil },
+		func(r *containers.CreateRequest) { r.Host.UTSMode = "host" },
+		func(r *containers.CreateRequest) { r.Host.NetworkMode = "host" },
+	} {
+		req := sh("echo at $WHERE; trap 'exit 0' TERM; sleep 1000 & wait")
+		set(&req)
+		id := h.run(req)
+		name := h.exec(id, "hostname")
+		h.edit(id, containers.EditRequest{Labels: map[string]string{"tier": "front"}}, containers.EditLive, "add label tier")
+		h.edit(id, containers.EditRequest{Env: []string{"WHERE=env"}}, containers.EditRestart, "change variable WHERE")
+		h.says(id, "at env", 1)
+		h.newer(fmt.Sprintf("LABEL newer=%d", i))
+		done, err := h.svc.Upgrade(bg, id, containers.UpgradeRequest{Grace: time.Millisecond})
+		if must(t, err); len(done.Changes) == 0 {
+			t.Error("the upgrade changed nothing")
+		}
+		if now := h.exec(id, "hostname"); now != name {
+			t.Errorf("its hostname was %q and is %q", name, now)
+		}
+	}
+}
+
 // The engine ends while a container has to prove itself: the next one goes on with that, and goes back when it fails.
 func TestEngineEndsInAnUpgrade(t *testing.T) {
 	h := newHost(t)

@@ -107,8 +107,7 @@ func (s *Service) onImage(ctx context.Context, rec container.Record, img image.I
 	cfg.Image = rec.ImageRef
 	rec.Config = merge(cfg, img.Config.Config)
 	rec.Image, rec.Platform = img.ID, platform(img)
-	check := CreateRequest{Name: rec.Name, Config: rec.Config, Host: rec.Host, Networks: rec.Networks}
-	more, err := s.validate(&check)
+	more, err := s.validateAgain(&rec)
 	if err != nil {
 		return container.Settings{}, nil, err
 	}
