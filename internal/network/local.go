@@ -200,7 +200,7 @@ func (l *Local) shut() error {
 	if l.dns != nil {
 		all = append(all, l.dns.close())
 	}
-	all = append(all, l.rt.Close(), l.nf.Close(), l.procs.close())
+	all = append(all, l.rt.Close(), l.nf.Close(), l.closeStore(), l.procs.close())
 	if l.hostNS != nil {
 		all = append(all, l.hostNS.Close())
 	}
