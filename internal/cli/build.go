@@ -151,41 +151,62 @@ func (a *app) callResult(o *buildFlags, p *buildPlan, resp buildwire.Response) e
 	if text == "" && js == "" {
 		return &exitError{code: 1, text: "ERROR: the frontend has no answer to --call=" + o.call}
 	}
-	if p.format == "json" && js != "" {
-		fmt.Fprintln(a.Out, strings.TrimRight(js, "\n"))
-	} else if text != "" || p.call == "frontend.lint" {
-		fmt.Fprint(a.Out, text)
-	} else {
-		fmt.Fprintln(a.Out, strings.TrimRight(js, "\n"))
-	}
-	if p.call != "frontend.lint" {
-		return nil
-	}
-	var found struct {
-		Warnings []json.RawMessage `json:"warnings"`
-		Error    *struct {
-			Message string `json:"message"`
-		} `json:"buildError"`
-	}
-	if err := json.Unmarshal([]byte(js), &found); js != "" && err != nil {
-		return fmt.Errorf("read the linter's answer: %w", err)
-	}
-	if p.format != "json" {
-		switch n := len(found.Warnings); {
-		case found.Error != nil:
-			fmt.Fprintln(a.Out, found.Error.Message)
-		case n == 1:
-			fmt.Fprintln(a.Out, "\nCheck complete, 1 warning has been found!")
-		case n > 1:
-			fmt.Fprintf(a.Out, "\nCheck complete, %d warnings have been found!\n", n)
-		default:
-			fmt.Fprintln(a.Out, "Check complete, no warnings found.")
+	var found lintAnswer
+	lint := p.call == "frontend.lint"
+	if lint && js != "" {
+		if err := json.Unmarshal([]byte(js), &found); err != nil {
+			return fmt.Errorf("read the linter's answer: %w", err)
 		}
 	}
-	if len(found.Warnings) > 0 || found.Error != nil {
+	warned, asText := len(found.Warnings), p.format != "json"
+	switch {
+	case asText && warned == 1:
+		fmt.Fprintln(a.Out, "Check complete, 1 warning has been found!")
+	case asText && warned > 1:
+		fmt.Fprintf(a.Out, "Check complete, %d warnings have been found!\n", warned)
+	}
+	if !asText && js != "" || text == "" && !lint {
+		fmt.Fprintln(a.Out, strings.TrimRight(js, "\n"))
+	} else {
+		fmt.Fprint(a.Out, text)
+	}
+	switch {
+	case found.Error != nil:
+		if asText && warned > 0 {
+			fmt.Fprintln(a.Out)
+		}
+		return found.refusal()
+	case warned > 0:
 		return &exitError{code: 1}
+	case lint && asText:
+		fmt.Fprintln(a.Out, "Check complete, no warnings found.")
 	}
 	return nil
+}
+
+// lintAnswer is what the linter found, and what would end the build.
+type lintAnswer struct {
+	Warnings []json.RawMessage      `json:"warnings"`
+	Sources  []buildprogress.Source `json:"sources"`
+	Error    *struct {
+		Message  string `json:"message"`
+		Location struct {
+			Source int                   `json:"sourceIndex"`
+			Ranges []buildprogress.Range `json:"ranges"`
+		} `json:"location"`
+	} `json:"buildError"`
+}
+
+// refusal is the error, with the lines that it is about.
+func (l lintAnswer) refusal() error {
+	var b strings.Builder
+	fmt.Fprintln(&b, "ERROR: "+l.Error.Message)
+	if at := l.Error.Location; at.Source >= 0 && at.Source < len(l.Sources) && len(at.Ranges) > 0 {
+		if err := l.Sources[at.Source].Lines(&b, at.Ranges); err != nil {
+			return err
+		}
+	}
+	return &exitError{code: 1, text: strings.TrimRight(b.String(), "\n")}
 }
 
 // hostGateway asks the engine for the address by which containers reach the host.

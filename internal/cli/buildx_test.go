@@ -118,8 +118,12 @@ func TestBuildCheck(t *testing.T) {
 	c := newClient(t, f)
 	dir := t.TempDir()
 	write(t, dir+"/Dockerfile", "FROM busybox\n")
-	if code := c.run("build", "--check", dir); code != 1 || c.out.String() != "\nWARNING: x\nwhy\n\nCheck complete, 1 warning has been found!\n" {
+	if code := c.run("build", "--check", dir); code != 1 || c.out.String() != "Check complete, 1 warning has been found!\n\nWARNING: x\nwhy\n" {
 		t.Errorf("%d %q %s", code, c.out.String(), c.err.String())
+	}
+	js = `{"warnings":[],"sources":[{"filename":"Dockerfile","data":"RlJPTQ=="}],"buildError":{"message":"no image","location":{"ranges":[{"start":{"line":1},"end":{"line":1}}]}}}`
+	if code := c.run("build", "--check", dir); code != 1 || !strings.HasPrefix(c.err.String(), "ERROR: no image\nDockerfile:1\n") || !strings.Contains(c.err.String(), ">>> FROM\n") {
+		t.Errorf("%d %q", code, c.err.String())
 	}
 	js = `{"warnings":[]}`
 	if code := c.run("build", "--call", "check,format=json", dir); code != 0 || c.out.String() != js+"\n" {
