@@ -34,8 +34,13 @@ func (l *Local) newEndpoint(nw *network, er EndpointRequest, again string) (Endp
 		return ep, err
 	}
 	ep.LinkLocal, ep.Links = er.LinkLocal, er.Links
-	if d, ok := nw.drv.(*unusable); ok {
+	switch d := nw.drv.(type) {
+	case *unusable:
 		return ep, d.refuse()
+	case *onParent:
+		if err := d.mayJoin(&er); err != nil {
+			return ep, err
+		}
 	}
 	if nw.index == 0 && !nw.byPlugin() {
 		return ep, errs.New(errs.Unavailable, "network %s has no bridge on this host", nw.rec.Name)

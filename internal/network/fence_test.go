@@ -185,7 +185,7 @@ func TestEgressConnect(t *testing.T) {
 	w.network(t, Network{Name: "blue"})
 	a := w.join(t, JoinRequest{Owner: "a", Name: "a", Egress: "203.0.113.2:80"})
 	pid := process(t, a.NS)
-	_, err := w.Connect(bg, "a", pid, EndpointRequest{Network: "blue", Gateway: true})
+	_, err := w.Connect(bg, "a", pid, EndpointRequest{Network: "blue", Priority: 1})
 	check(t, err)
 	wantReach(t, a.NS, []string{"tcp 203.0.113.2:80"}, []string{"tcp 203.0.113.2:81"})
 	check(t, w.Disconnect(bg, "a", pid, "bridge"))

@@ -77,18 +77,19 @@ func (l *Local) reserve(req *JoinRequest, bx *box) (plan, *readyBox, error) {
 	if req.Owner == "" {
 		return plan{}, nil, errs.New(errs.Invalid, "a sandbox needs an owner")
 	}
-	again := req.Owner // whose address may be known from its last time
-	for i := 0; ; i++ {
+	again := req.Owner                     // whose address may be known from its last time
+	most := 1 + max(1, len(req.Endpoints)) // each of them may have an address that is about to be free
+	for i := 1; ; i++ {
 		p, ready, err := l.tryReserve(req, bx, again)
 		var busy *dyingError
-		if err == nil || i > 1 || !errors.As(err, &busy) {
+		if err == nil || i > most || !errors.As(err, &busy) {
 			return p, ready, err
 		}
 		l.reap.force(busy.addr)
 		if !busy.addr.IsValid() {
 			l.pool.await()
 		}
-		if i == 1 {
+		if i == most {
 			again = ""
 		}
 	}
@@ -169,34 +170,51 @@ func (l *Local) tryReserve(req *JoinRequest, bx *box, again string) (p plan, rea
 	return p, ready, nil
 }
 
-// gateways chooses who has the default routes: who was told to, else the highest priority, else the first by name, as Docker.
+// gateways chooses who has the default routes: the highest priority, else who has both, else the first by name, as Docker; so they move when a container is connected to another network.
 func (p *plan) gateways(reqs []EndpointRequest) {
 	p.gw4, p.gw6 = -1, -1
 	better := func(i, j int) bool {
 		if j < 0 {
 			return true
 		}
-		a, b := reqs[i], reqs[j]
-		if a.Gateway != b.Gateway {
-			return a.Gateway
+		if a, b := reqs[i].Priority, reqs[j].Priority; a != b {
+			return a > b
 		}
-		if a.Priority != b.Priority {
-			return a.Priority > b.Priority
+		if a, b := p.ways(i), p.ways(j); a != b {
+			return a > b
 		}
 		return p.nets[i].rec.Name < p.nets[j].rec.Name
 	}
 	for i := range p.eps {
-		dev := p.nets[i].byDevice()
 		if p.eps[i].Interface == "" {
 			continue // a plugin sees to it
 		}
-		if (p.eps[i].Gateway4.IsValid() || dev && p.eps[i].IPv4.IsValid()) && better(i, p.gw4) {
+		if p.leads(i, true) && better(i, p.gw4) {
 			p.gw4 = i
 		}
-		if (p.eps[i].Gateway6.IsValid() || dev && p.eps[i].IPv6.IsValid()) && better(i, p.gw6) {
+		if p.leads(i, false) && better(i, p.gw6) {
 			p.gw6 = i
 		}
 	}
+}
+
+// leads says whether an endpoint can have the default route of a family.
+func (p *plan) leads(i int, is4 bool) bool {
+	addr, gw := p.eps[i].IPv4, p.eps[i].Gateway4
+	if !is4 {
+		addr, gw = p.eps[i].IPv6, p.eps[i].Gateway6
+	}
+	return gw.IsValid() || p.nets[i].byDevice() && addr.IsValid()
+}
+
+// ways counts the families of which it can.
+func (p *plan) ways(i int) (n int) {
+	for _, is4 := range []bool{true, false} {
+		if p.leads(i, is4) {
+			n++
+		}
+	}
+	return n
 }
 
 // build makes a namespace with the interfaces of the plan: one request to the host's side for all veths, one inside for addresses and routes.
@@ -254,6 +272,9 @@ func (l *Local) furnish(host, in *netlink.Conn, p plan, ns *os.File) error {
 // makeLinks runs the batch that makes interfaces. A stale one of the same name, left by someone who held its address before, is replaced.
 func (l *Local) makeLinks(host *netlink.Conn, b *netlink.Batch, nets []*network, eps []Endpoint) error {
 	err := host.Do(b)
+	if slices.ContainsFunc(nets, (*network).onParent) {
+		err = whileGoing(err, unix.EINVAL, func() error { return host.Do(b) })
+	}
 	if err == nil {
 		l.quietPorts(nets, eps)
 		return nil
@@ -306,6 +327,9 @@ func (l *Local) configure(in *netlink.Conn, p plan) error {
 		}
 		link, err := in.LinkByName(ep.Interface)
 		if err != nil {
+			return err
+		}
+		if err := l.setUpOnParent(in, link, ep); err != nil {
 			return err
 		}
 		l.pluggedBefore(&b, link, ep)

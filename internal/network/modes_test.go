@@ -125,7 +125,7 @@ func TestSourceAddressAndEndpointOptions(t *testing.T) {
 	w.network(t, Network{Name: "plain"})
 	ll := netip.MustParseAddr("169.254.7.9")
 	a := w.join(t, JoinRequest{Owner: "a", Name: "a", Endpoints: []EndpointRequest{
-		{Network: "snat", Gateway: true, LinkLocal: []netip.Addr{ll}, Options: map[string]string{optSysctls: "net.ipv4.conf.IFNAME.log_martians=1,net.ipv4.conf.IFNAME.route_localnet=1"}},
+		{Network: "snat", Priority: 1, LinkLocal: []netip.Addr{ll}, Options: map[string]string{optSysctls: "net.ipv4.conf.IFNAME.log_martians=1,net.ipv4.conf.IFNAME.route_localnet=1"}},
 		{Network: "plain", Options: map[string]string{optIfName: "eth5"}}}})
 	if a.Endpoints[0].Interface != "lan0" || a.Endpoints[1].Interface != "eth5" {
 		t.Errorf("interfaces %+v", a.Endpoints)

@@ -85,8 +85,7 @@ type EndpointRequest struct {
 	// LinkLocal are further addresses, of 169.254.0.0/16 or fe80::/10.
 	LinkLocal []netip.Addr
 	Aliases   []string
-	Gateway   bool // the default route goes here
-	Priority  int
+	Priority  int // the default routes go by way of the highest one
 	Options   map[string]string
 	// Links are names that only this container knows: alias -> name on the network, there now or later.
 	Links map[string]string

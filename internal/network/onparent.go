@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/netlink"
@@ -43,7 +44,8 @@ type onParent struct {
 	nw     *network
 	parent string
 	mode   string
-	flag   string // of ipvlan
+	flag   string           // of ipvlan
+	mac    net.HardwareAddr // the parent's
 }
 
 func newOnParent(l *Local, nw *network) (*onParent, error) {
@@ -149,7 +151,7 @@ func (d *onParent) raise(context.Context) error {
 	if d.nw.mtu == 0 {
 		d.nw.mtu = link.MTU
 	}
-	d.nw.index, d.nw.foreign = link.Index, link.Alias != d.l.bridgeAlias()
+	d.nw.index, d.nw.foreign, d.mac = link.Index, link.Alias != d.l.bridgeAlias(), link.MAC
 	return d.try(c)
 }
 
@@ -210,7 +212,7 @@ func (d *onParent) try(c *netlink.Conn) error {
 		return err
 	}
 	del.DelLink(name)
-	err := c.Do(&b)
+	err := whileGoing(c.Do(&b), unix.EINVAL, func() error { return c.Do(&b) })
 	switch {
 	case err == nil:
 		return c.Do(&del)
@@ -226,6 +228,56 @@ func (d *onParent) try(c *netlink.Conn) error {
 
 func fmtLink(d *onParent, err error) error {
 	return errs.New(errs.Unavailable, "%s on parent interface %s: %w", d.nw.rec.Driver, d.parent, err)
+}
+
+// onParent says whether the network's endpoints stand on a parent.
+func (nw *network) onParent() bool {
+	_, ok := nw.drv.(*onParent)
+	return ok
+}
+
+// goneWait is how long the kernel is given to take down the namespace of a container that ended: its interface, which goes with it, may be in the way of the next one. It has the hardware address that belongs to the
+// address (EADDRINUSE when the next one is switched on), or the parent is passed through to it, or keeps another one from that (EINVAL when it is made). There is nothing on the host that could be asked whether it is gone.
+const goneWait = 5 * time.Second
+
+// whileGoing does again, for a while, what failed with an errno.
+func whileGoing(err, errno error, again func() error) error {
+	for end := time.Now().Add(goneWait); errors.Is(err, errno) && time.Now().Before(end); err = again() {
+		time.Sleep(5 * time.Millisecond)
+	}
+	return err
+}
+
+// setUpOnParent switches an interface on that stands on a parent, before anything else of it is set. The caller's thread is in the namespace.
+func (l *Local) setUpOnParent(in *netlink.Conn, link netlink.Link, ep Endpoint) error {
+	l.mu.Lock()
+	nw := l.nets[ep.NetworkID]
+	l.mu.Unlock()
+	if nw == nil || !nw.onParent() || link.Up {
+		return nil
+	}
+	var b netlink.Batch
+	b.SetUp(link.Index)
+	err := whileGoing(in.Do(&b), unix.EADDRINUSE, func() error { return in.Do(&b) })
+	if errors.Is(err, unix.EADDRINUSE) {
+		return errs.New(errs.Conflict, "connect to network %s: another container on its parent interface has the hardware address %s", nw.rec.Name, ep.MAC)
+	}
+	return err
+}
+
+// mayJoin refuses a second container on a parent that one has for itself, which has the parent's hardware address, too. mu is held.
+func (d *onParent) mayJoin(er *EndpointRequest) error {
+	if d.mode != modePassthru {
+		return nil
+	}
+	if er.MAC != "" && !strings.EqualFold(er.MAC, d.mac.String()) {
+		return errs.New(errs.Invalid, "network %s: a container that has its parent interface for itself has the hardware address of that, too (%s), and no other", d.nw.rec.Name, d.mac)
+	}
+	er.MAC = d.mac.String()
+	if len(d.nw.eps) == 0 {
+		return nil
+	}
+	return errs.New(errs.Conflict, "network %s is full: its parent interface %s is passed through to one container", d.nw.rec.Name, d.parent)
 }
 
 // add asks for one interface.

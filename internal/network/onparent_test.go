@@ -214,3 +214,40 @@ func TestParentRefusals(t *testing.T) {
 	}
 	check(t, w.Remove(bg, "lan"))
 }
+
+// A container on a parent that started again at once failed most times: the interface of before, which goes with its namespace a moment later, has the hardware address yet, or the parent.
+func TestOnParentAgainAtOnce(t *testing.T) {
+	for _, mode := range []string{"bridge", modePassthru} {
+		t.Run(mode, func(t *testing.T) {
+			w := newWorld(t, nil)
+			w.on(t, driverMacvlan, "up0", "macvlan_mode="+mode)
+			t.Cleanup(func() { check(t, w.Remove(bg, "lan")) })
+			for range 8 {
+				sb, err := w.Join(bg, JoinRequest{Owner: "a", Name: "a", Endpoints: on("lan")})
+				check(t, err)
+				if link := linkIn(t, sb.NS, "eth0"); !link.Up || link.MAC.String() != sb.Endpoints[0].MAC {
+					t.Errorf("%+v, want %s", link, sb.Endpoints[0].MAC)
+				}
+				check(t, sb.CloseHandles())
+				check(t, w.Leave(bg, "a"))
+			}
+			other := EndpointRequest{Network: "lan", MAC: "02:00:00:00:00:01"}
+			if mode == modePassthru {
+				_, err := w.Join(bg, JoinRequest{Owner: "a", Name: "a", Endpoints: []EndpointRequest{other}})
+				if err == nil || !strings.Contains(err.Error(), "has the hardware address of that, too") {
+					t.Errorf("another hardware address: %v", err)
+				}
+				other.MAC = ""
+			}
+			w.join(t, JoinRequest{Owner: "a", Name: "a", Endpoints: []EndpointRequest{other}})
+			_, err := w.Join(bg, JoinRequest{Owner: "b", Name: "b", Endpoints: []EndpointRequest{other}})
+			want := "another container on its parent interface has the hardware address 02:00:00:00:00:01"
+			if mode == modePassthru {
+				want = "network lan is full: its parent interface up0 is passed through to one container"
+			}
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("another one: %v, want %s", err, want)
+			}
+		})
+	}
+}

@@ -459,7 +459,7 @@ func TestPluggedAddressesHaveLists(t *testing.T) {
 	serve(t, w.outside, "outside", 81)
 	a := w.join(t, JoinRequest{Owner: "a", Name: "a", Egress: "203.0.113.2:80"})
 	pid := process(t, a.NS)
-	_, err := w.Connect(bg, "a", pid, EndpointRequest{Network: "mixed", Gateway: true})
+	_, err := w.Connect(bg, "a", pid, EndpointRequest{Network: "mixed", Priority: 1})
 	check(t, err)
 	if out := command(t, a.NS, "ip", "route", "get", "203.0.113.2"); !strings.Contains(out, addressOn(t, w.world, "a", "mixed")) {
 		t.Errorf("the way out is %s", out)

@@ -51,7 +51,7 @@ func toEndpoint(e *wirenet.EndpointSettings, version int) (container.EndpointSet
 }
 
 func checkMAC(mac net.HardwareAddr) error {
-	if len(mac) != 6 || mac[0]&1 != 0 {
+	if len(mac) != 6 || mac[0]&1 != 0 || [6]byte(mac) == [6]byte{} {
 		return errs.New(errs.Invalid, "invalid MAC address: %s", mac)
 	}
 	return nil

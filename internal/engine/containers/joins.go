@@ -64,17 +64,12 @@ func (s *Service) joinRequest(rec *container.Record) (network.JoinRequest, error
 		}
 		return strings.Compare(a, b)
 	})
-	best := 0
-	for i, name := range names {
+	for _, name := range names {
 		req.Endpoints = append(req.Endpoints, s.Endpoint(rec, name, rec.Networks[name]))
-		if rec.Networks[name].GwPriority > rec.Networks[names[best]].GwPriority {
-			best = i
-		}
 	}
 	if len(req.Endpoints) == 0 { // it was disconnected from all of them
 		req.Endpoints = []network.EndpointRequest{{Network: "none"}}
 	}
-	req.Endpoints[best].Gateway = true
 	if host.NetworkMode == "host" {
 		return req, nil
 	}
