@@ -125,10 +125,11 @@ func (l *Local) enroll(ctx context.Context, bx *box, p *plan, i int, er Endpoint
 		ep.MAC = mac
 	}
 	if joined.Src != "" {
-		link, err := d.lookAt(joined.Src)
+		link, port, err := d.lookAt(joined.Src)
 		if err != nil {
 			return err
 		}
+		h.port = port
 		if h.source = link.Index; ep.MAC == "" {
 			ep.MAC = link.MAC.String()
 		}

@@ -39,6 +39,7 @@ type held struct {
 	Interface string `json:",omitempty"`
 
 	source    int           // the index of Joined.Src on the host, until it was moved; 0: there is none
+	port      string        // the other end of it, a port of the plugin's bridge on the host
 	turn      chan struct{} // held by who gives it back
 	owed      bool          // nobody uses it any more; guarded by Local.mu
 	unclaimed bool          // found at start; guarded by Local.mu

@@ -57,23 +57,31 @@ func (d *pluginDriver) plug(b *netlink.Batch, ep Endpoint, ns *os.File) error {
 	return d.l.note(h)
 }
 
-// lookAt finds the interface that Join named, on the host.
-func (d *pluginDriver) lookAt(name string) (link netlink.Link, err error) {
+// lookAt finds the interface that Join named, on the host, and the other end of it, if that is a port of a bridge there.
+func (d *pluginDriver) lookAt(name string) (link netlink.Link, port string, err error) {
 	c, err := d.l.rt.Take()
 	if err != nil {
-		return link, err
+		return link, "", err
 	}
 	defer d.l.rt.Give(c)
 	link, err = c.LinkByName(name)
 	switch {
 	case errors.Is(err, unix.ENODEV):
-		return link, errs.New(errs.Unavailable, "plugin %s: NetworkDriver.Join: there is no interface %q on the host", d.nw.rec.Driver, name)
+		return link, "", errs.New(errs.Unavailable, "plugin %s: NetworkDriver.Join: there is no interface %q on the host", d.nw.rec.Driver, name)
 	case err != nil:
-		return link, err
+		return link, "", err
 	case strings.HasPrefix(link.Alias, "corten "):
-		return link, errs.New(errs.Unavailable, "plugin %s: NetworkDriver.Join: the interface %q belongs to another network", d.nw.rec.Driver, name)
+		return link, "", errs.New(errs.Unavailable, "plugin %s: NetworkDriver.Join: the interface %q belongs to another network", d.nw.rec.Driver, name)
+	case link.Kind != "veth" || link.PeerNS:
+		return link, "", nil
 	}
-	return link, nil
+	veths, err := c.Links("veth")
+	for _, other := range veths {
+		if other.Index == link.PeerIndex && other.Master != 0 && other.Up {
+			port = other.Name
+		}
+	}
+	return link, port, err
 }
 
 // unplug: see giveBack.
@@ -81,7 +89,13 @@ func (d *pluginDriver) unplug(context.Context, Endpoint, *os.File) error { retur
 
 func (d *pluginDriver) hostLink(Endpoint) string { return "" }
 
-func (d *pluginDriver) carriers(Endpoint) []string { return nil }
+// carriers is the port of the plugin's bridge, where there is one: before it carries packets the neighbours do not hear whose the address is now, and those who knew another hardware address of it keep to that, up to a minute.
+func (d *pluginDriver) carriers(ep Endpoint) []string {
+	if h := d.l.heldOf(ep); h != nil && h.port != "" {
+		return []string{h.port}
+	}
+	return nil
+}
 
 // heldOf is what plugins hold for an endpoint.
 func (l *Local) heldOf(ep Endpoint) *held {
