@@ -14,6 +14,7 @@ import (
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/linux/netlink"
 	"corten.dev/corten/internal/linux/nft"
+	"corten.dev/corten/internal/network/portproxy"
 	"golang.org/x/sys/unix"
 )
 
@@ -390,6 +391,9 @@ func (b *binding) socket(port uint16) (int, error) {
 	if fam == unix.AF_INET6 {
 		sa = &unix.SockaddrInet6{Port: int(port), Addr: b.HostIP.As16()}
 		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+	}
+	if err == nil && b.Proto == "udp" { // the port proxy asks which address a packet was for, also of those that came before it had the socket
+		err = portproxy.TellLocal(fd, fam)
 	}
 	if err == nil && b.Proto != "udp" { // connections of an earlier user that are still closing do not keep the port
 		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)

@@ -212,9 +212,6 @@ func (p *proxy) add(req Request, f *os.File) error {
 		if !ok {
 			return errors.Join(fmt.Errorf("the socket of %s is none of udp", req.Key), pc.Close())
 		}
-		if err := tellLocal(front); err != nil {
-			return errors.Join(err, front.Close())
-		}
 		at.close = front.Close
 		go packets(front, req.To)
 	default:

@@ -17,25 +17,13 @@ type sender struct {
 	local netip.Addr
 }
 
-// tellLocal has the kernel tell with each packet which address of the host it was for: a socket may be bound to all of them.
-func tellLocal(c *net.UDPConn) error {
-	rc, err := c.SyscallConn()
-	if err != nil {
-		return err
+// TellLocal has the kernel tell with each packet of a socket which address of the host it was for: the socket may be bound to all of them. It counts for packets that come from then on, so it belongs where a socket
+// that will be handed over is made. family is unix.AF_INET or AF_INET6.
+func TellLocal(fd, family int) error {
+	if family == unix.AF_INET6 {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
 	}
-	var set error
-	err = rc.Control(func(fd uintptr) {
-		family, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN)
-		switch {
-		case err != nil:
-			set = err
-		case family == unix.AF_INET6:
-			set = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
-		default:
-			set = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
-		}
-	})
-	return errors.Join(err, set)
+	return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
 }
 
 // localOf reads it; the zero Addr where there is none.
@@ -59,6 +47,7 @@ func localOf(control []byte) netip.Addr {
 // answerFrom is the control message that has a packet leave with an address.
 func answerFrom(a netip.Addr) []byte {
 	switch {
+	case a.IsUnspecified(): // a packet from before TellLocal
 	case a.Is4():
 		return unix.PktInfo4(&unix.Inet4Pktinfo{Spec_dst: a.As4()})
 	case a.Is6():

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A socket on all addresses of a host answers with the one that leads to the asker, which need not be the one that was asked; and who asked another one takes no notice.
@@ -34,6 +36,15 @@ func TestAnswersFromTheAddressThatWasAsked(t *testing.T) {
 		}
 		f, err := front.(*net.UDPConn).File()
 		if err != nil {
+			t.Fatal(err)
+		}
+		if rc, err := front.(*net.UDPConn).SyscallConn(); err != nil {
+			t.Fatal(err)
+		} else if err := rc.Control(func(fd uintptr) {
+			if err := TellLocal(int(fd), map[string]int{"udp4": unix.AF_INET, "udp6": unix.AF_INET6}[network]); err != nil {
+				t.Error(err)
+			}
+		}); err != nil {
 			t.Fatal(err)
 		}
 		p := &proxy{ports: map[string]*port{}}
