@@ -478,7 +478,7 @@ func TestEndDuringConnect(t *testing.T) {
 		w.p.Bad(call + " never")
 		got := make(chan error, 1)
 		go func() {
-			_, err := w.Connect(bg, "a", pid, EndpointRequest{Network: "blue", Gateway: true})
+			_, err := w.Connect(bg, "a", pid, EndpointRequest{Network: "blue", Priority: 1})
 			got <- err
 		}()
 		until(t, "the plugin is asked", func() bool { return len(got) > 0 || w.p.Misbehaved(call) })
