@@ -329,12 +329,12 @@ func TestEditWithTheNameOfOthers(t *testing.T) {
 		func(r *containers.CreateRequest) { r.Host.UTSMode = "host" },
 		func(r *containers.CreateRequest) { r.Host.NetworkMode = "host" },
 	} {
-		req := sh("echo at $WHERE; trap 'exit 0' TERM; sleep 1000 & wait")
+		req := sh("echo at $OWN; trap 'exit 0' TERM; sleep 1000 & wait")
 		set(&req)
 		id := h.run(req)
 		name := h.exec(id, "hostname")
 		h.edit(id, containers.EditRequest{Labels: map[string]string{"tier": "front"}}, containers.EditLive, "add label tier")
-		h.edit(id, containers.EditRequest{Env: []string{"WHERE=env"}}, containers.EditRestart, "change variable WHERE")
+		h.edit(id, containers.EditRequest{Env: []string{"OWN=env"}}, containers.EditRestart, "add variable OWN")
 		h.says(id, "at env", 1)
 		h.newer(fmt.Sprintf("LABEL newer=%d", i))
 		done, err := h.svc.Upgrade(bg, id, containers.UpgradeRequest{Grace: time.Millisecond})
