@@ -2,7 +2,6 @@ package image
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -108,14 +107,22 @@ func (s *Images) removeNameless(ctx context.Context, name, ref string, force boo
 	s.mu.RLock()
 	index, shows := s.indexes[name], s.names[name]
 	s.mu.RUnlock()
-	doc, err := s.document(ctx, index)
+	doc, err := s.index(ctx, ref)
 	if err != nil {
-		return nil, fmt.Errorf("index of %s: %w", ref, err)
+		return nil, err
+	}
+	if doc == nil {
+		return nil, noImage(ref) // removed a moment ago
 	}
 	kept := s.listedElsewhere(ctx, index)
 	images := []digest.Digest{shows}
+	stopped, running := use(shows)
 	for _, d := range doc.Index.Manifests {
-		if e, _ := s.byManifest(ctx, d.Digest); e != nil && e.id != shows {
+		e, _ := s.byManifest(ctx, d.Digest)
+		if e == nil || e.id == shows {
+			continue
+		}
+		if stopped, running := use(e.id); len(stopped)+len(running) == 0 {
 			images = append(images, e.id)
 		}
 	}
@@ -132,13 +139,10 @@ func (s *Images) removeNameless(ctx context.Context, name, ref string, force boo
 			if e == nil || kept[id] || len(namesOf(t.names, id)) > 0 {
 				continue
 			}
-			stopped, running := use(id)
 			if id == shows {
 				if _, err := (rmiRule{ref: ref, id: index, force: force, stopped: stopped, running: running}).byID(); err != nil {
 					return err
 				}
-			} else if len(stopped)+len(running) > 0 {
-				continue
 			}
 			deleted = append(deleted, e)
 			delete(t.byID, id)
