@@ -233,7 +233,7 @@ func (s *Service) runSession(ctx context.Context, ses *session, mon monitor.Moni
 func (s *Service) sessionProcess(ses *session, mon monitor.Monitor) (*specs.Process, error) {
 	rec := ses.ctr.record()
 	cfg, host, req := &rec.Config, &rec.Host, &ses.req
-	root, err := rootOf(mon)
+	root, err := rootOf(mon, rec.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -282,12 +282,15 @@ func (s *Service) sessionProcess(ses *session, mon monitor.Monitor) (*specs.Proc
 }
 
 // rootOf opens the root of a running container as its processes see it, volumes included.
-func rootOf(mon monitor.Process) (*os.File, error) {
+func rootOf(mon monitor.Process, id string) (*os.File, error) {
 	root, err := pidfd.Root(mon.PIDFD(), mon.PID())
-	if err != nil && !errors.Is(err, errs.Conflict) { // that is: it has ended meanwhile
-		err = fmt.Errorf("open the root of the running container: %w", err)
+	if errors.Is(err, errs.Conflict) { // it has ended meanwhile
+		return nil, errs.New(errs.Conflict, "container %s is not running", id)
 	}
-	return root, err
+	if err != nil {
+		return nil, fmt.Errorf("open the root of the running container: %w", err)
+	}
+	return root, nil
 }
 
 // sessionCode is the code that a shell would give for a command that cannot be run.

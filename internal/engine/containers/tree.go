@@ -177,7 +177,7 @@ func (s *Service) locate(ctx context.Context, ctr *live, ref, name string, flags
 	sub := name
 	switch {
 	case mon != nil:
-		if root, err = rootOf(mon); err != nil {
+		if root, err = rootOf(mon, rec.ID); err != nil {
 			return nil, err
 		}
 		pl.close = func() { root.Close() }

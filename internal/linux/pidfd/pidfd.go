@@ -91,7 +91,11 @@ func Open(fd *os.File, pid int, name string) (*os.File, error) {
 
 // Root opens the root directory of the process, without the right to read it (O_PATH), checked as with [Open].
 func Root(fd *os.File, pid int) (*os.File, error) {
-	return open(fd, pid, "root", unix.O_PATH|unix.O_DIRECTORY)
+	root, err := open(fd, pid, "root", unix.O_PATH|unix.O_DIRECTORY)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH) { // nobody has waited for it yet, but its root is gone
+		return nil, errs.New(errs.Conflict, "the process has ended")
+	}
+	return root, err
 }
 
 func open(fd *os.File, pid int, name string, flags int) (*os.File, error) {

@@ -134,3 +134,20 @@ func TestClosedMeanwhile(t *testing.T) {
 		t.Errorf("the other process: %v", err)
 	}
 }
+
+// A process that has ended, but that nobody has waited for, has no root any more: exec beside stop said that a path in /proc is not there.
+func TestRootOfAZombie(t *testing.T) {
+	cmd, fd := process(t)
+	if err := Kill(fd); err != nil {
+		t.Fatal(err)
+	}
+	poll := []unix.PollFd{{Fd: int32(fd.Fd()), Events: unix.POLLIN}}
+	for {
+		if _, err := unix.Poll(poll, 60_000); err != unix.EINTR {
+			break
+		}
+	}
+	if root, err := Root(fd, cmd.Process.Pid); !errors.Is(err, errs.Conflict) {
+		t.Errorf("%v %v", root, err)
+	}
+}
