@@ -90,7 +90,7 @@ func (rt *Runtime) LoadDir(dir, id string) (*Container, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load container %s: %w", id, err)
 	}
-	if ctr.cg, err = cgroup.LoadOn(host, ctr.rec.Cgroup); err != nil {
+	if ctr.cg, err = cgroup.Load(host, ctr.rec.Cgroup); err != nil {
 		return nil, fmt.Errorf("load container %s: %w", id, err)
 	}
 	ctr.rec.Filter = rt.filters.share(ctr.rec.Filter)

@@ -440,10 +440,8 @@ func (m *Manager) State() State {
 }
 
 // Load manages again the cgroups that a State tells of. A host that is laid out differently now (after a reboot) simply has none of them.
-func Load(st State) (*Manager, error) { return LoadOn(nil, st) }
-
-// LoadOn is Load with the host's layout at hand.
-func LoadOn(host *Host, st State) (*Manager, error) {
+// The layout is looked at if host is nil.
+func Load(host *Host, st State) (*Manager, error) {
 	opts := Options{ID: st.ID, Rootless: st.Rootless, Systemd: st.Systemd, Path: st.Unit, Host: host}
 	if !st.Systemd {
 		opts.Path = st.Path

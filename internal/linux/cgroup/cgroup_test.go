@@ -185,7 +185,7 @@ func TestLifeOnThisHost(t *testing.T) {
 	if err := m.Freeze(); err != nil {
 		t.Fatal(err)
 	}
-	again, err := Load(m.State())
+	again, err := Load(nil, m.State())
 	if err != nil {
 		t.Fatal(err)
 	}

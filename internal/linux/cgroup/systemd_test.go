@@ -72,7 +72,7 @@ func TestSystemd(t *testing.T) {
 		t.Fatal(err)
 	}
 	waitPids(t, m, 1)
-	again, err := Load(m.State())
+	again, err := Load(nil, m.State())
 	if err != nil {
 		t.Fatal(err)
 	}

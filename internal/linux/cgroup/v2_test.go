@@ -285,7 +285,7 @@ func TestV2Life(t *testing.T) {
 	if err := m.Freeze(); err != nil {
 		t.Fatal(err)
 	}
-	again, err := LoadOn(m.host, m.State())
+	again, err := Load(m.host, m.State())
 	if err != nil {
 		t.Fatal(err)
 	}

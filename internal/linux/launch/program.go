@@ -248,9 +248,3 @@ func checkSpecial(h *header, o *op, i int) string {
 	}
 	return ""
 }
-
-// Slots is how many slots the program names.
-func (p *Program) Slots() int { return int(p.head().slots) }
-
-// SyncSlot is the slot of the sync socket, or -1.
-func (p *Program) SyncSlot() int { return int(p.head().sync) }
