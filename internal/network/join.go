@@ -276,7 +276,7 @@ func (l *Local) makeLinks(host *netlink.Conn, b *netlink.Batch, nets []*network,
 		err = whileGoing(err, unix.EINVAL, func() error { return host.Do(b) })
 	}
 	if err == nil {
-		l.quietPorts(nets, eps)
+		l.quiet.add(nets, eps)
 		return nil
 	}
 	var del netlink.Batch
@@ -293,7 +293,7 @@ func (l *Local) makeLinks(host *netlink.Conn, b *netlink.Batch, nets []*network,
 		if err := host.Do(b); err != nil {
 			return err
 		}
-		l.quietPorts(nets, eps)
+		l.quiet.add(nets, eps)
 		return nil
 	case errors.Is(err, unix.EXFULL):
 		return errs.New(errs.Unavailable, "network %s is full: a bridge of the kernel has 1023 ports", strings.Join(names, " or "))

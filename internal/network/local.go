@@ -29,6 +29,7 @@ type Local struct {
 	log    *slog.Logger
 	hostNS *os.File
 	procs  innerProcs
+	quiet  *quietPorts
 	rt     *netlink.Pool
 	nf     *nft.Conns
 
@@ -103,6 +104,7 @@ func New(opt Options) (_ *Local, err error) {
 		held: map[string]*held{}, coming: map[string]*coming{}, repay: make(chan struct{}, 1),
 		resolv: dns.HostFile{Path: opt.ResolvConf}, rt: &netlink.Pool{Proto: unix.NETLINK_ROUTE}, nf: nft.NewConns()}
 	l.egress = egress.New(egress.Options{Table: opt.Table, Bridges: setBridges, Conns: l.nf, OnlyIPv4: opt.NoRules6, Rewrite: func() error { return l.applyRules(false) }, Again: l.rules.again})
+	l.quiet = &quietPorts{log: l.log, after: quietAfter}
 	ctx, stop := context.WithCancel(context.Background())
 	l.stop, l.done = stop, ctx.Done()
 	defer func() {
@@ -191,6 +193,7 @@ func (l *Local) Close() error {
 // shut closes the descriptors.
 func (l *Local) shut() error {
 	l.stop()
+	l.quiet.close()
 	var all []error
 	for _, b := range l.boxes {
 		for _, x := range b.bindings {

@@ -3,9 +3,11 @@ package network
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"corten.dev/corten/internal/linux/mount"
 	"golang.org/x/sys/unix"
@@ -105,20 +107,51 @@ func (s *innerProcs) close() error {
 }
 
 // quietPorts switches IPv6 off on the host's ends of veths: a bridge's port has no use for it. Otherwise each has a route in the host's table, all of which the kernel goes through for every
-// interface that comes or goes (0.7 ms where 1,000 containers run). The caller's thread may be in another namespace. Where it cannot be done, all works as well.
-func (l *Local) quietPorts(nets []*network, eps []Endpoint) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for i, ep := range eps {
-			link := nets[i].drv.hostLink(ep)
-			if link == "" {
-				continue
-			}
-			if err := sysctl("net/ipv6/conf/"+link+"/disable_ipv6", "1"); err != nil {
-				l.log.Debug("a bridge's port keeps IPv6", "err", err)
-			}
+// interface that comes or goes (0.7 ms where 1,000 containers run). It is done some time after they were made, for those that are still there: a process that writes this setting spins while
+// any other changes an interface, and containers that last no longer than that have no part in the matter.
+type quietPorts struct {
+	log   *slog.Logger
+	after time.Duration
+
+	mu    sync.Mutex // guards what follows
+	links []string
+	timer *time.Timer // nil: nothing is to be done
+	shut  bool
+}
+
+const quietAfter = 3 * time.Second
+
+func (q *quietPorts) add(nets []*network, eps []Endpoint) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for i, ep := range eps {
+		if link := nets[i].drv.hostLink(ep); link != "" {
+			q.links = append(q.links, link)
 		}
-	}()
-	<-done
+	}
+	if q.timer == nil && len(q.links) > 0 && !q.shut {
+		q.timer = time.AfterFunc(q.after, q.run)
+	}
+}
+
+func (q *quietPorts) run() {
+	q.mu.Lock()
+	links := q.links
+	q.links, q.timer = nil, nil
+	q.mu.Unlock()
+	for _, link := range links {
+		// It may be gone, and the kernel may have no IPv6 at all, or none for an interface with so small packets. Where it cannot be done all works as well.
+		if err := sysctl("net/ipv6/conf/"+link+"/disable_ipv6", "1"); err != nil && !errors.Is(err, os.ErrNotExist) {
+			q.log.Debug("a bridge's port keeps IPv6", "err", err)
+		}
+	}
+}
+
+func (q *quietPorts) close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.shut = true
+	if q.timer != nil {
+		q.timer.Stop()
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"corten.dev/corten/internal/linux/netlink"
 	"golang.org/x/sys/unix"
@@ -13,18 +14,26 @@ import (
 // Each host's end of a veth had a route of IPv6 (ff00::/8), and every interface that came or went had the kernel go through those of all containers: of 1,000, 0.7 ms for each start.
 func TestBridgePortsHaveNoIPv6(t *testing.T) {
 	w := newWorld(t, nil)
+	w.quiet.after = time.Millisecond
 	check(t, w.Settle(bg))
 	sb := w.join(t, JoinRequest{Owner: "c1"})
 	host := w.linkName(sb.Endpoints[0])
 	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
 		t.Skip("a kernel without IPv6")
 	}
-	text, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + host + "/disable_ipv6")
-	if err != nil || strings.TrimSpace(string(text)) != "1" {
-		t.Errorf("%s: %q %v", host, text, err)
-	}
+	until(t, "IPv6 off", func() bool {
+		text, err := os.ReadFile("/proc/sys/net/ipv6/conf/" + host + "/disable_ipv6")
+		check(t, err)
+		return strings.TrimSpace(string(text)) == "1"
+	})
 	if routes, err := os.ReadFile("/proc/net/ipv6_route"); err != nil || strings.Contains(string(routes), host+"\n") {
 		t.Errorf("%v, routes:\n%s", err, routes)
+	}
+	check(t, w.Leave(bg, "c1"))
+	w.quiet.close()
+	w.quiet.add([]*network{w.nets[w.names["bridge"]]}, sb.Endpoints)
+	if w.quiet.timer != nil && w.quiet.timer.Stop() {
+		t.Error("something is to be done after the end")
 	}
 }
 
