@@ -141,7 +141,10 @@ func (ctr *Container) Start(ctx context.Context) (err error) {
 		}
 		return err
 	}
-	return ctr.runHooks(ctx, hooksOf(ctr.rec.Hooks).Poststart, specs.StateRunning)
+	if err := ctr.runHooks(ctx, hooksOf(ctr.rec.Hooks).Poststart, specs.StateRunning); err != nil {
+		return errors.Join(err, pidfd.Kill(ctr.pidfd)) // the specification: stop the container
+	}
+	return nil
 }
 
 func (ctr *Container) handListener(fd int) error {
@@ -249,9 +252,7 @@ func (ctr *Container) Delete(ctx context.Context, force bool) (err error) {
 	if err := ctr.cg.Destroy(); err != nil {
 		return err
 	}
-	if err := ctr.runHooks(ctx, hooksOf(ctr.rec.Hooks).Poststop, specs.StateStopped); err != nil {
-		ctr.rt.log.Warn("poststop hook", "container", ctr.rec.ID, "error", err) // the specification: log, and go on
-	}
+	ctr.runPoststop(ctx)
 	if ctr.dir != "" {
 		if err := ctr.removeFolder(); err != nil {
 			return fmt.Errorf("record: %w", err)

@@ -31,6 +31,7 @@ type creation struct {
 	filter *seccomp.Filter
 	gate   *os.File
 	undo   *task.Undo
+	hooked bool // the hooks of the creation began
 }
 
 // Create makes the container. Without a gate it returns once its program was executed; with one, once everything but that is done, and [Container.Start] does the rest.
@@ -54,6 +55,12 @@ func (rt *Runtime) Create(ctx context.Context, opts RunOptions) (ctr *Container,
 	defer undo.OnError(ctx, &err)
 	defer task.Contain(rt.log, "make container "+opts.ID, &err) // what was made must be taken down whatever ends this; the caller may go on
 	c := &creation{rt: rt, opts: &opts, ctr: &Container{rt: rt}, undo: &undo}
+	undo.Push(func(ctx context.Context) error { // the last to be undone: the specification goes on with these once the container is no more
+		if c.hooked {
+			c.ctr.runPoststop(ctx)
+		}
+		return nil
+	})
 	for _, step := range []func(context.Context) error{c.folder, c.prepare, c.launch, c.record, c.settle} {
 		if err := step(ctx); err != nil {
 			return nil, err
@@ -440,7 +447,10 @@ func (c *creation) settle(ctx context.Context) error {
 		}
 		return c.writeMaps()
 	}
-	h.on[launch.TellHooks] = func(int) error { return ctr.hooksBeforePivot(ctx) }
+	h.on[launch.TellHooks] = func(int) error {
+		c.hooked = true
+		return ctr.hooksBeforePivot(ctx)
+	}
 	h.on[launch.TellListener] = func(fd int) error { return ctr.handListener(fd) }
 	until := byte(0)
 	if c.opts.Gate {
@@ -452,6 +462,7 @@ func (c *creation) settle(ctx context.Context) error {
 	err := ctr.sync.Close()
 	ctr.sync = nil
 	if err == nil && !c.opts.Gate {
+		c.hooked = c.hooked || len(hooksOf(spec.Hooks).Poststart) > 0
 		err = ctr.runHooks(ctx, hooksOf(spec.Hooks).Poststart, specs.StateRunning)
 	}
 	return err

@@ -3,6 +3,7 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"slices"
@@ -66,7 +67,12 @@ func TestErrorsLeaveNothing(t *testing.T) {
 		"maps": {func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "user"})
 		}, errs.Invalid, "mappings"},
-		"apparmor":    {func(s *specs.Spec) { s.Process.ApparmorProfile = "x" }, errs.Unavailable, "AppArmor"},
+		"apparmor": {func(s *specs.Spec) { s.Process.ApparmorProfile = "x" }, errs.Unavailable, "AppArmor"},
+		// setresuid takes it for "leave it": the program ran as root.
+		"no user":  {func(s *specs.Spec) { s.Process.User.UID = math.MaxUint32 }, errs.Invalid, "process.user: id 4294967295"},
+		"no group": {func(s *specs.Spec) { s.Process.User.AdditionalGids = []uint32{math.MaxUint32} }, errs.Invalid, "process.user: id 4294967295"},
+		// They were ignored.
+		"offsets":     {func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 5}} }, errs.Invalid, "timeOffsets"},
 		"relativeCwd": {func(s *specs.Spec) { s.Process.Cwd = "x" }, errs.Invalid, "not absolute"},
 	} {
 		spec := dockerSpec(root, "/bin/true")

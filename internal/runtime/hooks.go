@@ -75,6 +75,15 @@ func (ctr *Container) runHooks(ctx context.Context, hooks []specs.Hook, status s
 	return nil
 }
 
+// runPoststop runs the hooks that come after the container. The specification: of one that fails a warning is logged, and the remaining ones run as if it had not.
+func (ctr *Container) runPoststop(ctx context.Context) {
+	for _, h := range hooksOf(ctr.rec.Hooks).Poststop {
+		if err := ctr.runHooks(ctx, []specs.Hook{h}, specs.StateStopped); err != nil {
+			ctr.rt.log.Warn("poststop hook", "container", ctr.rec.ID, "error", err)
+		}
+	}
+}
+
 func said(out []byte) string {
 	out = bytes.TrimSpace(out)
 	if len(out) == 0 {
@@ -104,7 +113,12 @@ func (ctr *Container) runInside(ctx context.Context, hooks []specs.Hook, status 
 }
 
 func (ctr *Container) hookInside(ctx context.Context, h *specs.Hook, status specs.ContainerState) error {
-	body, err := marshal(ctr.oci(status))
+	st := ctr.oci(status)
+	var err error
+	if st.Pid, err = innerPid(ctr.rec.Pid); err != nil { // the specification: as seen by the container
+		return err
+	}
+	body, err := marshal(st)
 	if err != nil {
 		return err
 	}

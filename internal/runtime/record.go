@@ -131,5 +131,21 @@ func processStat(pid int) (start uint64, state byte, err error) {
 	return start, fields[0][0], err
 }
 
+// innerPid is a process's number in the innermost pid namespace that it is in.
+func innerPid(pid int) (int, error) {
+	body, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(body)) {
+		if rest, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			if f := strings.Fields(rest); len(f) > 0 {
+				return strconv.Atoi(f[len(f)-1])
+			}
+		}
+	}
+	return 0, fmt.Errorf("status of process %d: no NSpid", pid)
+}
+
 // Direct launches a program as a child of this very process.
 func Direct() Launcher { return LauncherFunc(direct) }

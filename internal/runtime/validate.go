@@ -1,7 +1,9 @@
 package runtime
 
 import (
+	"math"
 	"path"
+	"slices"
 	"strings"
 
 	"corten.dev/corten/internal/errs"
@@ -61,6 +63,9 @@ func validateLinux(spec *specs.Spec) error {
 	if len(l.NetDevices) > 0 {
 		return errs.New(errs.NotImplemented, "netDevices are not supported")
 	}
+	if len(l.TimeOffsets) > 0 && !slices.ContainsFunc(l.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.TimeNamespace && n.Path == "" }) {
+		return errs.New(errs.Invalid, "timeOffsets: the container has no time namespace of its own")
+	}
 	for _, list := range [][]string{l.MaskedPaths, l.ReadonlyPaths} {
 		for _, p := range list {
 			if !path.IsAbs(p) {
@@ -110,6 +115,12 @@ func validateProcess(proc *specs.Process) error {
 		return errs.New(errs.Invalid, "process.args is empty")
 	case !path.IsAbs(proc.Cwd):
 		return errs.New(errs.Invalid, "working directory %q is not absolute", proc.Cwd)
+	}
+	// To the kernel, the largest number means "leave it as it is", which is root.
+	for _, id := range append([]uint32{proc.User.UID, proc.User.GID}, proc.User.AdditionalGids...) {
+		if id == math.MaxUint32 {
+			return errs.New(errs.Invalid, "process.user: id %d is not one that a process can have", id)
+		}
 	}
 	return nil
 }
