@@ -72,8 +72,9 @@ func TestErrorsLeaveNothing(t *testing.T) {
 		"no user":  {func(s *specs.Spec) { s.Process.User.UID = math.MaxUint32 }, errs.Invalid, "process.user: id 4294967295"},
 		"no group": {func(s *specs.Spec) { s.Process.User.AdditionalGids = []uint32{math.MaxUint32} }, errs.Invalid, "process.user: id 4294967295"},
 		// They were ignored.
-		"offsets":     {func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 5}} }, errs.Invalid, "timeOffsets"},
-		"relativeCwd": {func(s *specs.Spec) { s.Process.Cwd = "x" }, errs.Invalid, "not absolute"},
+		"mask of the root": {func(s *specs.Spec) { s.Linux.MaskedPaths = []string{"/proc/.."} }, errs.Invalid, "maskedPaths: the root"},
+		"offsets":          {func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 5}} }, errs.Invalid, "timeOffsets"},
+		"relativeCwd":      {func(s *specs.Spec) { s.Process.Cwd = "x" }, errs.Invalid, "not absolute"},
 	} {
 		spec := dockerSpec(root, "/bin/true")
 		c.edit(spec)

@@ -50,7 +50,7 @@ func (ctr *Container) Exec(ctx context.Context, x Exec) (pid int, pidfd *os.File
 	}
 	if frozen, err := ctr.cg.Frozen(); err != nil {
 		return 0, nil, err
-	} else if frozen {
+	} else if frozen && !x.IgnorePaused {
 		return 0, nil, errs.New(errs.Conflict, "container is paused, unpause the container before exec")
 	}
 	x.Process = withHome(x.Process, func() (*os.File, error) {

@@ -125,4 +125,6 @@ type Exec struct {
 	// DieWithLauncher and PreserveFDs as in RunOptions.
 	DieWithLauncher bool
 	PreserveFDs     int
+	// IgnorePaused lets it into a paused container: it is frozen at once, and Exec returns once the container goes on.
+	IgnorePaused bool
 }

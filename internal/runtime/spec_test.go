@@ -166,6 +166,12 @@ func TestReadonlyRootAndPropagation(t *testing.T) {
 	}
 }
 
+// The root among the read-only paths was mounted onto itself, below itself, where nobody saw it.
+func TestReadonlyPathIsTheRoot(t *testing.T) {
+	out, code := sh(t, `touch /x 2>/dev/null || echo ro; touch /dev/x && echo rw`, func(s *specs.Spec) { s.Linux.ReadonlyPaths = []string{"/proc/.."} })
+	want(t, out, code, "ro\nrw\n")
+}
+
 func TestSysctlAndNames(t *testing.T) {
 	out, code := sh(t, `cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/msgmax /proc/sys/kernel/domainname`, func(s *specs.Spec) {
 		s.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "1", "kernel.msgmax": "4000"}

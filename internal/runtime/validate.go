@@ -73,6 +73,15 @@ func validateLinux(spec *specs.Spec) error {
 			}
 		}
 	}
+	isRoot := func(p string) bool { return path.Clean(p) == "/" }
+	if slices.ContainsFunc(l.MaskedPaths, isRoot) {
+		return errs.New(errs.Invalid, "maskedPaths: the root itself cannot be masked")
+	}
+	if slices.ContainsFunc(l.ReadonlyPaths, isRoot) { // what is mounted on the root is below nobody: it is made so itself
+		root := *spec.Root
+		root.Readonly = true
+		spec.Root = &root
+	}
 	for _, d := range l.Devices {
 		if !path.IsAbs(d.Path) || strings.HasSuffix(d.Path, "/..") {
 			return errs.New(errs.Invalid, "device path %q is not absolute", d.Path)

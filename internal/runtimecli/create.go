@@ -81,8 +81,18 @@ func (c *call) options(s *starting, id string) (opts runtime.RunOptions, done fu
 	}
 	launcher, done, err := c.launcher(s.console)
 	return runtime.RunOptions{
-		ID: id, Bundle: bundle, Spec: spec, Launcher: launcher, PreserveFDs: s.preserve, NoPivot: s.noPivot, NoNewKeyring: s.noKeyring,
+		ID: id, Bundle: bundle, Spec: spec, Launcher: launcher, PreserveFDs: s.preserve + listening(spec.Process), NoPivot: s.noPivot, NoNewKeyring: s.noKeyring,
 	}, done, err
+}
+
+// listening is how many sockets of systemd's were given to us, from descriptor 3 on. They are the container's, whose first process is told of them.
+func listening(proc *specs.Process) int {
+	n, err := strconv.Atoi(os.Getenv("LISTEN_FDS"))
+	if err != nil || n <= 0 || proc == nil || os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
+		return 0
+	}
+	proc.Env = append(proc.Env, "LISTEN_FDS="+strconv.Itoa(n), "LISTEN_PID=1")
+	return n
 }
 
 // launcher starts processes with our own standard files; the terminal goes to the console socket, if there is one.

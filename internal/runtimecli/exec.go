@@ -24,7 +24,7 @@ type execFlags struct {
 	starting
 	process, cwd, user, label, apparmor string
 	env, caps, gids                     words
-	tty, detach, nnp                    bool
+	tty, detach, nnp, paused            bool
 }
 
 func execute(c *call, fs *flag.FlagSet) func([]string) (int, error) {
@@ -47,6 +47,7 @@ func execute(c *call, fs *flag.FlagSet) func([]string) (int, error) {
 	fs.BoolVar(&x.tty, "t", false, "short for --tty")
 	fs.BoolVar(&x.detach, "detach", false, "do not wait for the end")
 	fs.BoolVar(&x.detach, "d", false, "short for --detach")
+	fs.BoolVar(&x.paused, "ignore-paused", false, "let it into a paused container, where it waits with the others")
 	fs.BoolVar(&x.nnp, "no-new-privs", false, "no new privileges")
 	return func(args []string) (int, error) {
 		if len(args) == 0 {
@@ -71,7 +72,7 @@ func execute(c *call, fs *flag.FlagSet) func([]string) (int, error) {
 			return 1, err
 		}
 		defer own.close()
-		pid, pidfd, err := ctr.Exec(c.ctx, runtime.Exec{Process: proc, Launcher: launcher, PreserveFDs: x.preserve})
+		pid, pidfd, err := ctr.Exec(c.ctx, runtime.Exec{Process: proc, Launcher: launcher, PreserveFDs: x.preserve, IgnorePaused: x.paused})
 		if err != nil {
 			return execCode(err), err
 		}

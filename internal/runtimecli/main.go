@@ -45,27 +45,47 @@ type verb struct {
 	name, args, help string
 	run              func(c *call, fs *flag.FlagSet) func(args []string) (int, error)
 	makes            bool // makes processes in containers
+	commands         bool // its arguments are a command, with flags of its own
+}
+
+// parse takes flags before and after arguments, as runc does (`delete ID --force`); where the arguments are a command, before them only. "--" ends them, and a number is none
+// (`kill ID -1`).
+func parse(fs *flag.FlagSet, args []string, commands bool) (rest []string, err error) {
+	for {
+		if err := fs.Parse(args); err != nil {
+			return nil, err
+		}
+		left := fs.Args()
+		ended := len(left) < len(args) && args[len(args)-len(left)-1] == "--"
+		if commands || ended || len(left) == 0 {
+			return append(rest, left...), nil
+		}
+		rest, args = append(rest, left[0]), left[1:]
+		for len(args) > 0 && len(args[0]) > 1 && args[0][0] == '-' && args[0][1] >= '0' && args[0][1] <= '9' {
+			rest, args = append(rest, args[0]), args[1:]
+		}
+	}
 }
 
 func verbs() []verb {
 	return []verb{
-		{"create", "ID", "create a container; it waits for start", create, true},
-		{"start", "ID", "start a created container", simple((*runtime.Container).Start), true},
-		{"run", "ID", "create and start a container, and wait for it", run, true},
-		{"state", "ID", "print the state of a container", state, false},
-		{"kill", "ID [SIGNAL]", "send a signal to a container", kill, false},
-		{"delete", "ID", "remove a container", remove, false},
-		{"exec", "ID COMMAND [ARG…]", "run another process in a container", execute, true},
-		{"list", "", "list containers", list, false},
-		{"ps", "ID [PS OPTION…]", "list the processes of a container", ps, false},
-		{"events", "ID", "print events and figures of a container", events, false},
-		{"update", "ID", "change the limits of a container", update, false},
-		{"pause", "ID", "freeze a container", simple((*runtime.Container).Pause), false},
-		{"resume", "ID", "thaw a container", simple((*runtime.Container).Resume), false},
-		{"spec", "", "write a config.json to start from", spec, false},
-		{"features", "", "print what this runtime can", features, false},
-		{"checkpoint", "ID", "not supported", refuse("checkpoint"), false},
-		{"restore", "ID", "not supported", refuse("restore"), false},
+		{"create", "ID", "create a container; it waits for start", create, true, false},
+		{"start", "ID", "start a created container", simple((*runtime.Container).Start), true, false},
+		{"run", "ID", "create and start a container, and wait for it", run, true, false},
+		{"state", "ID", "print the state of a container", state, false, false},
+		{"kill", "ID [SIGNAL]", "send a signal to a container", kill, false, false},
+		{"delete", "ID", "remove a container", remove, false, false},
+		{"exec", "ID COMMAND [ARG…]", "run another process in a container", execute, true, true},
+		{"list", "", "list containers", list, false, false},
+		{"ps", "ID [PS OPTION…]", "list the processes of a container", ps, false, true},
+		{"events", "ID", "print events and figures of a container", events, false, false},
+		{"update", "ID", "change the limits of a container", update, false, false},
+		{"pause", "ID", "freeze a container", simple((*runtime.Container).Pause), false, false},
+		{"resume", "ID", "thaw a container", simple((*runtime.Container).Resume), false, false},
+		{"spec", "", "write a config.json to start from", spec, false, false},
+		{"features", "", "print what this runtime can", features, false, false},
+		{"checkpoint", "ID", "not supported", refuse("checkpoint"), false, false},
+		{"restore", "ID", "not supported", refuse("restore"), false, false},
 	}
 }
 
@@ -126,7 +146,8 @@ func (c *call) dispatch(args []string) (int, error) {
 			fs.PrintDefaults()
 		}
 		act := v.run(c, fs)
-		if err := fs.Parse(args[1:]); err != nil {
+		args, err := parse(fs, args[1:], v.commands)
+		if err != nil {
 			return usageCode(err), nil
 		}
 		if v.makes {
@@ -137,7 +158,7 @@ func (c *call) dispatch(args []string) (int, error) {
 		if err := c.open(); err != nil {
 			return 1, err
 		}
-		return act(fs.Args())
+		return act(args)
 	}
 	return 1, errs.New(errs.Invalid, "no such command: %s", args[0])
 }
