@@ -41,3 +41,40 @@ func TestRestoreMendsInterfaces(t *testing.T) {
 	wantPrefix(t, "from the host", ask(t, nil, "tcp", c.Endpoints[0].IPv4.Addr().String()+":80"), "c")
 	wantPrefix(t, "still kept apart", knock(t, d.NS, "tcp", c.Endpoints[0].IPv4.Addr().String()+":80"), "!")
 }
+
+// A network of two families takes the default route and the published ports over when it is connected. An engine that was killed before it wrote the connection down was followed by one
+// that refused to write the ports ("file exists") and left a container of the default bridge without its way out, once the interface was cleared away.
+func TestRestoreAfterDeathInAConnect(t *testing.T) {
+	w := newWorld(t, nil)
+	check(t, w.Settle(bg))
+	w.network(t, Network{Name: "both", EnableIPv4: true, EnableIPv6: true})
+	reqA, reqB := JoinRequest{Owner: "a", Name: "a", Ports: []Port{{Proto: "tcp", ContainerPort: 80, HostPort: 8094}}}, JoinRequest{Owner: "b", Name: "b"}
+	a, b := w.join(t, reqA), w.join(t, reqB)
+	serve(t, a.NS, "a", 80)
+	pidA, pidB := process(t, a.NS), process(t, b.NS)
+	_, err := w.Connect(bg, "a", pidA, EndpointRequest{Network: "both"})
+	check(t, err)
+	gateway := "default via " + a.Endpoints[0].Gateway4.String() + " dev eth0"
+	if out := command(t, a.NS, "ip", "route"); strings.Contains(out, gateway) {
+		t.Fatalf("the new network did not take over: %s", out)
+	}
+	command(t, b.NS, "ip", "link", "add", "tun0", "type", "veth", "peer", "name", "tun1") // somebody's own way out
+	command(t, b.NS, "ip", "addr", "add", "192.0.2.1/24", "dev", "tun0")
+	command(t, b.NS, "ip", "link", "set", "tun0", "up")
+	command(t, b.NS, "ip", "route", "replace", "default", "via", "192.0.2.2", "dev", "tun0")
+	w.crash(t)
+	w.open(t)
+	check(t, w.Restore(bg, reqA, *a, pidA))
+	check(t, w.Restore(bg, reqB, *b, pidB))
+	check(t, w.Settle(bg))
+	until(t, "the interface on the other network is gone", func() bool {
+		return !strings.Contains(command(t, a.NS, "ip", "-br", "link"), "eth1")
+	})
+	if out := command(t, a.NS, "ip", "route"); !strings.Contains(out, gateway) {
+		t.Errorf("the way out: %s", out)
+	}
+	wantPrefix(t, "its port", ask(t, nil, "tcp", "127.0.0.1:8094"), "a")
+	if out := command(t, b.NS, "ip", "route"); !strings.Contains(out, "default via 192.0.2.2 dev tun0") {
+		t.Errorf("a route of the container's own was changed: %s", out)
+	}
+}

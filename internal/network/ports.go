@@ -439,7 +439,16 @@ func hostHasIPv6() bool {
 func (l *Local) expose(bindings []*binding) error {
 	tx := &nft.Tx{}
 	addElements(tx, l.opt.Table, bindings)
-	if err := l.commit(tx); err != nil {
+	l.mu.Lock()
+	settled := l.settled
+	l.mu.Unlock()
+	err := l.commit(tx)
+	if errors.Is(err, unix.EEXIST) && !settled {
+		// The last engine died while it gave the ports to another network of the container. An element is not replaced, but all are written anew once everything is restored.
+		l.log.Info("published ports lead to another network of their container until it is restored", "owner", bindings[0].owner)
+		err = nil
+	}
+	if err != nil {
 		return fmt.Errorf("publish ports: %w", err)
 	}
 	l.proxyAdd(bindings)

@@ -4,7 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/errs"
 )
@@ -51,13 +55,74 @@ func (l *Local) Restore(ctx context.Context, req JoinRequest, sb Sandbox, pid in
 	if p.asksUs(bx) {
 		err = errors.Join(err, l.restoreNames(ctx, bx, pid))
 	}
-	if made || p.userDefined() {
+	if !made {
+		var lerr error
+		made, lerr = l.astray(p, pid)
+		err = errors.Join(err, lerr)
+	}
+	if made {
 		err = errors.Join(err, l.restoreRoutes(ctx, bx, pid))
 	}
 	if err != nil {
 		return fmt.Errorf("restore network of %s: %w", req.Name, err)
 	}
 	return nil
+}
+
+// astray says whether a default route of a running container is lost, or goes through another interface of an engine's than it should: so it may be when the last engine died while it connected or
+// disconnected the container. One that goes somewhere else (into a tunnel, by somebody inside) is left as it is.
+func (l *Local) astray(p plan, pid int) (bool, error) {
+	l.mu.Lock()
+	ours := map[string]bool{"eth": true}
+	for _, nw := range l.nets {
+		ours[nw.prefix] = true
+	}
+	l.mu.Unlock()
+	for _, ep := range p.eps {
+		ours[ep.Interface] = true
+	}
+	for _, f := range []struct {
+		at   int
+		file string
+		dev  func(fields []string) string // of the default route's line
+	}{{p.gw4, "route", defaultDev4}, {p.gw6, "ipv6_route", defaultDev6}} {
+		if f.at < 0 {
+			continue
+		}
+		table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, f.file))
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) { // it ended a moment ago, or there is no IPv6
+			continue
+		}
+		if err != nil {
+			return false, fmt.Errorf("read routes: %w", err)
+		}
+		dev := ""
+		for line := range strings.Lines(string(table)) {
+			if at := f.dev(strings.Fields(line)); at != "" && dev == "" {
+				dev = at
+			}
+		}
+		if dev == "" || dev != p.eps[f.at].Interface && (ours[dev] || ours[strings.TrimRight(dev, "0123456789")]) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// defaultDev4 is the interface of a line of /proc/net/route (interface, destination, gateway, flags, …, mask at 7) that is a default route.
+func defaultDev4(f []string) string {
+	if len(f) < 8 || f[1] != "00000000" || f[7] != "00000000" {
+		return ""
+	}
+	return f[0]
+}
+
+// defaultDev6 is the same of a line of /proc/net/ipv6_route (destination, its length, …, interface at 9). Without a default route the kernel shows one of its own, on lo.
+func defaultDev6(f []string) string {
+	if len(f) < 10 || f[0] != strings.Repeat("0", 32) || f[1] != "00" || f[9] == "lo" {
+		return ""
+	}
+	return f[9]
 }
 
 // restoreRoutes sets the default routes of a container that may have been leaving a network, with its default route, when the last engine died.

@@ -193,7 +193,7 @@ func TestCompletion(t *testing.T) {
 	const zsh = `compdef() { :; }; _files() { :; }; compadd() { print -l -- ${(P)argv[-1]}; }; source <(corten completion zsh)
 at() { words=("$@"); CURRENT=$#; _corten; }; at corten volu; at corten rm wel; at corten run --netw; true`
 	for shell, c := range map[string]struct{ script, want string }{
-		"bash": {`source <(corten completion bash); at() { COMP_WORDS=("$@"); COMP_CWORD=$(($#-1)); _corten; echo "${COMPREPLY[*]}"; }; at corten volu; at corten rm wel; at corten run --netw`, "volume\nwellknown\n--network"},
+		"bash": {`source <(corten completion bash); at() { COMP_LINE="$*"; COMP_WORDS=("$@"); COMP_CWORD=$(($#-1)); _corten; echo "${COMPREPLY[*]}"; }; at corten volu; at corten rm wel; at corten run --netw`, "volume\nwellknown\n--network"},
 		"fish": {`corten completion fish | source; for l in "corten volu" "corten rm wel" "corten run --netw"; complete -C $l; end`, "volume\nwellknown\n--network"},
 		"zsh":  {zsh, "volume\nwellknown\n--network"},
 	} {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -217,9 +218,10 @@ func TestReceiverLeaves(t *testing.T) {
 }
 
 func TestRefused(t *testing.T) {
+	gone := filepath.Join(t.TempDir(), "gone")
 	for text, want := range map[string]string{
 		"syslog-address=foo": "syslog-address should be in form proto://address, got foo", "syslog-address=http://a": "syslog-address should be in form proto://address, got http://a",
-		"syslog-address=unix:///nonexist": "stat /nonexist: no such file or directory", "syslog-facility=foo": "invalid syslog facility", "syslog-facility=99": "invalid syslog facility",
+		"syslog-address=unix://" + gone: "stat " + gone + ": no such file or directory", "syslog-facility=foo": "invalid syslog facility", "syslog-facility=99": "invalid syslog facility",
 		"syslog-format=x": "Invalid syslog format",
 	} {
 		key, value, _ := strings.Cut(text, "=")
