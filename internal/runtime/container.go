@@ -98,7 +98,11 @@ func (ctr *Container) State() (State, error) {
 
 // OCI is the state in the specification's form.
 func (ctr *Container) oci(status specs.ContainerState) *specs.State {
-	return &specs.State{Version: specs.Version, ID: ctr.rec.ID, Status: status, Pid: ctr.rec.Pid, Bundle: ctr.rec.Bundle, Annotations: ctr.rec.Annotations}
+	st := &specs.State{Version: specs.Version, ID: ctr.rec.ID, Status: status, Pid: ctr.rec.Pid, Bundle: ctr.rec.Bundle, Annotations: ctr.rec.Annotations}
+	if status == specs.StateStopped {
+		st.Pid = 0 // somebody else may have it
+	}
+	return st
 }
 
 func (ctr *Container) wrap(verb string, err error) error {

@@ -59,8 +59,14 @@ func (ctr *Container) Exec(ctx context.Context, x Exec) (pid int, pidfd *os.File
 	spec := &specs.Spec{Linux: &specs.Linux{}, Process: x.Process}
 	p := newPlan(spec, &RunOptions{ID: ctr.rec.ID, PreserveFDs: x.PreserveFDs, Rootless: ctr.rec.Rootless, DieWithLauncher: x.DieWithLauncher})
 	defer p.close()
-	p.cgroup.names, p.cgroup.v2 = ctr.cg.JoinNames()
-	files, dir, err := openCgroups(ctr.cg)
+	cg := ctr.cg
+	if len(x.Cgroups) > 0 {
+		if cg, err = cg.Below(x.Cgroups); err != nil {
+			return 0, nil, err
+		}
+	}
+	p.cgroup.names, p.cgroup.v2 = cg.JoinNames()
+	files, dir, err := openCgroups(cg)
 	if err != nil {
 		return 0, nil, err
 	}

@@ -59,7 +59,7 @@ func TestHooksAfterAFailure(t *testing.T) {
 	}
 }
 
-// TestPidsOfHooks: a hook in the container is told the number of the process there, one outside the host's. It was the host's in both.
+// TestPidsOfHooks: a hook in the container is told the number of the process there, one outside the host's; it was the host's in both. When the container is no more, its number may be another's.
 func TestPidsOfHooks(t *testing.T) {
 	dir := t.TempDir()
 	root := rootfs(t)
@@ -70,6 +70,7 @@ func TestPidsOfHooks(t *testing.T) {
 	spec.Hooks = &specs.Hooks{
 		CreateRuntime: hook(dir + "/outside"), CreateContainer: hook(dir + "/inside"),
 		StartContainer: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "cat > /started"}}},
+		Poststop:       hook(dir + "/stopped"),
 	}
 	b, err := create(t, newRuntime(Options{Root: t.TempDir()}), RunOptions{Spec: spec, Gate: true})
 	if err != nil {
@@ -78,13 +79,18 @@ func TestPidsOfHooks(t *testing.T) {
 	if err := b.ctr.Start(context.Background()); err != nil {
 		t.Fatal(err)
 	}
+	pid := b.ctr.Pid()
 	started, _ := b.wait(t)
+	if err := b.ctr.Delete(context.Background(), false); err != nil {
+		t.Fatal(err)
+	}
+	stopped, _ := os.ReadFile(filepath.Join(dir, "stopped"))
 	outside, _ := os.ReadFile(filepath.Join(dir, "outside"))
 	inside, _ := os.ReadFile(filepath.Join(dir, "inside"))
 	for _, c := range []struct {
 		name, body string
 		pid        int
-	}{{"createRuntime", string(outside), b.ctr.Pid()}, {"createContainer", string(inside), 1}, {"startContainer", started, 1}} {
+	}{{"createRuntime", string(outside), pid}, {"createContainer", string(inside), 1}, {"startContainer", started, 1}, {"poststop", string(stopped), 0}} {
 		var st specs.State
 		if err := json.Unmarshal([]byte(c.body), &st); err != nil || st.Pid != c.pid {
 			t.Errorf("%s: %q has pid %d, want %d (%v)", c.name, c.body, st.Pid, c.pid, err)

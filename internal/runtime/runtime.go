@@ -127,4 +127,6 @@ type Exec struct {
 	PreserveFDs     int
 	// IgnorePaused lets it into a paused container: it is frozen at once, and Exec returns once the container goes on.
 	IgnorePaused bool
+	// Cgroups are cgroups below the container's that it joins, as [cgroup.Manager.Below] takes them; the container's own without.
+	Cgroups []string
 }

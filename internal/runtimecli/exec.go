@@ -23,7 +23,7 @@ func (w *words) Set(s string) error { *w = append(*w, s); return nil }
 type execFlags struct {
 	starting
 	process, cwd, user, label, apparmor string
-	env, caps, gids                     words
+	env, caps, gids, cgroups            words
 	tty, detach, nnp, paused            bool
 }
 
@@ -43,6 +43,7 @@ func execute(c *call, fs *flag.FlagSet) func([]string) (int, error) {
 	fs.Var(&x.caps, "c", "short for --cap")
 	fs.Var(&x.gids, "additional-gids", "`gid`, may be repeated")
 	fs.Var(&x.gids, "g", "short for --additional-gids")
+	fs.Var(&x.cgroups, "cgroup", "`[controller,…:]path` of a cgroup below the container's to join, may be repeated")
 	fs.BoolVar(&x.tty, "tty", false, "give it a terminal")
 	fs.BoolVar(&x.tty, "t", false, "short for --tty")
 	fs.BoolVar(&x.detach, "detach", false, "do not wait for the end")
@@ -72,7 +73,7 @@ func execute(c *call, fs *flag.FlagSet) func([]string) (int, error) {
 			return 1, err
 		}
 		defer own.close()
-		pid, pidfd, err := ctr.Exec(c.ctx, runtime.Exec{Process: proc, Launcher: launcher, PreserveFDs: x.preserve, IgnorePaused: x.paused})
+		pid, pidfd, err := ctr.Exec(c.ctx, runtime.Exec{Process: proc, Launcher: launcher, PreserveFDs: x.preserve, IgnorePaused: x.paused, Cgroups: x.cgroups})
 		if err != nil {
 			return execCode(err), err
 		}
