@@ -476,6 +476,11 @@ func (c *creation) writeMaps() error {
 }
 
 func (c *creation) explain(err error) error {
+	if errors.Is(err, errDied) {
+		if killed, _ := c.ctr.cg.OOMKilled(); killed {
+			return fmt.Errorf("%w: the container's memory limit is too low for it", err)
+		}
+	}
 	var f *failure
 	if !errors.As(err, &f) {
 		return err

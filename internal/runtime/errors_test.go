@@ -72,6 +72,10 @@ func TestErrorsLeaveNothing(t *testing.T) {
 		"no user":  {func(s *specs.Spec) { s.Process.User.UID = math.MaxUint32 }, errs.Invalid, "process.user: id 4294967295"},
 		"no group": {func(s *specs.Spec) { s.Process.User.AdditionalGids = []uint32{math.MaxUint32} }, errs.Invalid, "process.user: id 4294967295"},
 		// They were ignored.
+		"mapped tmpfs": {func(s *specs.Spec) {
+			ids := []specs.LinuxIDMapping{{HostID: 1000, Size: 1}}
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x", Type: "tmpfs", UIDMappings: ids, GIDMappings: ids})
+		}, errs.NotImplemented, "mount /x: id mappings on a new tmpfs"},
 		"mask of the root": {func(s *specs.Spec) { s.Linux.MaskedPaths = []string{"/proc/.."} }, errs.Invalid, "maskedPaths: the root"},
 		"offsets":          {func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 5}} }, errs.Invalid, "timeOffsets"},
 		"relativeCwd":      {func(s *specs.Spec) { s.Process.Cwd = "x" }, errs.Invalid, "not absolute"},
@@ -135,5 +139,19 @@ func TestAbandonedFolder(t *testing.T) {
 	}
 	if _, err := os.Stat(busy); err != nil {
 		t.Errorf("the folder of a living process: %v", err)
+	}
+}
+
+// A limit that not even the set-up fits in is named; the error said no more than that the process had died.
+func TestMemoryLimitIsTooLow(t *testing.T) {
+	if _, err := os.Stat("/sys/fs/cgroup/memory"); err != nil {
+		t.Skip("needs the memory controller on v1: elsewhere it may be the clone that fails")
+	}
+	spec := dockerSpec(rootfs(t), "/bin/true")
+	limit := int64(4096)
+	spec.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}
+	_, err := create(t, newRuntime(Options{Root: t.TempDir()}), RunOptions{Spec: spec, Gate: true})
+	if err == nil || !strings.Contains(err.Error(), "memory limit is too low") {
+		t.Fatal(err)
 	}
 }

@@ -310,7 +310,7 @@ func (p *plan) coveredMode(m *specs.Mount, o *mount.Options) {
 func (p *plan) fsMount(m *specs.Mount, o *mount.Options) {
 	b := p.b
 	p.note("mount %s on %s", mountSource(m), m.Destination)
-	if len(m.UIDMappings)+len(m.GIDMappings) > 0 && m.Type != "tmpfs" {
+	if mapped(m, o) {
 		p.fail(errs.New(errs.NotImplemented, "mount %s: id mappings on a new %s", m.Destination, m.Type))
 		return
 	}

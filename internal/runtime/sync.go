@@ -48,6 +48,9 @@ type handshake struct {
 	on map[byte]func(value int) error
 }
 
+// errDied is the end of a child that said nothing.
+var errDied = errs.New(errs.Unavailable, "the process died during its set-up")
+
 // failure is what a child said went wrong.
 type failure struct {
 	what  string
@@ -69,7 +72,7 @@ func (h *handshake) wait(ctx context.Context, until byte) error {
 			return fmt.Errorf("wait for the process: %w", context.Cause(ctx))
 		case errors.Is(err, unix.ECONNRESET), errors.Is(err, io.EOF):
 			if until != 0 {
-				return errs.New(errs.Unavailable, "the process died during its set-up")
+				return errDied
 			}
 			return nil
 		case err != nil:
