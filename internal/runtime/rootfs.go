@@ -48,7 +48,7 @@ func (p *plan) rootFS() {
 	}
 	if !p.nested {
 		p.note("set propagation of /")
-		b.Sys(unix.SYS_MOUNT, null, b.Str("/"), null, launch.Imm(p.prop|unix.MS_REC), null)
+		b.Sys(unix.SYS_MOUNT, null, b.Str("/"), null, launch.Imm(p.building()|unix.MS_REC), null)
 	}
 	p.note("open /dev/null")
 	if p.nested {
@@ -83,6 +83,14 @@ func (p *plan) rootFS() {
 	}
 }
 
+// building is the propagation while mounts are still made of others: of unbindable ones there can be none, so that comes last.
+func (p *plan) building() uint32 {
+	if p.prop&unix.MS_UNBINDABLE != 0 {
+		return unix.MS_PRIVATE | unix.MS_REC
+	}
+	return p.prop
+}
+
 // attachRoot attaches the detached root. A bundle's root goes to its own path, where hooks look for it; one handed over as a descriptor goes over /proc.
 func (p *plan) attachRoot() {
 	b := p.b
@@ -114,7 +122,7 @@ func (p *plan) attachRoot() {
 		b.Mark(done)
 	}
 	p.note("set propagation of the root file system")
-	prop := p.prop
+	prop := p.building()
 	if prop&unix.MS_SHARED != 0 {
 		prop = unix.MS_PRIVATE | unix.MS_REC // pivot_root demands it; made shared once inside
 	}

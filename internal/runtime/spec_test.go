@@ -166,6 +166,14 @@ func TestReadonlyRootAndPropagation(t *testing.T) {
 	}
 }
 
+// Of an unbindable root no mount could be made, so that the first bind or cgroup mount failed: it becomes so last.
+func TestUnbindableRoot(t *testing.T) {
+	for _, prop := range []string{"unbindable", "runbindable"} {
+		out, code := sh(t, `grep ' / rw' /proc/self/mountinfo | grep -c unbindable; test -d /sys/fs/cgroup/.`, func(s *specs.Spec) { s.Linux.RootfsPropagation = prop })
+		want(t, out, code, "1\n")
+	}
+}
+
 // The root among the read-only paths was mounted onto itself, below itself, where nobody saw it.
 func TestReadonlyPathIsTheRoot(t *testing.T) {
 	out, code := sh(t, `touch /x 2>/dev/null || echo ro; touch /dev/x && echo rw`, func(s *specs.Spec) { s.Linux.ReadonlyPaths = []string{"/proc/.."} })
