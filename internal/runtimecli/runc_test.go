@@ -1,10 +1,12 @@
 package runtimecli
 
 import (
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -111,5 +113,31 @@ func TestExecIntoCgroup(t *testing.T) {
 	}
 	if _, text, code := c.run("exec", "--cgroup", "nope:below", "g", "true"); code == 0 || !strings.Contains(text, "no v1 hierarchy of nope") {
 		t.Error(text, code)
+	}
+}
+
+// --pids-limit 0 is no limit, as its help says; it was a limit of no process at all. In a file of limits it is that, as the specification says.
+func TestNoPidsLimit(t *testing.T) {
+	c := newCLI(t)
+	c.config("sleep", "1000")
+	c.ok("run", "-d", "n")
+	limit := func() string {
+		var e struct{ Data statsJSON }
+		if err := json.Unmarshal([]byte(c.ok("events", "--stats", "n")), &e); err != nil {
+			t.Fatal(err)
+		}
+		return strconv.FormatUint(e.Data.Pids.Limit, 10)
+	}
+	without := limit()
+	c.ok("update", "--pids-limit", "50", "n")
+	if got := limit(); got != "50" {
+		t.Error(got)
+	}
+	c.ok("update", "--pids-limit", "0", "n")
+	if got := limit(); got != without {
+		t.Error(got, without)
+	}
+	if out, text, code := c.run("exec", "n", "true"); code != 0 {
+		t.Error(out, text)
 	}
 }

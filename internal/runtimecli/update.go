@@ -99,6 +99,9 @@ func update(c *call, fs *flag.FlagSet) func([]string) (int, error) {
 				res.Memory = &mem
 			}
 			if pids != nil {
+				if *pids == 0 { // in a file of limits it is one
+					*pids = -1
+				}
 				res.Pids = &specs.LinuxPids{Limit: pids}
 			}
 			if weight != nil {
