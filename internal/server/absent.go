@@ -27,6 +27,21 @@ func noPlugin(_ http.ResponseWriter, r *request) error {
 	return errs.New(errs.NotFound, "plugin %q not found", r.id())
 }
 
+// noPlugins lists what docker installed from images, which is nothing; filters that mean nothing are refused nevertheless.
+func noPlugins(w http.ResponseWriter, r *request) error {
+	filters, err := r.query.filters()
+	if err != nil {
+		return err
+	}
+	if err := filters.Accept("capability", "enabled"); err != nil {
+		return err
+	}
+	if _, err := filters.Bool("enabled", false); err != nil {
+		return err
+	}
+	return ok(w, []struct{}{})
+}
+
 // absentRoutes are swarm and plugins.
 func (s *Server) absentRoutes() []entry {
 	const swarm = "swarm mode is not part of this version"
@@ -39,7 +54,7 @@ func (s *Server) absentRoutes() []entry {
 		{"POST /swarm/leave", notPartOfSwarm},
 		{"POST /swarm/update", notSwarm},
 		{"POST /swarm/unlock", notPartOfSwarm},
-		{"GET /plugins", func(w http.ResponseWriter, _ *request) error { return ok(w, []struct{}{}) }},
+		{"GET /plugins", noPlugins},
 		{"GET /plugins/privileges", absent(plugins)},
 		{"POST /plugins/pull", absent(plugins)},
 		{"POST /plugins/create", absent(plugins)},

@@ -88,6 +88,14 @@ func (f form) moment(key string, now time.Time) (time.Time, error) {
 	return time.Time{}, errs.New(errs.Invalid, "invalid value for %s: %q is neither a time nor a duration", key, text)
 }
 
+// instant is moment for events: there, "0" is the beginning of 1970, and so asks for all that are remembered.
+func (f form) instant(key string, now time.Time) (time.Time, error) {
+	if f.get(key) == "0" {
+		return time.Unix(0, 0), nil
+	}
+	return f.moment(key, now)
+}
+
 func unixTime(text string) (time.Time, bool) {
 	whole, fraction, _ := strings.Cut(text, ".")
 	seconds, err := strconv.ParseInt(whole, 10, 64)

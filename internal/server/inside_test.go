@@ -125,6 +125,11 @@ func TestMoment(t *testing.T) {
 			t.Errorf("%q: %v %v", text, got, err)
 		}
 	}
+	for text, want := range map[string]time.Time{"": {}, "0": time.Unix(0, 0), "12": time.Unix(12, 0)} {
+		if got, err := (form{"t": {text}}).instant("t", now); err != nil || !got.Equal(want) {
+			t.Errorf("instant %q: %v %v", text, got, err)
+		}
+	}
 	for _, text := range []string{"x", "1.-5", "1.x", "99999999999999999999"} {
 		if got, err := (form{"t": {text}}).moment("t", now); err == nil {
 			t.Errorf("%q: %v", text, got)

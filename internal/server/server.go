@@ -158,6 +158,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		return
 	}
 	handle, vars := s.find(hr.Method, path)
+	if handle == nil && hr.Method == http.MethodOptions {
+		return // 200 for any path, as Docker's
+	}
 	if handle == nil {
 		s.fail(w, http.StatusNotFound, "page not found")
 		return

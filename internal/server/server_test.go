@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"reflect"
 	"strings"
@@ -67,6 +68,24 @@ func TestVersions(t *testing.T) {
 			t.Errorf("%s: status %d: %s", c.path, w.Code, w.Body)
 		} else if c.text != "" && message(t, w) != c.text {
 			t.Errorf("%s: %s", c.path, w.Body)
+		}
+	}
+}
+
+// Some proxies and libraries ask so before anything else, of any path, and take a 404 for an engine that is away.
+func TestOptions(t *testing.T) {
+	for _, path := range []string{"/_ping", "/v1.44/containers/json", "/nonsense"} {
+		if w := do(t, &engine{}, "OPTIONS", path, ""); w.Code != 200 || w.Body.Len() > 0 {
+			t.Errorf("%s: %d %q", path, w.Code, w.Body)
+		}
+	}
+}
+
+// There is nothing to list, which is no reason to take filters that mean nothing.
+func TestPluginFilters(t *testing.T) {
+	for filters, code := range map[string]int{"": 200, `{"enabled":["true"]}`: 200, `{"capability":["volumedriver"]}`: 200, `{"enabled":["maybe"]}`: 400, `{"bogus":["x"]}`: 400} {
+		if w := do(t, &engine{}, "GET", "/plugins?filters="+url.QueryEscape(filters), ""); w.Code != code {
+			t.Errorf("%s: %d %s", filters, w.Code, w.Body)
 		}
 	}
 }

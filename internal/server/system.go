@@ -125,11 +125,11 @@ func eventType(accept string, version int) (kind, before string) {
 
 func (s *Server) events(w http.ResponseWriter, r *request) error {
 	now := time.Now()
-	since, err := r.query.moment("since", now)
+	since, err := r.query.instant("since", now)
 	if err != nil {
 		return err
 	}
-	until, err := r.query.moment("until", now)
+	until, err := r.query.instant("until", now)
 	if err != nil {
 		return err
 	}

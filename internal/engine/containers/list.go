@@ -146,7 +146,7 @@ var statuses = []string{"created", "restarting", "running", "removing", "paused"
 // matcher turns the filters of `ps` into one function. What must be looked up is looked up once.
 func (s *Service) matcher(ctx context.Context, opts ListOptions) (func(*container.Record) bool, error) {
 	f := opts.Filters
-	err := f.Accept("ancestor", "before", "exited", "expose", "health", "id", "is-task", "isolation", "label", "name", "network", "publish", "since", "status", "volume")
+	err := f.Accept("ancestor", "annotation", "before", "exited", "expose", "health", "id", "is-task", "isolation", "label", "name", "network", "publish", "since", "status", "volume")
 	if err != nil {
 		return nil, err
 	}
@@ -197,6 +197,7 @@ func (s *Service) matcher(ctx context.Context, opts ListOptions) (func(*containe
 			!f.Match("id", rec.ID) && !f.Prefix("id", rec.ID),
 			!f.Match("name", rec.Name) && !f.Match("name", "/"+rec.Name),
 			!f.Labels("label", rec.Config.Labels),
+			!f.Labels("annotation", rec.Host.Annotations),
 			codes != nil && (!slices.Contains(codes, rec.State.ExitCode) || st != container.Exited && st != container.Dead),
 			!before.IsZero() && !rec.Created.Before(before),
 			!since.IsZero() && !rec.Created.After(since),

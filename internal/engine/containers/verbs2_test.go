@@ -379,6 +379,7 @@ func TestPs(t *testing.T) {
 	a, b := sh("exit 4"), sh("sleep 60")
 	a.Name, b.Name = "alpha", "beta"
 	b.Config.Labels = map[string]string{"k": "v"}
+	b.Host.Annotations = map[string]string{"org.example.team": "blue"}
 	b.Host.Binds = []string{"psvol:/v"}
 	b.Config.ExposedPorts = map[string]struct{}{"80/tcp": {}}
 	aid := h.run(a)
@@ -393,6 +394,8 @@ func TestPs(t *testing.T) {
 		{true, filter.Args{"name": {"alph"}}, "alpha"}, {true, filter.Args{"id": {bid[:7]}}, "beta"}, {false, filter.Args{"status": {"exited"}}, "alpha"},
 		{false, filter.Args{"exited": {"4"}}, "alpha"}, {true, filter.Args{"exited": {"0"}}, ""}, {true, filter.Args{"label": {"k=v"}}, "beta"}, {true, filter.Args{"label": {"k=w"}}, ""},
 		{false, filter.Args{"before": {"beta"}}, "alpha"}, {false, filter.Args{"since": {"alpha"}}, "beta"}, {true, filter.Args{"ancestor": {"busybox"}}, "beta alpha"},
+		{true, filter.Args{"annotation": {"org.example.team"}}, "beta"}, {true, filter.Args{"annotation": {"org.example.team=blue"}}, "beta"},
+		{true, filter.Args{"annotation": {"org.example.team=red"}}, ""}, {true, filter.Args{"annotation": {"k"}}, ""},
 		{true, filter.Args{"ancestor": {"nosuch"}}, ""}, {true, filter.Args{"volume": {"psvol"}}, "beta"}, {true, filter.Args{"volume": {"/v"}}, "beta"}, {true, filter.Args{"expose": {"80"}}, "beta"},
 		{true, filter.Args{"network": {"bridge"}}, "beta alpha"}, {true, filter.Args{"network": {"none"}}, ""}, {true, filter.Args{"health": {"none"}}, "beta alpha"}, {true, filter.Args{"is-task": {"true"}}, ""},
 	} {

@@ -290,6 +290,9 @@ func (s *Service) Events(ctx context.Context, since, until time.Time, filters fi
 	if !until.IsZero() && !since.IsZero() && until.Before(since) {
 		return errs.New(errs.Invalid, "`since` time (%d) cannot be after `until` time (%d)", since.Unix(), until.Unix())
 	}
+	if since.IsZero() && !until.IsZero() {
+		since = time.Unix(0, 0) // an end without a beginning asks for what was, as Docker's
+	}
 	past, listener := s.Options.Events.Subscribe(since)
 	defer listener.Close()
 	send := func(e events.Event) error {
