@@ -417,7 +417,7 @@ echo "-> ${COMPREPLY[*]}"`, "bash", c.line)
 
 func TestTimes(t *testing.T) {
 	now := time.Unix(1700000000, 5).UTC()
-	for in, want := range map[string]string{"": "", "10s": "1699999990.000000005", "1700000001": "1700000001", "1700000001.5": "1700000001.5",
+	for in, want := range map[string]string{"": "", "0": "0", "10s": "1699999990.000000005", "1700000001": "1700000001", "1700000001.5": "1700000001.5",
 		"2023-11-14": "1699920000.000000000", "2023-11-14T22:13:20Z": "1700000000.000000000", "2023-11-14T22:13": "1699999980.000000000"} {
 		if got, err := timeArg(in, now); got != want || err != nil {
 			t.Errorf("%q: %q %v, want %q", in, got, err, want)

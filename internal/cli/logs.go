@@ -83,7 +83,7 @@ func timeArg(s string, now time.Time) (string, error) {
 	if s == "" {
 		return "", nil
 	}
-	if d, err := time.ParseDuration(s); err == nil {
+	if d, err := time.ParseDuration(s); err == nil && s != "0" { // that is 1970
 		t := now.Add(-d)
 		return stamp(t), nil
 	}

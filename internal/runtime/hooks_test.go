@@ -27,7 +27,8 @@ func TestHooksAfterAFailure(t *testing.T) {
 		bad := []specs.Hook{says(strings.ReplaceAll(kind, " ", "-"), "3")}
 		switch kind {
 		case "prestart":
-			h.Prestart = bad //lint:ignore SA1019 dockerd still uses it
+			//lint:ignore SA1019 dockerd still uses it
+			h.Prestart = bad
 		case "createRuntime":
 			h.CreateRuntime = bad
 		case "createContainer":

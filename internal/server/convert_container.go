@@ -280,7 +280,7 @@ func inspection(view containers.View, version int) inspectView {
 	}
 	settings := &wire.NetworkSettings{Ports: wirenet.PortMap{}, Networks: nets}
 	if view.Sandbox != nil && view.State.Status.Live() {
-		settings.SandboxID, settings.SandboxKey = sandboxID(view), ""
+		settings.SandboxID, settings.SandboxKey = sandboxID(view), sandboxKey(view)
 		settings.Ports = publishedPorts(view.Sandbox, view.Config.ExposedPorts)
 	}
 	out.NetworkSettings = settings
@@ -290,7 +290,7 @@ func inspection(view containers.View, version int) inspectView {
 func oldSettings(view containers.View, nets map[string]*wirenet.EndpointSettings) *oldNetworkSettings {
 	out := &oldNetworkSettings{Ports: wirenet.PortMap{}, Networks: nets}
 	if view.Sandbox != nil && view.State.Status.Live() {
-		out.SandboxID = sandboxID(view)
+		out.SandboxID, out.SandboxKey = sandboxID(view), sandboxKey(view)
 		out.Ports = publishedPorts(view.Sandbox, view.Config.ExposedPorts)
 	}
 	if e := nets["bridge"]; e != nil {
@@ -313,6 +313,14 @@ func oldSettings(view containers.View, nets map[string]*wirenet.EndpointSettings
 
 // sandboxID is the container's own id: a network namespace has no other name here.
 func sandboxID(view containers.View) string { return view.ID }
+
+// sandboxKey is where its network namespace can be entered (nsenter --net=…): as its first process has it, since no file of ours holds it.
+func sandboxKey(view containers.View) string {
+	if view.State.PID == 0 {
+		return ""
+	}
+	return fmt.Sprintf("/proc/%d/ns/net", view.State.PID)
+}
 
 // osOf is the first word of a platform.
 func osOf(platform string) string {

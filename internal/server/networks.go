@@ -14,11 +14,11 @@ func (s *Server) networkRoutes() []entry {
 		{"GET /networks", s.networksList},
 		{"POST /networks/create", s.networkCreate},
 		{"POST /networks/prune", s.networksPrune},
-		{"GET /networks/*", s.networkInspect},
-		{"DELETE /networks/*", s.networkRemove},
-		{"POST /networks/*/update", s.networkUpdate},
-		{"POST /networks/*/connect", s.networkConnect},
-		{"POST /networks/*/disconnect", s.networkDisconnect},
+		{"GET /networks/**", s.networkInspect},
+		{"DELETE /networks/**", s.networkRemove},
+		{"POST /networks/**/update", s.networkUpdate},
+		{"POST /networks/**/connect", s.networkConnect},
+		{"POST /networks/**/disconnect", s.networkDisconnect},
 	}
 }
 
