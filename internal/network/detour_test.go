@@ -37,11 +37,14 @@ func TestPublishedPortsWithoutICC(t *testing.T) {
 			wantPrefix(t, "a port of the host's loopback", knock(t, b.NS, "tcp", gw+":8091"), "!")
 			wantPrefix(t, "from outside, by the rules", ask(t, w.outside, "tcp", "203.0.113.1:8090"), "a 203.0.113.2")
 			wantPrefix(t, "from another network", ask(t, c.NS, "tcp", "203.0.113.1:8090"), "a "+c.Endpoints[0].IPv4.Addr().String())
-			if out := nftList(t, "set", "inet", "cortentest", "detour4"); !strings.Contains(out, ". 0.0.0.0/0 . udp . 8090") || !strings.Contains(out, ". 127.0.0.1 . tcp . 8091") {
+			detours := func() string { // an older nft shows numbers of protocols
+				return strings.NewReplacer(" . 6 . ", " . tcp . ", " . 17 . ", " . udp . ").Replace(nftList(t, "set", "inet", "cortentest", "detour4"))
+			}
+			if out := detours(); !strings.Contains(out, ". 0.0.0.0/0 . udp . 8090") || !strings.Contains(out, ". 127.0.0.1 . tcp . 8091") {
 				t.Errorf("%s", out)
 			}
 			check(t, w.Leave(bg, "a"))
-			if out := nftList(t, "set", "inet", "cortentest", "detour4"); strings.Contains(out, "tcp") {
+			if out := detours(); strings.Contains(out, "tcp") {
 				t.Errorf("%s", out)
 			}
 		})
