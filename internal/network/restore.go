@@ -8,9 +8,9 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Restore re-claims what a running container has, after an engine restart: pid is its first process. What is there already in the kernel is left alone,
@@ -55,25 +55,50 @@ func (l *Local) Restore(ctx context.Context, req JoinRequest, sb Sandbox, pid in
 	if p.asksUs(bx) {
 		err = errors.Join(err, l.restoreNames(ctx, bx, pid))
 	}
-	if !made {
-		var lerr error
-		made, lerr = l.astray(p, pid)
-		err = errors.Join(err, lerr)
-	}
-	if made {
-		err = errors.Join(err, l.restoreRoutes(ctx, bx, pid))
-	}
+	err = errors.Join(err, l.restoreRoutes(ctx, bx, p, pid, made))
 	if err != nil {
 		return fmt.Errorf("restore network of %s: %w", req.Name, err)
 	}
 	return nil
 }
 
+// restoreRoutes sets the default routes of a container whose interfaces were made again, or whose routes are astray.
+func (l *Local) restoreRoutes(ctx context.Context, bx *box, p plan, pid int, made bool) error {
+	if !made && p.gw4 < 0 && p.gw6 < 0 {
+		return nil
+	}
+	ns, err := nsOf(pid)
+	if !made && errors.Is(err, os.ErrNotExist) { // it ended a moment ago
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	if !made {
+		if err := l.inside(ns, func(in *netlink.Conn) (err error) { made, err = l.astray(in, p); return err }); err != nil {
+			return fmt.Errorf("look at the default routes: %w", err)
+		}
+	}
+	if !made {
+		return nil
+	}
+	return l.reroute(ctx, bx, ns)
+}
+
 // astray says whether a default route of a running container is lost, or goes through another interface of an engine's than it should: so it may be when the last engine died while it connected or
 // disconnected the container. One that goes somewhere else (into a tunnel, by somebody inside) is left as it is.
-func (l *Local) astray(p plan, pid int) (bool, error) {
-	l.mu.Lock()
+func (l *Local) astray(in *netlink.Conn, p plan) (bool, error) {
+	routes, err := in.Routes()
+	if err != nil {
+		return false, err
+	}
+	links, err := in.Links("")
+	if err != nil {
+		return false, err
+	}
 	ours := map[string]bool{"eth": true}
+	l.mu.Lock()
 	for _, nw := range l.nets {
 		ours[nw.prefix] = true
 	}
@@ -81,57 +106,30 @@ func (l *Local) astray(p plan, pid int) (bool, error) {
 	for _, ep := range p.eps {
 		ours[ep.Interface] = true
 	}
-	for _, f := range []struct {
-		at   int
-		file string
-		dev  func(fields []string) string // of the default route's line
-	}{{p.gw4, "route", defaultDev4}, {p.gw6, "ipv6_route", defaultDev6}} {
-		if f.at < 0 {
+	for _, way := range []struct {
+		is4 bool
+		at  int
+	}{{true, p.gw4}, {false, p.gw6}} {
+		if way.at < 0 {
 			continue
 		}
-		table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, f.file))
-		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) { // it ended a moment ago, or there is no IPv6
-			continue
-		}
-		if err != nil {
-			return false, fmt.Errorf("read routes: %w", err)
+		i := slices.IndexFunc(routes, func(r netlink.Route) bool {
+			return r.Is4 == way.is4 && !r.Dst.IsValid() && r.Table == unix.RT_TABLE_MAIN
+		})
+		if i < 0 {
+			return true, nil
 		}
 		dev := ""
-		for line := range strings.Lines(string(table)) {
-			if at := f.dev(strings.Fields(line)); at != "" && dev == "" {
-				dev = at
+		for _, link := range links {
+			if link.Index == routes[i].Index {
+				dev = link.Name
 			}
 		}
-		if dev == "" || dev != p.eps[f.at].Interface && (ours[dev] || ours[strings.TrimRight(dev, "0123456789")]) {
+		if dev != p.eps[way.at].Interface && (ours[dev] || ours[strings.TrimRight(dev, "0123456789")]) {
 			return true, nil
 		}
 	}
 	return false, nil
-}
-
-// defaultDev4 is the interface of a line of /proc/net/route (interface, destination, gateway, flags, …, mask at 7) that is a default route.
-func defaultDev4(f []string) string {
-	if len(f) < 8 || f[1] != "00000000" || f[7] != "00000000" {
-		return ""
-	}
-	return f[0]
-}
-
-// defaultDev6 is the same of a line of /proc/net/ipv6_route (destination, its length, …, interface at 9). Without a default route the kernel shows one of its own, on lo.
-func defaultDev6(f []string) string {
-	if len(f) < 10 || f[0] != strings.Repeat("0", 32) || f[1] != "00" || f[9] == "lo" {
-		return ""
-	}
-	return f[9]
-}
-
-// restoreRoutes sets the default routes of a container that may have been leaving a network, with its default route, when the last engine died.
-func (l *Local) restoreRoutes(ctx context.Context, bx *box, pid int) error {
-	ns, err := nsOf(pid)
-	if err != nil {
-		return err
-	}
-	return errors.Join(l.reroute(ctx, bx, ns), ns.Close())
 }
 
 // rebind publishes ports on the very host ports that they had. One that a host process took meanwhile stays published, because the rules

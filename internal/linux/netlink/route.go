@@ -443,7 +443,8 @@ func (c *Conn) Addrs() ([]AddrOn, error) {
 // Route is a route of any table.
 type Route struct {
 	Table uint32 // unix.RT_TABLE_MAIN, or that of a policy (a VPN's, a VRF's)
-	Index int
+	Is4   bool
+	Index int          // 0 where it has none, or several
 	Dst   netip.Prefix // the zero prefix for the default route
 	Via   netip.Addr
 }
@@ -463,7 +464,7 @@ func (c *Conn) Routes() ([]Route, error) {
 		default:
 			return nil
 		}
-		r, bits := Route{Table: uint32(p[4])}, int(p[1])
+		r, bits := Route{Table: uint32(p[4]), Is4: p[0] == unix.AF_INET}, int(p[1])
 		err := Attrs(p[unix.SizeofRtMsg:], func(typ uint16, data []byte) {
 			switch typ {
 			case unix.RTA_DST:
