@@ -1,6 +1,7 @@
 # Corten. `make demo` shows the main job end to end, `make test` runs every test.
 GO      ?= go
 BIN     ?= bin
+TIMEOUT ?= 45m
 VERSION ?= 0.1.0
 COMMIT  := $(shell git rev-parse --short=9 HEAD 2>/dev/null || echo unknown)
 LD      := -s -w -X corten.dev/corten/internal/version.Version=$(VERSION) -X corten.dev/corten/internal/version.Commit=$(COMMIT)
@@ -27,9 +28,9 @@ demo: build
 	$(GO) run ./cmd/corten-demo -bin bin
 
 # Every test: units and suites, scripts of every verb against a real engine, runtime-tools' validation programs, kill -9 loops. Two packages at a time, because most of them keep several
-# processors busy; the limit is for a package that hangs, not for one on a slow machine.
+# processors busy; the limit (TIMEOUT) is for a package that hangs, not for one on a slow machine.
 test: build
-	CORTEN_BIN_DIR=$(abspath $(BIN)) CGO_ENABLED=0 $(GO) test -p 2 -timeout 45m ./...
+	CORTEN_BIN_DIR=$(abspath $(BIN)) CGO_ENABLED=0 $(GO) test -p 2 -timeout $(TIMEOUT) ./...
 
 # Dockerfiles as people have them, with their installs of packages through the network. Debian's tree is made once (needs debootstrap); about five minutes.
 test-real: build
