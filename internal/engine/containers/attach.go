@@ -141,7 +141,7 @@ func parseDetachKeys(keys string) ([]byte, error) {
 
 // Resize changes the size of a container's terminal.
 func (s *Service) Resize(ctx context.Context, ref string, height, width uint) error {
-	ctr, mon, _, err := s.running(ref)
+	ctr, mon, _, err := s.running(ctx, ref)
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,7 @@ import (
 
 // Pause freezes all processes of a container.
 func (s *Service) Pause(ctx context.Context, ref string) error {
-	ctr, _, proc, err := s.running(ref)
+	ctr, _, proc, err := s.running(ctx, ref)
 	if err != nil {
 		return err
 	}
@@ -61,7 +61,7 @@ func (ctr *live) pausedTo(status container.Status) {
 
 // Unpause lets a container go on.
 func (s *Service) Unpause(ctx context.Context, ref string) error {
-	ctr, _, proc, err := s.running(ref)
+	ctr, _, proc, err := s.running(ctx, ref)
 	if err != nil {
 		return err
 	}

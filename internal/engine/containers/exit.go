@@ -53,7 +53,7 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 	ctr.oomTold, ctr.sick = false, false
 	cleaned := make(chan struct{})
 	ctr.cleaned = cleaned
-	remove := goesByItself(rec) && !ctr.keep
+	remove := goesByItself(rec) && ctr.keep == 0
 	rec = ctr.changeLocked(func(rec *container.Record) {
 		st := &rec.State
 		st.Status, st.PID, st.ExitCode, st.OOMKilled, st.FinishedAt, st.Error = container.Exited, 0, exit.Code, exit.OOMKilled, exit.At.UTC(), text
@@ -165,7 +165,7 @@ func (ctr *live) waitCleaned() {
 
 // restarts applies the restart policy to an exit. ctr.mu is held.
 func (s *Service) restarts(ctr *live, rec *container.Record, exit monitor.Exit) bool {
-	if ctr.keep || rec.StoppedByUser || s.ctx.Err() != nil {
+	if ctr.keep > 0 || rec.StoppedByUser || s.ctx.Err() != nil {
 		return false
 	}
 	if !ctr.sick && exit.At.Sub(rec.State.StartedAt) >= s.asked(rec).RestartWindow { // an unhealthy run was no steady one, however long it lasted

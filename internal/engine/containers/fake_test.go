@@ -36,6 +36,7 @@ type world struct {
 	calls  []string       // steps in order
 	failAt int            // the how-manieth step fails; 0 none
 	bug    bool           // it panics instead
+	during func(string)   // called in each step, if set
 	vols   map[string]volume.Volume
 	users  map[string]map[string]bool
 	procs  map[string]*fakeProcess
@@ -50,6 +51,9 @@ func newWorld() *world {
 
 // step notes a call and fails it when its turn has come.
 func (w *world) step(name string) error {
+	if w.during != nil {
+		w.during(name)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.calls = append(w.calls, name)

@@ -35,7 +35,7 @@ type live struct {
 	pending  []*attachment      // clients that attached before the start
 	cleaned  chan struct{}      // closes when what the last run left was cleared away; nil when there is nothing
 	stopBack context.CancelFunc // ends the wait of Restarting
-	keep     bool               // restart by the user: the exit is not to be acted upon
+	keep     int                // who restart it now: an exit is not to be acted upon
 	failures int                // runs in a row that ended too soon
 	execs    []string           // ids of its exec sessions
 	editing  bool               // its settings are being changed
@@ -261,10 +261,13 @@ func (t *table) find(ref string) (*live, error) {
 // find is table.find with a better word for the user's reference.
 func (s *Service) find(ref string) (*live, error) { return s.table.find(ref) }
 
-// running finds a container that must have a process.
-func (s *Service) running(ref string) (*live, monitor.Monitor, Process, error) {
+// running finds a container that must have a process; for one that is just being started, that is waited for.
+func (s *Service) running(ctx context.Context, ref string) (*live, monitor.Monitor, Process, error) {
 	ctr, err := s.find(ref)
 	if err != nil {
+		return nil, nil, nil, err
+	}
+	if err := ctr.started(ctx); err != nil {
 		return nil, nil, nil, err
 	}
 	mon, proc, err := ctr.handles()

@@ -57,16 +57,8 @@ func (s *Service) Start(ctx context.Context, ref string, detachKeys string) erro
 }
 
 func (s *Service) startFound(ctx context.Context, ctr *live) error {
-	switch status := ctr.record().State.Status; status {
-	case container.Running:
-		return errs.New(errs.NotModified, "container %s is already running", ctr.record().Name)
-	case container.Paused:
-		return errs.New(errs.Conflict, "cannot start a paused container, try unpause instead")
-	case container.Removing, container.Dead:
-		return errs.New(errs.Conflict, "container is marked for removal and cannot be started")
-	}
-	if err := ctr.claim(container.Starting); err != nil {
-		return fmt.Errorf("start %s: %w", ctr.record().Name, err)
+	if err := ctr.claimStart(ctx); err != nil {
+		return err
 	}
 	ctr.mu.Lock()
 	ctr.failures = 0
@@ -82,6 +74,26 @@ func (s *Service) startFound(ctx context.Context, ctr *live) error {
 		return err
 	}
 	return s.start(ctx, ctr)
+}
+
+// claimStart makes the container ours to start. Where somebody else is starting it, what comes of that is waited for: mostly there is nothing left to do then.
+func (ctr *live) claimStart(ctx context.Context) error {
+	for {
+		if err := ctr.started(ctx); err != nil {
+			return err
+		}
+		switch status := ctr.record().State.Status; status {
+		case container.Running:
+			return errs.New(errs.NotModified, "container %s is already running", ctr.record().Name)
+		case container.Paused:
+			return errs.New(errs.Conflict, "cannot start a paused container, try unpause instead")
+		case container.Removing, container.Dead:
+			return errs.New(errs.Conflict, "container is marked for removal and cannot be started")
+		}
+		if err := ctr.claim(container.Starting); err == nil {
+			return nil
+		} // somebody was faster: look again
+	}
 }
 
 // start puts a claimed container into motion:

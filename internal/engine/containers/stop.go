@@ -34,11 +34,16 @@ func (s *Service) Restart(ctx context.Context, ref string, opts StopOptions) err
 	return nil
 }
 
-// keepPlace has the end of a run not acted upon, neither by the restart policy nor by --rm, while somebody brings it about who has more to do with the container.
+// keepPlace has the end of a run not acted upon, neither by the restart policy nor by --rm, while somebody brings it about who has more to do with the container. Each says it
+// for himself: of two who restart it, the faster one must not have the other's stop taken for the container's end.
 func (ctr *live) keepPlace(keep bool) {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
-	ctr.keep = keep
+	if keep {
+		ctr.keep++
+	} else {
+		ctr.keep--
+	}
 }
 
 // Stop asks a container to end, and kills it when it does not in time.
@@ -215,6 +220,9 @@ func (s *Service) Kill(ctx context.Context, ref, name string) error {
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)
+	if err := ctr.started(ctx); err != nil {
+		return err
+	}
 	if done, err := s.killRestarting(ctr, sig); done {
 		return err
 	}

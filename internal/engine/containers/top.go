@@ -15,7 +15,7 @@ import (
 
 // Top lists a container's processes as `ps` on the host would, from /proc; no ps has to be installed.
 func (s *Service) Top(ctx context.Context, ref string, psArgs []string) (titles []string, rows [][]string, err error) {
-	ctr, _, proc, err := s.running(ref)
+	ctr, _, proc, err := s.running(ctx, ref)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -1,8 +1,8 @@
 package containers
 
 import (
+	"context"
 	"slices"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -45,9 +45,21 @@ func (s *Service) Record(ref string) (container.Record, error) {
 	if err != nil {
 		return container.Record{}, err
 	}
+	return *ctr.record(), nil
+}
+
+// Settled is [Service.Record] once a start that is under way came to its end; errs.Conflict for a container that is about to go.
+func (s *Service) Settled(ctx context.Context, ref string) (container.Record, error) {
+	ctr, err := s.find(ref)
+	if err != nil {
+		return container.Record{}, err
+	}
+	if err := ctr.started(ctx); err != nil {
+		return container.Record{}, err
+	}
 	rec := *ctr.record()
-	if rec.State.Status == container.Starting || rec.State.Status == container.Removing {
-		return rec, errs.New(errs.Conflict, "container %s is %s: try again in a moment", rec.Name, strings.ToLower(string(rec.State.Status)))
+	if rec.State.Status == container.Removing {
+		return rec, errs.New(errs.Conflict, "container %s is marked for removal and cannot be connected or disconnected to the network", rec.ID)
 	}
 	return rec, nil
 }

@@ -41,7 +41,7 @@ func (s *Service) HoldWriters(ctx context.Context, volume string) (resume func()
 		if !mounts(ctr.record(), volume, true) || ctr.record().State.Status != container.Running {
 			continue
 		}
-		_, _, proc, err := s.running(ctr.id)
+		_, proc, err := ctr.handles()
 		if err == nil {
 			err = s.freeze(ctx, ctr, proc)
 		}

@@ -37,6 +37,8 @@ type Live interface {
 // Containers are those that may be on a network.
 type Containers interface {
 	Record(ref string) (container.Record, error)
+	// Settled is the record once a start that is under way came to its end.
+	Settled(ctx context.Context, ref string) (container.Record, error)
 	Names() map[string]string
 	// Endpoint is what the container asks of a network.
 	Endpoint(rec *container.Record, name string, ep container.EndpointSettings) network.EndpointRequest
@@ -250,7 +252,7 @@ var errHostFixed = errs.New(errs.Forbidden, "container cannot be disconnected fr
 
 // Connect implements [API].
 func (s *Service) Connect(ctx context.Context, ref, containerRef string, ep container.EndpointSettings) error {
-	rec, err := s.Containers.Record(containerRef) // looked for first, as Docker
+	rec, err := s.Containers.Settled(ctx, containerRef) // looked for first, as Docker
 	if err != nil {
 		return err
 	}
@@ -269,8 +271,18 @@ func (s *Service) Connect(ctx context.Context, ref, containerRef string, ep cont
 			return err
 		}
 	}
-	err = s.Containers.SetNetwork(rec.ID, nw.Name, &ep, nil)
-	if err != nil {
+	if err = s.Containers.SetNetwork(rec.ID, nw.Name, &ep, nil); err != nil {
+		return err
+	}
+	if err = s.startedMeanwhile(ctx, &rec, nw, func(rec *container.Record) error {
+		if rec.Sandbox != nil && slices.ContainsFunc(rec.Sandbox.Endpoints, func(ep network.Endpoint) bool { return ep.NetworkID == nw.ID }) {
+			return nil
+		}
+		if _, err := s.Networks.Connect(ctx, rec.ID, rec.State.PID, s.Containers.Endpoint(rec, nw.Name, ep)); err != nil {
+			return errors.Join(err, s.Containers.SetNetwork(rec.ID, nw.Name, nil, nil))
+		}
+		return s.Containers.SetNetwork(rec.ID, nw.Name, &ep, nil)
+	}); err != nil {
 		return err
 	}
 	s.emit("connect", nw, map[string]string{"container": rec.ID})
@@ -310,6 +322,22 @@ func onNetwork(rec *container.Record, nw network.Network) (string, bool) {
 	return "", false
 }
 
+// startedMeanwhile sees to a container that did not run when it was looked at: one that was started at the same moment may have read its networks before they were changed, and runs
+// without what was asked. before is what was seen.
+func (s *Service) startedMeanwhile(ctx context.Context, before *container.Record, nw network.Network, mend func(rec *container.Record) error) error {
+	if before.State.Status.Live() || nw.Name == networkNone {
+		return nil
+	}
+	rec, err := s.Containers.Settled(ctx, before.ID)
+	if errors.Is(err, errs.NotFound) || errors.Is(err, errs.Conflict) || err == nil && !rec.State.Status.Live() {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return mend(&rec)
+}
+
 // leaveSandbox takes a network out of what a running container has.
 func leaveSandbox(rec *container.Record, nw network.Network) {
 	if rec.Sandbox == nil {
@@ -322,7 +350,7 @@ func leaveSandbox(rec *container.Record, nw network.Network) {
 
 // Disconnect implements [API].
 func (s *Service) Disconnect(ctx context.Context, ref, containerRef string, force bool) error {
-	rec, err := s.Containers.Record(containerRef) // looked for first, as Docker
+	rec, err := s.Containers.Settled(ctx, containerRef) // looked for first, as Docker
 	if force && errors.Is(err, errs.NotFound) {
 		err = errs.New(errs.NotFound, "endpoint %s not found", containerRef) // what it may have left is given back by the room already
 	}
@@ -356,6 +384,14 @@ func (s *Service) Disconnect(ctx context.Context, ref, containerRef string, forc
 		if err := s.Containers.SetNetwork(rec.ID, key, nil, nil); err != nil {
 			return err
 		}
+	}
+	if err := s.startedMeanwhile(ctx, &rec, nw, func(rec *container.Record) error {
+		if err := s.Networks.Disconnect(ctx, rec.ID, rec.State.PID, nw.ID); err != nil && !errors.Is(err, errs.NotFound) {
+			return err
+		}
+		return s.Containers.SetNetwork(rec.ID, key, nil, nil)
+	}); err != nil {
+		return err
 	}
 	s.emit("disconnect", nw, map[string]string{"container": rec.ID})
 	return nil

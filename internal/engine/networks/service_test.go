@@ -20,6 +20,9 @@ type nobody struct{}
 func (nobody) Record(ref string) (container.Record, error) {
 	return container.Record{}, errs.New(errs.NotFound, "No such container: %s", ref)
 }
+func (n nobody) Settled(_ context.Context, ref string) (container.Record, error) {
+	return n.Record(ref)
+}
 func (nobody) Names() map[string]string { return nil }
 func (nobody) Endpoint(*container.Record, string, container.EndpointSettings) network.EndpointRequest {
 	return network.EndpointRequest{}
@@ -107,6 +110,8 @@ type somebody struct {
 
 func (s *somebody) Record(string) (container.Record, error) { return s.rec, nil }
 
+func (s *somebody) Settled(context.Context, string) (container.Record, error) { return s.rec, nil }
+
 func (*somebody) Endpoint(_ *container.Record, name string, _ container.EndpointSettings) network.EndpointRequest {
 	return network.EndpointRequest{Network: name}
 }
@@ -118,5 +123,53 @@ func (s *somebody) SetNetwork(_, name string, ep *container.EndpointSettings, ch
 	if change != nil {
 		change(&s.rec)
 	}
+	return nil
+}
+
+// early is an engine with a container that is started just after it was seen stopped, with the networks that it had then.
+type early struct{ somebody }
+
+func (e *early) Settled(context.Context, string) (container.Record, error) {
+	rec := e.rec
+	e.rec.State.Status, e.rec.State.PID = container.Running, 1
+	if e.rec.Sandbox == nil {
+		e.rec.Sandbox = &network.Sandbox{}
+	}
+	return rec, nil
+}
+
+// A container that was connected to a network while it was being started had read its networks before: it ran without the network that inspect said it had, and kept the one it was disconnected from.
+func TestStartedWhileConnected(t *testing.T) {
+	rooms := &counted{}
+	e := &early{somebody{rec: container.Record{ID: "c", Networks: map[string]container.EndpointSettings{}}}}
+	s := networks.New(networks.Options{Networks: rooms, Containers: e, Events: &events.Bus{}})
+	ctx := context.Background()
+	if err := s.Connect(ctx, "blue", "c", container.EndpointSettings{}); err != nil || rooms.connected != 1 {
+		t.Errorf("connect: %d connected, %v", rooms.connected, err)
+	}
+	e.rec.State.Status = container.Exited
+	e.rec.Sandbox = &network.Sandbox{Endpoints: []network.Endpoint{{NetworkID: "blue-id"}}}
+	if err := s.Disconnect(ctx, "blue", "c", false); err != nil || rooms.connected != 0 {
+		t.Errorf("disconnect: %d connected, %v", rooms.connected, err)
+	}
+}
+
+// counted is a network room with one network.
+type counted struct {
+	networks.Rooms
+	connected int
+}
+
+func (*counted) Get(context.Context, string) (network.Network, error) {
+	return network.Network{ID: "blue-id", Name: "blue", Driver: "bridge"}, nil
+}
+
+func (c *counted) Connect(context.Context, string, int, network.EndpointRequest) (network.Endpoint, error) {
+	c.connected++
+	return network.Endpoint{}, nil
+}
+
+func (c *counted) Disconnect(context.Context, string, int, string) error {
+	c.connected--
 	return nil
 }
