@@ -146,6 +146,9 @@ func (c *change) expose(args string) error {
 		return err
 	}
 	for _, word := range list {
+		if word == "" {
+			continue // a variable that is not set
+		}
 		ports, err := parseExpose(word)
 		if err != nil {
 			return err
@@ -160,8 +163,13 @@ func (c *change) expose(args string) error {
 	return nil
 }
 
+// parseExpose reads PORT[-END][/PROTO]. What stands before the last colon is a published port, as some Dockerfiles have it: it means nothing here, as with Docker.
 func parseExpose(word string) ([]string, error) {
-	ports, proto, _ := strings.Cut(word, "/")
+	spec := word[strings.LastIndexByte(word, ':')+1:]
+	ports, proto, _ := strings.Cut(spec, "/")
+	if ports == "" {
+		return nil, errs.New(errs.Invalid, "no port specified: %s<empty>", word)
+	}
 	proto = strings.ToLower(proto)
 	switch proto {
 	case "":

@@ -27,11 +27,6 @@ var kinds = []struct {
 	{errs.NotExecutable, http.StatusBadRequest},
 }
 
-// badVersion is the text of a refused API version.
-type badVersion string
-
-func (b badVersion) Error() string { return string(b) }
-
 // status finds the outermost kind of an error, because what wraps says more about the request than what was wrapped.
 func status(err error) int {
 	var tooLarge *http.MaxBytesError

@@ -15,8 +15,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -27,15 +25,6 @@ import (
 	"corten.dev/corten/internal/engine/system"
 	"corten.dev/corten/internal/engine/volumes"
 	"corten.dev/corten/internal/snapshot"
-)
-
-// The API versions served; the first number is always 1.
-const (
-	minVersion = 24
-	maxVersion = 56
-	// heardVersion is answered as minVersion, and not spoken of: skopeo, podman and buildah of many releases ask for archives of images (docker-daemon:) by 1.22, whatever
-	// the engine says it has.
-	heardVersion = 22
 )
 
 // VersionInfo is what `version` shows of the engine.
@@ -152,17 +141,18 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 		s.fail(w, http.StatusForbidden, "cross-origin request refused: "+err.Error())
 		return
 	}
-	path, version, err := splitVersion(hr.URL.Path)
-	if err != nil {
-		s.fail(w, http.StatusBadRequest, err.Error())
-		return
-	}
+	path, asked := splitVersion(hr.URL.Path)
 	handle, vars := s.find(hr.Method, path)
 	if handle == nil && hr.Method == http.MethodOptions {
 		return // 200 for any path, as Docker's
 	}
 	if handle == nil {
 		s.fail(w, http.StatusNotFound, "page not found")
+		return
+	}
+	version, err := spokenVersion(asked)
+	if err != nil {
+		s.fail(w, http.StatusBadRequest, err.Error())
 		return
 	}
 	r := &request{Request: hr, version: version, vars: vars}
@@ -172,26 +162,4 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	if err != nil {
 		s.failWith(w, r, err)
 	}
-}
-
-// splitVersion takes the optional /v1.NN prefix off a path.
-func splitVersion(path string) (string, int, error) {
-	if len(path) < 3 || path[0] != '/' || path[1] != 'v' || path[2] < '0' || path[2] > '9' {
-		return path, maxVersion, nil
-	}
-	text, rest, _ := strings.Cut(path[2:], "/")
-	major, minor, ok := strings.Cut(text, ".")
-	ma, err1 := strconv.ParseUint(major, 10, 16)
-	mi, err2 := strconv.ParseUint(minor, 10, 16)
-	if !ok || err1 != nil || err2 != nil {
-		return path, maxVersion, nil // not a version: the router says 404
-	}
-	switch {
-	case ma > 1 || ma == 1 && mi > maxVersion:
-		return "", 0, badVersion("client version " + text + " is too new. Maximum supported API version is 1." + strconv.Itoa(maxVersion))
-	case ma < 1 || mi < heardVersion:
-		return "", 0, badVersion("client version " + text + " is too old. Minimum supported API version is 1." + strconv.Itoa(minVersion) +
-			", please upgrade your client to a newer version")
-	}
-	return "/" + rest, max(int(mi), minVersion), nil
 }

@@ -25,7 +25,7 @@ import (
 
 func invalid(format string, args ...any) error { return errs.New(errs.Invalid, format, args...) }
 
-// Env completes -e values: NAME alone takes the client's own value, and is left out if there is none.
+// Env completes -e values: NAME alone takes the client's own value. If there is none it stays as it is, by which the engine takes away what the image sets under that name.
 func Env(values []string, lookup func(string) (string, bool)) ([]string, error) {
 	var out []string
 	for _, v := range values {
@@ -33,11 +33,10 @@ func Env(values []string, lookup func(string) (string, bool)) ([]string, error) 
 		if name == "" {
 			return nil, invalid("invalid environment variable: %s", v)
 		}
-		if ok {
-			out = append(out, v)
-		} else if val, set := lookup(name); set {
-			out = append(out, name+"="+val)
+		if val, set := lookup(name); set && !ok {
+			v = name + "=" + val
 		}
+		out = append(out, v)
 	}
 	return out, nil
 }

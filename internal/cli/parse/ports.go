@@ -2,6 +2,7 @@ package parse
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -28,9 +29,13 @@ func (p *Ports) Publish(spec string) error {
 		spec = short
 	}
 	host, hostPort, ctrPort := splitPort(spec)
-	ctrPort, proto, hasProto := strings.Cut(ctrPort, "/")
+	ctrPort, proto, _ := strings.Cut(ctrPort, "/")
 	if ctrPort == "" {
 		return invalid("no port specified: %s<empty>", spec)
+	}
+	protocol, err := portProto(proto)
+	if err != nil {
+		return err
 	}
 	addr, err := portAddr(host)
 	if err != nil {
@@ -49,15 +54,9 @@ func (p *Ports) Publish(spec string) error {
 			return invalid("invalid ranges specified for container and host Ports: %s and %s", ctrPort, hostPort)
 		}
 	}
-	if hasProto && proto == "" {
-		return invalid("invalid proto: %s", proto)
-	}
 	p.init()
 	for i := 0; i <= int(end-start); i++ {
-		port, err := toPort(start+uint16(i), proto)
-		if err != nil {
-			return err
-		}
+		port, _ := network.PortFrom(start+uint16(i), protocol)
 		b := network.PortBinding{HostIP: addr}
 		switch {
 		case hostPort != "" && start == end && hostStart != hostEnd:
@@ -81,12 +80,13 @@ func (p *Ports) Expose(spec string) error {
 	if err != nil {
 		return invalid("invalid range format for --expose: %s, error: %w", spec, err)
 	}
+	protocol, err := portProto(proto)
+	if err != nil {
+		return err
+	}
 	p.init()
 	for n := int(start); n <= int(end); n++ {
-		port, err := toPort(uint16(n), proto)
-		if err != nil {
-			return err
-		}
+		port, _ := network.PortFrom(uint16(n), protocol)
 		p.Exposed[port] = struct{}{}
 	}
 	return nil
@@ -112,17 +112,22 @@ func splitPort(s string) (host, hostPort, ctrPort string) {
 	return s[:i], s[i+1:], ctrPort
 }
 
+// portAddr reads the address in front of ports; in brackets it may be empty, as for Docker's client.
 func portAddr(s string) (netip.Addr, error) {
-	if s == "" {
-		return netip.Addr{}, nil
-	}
 	bare := s
-	if len(s) > 2 && s[0] == '[' && s[len(s)-1] == ']' {
-		bare = s[1 : len(s)-1]
+	if strings.HasPrefix(s, "[") {
+		host, _, err := net.SplitHostPort(s + ":")
+		if err != nil {
+			return netip.Addr{}, invalid("invalid IP address %s: %w", s, err)
+		}
+		bare = host
+	}
+	if bare == "" {
+		return netip.Addr{}, nil
 	}
 	addr, err := netip.ParseAddr(bare)
 	if err != nil || addr.Zone() != "" {
-		return netip.Addr{}, invalid("invalid IP address: %s", s)
+		return netip.Addr{}, invalid("invalid IP address: %s", bare)
 	}
 	return addr, nil
 }
@@ -148,16 +153,15 @@ func portRange(s string) (start, end uint16, err error) {
 	return uint16(x), uint16(y), nil
 }
 
-func toPort(n uint16, proto string) (network.Port, error) {
-	if proto == "" {
-		proto = "tcp"
-	}
-	switch lower := strings.ToLower(proto); lower {
+// portProto reads a protocol; none is tcp.
+func portProto(s string) (network.IPProtocol, error) {
+	switch lower := strings.ToLower(s); lower {
+	case "":
+		return network.TCP, nil
 	case "tcp", "udp", "sctp":
-		port, _ := network.PortFrom(n, network.IPProtocol(lower))
-		return port, nil
+		return network.IPProtocol(lower), nil
 	}
-	return network.Port{}, invalid("invalid proto: %s", proto)
+	return "", invalid("invalid proto: %s", strings.ToLower(s))
 }
 
 // longPort turns target=…,published=…,protocol=… into the short form.

@@ -102,6 +102,11 @@ func (s *Service) ExecCreate(ctx context.Context, ref string, req ExecRequest) (
 	if len(req.Cmd) == 0 {
 		return "", errs.New(errs.Invalid, "No exec command specified")
 	}
+	for _, kv := range req.Env {
+		if strings.HasPrefix(kv, "=") || strings.ContainsRune(kv, 0) {
+			return "", errs.New(errs.Invalid, "invalid environment variable: %s", kv)
+		}
+	}
 	switch status := ctr.record().State.Status; {
 	case status == container.Paused:
 		return "", errs.New(errs.Conflict, "container %s is paused, unpause the container before exec", ref)
@@ -269,7 +274,7 @@ func (s *Service) sessionProcess(ses *session, mon monitor.Monitor) (*specs.Proc
 	if err != nil {
 		s.Log.Debug("variables of a container's links", "container", rec.Name, "error", err) // it runs; what it is linked to does not
 	}
-	env := hostspec.Environment(cfg.Hostname, req.Tty, slices.Concat(more, cfg.Env, req.Env), id.Home)
+	env := hostspec.Environment(cfg.Hostname, req.Tty, id.Home, more, cfg.Env, req.Env)
 	noNewPrivs := s.NoNewPrivs && !host.Privileged
 	if sec.NoNewPrivs != nil {
 		noNewPrivs = *sec.NoNewPrivs

@@ -129,7 +129,7 @@ func (m *Maker) process(r *Run, sec SecurityOpt) (*specs.Process, error) {
 		noNewPrivs = *sec.NoNewPrivs
 	}
 	p := &specs.Process{
-		Terminal: cfg.Tty, User: r.User.User, Args: args, Env: Environment(cfg.Hostname, cfg.Tty, slices.Concat(r.Env, cfg.Env), r.User.Home), Cwd: path.Clean(cwd),
+		Terminal: cfg.Tty, User: r.User.User, Args: args, Env: Environment(cfg.Hostname, cfg.Tty, r.User.Home, r.Env, cfg.Env), Cwd: path.Clean(cwd),
 		Capabilities: Capabilities(names, r.User.UID), Rlimits: m.Rlimits(host.Resources.Ulimits), NoNewPrivileges: noNewPrivs && !host.Privileged,
 		ApparmorProfile: profile, OOMScoreAdj: &host.OomScoreAdj,
 	}

@@ -64,28 +64,37 @@ func Missing(err error) bool {
 	return err != nil && (errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "not a directory"))
 }
 
-// Environment is what a process of the container gets: the engine's own words first, the user's above them.
-func Environment(hostname string, tty bool, env []string, home string) []string {
-	all := make([]string, 0, len(env)+4)
+// Environment is what a process of the container gets: the engine's own words first, then one list above the other.
+func Environment(hostname string, tty bool, home string, lists ...[]string) []string {
+	n := 4
+	for _, env := range lists {
+		n += len(env)
+	}
+	all := make([]string, 0, n)
 	all = append(all, "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOSTNAME="+hostname)
 	if tty {
 		all = append(all, "TERM=xterm")
 	}
-	all = Override(all, env)
+	for _, env := range lists {
+		all = Override(all, env)
+	}
 	if home != "" && !slices.ContainsFunc(all, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") }) {
 		all = append(all, "HOME="+home)
 	}
 	return all
 }
 
-// Override replaces variables in place, appends new ones, and removes those that are named without a value.
+// Override replaces variables in place, appends new ones, and removes those of base that are named without a value: a name alone takes away what the image or the engine set,
+// not what the same list sets itself, as Docker's does.
 func Override(base, env []string) []string {
+	given := len(base)
 	for _, kv := range env {
 		key, _, hasValue := strings.Cut(kv, "=")
 		i := slices.IndexFunc(base, func(have string) bool { k, _, _ := strings.Cut(have, "="); return k == key })
 		switch {
-		case !hasValue && i >= 0:
+		case !hasValue && i >= 0 && i < given:
 			base = slices.Delete(base, i, i+1)
+			given--
 		case !hasValue:
 		case i >= 0:
 			base[i] = kv
