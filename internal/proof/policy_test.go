@@ -2,6 +2,7 @@ package proof
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -87,7 +88,7 @@ func TestFollowAcrossEngines(t *testing.T) {
 			t.Fatal(err)
 		}
 		first := make([]byte, 6)
-		if _, err := out.Read(first); err != nil || string(first) != "line 0" {
+		if _, err := io.ReadFull(out, first); err != nil || string(first) != "line 0" {
 			t.Fatalf("%q %v", first, err)
 		}
 		ended := make(chan struct{})

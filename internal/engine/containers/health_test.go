@@ -143,11 +143,18 @@ func TestRestartOnUnhealthy(t *testing.T) {
 
 func TestTimeLimitOfARun(t *testing.T) {
 	h := newHost(t)
-	req := sh("trap 'exit 7' TERM; sleep 1000 & wait")
-	req.Host.Annotations = map[string]string{container.AnnotationTimeout: "300ms"}
+	req := sh("trap 'exit 7' TERM; echo listens; sleep 1000 & wait")
 	req.Host.Restart = container.RestartPolicy{Name: "always"}
-	id := h.run(req)
-	view := h.until(id, "ended", func(v containers.View) bool { return v.State.Status == container.Exited })
+	var id string
+	var view containers.View
+	for limit := 300 * time.Millisecond; limit < 30*time.Second; limit *= 4 { // a machine with much to do may need longer until the shell listens
+		req.Host.Annotations = map[string]string{container.AnnotationTimeout: limit.String()}
+		id = h.run(req)
+		view = h.until(id, "ended", func(v containers.View) bool { return v.State.Status == container.Exited })
+		if strings.Contains(h.logs(id), "listens") {
+			break
+		}
+	}
 	if view.State.ExitCode != 7 || view.RestartCount != 0 {
 		t.Errorf("%+v, %d restarts", view.State, view.RestartCount)
 	}

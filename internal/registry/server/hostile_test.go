@@ -244,11 +244,16 @@ func TestNewRequestTakesUploadOver(t *testing.T) {
 	defer conn.Close()
 	_, err = fmt.Fprintf(conn, "PATCH %s HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhello ", h.Get("Location"))
 	ok(t, err)
-	time.Sleep(100 * time.Millisecond)
-	_, h2, _, err := c.do("GET", h.Get("Location"), "", nil)
-	ok(t, err)
-	if got := h2.Get("Range"); got != "0-5" {
-		t.Fatalf("range is %s", got)
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) { // until what it sent has arrived
+		_, h2, _, err := c.do("GET", h.Get("Location"), "", nil)
+		ok(t, err)
+		got := h2.Get("Range")
+		if got == "0-5" {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("range is %s", got)
+		}
 	}
 	status, _, body, err := c.do("PATCH", h.Get("Location"), "", []byte("world"))
 	ok(t, err)
