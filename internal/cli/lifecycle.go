@@ -14,29 +14,32 @@ import (
 
 func joinComma(s []string) string { return strings.Join(s, ", ") }
 
-// onEach is a verb that does one request per container and prints the name.
-func onEach(v *verb, request func(name string) engineapi.Request) *verb {
+// onEach is a verb that does one request per container, so many at a time, and prints the name.
+func onEach(v *verb, abreast int, request func(name string) engineapi.Request) *verb {
 	v.min, v.max = 1, -1
 	v.run = func(ctx context.Context, a *app, args []string) error {
 		api, err := a.engine()
 		if err != nil {
 			return err
 		}
-		return a.each(args, func(name string) error {
-			if err := api.Call(ctx, request(name), nil); err != nil {
-				return err
+		return a.eachAbreast(ctx, api, args, abreast, func(ctx context.Context, i int) error {
+			return api.Call(ctx, request(args[i]), nil)
+		}, func(i int, err error) error {
+			if err == nil {
+				fmt.Fprintln(a.Out, args[i])
 			}
-			fmt.Fprintln(a.Out, name)
-			return nil
+			return err
 		})
 	}
 	return v
 }
 
-func newStop() *verb    { return stopOrRestart("stop", "Stop running containers") }
-func newRestart() *verb { return stopOrRestart("restart", "Stop and start containers again") }
+func newStop() *verb { return stopOrRestart("stop", "Stop running containers", mostAbreast) }
 
-func stopOrRestart(action, short string) *verb {
+// newRestart goes one by one: a container may live in the network of the one before.
+func newRestart() *verb { return stopOrRestart("restart", "Stop and start containers again", inTurn) }
+
+func stopOrRestart(action, short string, abreast int) *verb {
 	var signal string
 	var timeout int
 	v := &verb{
@@ -50,7 +53,7 @@ func stopOrRestart(action, short string) *verb {
 			f.MarkHidden("time")
 		},
 	}
-	return onEach(v, func(name string) engineapi.Request {
+	return onEach(v, abreast, func(name string) engineapi.Request {
 		q := query("signal", signal)
 		if v.changed("timeout") || v.changed("time") {
 			q.Set("t", itoa(timeout))
@@ -67,7 +70,7 @@ func newKill() *verb {
 		example: "corten kill web\ncorten kill -s HUP web",
 		flags:   func(f *pflag.FlagSet) { f.StringVarP(&signal, "signal", "s", "", "signal to send (default KILL)") },
 	}
-	return onEach(v, func(name string) engineapi.Request {
+	return onEach(v, mostAbreast, func(name string) engineapi.Request {
 		return engineapi.Request{Method: "POST", Path: "/containers/" + esc(name) + "/kill", Query: query("signal", signal)}
 	})
 }
@@ -75,7 +78,7 @@ func newKill() *verb {
 func newPause() *verb {
 	v := &verb{use: "CONTAINER [CONTAINER...]", short: "Freeze all processes of containers", names: runningContainers,
 		long: "Stops every process of the containers in the middle of what it does, without it noticing.", example: "corten pause web"}
-	return onEach(v, func(name string) engineapi.Request {
+	return onEach(v, mostAbreast, func(name string) engineapi.Request {
 		return engineapi.Request{Method: "POST", Path: "/containers/" + esc(name) + "/pause"}
 	})
 }
@@ -83,7 +86,7 @@ func newPause() *verb {
 func newUnpause() *verb {
 	v := &verb{use: "CONTAINER [CONTAINER...]", short: "Let frozen containers go on", names: runningContainers,
 		long: "Lets the processes of paused containers go on where they were.", example: "corten unpause web"}
-	return onEach(v, func(name string) engineapi.Request {
+	return onEach(v, mostAbreast, func(name string) engineapi.Request {
 		return engineapi.Request{Method: "POST", Path: "/containers/" + esc(name) + "/unpause"}
 	})
 }
@@ -114,14 +117,15 @@ func removal(v *verb, noun string, force *bool, tell bool, request func(name str
 		if err != nil {
 			return err
 		}
-		return a.each(args, func(name string) error {
-			if strings.Trim(name, "/ ") == "" {
+		return a.eachAbreast(ctx, api, args, mostAbreast, func(ctx context.Context, i int) error {
+			if strings.Trim(args[i], "/ ") == "" {
 				return invalid("%s name cannot be empty", noun)
 			}
-			err := api.Call(ctx, request(name), nil)
+			return api.Call(ctx, request(args[i]), nil)
+		}, func(i int, err error) error {
 			switch {
 			case err == nil:
-				fmt.Fprintln(a.Out, name)
+				fmt.Fprintln(a.Out, args[i])
 			case *force && isNotFound(err):
 				if tell {
 					fmt.Fprintln(a.Err, a.explain(err))
@@ -165,15 +169,17 @@ func newWait() *verb {
 			if err != nil {
 				return err
 			}
-			return a.each(args, func(name string) error {
-				var end container.WaitResponse
-				if err := api.Post(ctx, "/containers/"+esc(name)+"/wait", nil, nil, &end); err != nil {
+			ends := make([]container.WaitResponse, len(args))
+			return a.eachAbreast(ctx, api, args, mostAbreast, func(ctx context.Context, i int) error {
+				return api.Post(ctx, "/containers/"+esc(args[i])+"/wait", nil, nil, &ends[i])
+			}, func(i int, err error) error {
+				if err != nil {
 					return err
 				}
-				if end.Error != nil && end.Error.Message != "" {
-					return fmt.Errorf("wait for %s: %s", name, end.Error.Message)
+				if end := &ends[i]; end.Error != nil && end.Error.Message != "" {
+					return fmt.Errorf("wait for %s: %s", args[i], end.Error.Message)
 				}
-				fmt.Fprintln(a.Out, end.StatusCode)
+				fmt.Fprintln(a.Out, ends[i].StatusCode)
 				return nil
 			})
 		},
