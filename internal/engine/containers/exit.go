@@ -208,6 +208,9 @@ func (s *Service) restartLater(ctr *live) {
 			return
 		case <-time.After(wait):
 		}
+		if s.awaitBases(ctx, ctr) != nil {
+			return
+		}
 		ctr.mu.Lock()
 		if ctx.Err() != nil || ctr.record().State.Status != container.Restarting {
 			ctr.mu.Unlock()

@@ -14,13 +14,15 @@ import (
 	"corten.dev/corten/internal/network"
 )
 
-// generatedFiles are the three files that every container gets, in its own folder or in that of the container whose network it shares.
+// generatedFiles are the three files that every container gets, in its own folder or in that of the container whose network it shares, which may share another's.
 func (s *Service) generatedFiles(rec *container.Record) hostspec.Files {
 	dir := s.dir(rec.ID)
-	if ref, ok := strings.CutPrefix(rec.Host.NetworkMode, "container:"); ok {
-		if other, err := s.find(ref); err == nil {
-			dir = s.dir(other.id)
+	for ref, ok := strings.CutPrefix(rec.Host.NetworkMode, "container:"); ok; ref, ok = strings.CutPrefix(rec.Host.NetworkMode, "container:") {
+		other, err := s.find(ref) // made before this one, always: the mode has its id
+		if err != nil {
+			break
 		}
+		rec, dir = other.record(), s.dir(other.id)
 	}
 	return hostspec.Files{ResolvConf: filepath.Join(dir, "resolv.conf"), Hosts: filepath.Join(dir, "hosts"), Hostname: filepath.Join(dir, "hostname")}
 }

@@ -377,8 +377,8 @@ func (s *Service) boot() {
 		rec := ctr.record()
 		s.background(func(ctx context.Context) {
 			defer close(under[ctr.id])
-			for _, text := range rec.Host.Links { // those first; no circle can be made of links
-				if first, ok := under[parseLink(text).ref]; ok {
+			for _, base := range s.bases(rec) { // those first
+				if first, ok := under[base.id]; ok {
 					select {
 					case <-first:
 					case <-ctx.Done():
