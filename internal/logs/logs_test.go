@@ -282,6 +282,68 @@ func TestTornRecord(t *testing.T) {
 	}
 }
 
+// A power cut may also keep a later page and lose an earlier one: what stands behind the torn record must not come back behind the next one.
+func TestGhostBehindATornRecord(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "log")
+	w := writer(t, logfile.Options{Path: dir})
+	w.Write(1, 1, []byte("whole\n"))
+	w.Write(1, 2, []byte("torn\n"))
+	w.Write(1, 3, []byte("ghost\n"))
+	w.Close()
+	name := filepath.Join(dir, "00000001.log")
+	raw := must(os.ReadFile(name))
+	raw[bytes.Index(raw, []byte("torn"))]++
+	if err := os.WriteFile(name, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "torn", lines(t, dir, all), []string{"1 1 whole\n"})
+	w = writer(t, logfile.Options{Path: dir})
+	w.Write(2, 4, []byte("next\n")) // as long as the torn one
+	w.Close()
+	equal(t, "after", lines(t, dir, all), []string{"1 1 whole\n", "2 4 next\n"})
+}
+
+// Files are cut where a line ends, so that the oldest one takes no half of a line with it.
+func TestFilesEndWhereALineEnds(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "log")
+	w := writer(t, logfile.Options{Path: dir, MaxSize: 1000, MaxFiles: 100})
+	for i := range 50 {
+		w.Write(1, int64(i+1), []byte(strings.Repeat(fmt.Sprintf("line %d\n", i), 40)))
+	}
+	w.Close()
+	files := must(filepath.Glob(filepath.Join(dir, "*.log")))
+	if len(files) < 10 {
+		t.Fatalf("only %d files", len(files))
+	}
+	for _, name := range files {
+		raw := must(os.ReadFile(name))
+		if _, p, ok := logfile.DecodeHeader(raw); !ok || p.Mid != 0 || len(raw) > 1000 || raw[len(raw)-1] != '\n' {
+			t.Errorf("%s: %t, in the middle of %b, %d bytes, ends with %q", filepath.Base(name), ok, p.Mid, len(raw), raw[len(raw)-1])
+		}
+	}
+}
+
+// Who asks for no bounds gets three files of 20 MB, whatever the container says.
+func TestDefaultBounds(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "log")
+	w := writer(t, logfile.Options{Path: dir})
+	piece := []byte(strings.Repeat("all work and no play makes jack a dull boy\n", 20000))
+	for said := 0; said < 85e6; said += len(piece) {
+		if err := w.Write(1, 1, piece); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files := must(filepath.Glob(filepath.Join(dir, "*.log")))
+	if len(files) != 3 || filepath.Base(files[2]) != "00000005.log" {
+		t.Errorf("after 85 MB there are %q", files)
+	}
+	for _, name := range files {
+		if st := must(os.Stat(name)); st.Size() > 20e6 {
+			t.Errorf("%s has %d bytes", filepath.Base(name), st.Size())
+		}
+	}
+}
+
 func TestFollow(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "log")
 	done := make(chan struct{})
