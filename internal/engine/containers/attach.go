@@ -36,9 +36,9 @@ func (s *Service) Attach(ctx context.Context, ref string, opts AttachOptions) er
 		return err
 	}
 	var early *attachment
+	defer func() { early.settle(nil, monitor.AttachOptions{}) }() // unless it was
 	if opts.Stream && !opts.Logs {
 		early = ctr.expect()
-		defer early.settle(nil, monitor.AttachOptions{}) // unless it was
 	}
 	conn, preread, err := opts.Hijack(rec.Config.Tty)
 	if err != nil {
@@ -48,6 +48,9 @@ func (s *Service) Attach(ctx context.Context, ref string, opts AttachOptions) er
 		if err := s.history(ctx, ctr, opts, conn); err != nil {
 			conn.Close()
 			return err
+		}
+		if opts.Stream {
+			early = ctr.expect()
 		}
 	}
 	if !opts.Stream {
@@ -68,21 +71,21 @@ func (s *Service) Attach(ctx context.Context, ref string, opts AttachOptions) er
 	return nil
 }
 
+// attach connects a client with the run that early waits for, or, where that is nil, with the one under way.
 func (s *Service) attach(ctx context.Context, ctr *live, conn net.Conn, opts monitor.AttachOptions, early *attachment) (<-chan monitor.AttachEnd, error) {
 	if early != nil {
 		early.settle(conn, opts)
 		return early.end, nil
 	}
 	ctr.mu.Lock()
-	if mon := ctr.mon; mon != nil {
-		ctr.mu.Unlock()
-		return mon.Attach(context.WithoutCancel(ctx), conn, opts)
+	mon := ctr.mon
+	ctr.mu.Unlock()
+	if mon == nil { // it ran when the client came, and has ended since: there is no more to see, not even of its next run
+		ended := make(chan monitor.AttachEnd, 1)
+		ended <- monitor.AttachEnd{}
+		return ended, conn.Close()
 	}
-	defer ctr.mu.Unlock()
-	a := newAttachment()
-	a.settle(conn, opts)
-	ctr.pending = append(ctr.pending, a)
-	return a.end, nil
+	return mon.Attach(context.WithoutCancel(ctx), conn, opts)
 }
 
 // attachLate attaches those who came between the launch and the moment the container was known to run.

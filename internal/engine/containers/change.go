@@ -94,6 +94,9 @@ func (s *Service) Rename(ctx context.Context, ref, name string) (err error) {
 		return errs.New(errs.Invalid, "Error when allocating new name: Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
 	}
 	name = strings.TrimPrefix(name, "/")
+	if err := ctr.started(ctx); err != nil { // a start takes the name into the networks
+		return err
+	}
 	old := ctr.record().Name
 	if old == name {
 		return errs.New(errs.Invalid, "Renaming a container with the same name as its current name")

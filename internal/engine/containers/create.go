@@ -53,6 +53,7 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (created Create
 		Config: merge(req.Config, img.Config.Config), Host: req.Host, Networks: maps.Clone(req.Networks),
 		State: container.State{Status: container.Created},
 	}
+	s.firstNetwork(&rec)
 	if err := s.complete(&rec); err != nil {
 		return created, err
 	}
@@ -229,7 +230,28 @@ func union(a, b map[string]struct{}) map[string]struct{} {
 	return all
 }
 
-// complete fills in defaults and resolves command and network mode.
+// firstNetwork is the network that a new container is on. One that there is may have left it since, which no change of something else takes back.
+func (s *Service) firstNetwork(rec *container.Record) {
+	host := &rec.Host
+	if host.NetworkMode == "" || host.NetworkMode == "default" {
+		host.NetworkMode = s.Network
+		if ep, ok := rec.Networks["default"]; ok {
+			delete(rec.Networks, "default")
+			rec.Networks[s.Network] = ep
+		}
+	}
+	if rec.Config.NetworkDisabled {
+		host.NetworkMode = "none"
+	}
+	if rec.Networks == nil {
+		rec.Networks = map[string]container.EndpointSettings{}
+	}
+	if _, ok := rec.Networks[host.NetworkMode]; !ok && !strings.HasPrefix(host.NetworkMode, "container:") {
+		rec.Networks[host.NetworkMode] = container.EndpointSettings{}
+	}
+}
+
+// complete fills in defaults and resolves the command, the mounts, and whose network it shares. Maps of rec are those of a record that others read: none is changed in place.
 func (s *Service) complete(rec *container.Record) error {
 	cfg, host := &rec.Config, &rec.Host
 	command := append(slices.Clone(cfg.Entrypoint), cfg.Cmd...)
@@ -254,22 +276,6 @@ func (s *Service) complete(rec *container.Record) error {
 			return err
 		}
 		cfg.Hostname = name
-	}
-	if host.NetworkMode == "" || host.NetworkMode == "default" {
-		host.NetworkMode = s.Network
-		if ep, ok := rec.Networks["default"]; ok {
-			delete(rec.Networks, "default")
-			rec.Networks[s.Network] = ep
-		}
-	}
-	if cfg.NetworkDisabled {
-		host.NetworkMode = "none"
-	}
-	if rec.Networks == nil {
-		rec.Networks = map[string]container.EndpointSettings{}
-	}
-	if _, ok := rec.Networks[host.NetworkMode]; !ok && !strings.HasPrefix(host.NetworkMode, "container:") {
-		rec.Networks[host.NetworkMode] = container.EndpointSettings{}
 	}
 	s.defaultLog(&host.Log)
 	if host.Restart.Name == "" {

@@ -32,13 +32,14 @@ func TestStartedByManyAtOnce(t *testing.T) {
 	must(t, err)
 	launching, goOn := make(chan struct{}), make(chan struct{})
 	var once sync.Once
-	w.during = func(name string) {
+	w.hook = func(name string) error {
 		if name == "launch" {
 			once.Do(func() {
 				close(launching)
 				<-goOn
 			})
 		}
+		return nil
 	}
 	first := make(chan error, 1)
 	go func() { first <- svc.Start(bg, made.ID, "") }()
@@ -82,10 +83,11 @@ func TestStartIsWaitedFor(t *testing.T) {
 		must(t, err)
 		called := make(chan error, 1)
 		var once sync.Once
-		w.during = func(step string) {
+		w.hook = func(step string) error {
 			if step == "launch" {
 				once.Do(func() { go func() { called <- call(svc, made.ID) }() })
 			}
+			return nil
 		}
 		must(t, svc.Start(bg, made.ID, ""))
 		if err := <-called; err != nil {

@@ -59,6 +59,12 @@ func (t *execTable) add(ses *session) {
 	t.byID[ses.id] = ses
 }
 
+func (t *execTable) drop(id string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.byID, id)
+}
+
 func (t *execTable) find(id string) (*session, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -119,8 +125,15 @@ func (s *Service) ExecCreate(ctx context.Context, ref string, req ExecRequest) (
 	ses := &session{id: newID(), ctr: ctr, req: req}
 	s.execs.add(ses)
 	ctr.mu.Lock()
-	ctr.execs = append(slices.Clone(ctr.execs), ses.id)
+	live := ctr.record().State.Status.Live()
+	if live {
+		ctr.execs = append(slices.Clone(ctr.execs), ses.id)
+	}
 	ctr.mu.Unlock()
+	if !live { // it ended meanwhile: nobody would forget the session (dropSessions)
+		s.execs.drop(ses.id)
+		return "", errs.New(errs.Conflict, "container %s is not running", ctr.id)
+	}
 	s.emit(ctr, "exec_create: "+strings.Join(req.Cmd, " "), map[string]string{"execID": ses.id})
 	return ses.id, nil
 }

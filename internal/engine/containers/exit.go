@@ -165,7 +165,7 @@ func (ctr *live) waitCleaned() {
 
 // restarts applies the restart policy to an exit. ctr.mu is held.
 func (s *Service) restarts(ctr *live, rec *container.Record, exit monitor.Exit) bool {
-	if ctr.keep > 0 || rec.StoppedByUser || s.ctx.Err() != nil {
+	if ctr.keep > 0 || rec.StoppedByUser {
 		return false
 	}
 	if !ctr.sick && exit.At.Sub(rec.State.StartedAt) >= s.asked(rec).RestartWindow { // an unhealthy run was no steady one, however long it lasted
@@ -299,7 +299,7 @@ func (s *Service) Wait(ctx context.Context, ref string, cond WaitCondition) (<-c
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
 	st := ctr.record().State
-	idle := st.Status == container.Created || st.Status == container.Exited || st.Status == container.Dead
+	idle := !st.Status.Live() && st.Status != container.Starting && st.Status != container.Restarting
 	if cond == NotRunning && idle || cond == Removed && s.table.lost(ctr) {
 		w.c <- Ended{Code: st.ExitCode}
 		return w.c, nil

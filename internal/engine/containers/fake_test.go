@@ -32,11 +32,11 @@ import (
 // world is all rooms in memory, with a ledger of what is held and a step that fails.
 type world struct {
 	mu     sync.Mutex
-	held   map[string]int // what was taken and not given back
-	calls  []string       // steps in order
-	failAt int            // the how-manieth step fails; 0 none
-	bug    bool           // it panics instead
-	during func(string)   // called in each step, if set
+	held   map[string]int     // what was taken and not given back
+	calls  []string           // steps in order
+	failAt int                // the how-manieth step fails; 0 none
+	bug    bool               // it panics instead
+	hook   func(string) error // asked before each step, and before some things that are none; nil for nobody
 	vols   map[string]volume.Volume
 	users  map[string]map[string]bool
 	procs  map[string]*fakeProcess
@@ -51,8 +51,8 @@ func newWorld() *world {
 
 // step notes a call and fails it when its turn has come.
 func (w *world) step(name string) error {
-	if w.during != nil {
-		w.during(name)
+	if err := w.hooked(name); err != nil {
+		return err
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -64,6 +64,16 @@ func (w *world) step(name string) error {
 		return fmt.Errorf("%s: %w", name, errPlanned)
 	}
 	return nil
+}
+
+func (w *world) hooked(name string) error {
+	w.mu.Lock()
+	hook := w.hook
+	w.mu.Unlock()
+	if hook == nil {
+		return nil
+	}
+	return hook(name)
 }
 
 func (w *world) take(what string, n int) {
@@ -247,6 +257,9 @@ func (f fakeVolumes) Acquire(_ context.Context, name, user string) error {
 }
 
 func (f fakeVolumes) Release(_ context.Context, name, user string) error {
+	if err := f.hooked("volume release"); err != nil {
+		return err
+	}
 	f.take("user of "+name+" "+user, -1)
 	return nil
 }
@@ -597,26 +610,22 @@ func TestCrashes(t *testing.T) {
 	auto := mk("auto", func(r *containers.CreateRequest) { r.Host.AutoRemove = true })
 	must(t, svc.Start(bg, auto, ""))
 	half := mk("half", none)
+	halfAuto := mk("half-auto", func(r *containers.CreateRequest) { r.Host.AutoRemove = true })
 	lost := mk("lost", func(r *containers.CreateRequest) { r.Host.Restart.Name = "always" })
 	must(t, svc.Start(bg, lost, ""))
 	must(t, svc.Close())
-	// The engine died: half was cloned but never noted; auto and lost ended meanwhile, lost with its monitor.
-	_, err = w.mons.Launch(bg, monitor.Launch{ID: half})
-	must(t, err)
+	// The engine died: the halves were cloned but never noted; auto and lost ended meanwhile, lost with its monitor.
+	for _, id := range []string{half, halfAuto} {
+		_, err = w.mons.Launch(bg, monitor.Launch{ID: id})
+		must(t, err)
+	}
 	w.mons.Monitor(auto).End(monitor.Exit{Code: 3, At: time.Now()})
 	w.mons.Monitor(lost).End(monitor.Exit{Code: 137, Lost: true, At: time.Now()})
 	must(t, w.mons.Monitor(lost).Close())
 	w.take("tree leftover", 1)
-	go func() { // what the kernel does on SIGKILL
-		for range 3000 {
-			if m := w.mons.Monitor(half); m != nil {
-				time.Sleep(20 * time.Millisecond)
-				m.End(monitor.Exit{Code: 137})
-				return
-			}
-			time.Sleep(time.Millisecond)
-		}
-	}()
+	for _, id := range []string{half, halfAuto} {
+		w.mons.Monitor(id).End(monitor.Exit{Code: 137}) // as the kernel does on SIGKILL
+	}
 	svc, err = containers.New(opts)
 	must(t, err)
 	state := func(id string) container.Status {
@@ -634,12 +643,15 @@ func TestCrashes(t *testing.T) {
 		}
 		return true
 	}
-	for id, want := range map[string]container.Status{runs: container.Running, auto: container.Status("No such container: " + auto), half: container.Created, lost: container.Running} {
+	for id, want := range map[string]container.Status{runs: container.Running, auto: container.Status("No such container: " + auto), half: container.Created,
+		halfAuto: container.Status("No such container: " + halfAuto), lost: container.Running} {
 		if !eventually(func() bool { return state(id) == want }) {
 			t.Errorf("%s: %s, want %s", id[:6], state(id), want)
 		}
 	}
-	if !eventually(func() bool { return !strings.Contains(w.ledger(), "leftover") && !strings.Contains(w.ledger(), auto) }) {
+	if !eventually(func() bool {
+		return !strings.Contains(w.ledger(), "leftover") && !strings.Contains(w.ledger(), auto) && !strings.Contains(w.ledger(), halfAuto)
+	}) {
 		t.Errorf("left over: %s", w.ledger())
 	}
 	must(t, svc.Close())

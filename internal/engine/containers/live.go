@@ -35,7 +35,7 @@ type live struct {
 	pending  []*attachment      // clients that attached before the start
 	cleaned  chan struct{}      // closes when what the last run left was cleared away; nil when there is nothing
 	stopBack context.CancelFunc // ends the wait of Restarting
-	keep     int                // who restart it now: an exit is not to be acted upon
+	keep     int                // how many end this run who have more to do with the container: its exit is not to be acted upon
 	failures int                // runs in a row that ended too soon
 	execs    []string           // ids of its exec sessions
 	editing  bool               // its settings are being changed
@@ -105,6 +105,21 @@ func (ctr *live) changeLocked(fn func(rec *container.Record)) *container.Record 
 func (ctr *live) claim(to container.Status) error {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
+	return ctr.claimLocked(to)
+}
+
+// claimRun claims it for a start that is not the restart policy's. Whether the user wants it down is what he says from here on.
+func (ctr *live) claimRun() error {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	if err := ctr.claimLocked(container.Starting); err != nil {
+		return err
+	}
+	ctr.changeLocked(func(rec *container.Record) { rec.StoppedByUser = false })
+	return nil
+}
+
+func (ctr *live) claimLocked(to container.Status) error {
 	from := ctr.record().State.Status
 	if err := container.Move(from, to); err != nil {
 		return err

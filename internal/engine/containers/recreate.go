@@ -39,7 +39,7 @@ func (s *Service) recreate(ctx context.Context, ctr *live, want container.Settin
 		if err := s.save(ctr, true); err != nil {
 			return err
 		}
-		if err := s.stopToStart(ctx, ctr); err != nil {
+		if err := s.stopInPlace(ctx, ctr, StopOptions{}, false); err != nil {
 			return s.goBack(ctx, ctr, &undo, err)
 		}
 	}
@@ -92,18 +92,10 @@ func (s *Service) endTrial(ctx context.Context, ctr *live) error {
 	return nil
 }
 
-// stopToStart stops a container whose process is about to be started again. The network room gives it the addresses that it had.
-func (s *Service) stopToStart(ctx context.Context, ctr *live) error {
-	ctr.keepPlace(true)
-	err := s.stop(ctx, ctr, StopOptions{}, false)
-	ctr.keepPlace(false)
-	return ignore(err, errs.NotModified)
-}
-
 // goBack is the way back when new settings failed: cause is told, with what became of the container.
 func (s *Service) goBack(ctx context.Context, ctr *live, undo *task.Undo, cause error) error {
 	if ctr.record().State.Status.Live() {
-		if err := s.stopToStart(ctx, ctr); err != nil {
+		if err := s.stopInPlace(ctx, ctr, StopOptions{}, false); err != nil {
 			s.Log.Error("stop a container whose new settings failed", "container", ctr.record().Name, "error", err)
 		}
 	}

@@ -2,7 +2,6 @@ package containers
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"corten.dev/corten/internal/container"
@@ -56,10 +55,11 @@ func (s *Service) removeFound(ctx context.Context, ctr *live, opts RemoveOptions
 
 // failRemoval leaves a container that cannot be removed now, visibly, so that rm can be tried again.
 func (s *Service) failRemoval(ctr *live, cause error) error {
-	ctr.change(func(rec *container.Record) {
+	rec := ctr.change(func(rec *container.Record) {
 		rec.State.Status, rec.State.Error = container.Dead, cause.Error()
 	})
-	return fmt.Errorf("remove container %s: %w", ctr.record().Name, cause)
+	ctr.tell(Ended{Code: rec.State.ExitCode, Err: cause.Error()}, NotRunning, Removed) // nobody waits for what may never be
+	return fmt.Errorf("remove container %s: %w", rec.Name, cause)
 }
 
 func (s *Service) releaseVolumes(ctx context.Context, rec *container.Record, remove bool) error {
@@ -104,13 +104,8 @@ func (s *Service) mayRemove(ctx context.Context, ctr *live, force bool) error {
 			}
 			continue
 		}
-		if rec.Host.AutoRemove { // its end would remove it; then there is nothing left to do here
-			ctr.keepPlace(true)
-		}
-		zero := 0
-		err := s.stop(ctx, ctr, StopOptions{Signal: "KILL", Timeout: &zero}, true)
-		if err != nil && !errors.Is(err, errs.NotModified) {
-			ctr.keepPlace(false) // it ends later, or never
+		zero := 0 // in place: else the end of one with --rm removed it, and there were nothing left to do here
+		if err := s.stopInPlace(ctx, ctr, StopOptions{Signal: "KILL", Timeout: &zero}, true); err != nil {
 			return fmt.Errorf("could not kill container %s: %w", rec.Name, err)
 		}
 	}

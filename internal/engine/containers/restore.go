@@ -121,7 +121,7 @@ func (s *Service) restoreOne(ctx context.Context, ctr *live) {
 	case wasLive || mon != nil || proc != nil:
 		s.endRun(ctx, ctr, mon, proc)
 	default:
-		s.atRest(ctr)
+		s.atRest(ctr, false)
 	}
 }
 
@@ -246,7 +246,7 @@ func (s *Service) endRun(ctx context.Context, ctr *live, mon monitor.Monitor, pr
 		ctr.changeLocked(func(rec *container.Record) { rec.State.Status = container.Restarting })
 		ctr.mu.Unlock()
 	}
-	s.atRest(ctr)
+	s.atRest(ctr, half)
 }
 
 // howItEnded reads what the monitor wrote of this run.
@@ -264,8 +264,8 @@ func (s *Service) howItEnded(rec *container.Record) (monitor.Exit, string) {
 	return monitor.Exit{Code: 137, At: time.Now(), Lost: true}, "the container's monitor process was killed: its exit code is not known"
 }
 
-// atRest ends in-between states, and removes what should be gone.
-func (s *Service) atRest(ctr *live) {
+// atRest ends in-between states, and removes what should be gone: with --rm also what was only half started, as after any other start that fails.
+func (s *Service) atRest(ctr *live, half bool) {
 	rec := ctr.record()
 	switch rec.State.Status {
 	case container.Starting:
@@ -282,7 +282,7 @@ func (s *Service) atRest(ctr *live) {
 	over := make(chan struct{})
 	close(over)
 	s.goOnWithLogs(ctr, over)
-	if goesByItself(rec) && (rec.State.Status == container.Exited || rec.State.Status == container.Dead) {
+	if goesByItself(rec) && (half || rec.State.Status == container.Exited || rec.State.Status == container.Dead) {
 		if err := s.removeFound(s.ctx, ctr, RemoveOptions{Volumes: true}); err != nil {
 			s.Log.Error("remove a container that ended while the engine was away", "container", rec.Name, "error", err)
 		}
@@ -392,10 +392,9 @@ func (s *Service) boot() {
 				return
 			}
 			defer func() { <-slots }()
-			if err := ctr.claim(container.Starting); err != nil {
+			if err := ctr.claimRun(); err != nil {
 				return // someone was faster
 			}
-			ctr.change(func(rec *container.Record) { rec.StoppedByUser = false })
 			if err := s.start(ctx, ctr); err != nil {
 				s.Log.Warn("start at boot", "container", rec.Name, "error", err)
 			}

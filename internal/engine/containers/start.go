@@ -62,7 +62,7 @@ func (s *Service) startFound(ctx context.Context, ctr *live) error {
 	}
 	ctr.mu.Lock()
 	ctr.failures = 0
-	ctr.changeLocked(func(rec *container.Record) { rec.StoppedByUser, rec.RestartCount = false, 0 })
+	ctr.changeLocked(func(rec *container.Record) { rec.RestartCount = 0 })
 	stop := ctr.stopBack
 	ctr.stopBack = nil
 	ctr.mu.Unlock()
@@ -90,7 +90,7 @@ func (ctr *live) claimStart(ctx context.Context) error {
 		case container.Removing, container.Dead:
 			return errs.New(errs.Conflict, "container is marked for removal and cannot be started")
 		}
-		if err := ctr.claim(container.Starting); err == nil {
+		if err := ctr.claimRun(); err == nil {
 			return nil
 		} // somebody was faster: look again
 	}
@@ -416,8 +416,9 @@ func (s *Service) startFailed(ctx context.Context, ctr *live, cause error) {
 		s.Log.Error("keep the state of a container that did not start", "container", ctr.id, "error", err)
 		s.owe(ctr, err)
 	}
+	ctr.tell(Ended{Code: code}, NotRunning)
 	if back == container.Exited {
-		ctr.tell(Ended{Code: code}, NotRunning, NextExit)
+		ctr.tell(Ended{Code: code}, NextExit)
 	}
 	if goesByItself(ctr.record()) {
 		if err := s.removeFound(ctx, ctr, RemoveOptions{Volumes: true}); err != nil {

@@ -21,10 +21,7 @@ func (s *Service) Restart(ctx context.Context, ref string, opts StopOptions) err
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)
-	ctr.keepPlace(true)
-	err = s.stop(ctx, ctr, opts, false)
-	ctr.keepPlace(false)
-	if err != nil && !errors.Is(err, errs.NotModified) {
+	if err := s.stopInPlace(ctx, ctr, opts, false); err != nil {
 		return err
 	}
 	if err := s.startFound(ctx, ctr); err != nil && !errors.Is(err, errs.NotModified) {
@@ -34,16 +31,16 @@ func (s *Service) Restart(ctx context.Context, ref string, opts StopOptions) err
 	return nil
 }
 
-// keepPlace has the end of a run not acted upon, neither by the restart policy nor by --rm, while somebody brings it about who has more to do with the container. Each says it
-// for himself: of two who restart it, the faster one must not have the other's stop taken for the container's end.
-func (ctr *live) keepPlace(keep bool) {
-	ctr.mu.Lock()
-	defer ctr.mu.Unlock()
-	if keep {
-		ctr.keep++
-	} else {
-		ctr.keep--
+// stopInPlace is stop for somebody who has more to do with the container: its end is not acted upon, neither by the restart policy nor by --rm. One that does not run is stopped already.
+func (s *Service) stopInPlace(ctx context.Context, ctr *live, opts StopOptions, byUser bool) error {
+	keep := func(more int) {
+		ctr.mu.Lock()
+		defer ctr.mu.Unlock()
+		ctr.keep += more
 	}
+	keep(1)
+	defer keep(-1)
+	return ignore(s.stop(ctx, ctr, opts, byUser), errs.NotModified)
 }
 
 // Stop asks a container to end, and kills it when it does not in time.

@@ -3,7 +3,6 @@ package containers
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/engine/hostspec"
@@ -75,20 +74,14 @@ func (s *Service) Update(ctx context.Context, ref string, req UpdateRequest) (wa
 
 // settled waits while a start is under way, which has read the limits already; errs.Conflict for what is about to go.
 func (ctr *live) settled(ctx context.Context) error {
-	for {
-		switch ctr.record().State.Status {
-		case container.Removing, container.Dead:
-			return errs.New(errs.Conflict, "Container is marked for removal and cannot be \"update\"")
-		case container.Starting:
-		default:
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(5 * time.Millisecond):
-		}
+	if err := ctr.started(ctx); err != nil {
+		return err
 	}
+	switch ctr.record().State.Status {
+	case container.Removing, container.Dead:
+		return errs.New(errs.Conflict, "Container is marked for removal and cannot be \"update\"")
+	}
+	return nil
 }
 
 func checkRestart(rec *container.Record, policy *container.RestartPolicy) error {
