@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"slices"
@@ -294,24 +295,52 @@ func (p *plan) mount(m *specs.Mount) {
 }
 
 // coveredMode gives a tmpfs that names no mode the one of the directory that it covers, as other runtimes do: over / a tmpfs of the kernel's own mode could be written by anybody.
+// Where nothing is covered the kernel's own mode stays (1777): users count on writing to a --tmpfs.
 func (p *plan) coveredMode(m *specs.Mount, o *mount.Options) {
 	if p.dry || slices.ContainsFunc(o.Data, func(d string) bool { return strings.HasPrefix(d, "mode=") }) {
 		return
 	}
-	mode := uint32(dirMode)
-	root, err := p.opts.openRoot()
+	dir, err := p.covered(m)
 	if err != nil {
-		return // told where the root is entered
+		return // nothing there; or told where the root is entered
+	}
+	defer dir.Close()
+	var st unix.Stat_t
+	if unix.Fstat(int(dir.Fd()), &st) == nil {
+		o.Data = append(slices.Clone(o.Data), fmt.Sprintf("mode=%o", st.Mode&0o7777))
+	}
+}
+
+// covered opens the directory that m will stand on: in the root, or in what is bound over a part of the root before m.
+func (p *plan) covered(m *specs.Mount) (*os.File, error) {
+	at, below, dest := "", "/", path.Clean(m.Destination)
+	for i := range p.spec.Mounts {
+		over := &p.spec.Mounts[i]
+		if over == m {
+			break
+		}
+		rest, inside := strings.CutPrefix(dest, path.Clean("/"+over.Destination)+"/")
+		if !inside {
+			continue
+		}
+		if at, below = over.Source, rest; over.Type != "bind" {
+			return nil, fs.ErrNotExist // a new file system has no directories yet
+		}
+	}
+	if at == "" {
+		root, err := p.opts.openRoot()
+		if err != nil {
+			return nil, err
+		}
+		defer root.Close()
+		return safefs.Open(root, dest, unix.O_PATH|unix.O_DIRECTORY, 0)
+	}
+	root, err := os.OpenFile(at, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
 	}
 	defer root.Close()
-	if dir, err := safefs.Open(root, m.Destination, unix.O_PATH|unix.O_DIRECTORY, 0); err == nil {
-		var st unix.Stat_t
-		if unix.Fstat(int(dir.Fd()), &st) == nil {
-			mode = st.Mode & 0o7777
-		}
-		dir.Close()
-	}
-	o.Data = append(slices.Clone(o.Data), fmt.Sprintf("mode=%o", mode))
+	return safefs.Open(root, below, unix.O_PATH|unix.O_DIRECTORY, 0)
 }
 
 // fsMount makes a file system and mounts it.

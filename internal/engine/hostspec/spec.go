@@ -3,6 +3,7 @@ package hostspec
 import (
 	"fmt"
 	"maps"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -275,24 +276,42 @@ func mounts(r *Run) ([]specs.Mount, error) {
 			all = append(all, mnt)
 		}
 	}
-	mode := "rw"
-	if host.ReadonlyRootfs {
-		mode = "ro"
-	}
-	for _, file := range [][2]string{{r.Files.ResolvConf, "/etc/resolv.conf"}, {r.Files.Hostname, "/etc/hostname"}, {r.Files.Hosts, "/etc/hosts"}} {
-		if file[0] != "" && !taken[file[1]] {
-			all = append(all, specs.Mount{Type: "bind", Source: file[0], Destination: file[1], Options: []string{"rbind", "rprivate", mode}})
-		}
-	}
-	if r.Init != "" {
-		all = append(all, specs.Mount{Type: "bind", Source: r.Init, Destination: initTarget, Options: []string{"bind", "ro", "rprivate"}})
-	}
 	usual := len(all)
-	all = append(all, asked...)
+	all = append(append(all, generatedFiles(r, asked, taken)...), asked...)
 	slices.SortStableFunc(all[usual:], func(a, b specs.Mount) int {
 		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
 	})
 	return all, nil
+}
+
+// generatedFiles are the mounts of what the engine wrote or carries for the container. They go among the asked ones by depth, so that a volume over /etc does not hide how names are found.
+func generatedFiles(r *Run, asked []specs.Mount, taken map[string]bool) []specs.Mount {
+	mode := "rw"
+	if r.Host.ReadonlyRootfs {
+		mode = "ro"
+	}
+	var list []specs.Mount
+	for _, file := range [][2]string{{r.Files.ResolvConf, "/etc/resolv.conf"}, {r.Files.Hostname, "/etc/hostname"}, {r.Files.Hosts, "/etc/hosts"}} {
+		if file[0] != "" && !taken[file[1]] && hasPlace(asked, file[1]) {
+			list = append(list, specs.Mount{Type: "bind", Source: file[0], Destination: file[1], Options: []string{"rbind", "rprivate", mode}})
+		}
+	}
+	if r.Init != "" {
+		list = append(list, specs.Mount{Type: "bind", Source: r.Init, Destination: initTarget, Options: []string{"bind", "ro", "rprivate"}})
+	}
+	return list
+}
+
+// hasPlace tells whether a file can be mounted at name: nothing can be made in a directory that is bound read-only over its parent.
+func hasPlace(asked []specs.Mount, name string) bool {
+	for _, mnt := range asked {
+		if mnt.Destination != path.Dir(name) || mnt.Type != "bind" || !slices.Contains(mnt.Options, "ro") {
+			continue
+		}
+		_, err := os.Lstat(path.Join(mnt.Source, path.Base(name)))
+		return err == nil
+	}
+	return true
 }
 
 func usualMounts(host *container.Host, shm string) []specs.Mount {
