@@ -119,6 +119,7 @@ func newDf() *verb {
 				&dfRow{"Build Cache", d.BuildCacheUsage.TotalCount, d.BuildCacheUsage.ActiveCount, d.BuildCacheUsage.TotalSize, d.BuildCacheUsage.Reclaimable},
 			}
 			l := show.List{Format: format, Default: "table {{.Type}}\t{{.TotalCount}}\t{{.Active}}\t{{.Size}}\t{{.Reclaimable}}",
+				Raw:     "type: {{.Type}}\ntotal: {{.TotalCount}}\nactive: {{.Active}}\nsize: {{.Size}}\nreclaimable: {{.Reclaimable}}\n",
 				Headers: show.Headers{"Type": "TYPE", "TotalCount": "TOTAL", "Active": "ACTIVE", "Size": "SIZE", "Reclaimable": "RECLAIMABLE"}}
 			return l.Print(a.Out, rows)
 		},

@@ -58,7 +58,9 @@ func (o *imagesOptions) run(ctx context.Context, a *app, args []string) error {
 		return err
 	}
 	format := "table {{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
+	raw := "repository: {{.Repository}}\ntag: {{.Tag}}\n"
 	if o.digests {
+		raw += "digest: {{.Digest}}\n"
 		format = "table {{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}"
 	}
 	wantDigest := o.digests || strings.Contains(o.format, "{{.Digest}}") || strings.Contains(o.format, "{{ .Digest }}")
@@ -70,7 +72,8 @@ func (o *imagesOptions) run(ctx context.Context, a *app, args []string) error {
 			rows = append(rows, r)
 		}
 	}
-	l := show.List{Format: o.format, Default: format, Quiet: "{{.ID}}", IsQuiet: o.quiet, Headers: imageHeaders()}
+	l := show.List{Format: o.format, Default: format, Quiet: "{{.ID}}", IsQuiet: o.quiet, Headers: imageHeaders(),
+		Raw: raw + "image_id: {{.ID}}\ncreated_at: {{.CreatedAt}}\nvirtual_size: {{.Size}}\n", QuietRaw: "image_id: {{.ID}}"}
 	return l.Print(a.Out, rows)
 }
 

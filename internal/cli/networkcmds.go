@@ -193,6 +193,7 @@ func newNetworkLs() *verb {
 				rows[i] = &nwRow{&nws[i].Network, noTrunc}
 			}
 			l := show.List{Format: format, Default: "table {{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.Scope}}", Quiet: "{{.ID}}", IsQuiet: quiet,
+				Raw: "network_id: {{.ID}}\nname: {{.Name}}\ndriver: {{.Driver}}\nscope: {{.Scope}}\n", QuietRaw: "network_id: {{.ID}}",
 				Headers: show.Headers{"ID": "NETWORK ID", "Name": "NAME", "Driver": "DRIVER", "Scope": "SCOPE", "IPv4": "IPV4", "IPv6": "IPV6",
 					"Internal": "INTERNAL", "Labels": "LABELS", "CreatedAt": "CREATED AT"}}
 			return l.Print(a.Out, rows)

@@ -53,6 +53,12 @@ func (o *psOptions) run(ctx context.Context, a *app) error {
 	if o.format == "" && !o.quiet {
 		o.format = a.cfg.PsFormat
 	}
+	if o.quiet && o.format != "" && o.format != "table" {
+		fmt.Fprintln(a.Err, "WARNING: Ignoring custom format, because both --format and --quiet are set.")
+		if o.format != "raw" {
+			o.format = ""
+		}
+	}
 	withSize := o.size || strings.Contains(o.format, ".Size") || strings.Contains(o.format, "json .}}")
 	if o.latest {
 		o.last = 1
@@ -68,11 +74,13 @@ func (o *psOptions) run(ctx context.Context, a *app) error {
 	if err := api.Get(ctx, "/containers/json", o.filter.into(q), &list); err != nil {
 		return err
 	}
+	raw := "container_id: {{.ID}}\nimage: {{.Image}}\ncommand: {{.Command}}\ncreated_at: {{.CreatedAt}}\nstate: {{.State}}\nstatus: {{.Status}}\nnames: {{.Names}}\nlabels:{{with .Labels}} {{.}}{{end}}\nports:{{with .Ports}} {{.}}{{end}}\n"
 	format := "table {{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}"
 	if o.size {
 		format += "\t{{.Size}}"
+		raw += "size: {{.Size}}\n"
 	}
-	l := show.List{Format: o.format, Default: format, Quiet: "{{.ID}}", IsQuiet: o.quiet, Headers: show.Headers{
+	l := show.List{Format: o.format, Default: format, Quiet: "{{.ID}}", IsQuiet: o.quiet, Raw: raw, QuietRaw: "container_id: {{.ID}}", Headers: show.Headers{
 		"ID": "CONTAINER ID", "Names": "NAMES", "Image": "IMAGE", "Command": "COMMAND", "CreatedAt": "CREATED AT",
 		"RunningFor": "CREATED", "Ports": "PORTS", "State": "STATE", "Status": "STATUS", "Size": "SIZE", "Labels": "LABELS",
 		"Mounts": "MOUNTS", "LocalVolumes": "LOCAL VOLUMES", "Networks": "NETWORKS", "Platform": "PLATFORM",

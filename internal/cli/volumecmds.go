@@ -87,7 +87,8 @@ func newVolumeLs() *verb {
 			for i, v := range res.Volumes {
 				rows[i] = &volRow{v}
 			}
-			l := show.List{Format: format, Default: "table {{.Driver}}\t{{.Name}}", Quiet: "{{.Name}}", IsQuiet: quiet, Headers: volHeaders()}
+			l := show.List{Format: format, Default: "table {{.Driver}}\t{{.Name}}", Quiet: "{{.Name}}", IsQuiet: quiet, Headers: volHeaders(),
+				Raw: "name: {{.Name}}\ndriver: {{.Driver}}\n", QuietRaw: "name: {{.Name}}"}
 			return l.Print(a.Out, rows)
 		},
 	}

@@ -12,6 +12,23 @@ import (
 // Platform says what a program was built for.
 type Platform struct{ OS, Arch, Variant string }
 
+// isSystem and isArch tell what one word alone can mean: the systems and architectures that Go programs are built for.
+func isSystem(s string) bool {
+	switch s {
+	case "aix", "android", "darwin", "dragonfly", "freebsd", "hurd", "illumos", "ios", "js", "linux", "nacl", "netbsd", "openbsd", "plan9", "solaris", "wasip1", "windows", "zos":
+		return true
+	}
+	return false
+}
+
+func isArch(s string) bool {
+	switch (Platform{Arch: s}).normal().Arch {
+	case "386", "amd64", "arm", "arm64", "loong64", "mips", "mipsle", "mips64", "mips64le", "ppc64", "ppc64le", "riscv64", "s390x", "wasm":
+		return true
+	}
+	return false
+}
+
 // ParsePlatform reads "os/arch[/variant]", "arch", "arm/v7" or "os", with the usual other names of architectures.
 func ParsePlatform(s string) (Platform, error) {
 	p := Platform{OS: "linux", Arch: runtime.GOARCH}
@@ -23,11 +40,13 @@ func ParsePlatform(s string) (Platform, error) {
 	}
 	switch len(parts) {
 	case 1:
-		switch parts[0] {
-		case "linux", "windows", "darwin", "freebsd":
+		switch {
+		case isSystem(parts[0]):
 			p.OS = parts[0]
-		default:
+		case isArch(parts[0]):
 			p.Arch = parts[0]
+		default: // a word that slipped in would be looked for in vain, in images here and in registries
+			return p, errs.New(errs.Invalid, "error parsing specified platform: %q: unknown operating system or architecture", s)
 		}
 	case 2:
 		p.OS, p.Arch = parts[0], parts[1]

@@ -42,6 +42,12 @@ func Funcs() template.FuncMap {
 	}
 }
 
+// headerFuncs are the same functions for the line of titles, which they leave as it is: {{lower .State}} stands below STATE.
+func headerFuncs() template.FuncMap {
+	same := func(title string, _ ...any) string { return title }
+	return template.FuncMap{"json": same, "split": same, "join": same, "title": same, "lower": same, "upper": same, "truncate": same}
+}
+
 // toJSON is JSON without HTML escapes and without the final line end.
 func toJSON(v any) (string, error) {
 	var buf bytes.Buffer
@@ -95,8 +101,11 @@ type List struct {
 	Format  string // as given by the user; "" means Default
 	Default string // a "table …" template
 	Quiet   string // template of -q; used when the format is a table or empty and IsQuiet
-	IsQuiet bool
-	Headers Headers
+	Raw     string // template of --format raw, where docker has one; with -q only its line of the ID, QuietRaw
+	// QuietRaw is what -q leaves of Raw.
+	QuietRaw string
+	IsQuiet  bool
+	Headers  Headers
 	// Cells, if set, gives what Default shows of a row, so that the usual table of a thousand rows needs no template: that would be most of its time.
 	Cells func(row any) []string
 }
@@ -108,6 +117,12 @@ func (l List) Print(w io.Writer, rows []any) error {
 		format = l.Default
 		if l.IsQuiet {
 			format = l.Quiet
+		}
+	}
+	if format == "raw" && l.Raw != "" {
+		format = l.Raw
+		if l.IsQuiet {
+			format = l.QuietRaw
 		}
 	}
 	body, table := strings.CutPrefix(format, "table")
@@ -124,7 +139,11 @@ func (l List) Print(w io.Writer, rows []any) error {
 	}
 	var buf bytes.Buffer
 	if table {
-		if err := t.Execute(&buf, l.Headers); err != nil {
+		head, err := t.Clone()
+		if err != nil {
+			return err
+		}
+		if err := head.Funcs(headerFuncs()).Execute(&buf, l.Headers); err != nil {
 			return errs.New(errs.Invalid, "failed to execute template: %w", err)
 		}
 		buf.WriteByte('\n')
