@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/moby/moby/api/types/image"
 	"github.com/opencontainers/go-digest"
@@ -17,6 +16,7 @@ import (
 	"corten.dev/corten/internal/cli/endpoint"
 	"corten.dev/corten/internal/cli/engineapi"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/http1"
 	"corten.dev/corten/internal/reference"
 	"corten.dev/corten/internal/version"
 )
@@ -67,8 +67,7 @@ func (o *pushOptions) toHost(ctx context.Context, a *app, host string, names []s
 		return err
 	}
 	defer resp.Body.Close()
-	archive := &watched{Reader: resp.Body}
-	loaded, err := there.Do(ctx, engineapi.Request{Method: "POST", Path: "/images/load", Query: query("quiet", flag1(o.quiet)), Stream: archive, ContentType: tarType})
+	loaded, err := there.Do(ctx, engineapi.Request{Method: "POST", Path: "/images/load", Query: query("quiet", flag1(o.quiet)), Stream: resp.Body, ContentType: tarType})
 	if err == nil {
 		out := a.Out
 		if o.quiet {
@@ -77,36 +76,13 @@ func (o *pushOptions) toHost(ctx context.Context, a *app, host string, names []s
 		err = a.progress(loaded.Body, out)
 		loaded.Body.Close()
 	}
-	if own := archive.failure(); own != nil { // theirs can only say that ours broke off
+	if own := (*http1.SourceError)(nil); errors.As(err, &own) { // it was ours that broke off
 		return own
 	}
 	if err != nil {
 		return fmt.Errorf("send to %s: %w", host, err)
 	}
 	return nil
-}
-
-// watched keeps the error that ended what it reads.
-type watched struct {
-	io.Reader
-	mu  sync.Mutex // guards err: the body of a request is read by another goroutine
-	err error
-}
-
-func (w *watched) Read(p []byte) (int, error) {
-	n, err := w.Reader.Read(p)
-	if err != nil && err != io.EOF {
-		w.mu.Lock()
-		w.err = err
-		w.mu.Unlock()
-	}
-	return n, err
-}
-
-func (w *watched) failure() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.err
 }
 
 // otherEngine is an engine at an address that is no setting of ours.

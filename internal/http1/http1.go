@@ -53,9 +53,10 @@ type Conn struct {
 	br *bufio.Reader
 	bw *bufio.Writer
 
-	mu       sync.Mutex // guards reusable and sending
+	mu       sync.Mutex // guards the fields below
 	reusable bool
 	sending  bool // a body is still being written
+	source   error
 }
 
 // NewConn wraps a network connection.
@@ -79,6 +80,24 @@ func (c *Conn) spoil() {
 	c.mu.Unlock()
 }
 
+// SourceError says that the body of a request could not be read to its end. The connection was closed then, so that the peer does not take what it has for the whole.
+type SourceError struct{ Err error }
+
+func (e *SourceError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the reader's error.
+func (e *SourceError) Unwrap() error { return e.Err }
+
+// blame gives the failure of our own body, if there was one, in place of what the connection made of it.
+func (c *Conn) blame(err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.source != nil {
+		return c.source
+	}
+	return err
+}
+
 // Do sends the request and reads the head of the response. Cancelling ctx closes the connection, also while the body
 // is read.
 func (c *Conn) Do(ctx context.Context, req *Request) (*Response, error) {
@@ -91,7 +110,7 @@ func (c *Conn) Do(ctx context.Context, req *Request) (*Response, error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		return nil, err
+		return nil, c.blame(err)
 	}
 	resp.Body = &body{r: resp.Body, conn: c, ctx: ctx, stop: stop}
 	return resp, nil
@@ -213,21 +232,19 @@ func (c *Conn) send(req *Request) error {
 
 func (c *Conn) sendChunks(r io.Reader) {
 	err := writeChunks(c.nc, r)
+	var source *SourceError
+	broke := errors.As(err, &source)
 	c.mu.Lock()
 	c.sending = false
-	c.mu.Unlock()
-	if err == nil {
-		return
+	c.reusable = c.reusable && err == nil
+	if broke {
+		c.source = source
 	}
-	c.spoil()
-	var re *sourceError
-	if errors.As(err, &re) { // our own input broke: the peer must not take the body for complete
+	c.mu.Unlock()
+	if broke {
 		c.nc.Close()
 	}
 }
-
-// sourceError is a failure of the body's reader, not of the connection.
-type sourceError struct{ error }
 
 func writeChunks(w io.Writer, r io.Reader) error {
 	const room = 8 // "xxxxxx\r\n" before the data
@@ -247,7 +264,7 @@ func writeChunks(w io.Writer, r io.Reader) error {
 			return werr
 		}
 		if err != nil {
-			return &sourceError{err}
+			return &SourceError{err}
 		}
 	}
 }
@@ -277,8 +294,10 @@ type body struct {
 
 func (b *body) Read(p []byte) (int, error) {
 	n, err := b.r.Read(p)
-	if err != nil && err != io.EOF && b.ctx.Err() != nil {
-		err = b.ctx.Err()
+	if err != nil && err != io.EOF {
+		if err = b.conn.blame(err); b.ctx.Err() != nil {
+			err = b.ctx.Err()
+		}
 	}
 	return n, err
 }

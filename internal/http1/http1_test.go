@@ -164,6 +164,51 @@ func TestEarlyAnswerWins(t *testing.T) {
 	}
 }
 
+// A body that cannot be read (a folder given as a file, a file that was cut) closes the connection, so that the peer does not take it for whole. The reader's error has to be told then, not
+// "use of closed network connection", which is all that the connection knows.
+func TestBrokenBodyIsWhatFailed(t *testing.T) {
+	broken := errors.New("read /srv: is a directory")
+	body := func() io.Reader { return io.MultiReader(strings.NewReader("half"), failing{broken}) }
+	us, them := net.Pipe()
+	go io.Copy(io.Discard, them)
+	_, err := NewConn(us).Do(context.Background(), &Request{Method: "POST", Target: "/x", Host: "h", Body: body(), Length: -1})
+	if !errors.Is(err, broken) || err.Error() != broken.Error() {
+		t.Errorf("no answer yet: %v", err)
+	}
+
+	us, them = net.Pipe() // the answer has begun: a report about what was read so far
+	answered := make(chan struct{})
+	go func() {
+		br := bufio.NewReader(them)
+		for line := ""; line != "\r\n"; {
+			var err error
+			if line, err = br.ReadString('\n'); err != nil {
+				return
+			}
+		}
+		io.WriteString(them, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n")
+		close(answered)
+		io.Copy(io.Discard, br)
+	}()
+	resp, err := NewConn(us).Do(context.Background(), &Request{Method: "POST", Target: "/x", Host: "h", Body: io.MultiReader(waiting{answered}, body()), Length: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if data, err := io.ReadAll(resp.Body); string(data) != "x" || !errors.Is(err, broken) {
+		t.Errorf("after %q: %v", data, err)
+	}
+}
+
+type failing struct{ err error }
+
+func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+// waiting is empty, once it may be read.
+type waiting struct{ until <-chan struct{} }
+
+func (w waiting) Read([]byte) (int, error) { <-w.until; return 0, io.EOF }
+
 type endless struct{}
 
 func (endless) Read(p []byte) (int, error) { return len(p), nil }

@@ -109,7 +109,9 @@ func writeEntry(tw *tar.Writer, name, as string) error {
 		return err
 	}
 	// A file may grow meanwhile: its announced length counts.
-	if _, err := io.CopyN(tw, f, h.Size); err != nil {
+	if _, err := io.CopyN(tw, f, h.Size); err == io.EOF {
+		return fmt.Errorf("%s became shorter while it was read", name)
+	} else if err != nil {
 		return fmt.Errorf("read %s: %w", name, err)
 	}
 	return nil

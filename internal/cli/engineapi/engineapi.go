@@ -122,6 +122,9 @@ func (e *GoneError) Unwrap() error { return e.Err }
 
 // failed says what an error of the connection means.
 func (c *Client) failed(r Request, err error) error {
+	if source := (*http1.SourceError)(nil); errors.As(err, &source) {
+		return source // what was to be sent, not the engine
+	}
 	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
 		return &GoneError{Engine: c.cfg.Name, Request: r.Method + " " + r.Path, Err: err}
 	}
