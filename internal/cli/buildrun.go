@@ -25,9 +25,9 @@ var errLast = errors.New("the build has ended")
 // exitCanceled is the exit code of a build that its user cancelled.
 const exitCanceled = 130
 
-// cancellable is a context that ends with Ctrl-C or SIGTERM.
+// cancellable is a context that ends with Ctrl-C, SIGTERM or the terminal: for what must not leave half of a file, or an agent with keys, behind.
 func cancellable(ctx context.Context) (context.Context, context.CancelFunc) {
-	return signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	return signal.NotifyContext(ctx, heeded(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)...)
 }
 
 // buildDisplay makes the view that the flags ask for.

@@ -2,10 +2,11 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
-	"strings"
 	"sync"
 
 	"corten.dev/corten/internal/buildwire"
@@ -23,6 +24,7 @@ type buildSession struct {
 	mu     sync.Mutex // guards all below
 	agents map[string]string
 	stops  []func()
+	over   bool // end was called: nothing more is begun that it would have to undo
 }
 
 // answer handles one question; the engine asks several at once.
@@ -112,7 +114,7 @@ func (s *buildSession) ssh(ctx context.Context, q *buildwire.Stream, id string) 
 		conn.Close()
 	}()
 	_, err = io.Copy(q, conn)
-	if err != nil && strings.Contains(err.Error(), "use of closed") {
+	if errors.Is(err, net.ErrClosed) {
 		err = nil
 	}
 	return err
@@ -127,6 +129,9 @@ func (s *buildSession) agentSocket(ctx context.Context, id string, src agentSour
 	if socket := s.agents[id]; socket != "" {
 		return socket, nil
 	}
+	if s.over {
+		return "", errBuildOver
+	}
 	socket, stop, err := startAgent(ctx, src.keys)
 	if err != nil {
 		return "", err
@@ -136,10 +141,13 @@ func (s *buildSession) agentSocket(ctx context.Context, id string, src agentSour
 	return socket, nil
 }
 
-// end stops agents of ours.
+var errBuildOver = errs.New(errs.Unavailable, "the build is over")
+
+// end stops agents of ours, and gives back the terminal that a shell has, which may not have noticed yet.
 func (s *buildSession) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.over = true
 	for _, stop := range s.stops {
 		stop()
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 
 	"corten.dev/corten/internal/buildwire"
 	"corten.dev/corten/internal/cli/term"
@@ -26,9 +27,9 @@ func (s *buildSession) shell(ctx context.Context, q *buildwire.Stream, ask build
 	if tty {
 		size := a.winsize()
 		start.TTY, start.Columns, start.Rows = true, uint16(size.Width), uint16(size.Height)
-		state, err := term.RawInput(fd)
+		state, err := s.raw(fd)
 		if err != nil {
-			return fmt.Errorf("put terminal into raw mode: %w", err)
+			return err
 		}
 		defer state.Restore()
 	}
@@ -54,10 +55,26 @@ func (s *buildSession) shell(ctx context.Context, q *buildwire.Stream, ask build
 	return nil
 }
 
+// raw puts the terminal into raw mode, until the session ends at the latest: a build that is cancelled does not wait for its shell.
+func (s *buildSession) raw(fd uintptr) (*term.State, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over {
+		return nil, errBuildOver
+	}
+	state, err := term.RawInput(fd)
+	if err != nil {
+		return nil, fmt.Errorf("put terminal into raw mode: %w", err)
+	}
+	s.stops = append(s.stops, func() { state.Restore() })
+	return state, nil
+}
+
 // resizes tells the engine new sizes of the terminal.
 func (s *buildSession) resizes(q *buildwire.Stream, done <-chan struct{}) {
 	changes := make(chan os.Signal, 1)
 	term.NotifyResize(changes)
+	defer signal.Stop(changes)
 	for {
 		select {
 		case <-changes:

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -426,6 +427,22 @@ func TestTimes(t *testing.T) {
 	for _, bad := range []string{"foo", "1-2", "1.x", "1.1234567890"} {
 		if got, err := timeArg(bad, now); err == nil {
 			t.Errorf("%q gave %q", bad, got)
+		}
+	}
+}
+
+// To ask for every signal took away what some do to every process: after 50 ms `run … | head` did not end any more but said that the engine had gone, Ctrl-Z did nothing, and a background job
+// that reads the terminal read for ever.
+func TestSignalsOfOurOwn(t *testing.T) {
+	sigs := proxied()
+	for _, own := range []syscall.Signal{syscall.SIGPIPE, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGCONT, syscall.SIGCHLD, syscall.SIGURG, syscall.SIGWINCH} {
+		if slices.Contains(sigs, os.Signal(own)) {
+			t.Errorf("%v is asked for", own)
+		}
+	}
+	for _, theirs := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGALRM} {
+		if !slices.Contains(sigs, os.Signal(theirs)) {
+			t.Errorf("%v is not passed on", theirs)
 		}
 	}
 }

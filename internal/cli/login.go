@@ -166,7 +166,7 @@ func (o *loginOptions) ask(a *app, server string) error {
 // readLine reads a line from the terminal, and gives the terminal back whatever happens, also when the user gives up by a signal.
 func readLine(in *bufio.Reader, state *term.State) (string, error) {
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(signals, heeded(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)...)
 	defer signal.Stop(signals)
 	type result struct {
 		line string

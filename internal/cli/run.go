@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -54,19 +55,17 @@ func newRun() *verb {
 
 // startCode is the exit code for a container that did not start.
 func startCode(err error) int {
-	text := err.Error()
+	if !errors.As(err, new(*engineapi.Error)) {
+		return 125
+	}
+	has := func(texts ...string) bool {
+		return slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(err.Error(), text) })
+	}
 	switch {
-	case strings.Contains(text, "executable file not found"), strings.Contains(text, "no such file or directory"),
-		strings.Contains(text, "system cannot find the file specified"):
-		var apiErr *engineapi.Error
-		if errors.As(err, &apiErr) {
-			return 127
-		}
-	case strings.Contains(text, "permission denied"), strings.Contains(text, "is a directory"), strings.Contains(text, "exec format error"):
-		var apiErr *engineapi.Error
-		if errors.As(err, &apiErr) {
-			return 126
-		}
+	case has("executable file not found", "no such file or directory", "system cannot find the file specified"):
+		return 127
+	case has("permission denied", "is a directory", "exec format error"):
+		return 126
 	}
 	return 125
 }
@@ -166,13 +165,26 @@ func (j *attachment) run(ctx context.Context) error {
 		return err
 	}
 	if conn != nil {
-		if err := j.session(conn).run(ctx); errors.Is(err, errDetached) {
+		err := j.session(conn).run(ctx)
+		if errors.Is(err, errDetached) {
 			return nil
-		} else if err != nil {
-			j.app.debugf("stream of %s: %v", j.id, err)
+		}
+		if err := j.streamed(err); err != nil {
+			return err
 		}
 	}
 	return exitOf(w)
+}
+
+// streamed looks at how the stream of a container ended. What we could not write ends the command, as docker's, while the container goes on; for what the connection says, the exit counts.
+func (j *attachment) streamed(err error) error {
+	if errors.As(err, new(*engineapi.OutputError)) {
+		return &exitError{code: 1, text: err.Error()}
+	}
+	if err != nil {
+		j.app.debugf("stream of %s: %v", j.id, err)
+	}
+	return nil
 }
 
 // settle waits for the engine to have removed a container that did not start, but not for ever.

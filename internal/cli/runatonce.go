@@ -45,8 +45,8 @@ func (j *attachment) runAtOnce(ctx context.Context, o *ctrFlags, req *container.
 	}
 	s := j.session(conn)
 	s.atOnce = true
-	if err := s.run(ctx); err != nil {
-		j.app.debugf("stream of %s: %v", j.id, err)
+	if err := j.streamed(s.run(ctx)); err != nil {
+		return err
 	}
 	return j.outcome(ctx, s.last)
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -107,7 +108,7 @@ func (a *app) winsize() term.Size {
 	return size
 }
 
-// raw puts the terminal into raw mode and takes care that a deadly signal restores it.
+// raw puts the terminal into raw mode and takes care that every way out restores it: also a deadly signal, and an output that nobody reads any more, whose SIGPIPE is an error of the write then.
 func (s *session) raw() (restore func(), err error) {
 	fd, ok := s.app.stdinFd()
 	if !s.tty || !s.stdin || !ok {
@@ -117,9 +118,10 @@ func (s *session) raw() (restore func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("put terminal into raw mode: %w", err)
 	}
-	sigs := make(chan os.Signal, 1)
+	sigs, pipes := make(chan os.Signal, 1), make(chan os.Signal, 1)
 	done := make(chan struct{})
-	signal.Notify(sigs, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Notify(sigs, heeded(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)...)
+	signal.Notify(pipes, syscall.SIGPIPE)
 	go func() {
 		select {
 		case sig := <-sigs:
@@ -131,7 +133,12 @@ func (s *session) raw() (restore func(), err error) {
 		case <-done:
 		}
 	}()
-	return func() { signal.Stop(sigs); close(done); state.Restore() }, nil
+	return func() { signal.Stop(sigs); signal.Stop(pipes); close(done); state.Restore() }, nil
+}
+
+// heeded leaves out the signals that whoever started us wants ignored, as nohup does. To ask for them would undo that.
+func heeded(sigs ...os.Signal) []os.Signal {
+	return slices.DeleteFunc(sigs, signal.Ignored)
 }
 
 // run copies until the container's output ends, or until the user detaches.
@@ -144,7 +151,7 @@ func (s *session) run(ctx context.Context) error {
 	defer restore()
 	stop := context.AfterFunc(ctx, func() { s.conn.Close() })
 	defer stop()
-	s.followSize(ctx)
+	defer s.followSize()()
 	detached := make(chan error, 1)
 	if s.stdin {
 		go func() {
@@ -182,7 +189,7 @@ func (s *session) receive() (err error) {
 		n, err := s.conn.Read(buf)
 		if n > 0 {
 			if _, werr := s.out.Write(buf[:n]); werr != nil {
-				return werr
+				return &engineapi.OutputError{Err: werr}
 			}
 		}
 		if err == io.EOF {
@@ -219,12 +226,12 @@ func (s *session) sendInput() error {
 	}
 }
 
-// followSize tells the engine the terminal's size now and at each change.
-func (s *session) followSize(ctx context.Context) {
+// followSize tells the engine the terminal's size now and at each change, until the returned function is called.
+func (s *session) followSize() (stop func()) {
 	if !s.tty || s.resize == nil {
-		return
+		return func() {}
 	}
-	changes := make(chan os.Signal, 1)
+	changes, done := make(chan os.Signal, 1), make(chan struct{})
 	term.NotifyResize(changes)
 	go func() {
 		if size := s.app.winsize(); s.redraw && size.Height > 0 && size.Width > 0 {
@@ -236,11 +243,12 @@ func (s *session) followSize(ctx context.Context) {
 			}
 			select {
 			case <-changes:
-			case <-ctx.Done():
+			case <-done:
 				return
 			}
 		}
 	}()
+	return func() { signal.Stop(changes); close(done) }
 }
 
 // escapeReader watches for the detach keys. A beginning of the sequence is held back until the next key decides.
@@ -300,8 +308,8 @@ const allSignalsAfter = 50 * time.Millisecond
 // proxySignals sends the signals that we get to the container, until the returned function is called. The command ends then, so that nothing is given back.
 func (a *app) proxySignals(ctx context.Context, api *engineapi.Client, id string) func() {
 	sigs := make(chan os.Signal, 128)
-	signal.Notify(sigs, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
-	rest := time.AfterFunc(allSignalsAfter, func() { signal.Notify(sigs) })
+	signal.Notify(sigs, heeded(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)...)
+	rest := time.AfterFunc(allSignalsAfter, func() { signal.Notify(sigs, heeded(proxied()...)...) })
 	done := make(chan struct{})
 	go func() {
 		for {
@@ -321,4 +329,16 @@ func (a *app) proxySignals(ctx context.Context, api *engineapi.Client, id string
 		}
 	}()
 	return func() { rest.Stop(); close(done) }
+}
+
+// proxied are the signals that go to the container. The others must not be asked for, or they would not do any more what they do to every process: Ctrl-Z stops us, an output that nobody
+// reads ends us, and a background job that reads the terminal is stopped instead of trying for ever.
+func proxied() (sigs []os.Signal) {
+	const last = 64
+	for n := syscall.Signal(1); n <= last; n++ {
+		if _, ok := signalName(n); ok {
+			sigs = append(sigs, n)
+		}
+	}
+	return sigs
 }

@@ -101,6 +101,15 @@ func (s *screen) types(keys, want string) {
 // leaves waits for the program's end and gives its code.
 func (s *screen) leaves() int {
 	s.t.Helper()
+	s.over()
+	<-s.ended
+	s.master.Close()
+	return s.cmd.ProcessState.ExitCode()
+}
+
+// over waits for the program's end.
+func (s *screen) over() {
+	s.t.Helper()
 	err := make(chan error, 1)
 	go func() { err <- s.cmd.Wait() }()
 	select {
@@ -109,9 +118,6 @@ func (s *screen) leaves() int {
 		_ = s.cmd.Process.Kill()
 		s.t.Fatalf("it does not end: %q", s.text.String())
 	}
-	<-s.ended
-	s.master.Close()
-	return s.cmd.ProcessState.ExitCode()
 }
 
 // A person at a terminal: sizes follow, the keys that detach leave the container running, attach finds it as it was, and the exit code comes home. The same with docker's command line.

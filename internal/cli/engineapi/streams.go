@@ -8,7 +8,15 @@ import (
 	"corten.dev/corten/internal/runwire"
 )
 
-// Demux splits docker's multiplexed stream to out and errw. Each frame is
+// OutputError says that what came could not be written here. The stream was whole so far, and the engine knows nothing of it.
+type OutputError struct{ Err error }
+
+func (e *OutputError) Error() string { return e.Err.Error() }
+
+// Unwrap gives the writer's error.
+func (e *OutputError) Unwrap() error { return e.Err }
+
+// Demux splits docker's multiplexed stream to out and errw; what they refuse is an [OutputError]. Each frame is
 //
 //	[1 byte: 0 stdin, 1 stdout, 2 stderr, 3 error of the engine][3 bytes: 0][4 bytes: length, big endian][data]
 //
@@ -171,6 +179,8 @@ func (d *demuxer) write(stream byte, p []byte) error {
 	if stream == 2 {
 		w = d.err
 	}
-	_, err := w.Write(p)
-	return err
+	if _, err := w.Write(p); err != nil {
+		return &OutputError{err}
+	}
+	return nil
 }

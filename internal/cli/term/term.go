@@ -1,6 +1,6 @@
 // Package term is the terminal under the command line: is it one, how large, raw and back.
 //
-// It owns the terminal's settings between Raw and Restore. It promises that Restore may be called any number of times
+// It owns the terminal's settings between [RawInput] or [NoEcho] and [State.Restore]. It promises that Restore may be called any number of times
 // from anywhere, so that an end by signal or panic leaves the user's shell usable.
 package term
 

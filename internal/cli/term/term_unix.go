@@ -25,7 +25,7 @@ func GetSize(fd uintptr) (Size, error) {
 	return Size{Height: uint(ws.Row), Width: uint(ws.Col)}, nil
 }
 
-// RawInput passes every key through as it is. RawOutput does the same for output.
+// RawInput passes every key through as it is, and what is written as well.
 func RawInput(fd uintptr) (*State, error) {
 	return change(fd, func(t *unix.Termios) {
 		t.Iflag &^= unix.IGNBRK | unix.BRKINT | unix.PARMRK | unix.ISTRIP | unix.INLCR | unix.IGNCR | unix.ICRNL | unix.IXON
