@@ -229,6 +229,9 @@ func (o *ctrFlags) limits(fs *pflag.FlagSet, r *container.Resources) (err error)
 		flag, val string
 		into      *int64
 	}{{"memory", o.memory, &r.Memory}, {"memory-swap", o.memorySwap, &r.MemorySwap}, {"memory-reservation", o.memoryReservation, &r.MemoryReservation}} {
+		if s.val == "" && fs.Changed(s.flag) {
+			return badFlag(s.flag, s.val, invalid("invalid size: '%s'", s.val))
+		}
 		if *s.into, err = size(s.flag, s.val); err != nil {
 			return err
 		}

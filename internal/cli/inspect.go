@@ -170,6 +170,9 @@ func (o *inspectOptions) run(ctx context.Context, a *app, kinds []noun, refs []s
 
 // lookup asks for ref as each kind until one knows it.
 func (o *inspectOptions) lookup(ctx context.Context, api *engineapi.Client, kinds []noun, ref string) (json.RawMessage, noun, error) {
+	if ref == "" { // its path would be that of the list
+		return nil, noun{}, invalid("invalid %s name or ID: value is empty", kinds[0].name)
+	}
 	var last error
 	for _, k := range kinds {
 		q := query("verbose", flag1(o.verbose), "scope", o.scope)

@@ -265,11 +265,8 @@ func (s *Server) containerUnpause(w http.ResponseWriter, r *request) error {
 
 func (s *Server) containerRename(w http.ResponseWriter, r *request) error {
 	name := strings.TrimPrefix(r.query.get("name"), "/")
-	switch {
-	case name == "":
+	if name == "" {
 		return errs.New(errs.Invalid, "Neither old nor new names may be empty")
-	case !parse.Name(name):
-		return errs.New(errs.Invalid, "Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
 	}
 	if err := s.Containers.Rename(r.steady(), r.id(), name); err != nil {
 		return err

@@ -37,7 +37,7 @@ func (s *Service) saveState(ctr *live) {
 // freeze pauses a container for as long as this engine lives: nothing is stored, and the next engine lets it go on.
 func (s *Service) freeze(ctx context.Context, ctr *live, proc Process) error {
 	if ctr.record().State.Status == container.Paused {
-		return errs.New(errs.Conflict, "container %s is already paused", ctr.id)
+		return errs.New(errs.Conflict, "Container %s is already paused", ctr.id)
 	}
 	if err := ctr.claim(container.Paused); err != nil {
 		return errs.New(errs.Conflict, "container %s is not running", ctr.id)
@@ -61,16 +61,23 @@ func (ctr *live) pausedTo(status container.Status) {
 
 // Unpause lets a container go on.
 func (s *Service) Unpause(ctx context.Context, ref string) error {
-	ctr, _, proc, err := s.running(ctx, ref)
+	ctr, err := s.find(ref)
 	if err != nil {
 		return err
+	}
+	if err := ctr.started(ctx); err != nil {
+		return err
+	}
+	_, proc, err := ctr.handles()
+	if err != nil {
+		return errs.New(errs.Conflict, "Container %s is not paused", ctr.id)
 	}
 	return s.unpause(context.WithoutCancel(ctx), ctr, proc)
 }
 
 func (s *Service) unpause(ctx context.Context, ctr *live, proc Process) error {
 	if ctr.record().State.Status != container.Paused {
-		return errs.New(errs.Conflict, "container %s is not paused", ctr.id)
+		return errs.New(errs.Conflict, "Container %s is not paused", ctr.id)
 	}
 	if err := proc.Resume(ctx); err != nil {
 		return fmt.Errorf("cannot unpause container %s: %w", ctr.id, err)
@@ -90,10 +97,10 @@ func (s *Service) Rename(ctx context.Context, ref, name string) (err error) {
 	if name == "" {
 		return errs.New(errs.Invalid, "Neither old nor new names may be empty")
 	}
-	if !nameRule.MatchString(name) {
-		return errs.New(errs.Invalid, "Error when allocating new name: Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
-	}
 	name = strings.TrimPrefix(name, "/")
+	if !nameRule.MatchString(name) {
+		return errs.New(errs.Invalid, "Error when allocating new name: Invalid container name (/%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
+	}
 	if err := ctr.started(ctx); err != nil { // a start takes the name into the networks
 		return err
 	}

@@ -115,7 +115,7 @@ func (s *Service) ExecCreate(ctx context.Context, ref string, req ExecRequest) (
 	}
 	switch status := ctr.record().State.Status; {
 	case status == container.Paused:
-		return "", errs.New(errs.Conflict, "container %s is paused, unpause the container before exec", ref)
+		return "", errs.New(errs.Conflict, "Container %s is paused, unpause the container before exec", ref)
 	case status != container.Running:
 		return "", errs.New(errs.Conflict, "container %s is not running", ctr.id)
 	}
@@ -149,7 +149,7 @@ func (s *Service) ExecStart(ctx context.Context, id string, opts ExecStart) erro
 		return err
 	}
 	if ses.ctr.record().State.Status == container.Paused {
-		return errs.New(errs.Conflict, "container %s is paused, unpause the container before exec", ses.ctr.id)
+		return errs.New(errs.Conflict, "Container %s is paused, unpause the container before exec", ses.ctr.id)
 	}
 	if err := ses.claim(); err != nil {
 		return err

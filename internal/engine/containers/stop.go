@@ -203,8 +203,15 @@ func (s *Service) signal(ctx context.Context, ctr *live, proc Process, sig sysca
 	return nil
 }
 
-// Kill sends a signal to the first process; SIGKILL (the default) is waited for.
+// Kill sends a signal to the first process; SIGKILL (the default) is waited for. A paused container goes on, so that it hears it.
 func (s *Service) Kill(ctx context.Context, ref, name string) error {
+	if err := s.kill(ctx, ref, name); err != nil {
+		return fmt.Errorf("cannot kill container: %s: %w", ref, err)
+	}
+	return nil
+}
+
+func (s *Service) kill(ctx context.Context, ref, name string) error {
 	sig := syscall.SIGKILL
 	if name != "" {
 		var err error
@@ -225,7 +232,7 @@ func (s *Service) Kill(ctx context.Context, ref, name string) error {
 	}
 	_, proc, err := ctr.handles()
 	if err != nil {
-		return errs.New(errs.Conflict, "cannot kill container: %s: container %s is not running", ref, ctr.id)
+		return errs.New(errs.Conflict, "container %s is not running", ctr.id)
 	}
 	stops := sig == syscall.SIGKILL
 	if stop, serr := stopSignal(ctr.record(), ""); serr == nil {
@@ -240,12 +247,12 @@ func (s *Service) Kill(ctx context.Context, ref, name string) error {
 	defer cancel()
 	if err := s.signal(ctx, ctr, proc, sig); err != nil {
 		if errors.Is(err, errs.NotFound) {
-			return errs.New(errs.Conflict, "cannot kill container: %s: container %s is not running", ref, ctr.id)
+			return errs.New(errs.Conflict, "container %s is not running", ctr.id)
 		}
-		return fmt.Errorf("cannot kill container: %s: %w", ref, err)
+		return err
 	}
 	if sig != syscall.SIGKILL {
-		return nil
+		return s.letHear(ctx, ctr, proc, sig)
 	}
 	if ctr.record().State.Status == container.Paused {
 		if err := proc.Resume(ctx); err != nil {
@@ -256,6 +263,21 @@ func (s *Service) Kill(ctx context.Context, ref, name string) error {
 	case <-ended:
 	case <-time.After(10 * time.Second):
 		return errs.New(errs.Unavailable, "container %s does not end, not even by SIGKILL: it waits for something in the kernel", ref)
+	}
+	return nil
+}
+
+// letHear lets a paused container go on, as Docker does, so that it hears a signal: any, unless its configuration names the one that stops it, then that one.
+func (s *Service) letHear(ctx context.Context, ctr *live, proc Process, sig syscall.Signal) error {
+	rec := ctr.record()
+	if rec.State.Status != container.Paused {
+		return nil
+	}
+	if stop, err := stopSignal(rec, ""); err != nil || rec.Config.StopSignal != "" && sig != stop {
+		return err
+	}
+	if err := s.unpause(ctx, ctr, proc); err != nil && !errors.Is(err, errs.Conflict) { // somebody else did
+		return err
 	}
 	return nil
 }

@@ -67,6 +67,33 @@ func (h *host) exec(id string, args ...string) string {
 	return unframe(h.t, b)
 }
 
+// A signal to a paused container waited until somebody let it go on, where Docker lets it: unless its configuration names the signal that stops it, and this is another.
+func TestPausedContainersHearSignals(t *testing.T) {
+	h := newHost(t)
+	script := "trap 'echo heard' USR1; trap 'exit 5' TERM; echo ready; while :; do sleep 0.02; done"
+	any := sh(script)
+	any.Name = "any"
+	h.says(h.run(any), "ready", 1)
+	one := sh(script)
+	one.Name, one.Config.StopSignal = "one", "TERM"
+	h.says(h.run(one), "ready", 1)
+
+	must(t, h.svc.Pause(bg, "any"))
+	must(t, h.svc.Kill(bg, "any", "USR1"))
+	h.status("any", container.Running)
+	must(t, h.svc.Pause(bg, "one"))
+	must(t, h.svc.Kill(bg, "one", "USR1"))
+	h.status("one", container.Paused)
+	must(t, h.svc.Kill(bg, "one", "TERM"))
+	if ended := h.wait("one", containers.NotRunning); ended.Code != 5 {
+		t.Errorf("TERM: %+v", ended)
+	}
+	must(t, h.svc.Kill(bg, "any", ""))
+	wants(t, h.svc.Unpause(bg, "any"), errs.Conflict, "is not paused")
+	wants(t, h.svc.Kill(bg, "any", "99"), errs.Invalid, "cannot kill container: any: the linux daemon does not support signal 99")
+	wants(t, h.svc.Kill(bg, "nope", ""), errs.NotFound, "cannot kill container: nope: No such container: nope")
+}
+
 func TestLifeOfAContainer(t *testing.T) {
 	h := newHost(t)
 	req := sh("trap 'exit 5' TERM; echo ready; while :; do sleep 0.02; done")
@@ -79,11 +106,12 @@ func TestLifeOfAContainer(t *testing.T) {
 	wants(t, err, errs.Conflict, `Conflict. The container name "/web" is already in use by container "`+id+`". You have to remove (or rename) that container to be able to reuse that name.`)
 	wants(t, h.svc.Start(bg, "web", ""), errs.NotModified, "")
 	wants(t, h.svc.Remove(bg, "web", containers.RemoveOptions{}), errs.Conflict, `cannot remove container "/web": container is running: stop the container before removing or force remove`)
-	wants(t, h.svc.Unpause(bg, "web"), errs.Conflict, "is not paused")
+	wants(t, h.svc.Unpause(bg, "web"), errs.Conflict, "Container "+id+" is not paused")
 	must(t, h.svc.Pause(bg, id[:12]))
 	h.status("web", container.Paused)
-	wants(t, h.svc.Pause(bg, "web"), errs.Conflict, "already paused")
+	wants(t, h.svc.Pause(bg, "web"), errs.Conflict, "Container "+id+" is already paused")
 	must(t, h.svc.Unpause(bg, "web"))
+	wants(t, h.svc.Rename(bg, "web", "a b"), errs.Invalid, "Error when allocating new name: Invalid container name (/a b), only")
 	must(t, h.svc.Rename(bg, "web", "shop"))
 	_, err = h.svc.Inspect(bg, "web", false)
 	wants(t, err, errs.NotFound, "No such container: web")

@@ -12,7 +12,10 @@ import (
 // parseSignal reads a name with or without SIG, or a number.
 func parseSignal(s string) (syscall.Signal, error) {
 	sig, err := signal.ParseSignal(s)
-	if err != nil || sig < 0 || sig > 64 {
+	if err == nil && sig > 64 {
+		return 0, errs.New(errs.Invalid, "the linux daemon does not support signal %s", s)
+	}
+	if err != nil || sig < 0 {
 		return 0, errs.New(errs.Invalid, "invalid signal: %s", s)
 	}
 	return sig, nil
