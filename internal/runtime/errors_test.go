@@ -12,8 +12,6 @@ import (
 
 	"corten.dev/corten/internal/errs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
-	"path/filepath"
 )
 
 func TestErrorsLeaveNothing(t *testing.T) {
@@ -93,28 +91,6 @@ func TestErrorsLeaveNothing(t *testing.T) {
 			t.Errorf("%s: left its cgroup", name)
 		}
 	}
-}
-
-func TestPreservedDescriptors(t *testing.T) {
-	spec := dockerSpec(rootfs(t), "/bin/sh", "-c", "ls /proc/self/fd | wc -l; cat <&3")
-	f := filepath.Join(t.TempDir(), "f")
-	os.WriteFile(f, []byte("kept\n"), 0o644)
-	fd, err := unix.Open(f, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	p := newPlan(spec, &RunOptions{})
-	p.close()
-	if fd != 3 {
-		t.Skip("descriptor 3 is taken in this process; the command line's test covers it")
-	}
-	b, err := create(t, newRuntime(Options{Root: t.TempDir()}), RunOptions{Spec: spec, PreserveFDs: 1})
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, code := b.wait(t)
-	want(t, out, code, "5\nkept\n")
 }
 
 // An engine that was killed between making a container's folder and giving it its name left it there for ever: the next engine looks at once, when it is not a minute old yet.

@@ -448,10 +448,23 @@ func FuzzExtract(f *testing.F) {
 }
 
 func FuzzAssemble(f *testing.F) {
+	const loot = "what nobody outside may see"
 	f.Add([]byte("r\x03abcf\x01x\x00k\x01xe"))
+	for _, name := range []string{"l", "a", "d/loot", "../outside/loot", "d/../../outside/loot"} {
+		f.Add(fmt.Appendf(nil, "f%c%s%ce", len(name), name, len(loot)))
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		root, _ := jail(t)
-		_ = Assemble(ctx, root, nil, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }, io.Discard)
+		root, outside := jail(t)
+		for _, err := range []error{os.WriteFile(outside+"/loot", []byte(loot), 0o600), os.Symlink("../outside/loot", root.Name()+"/l"), os.Symlink(outside+"/loot", root.Name()+"/a"), os.Symlink(outside, root.Name()+"/d")} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		var out bytes.Buffer
+		_ = Assemble(ctx, root, nil, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }, &out) // most of it makes no sense
+		if bytes.Contains(out.Bytes(), []byte(loot)) && !bytes.Contains(data, []byte(loot)) {
+			t.Errorf("read outside the root: %q", out.Bytes())
+		}
 	})
 }
 
