@@ -54,13 +54,19 @@ func (w *writer) children(fd int, path string) error {
 			return err
 		}
 		f := next(name)
-		err := f.err
+		err, before := f.err, w.stats.Entries
 		if err == nil && !w.omits(join(path, name)) {
 			err = w.entry(fd, name, join(path, name), f)
 		}
 		f.close()
 		if errors.Is(err, unix.ENOENT) {
 			continue // gone since the directory was read: the tree is in use
+		}
+		if err != nil && w.opts.ReadMade && w.stats.Entries == before && made(fd) { // nothing of it is written
+			if w.unreadFiles++; w.unread == nil {
+				w.unread = err
+			}
+			continue
 		}
 		if err != nil {
 			return err
@@ -109,11 +115,20 @@ func (w *writer) find(dir int, name, path string) (f *sight) {
 		return f
 	}
 	if f.st.Mode&unix.S_IFMT == unix.S_IFREG {
-		if f.err = f.open(dir, name); f.err != nil {
-			f.err = &os.PathError{Op: "open", Path: "/" + path, Err: f.err}
-		}
+		w.look(f, dir, name, path)
 	}
 	return f
+}
+
+// look opens a file, and reads what there is no other way to know the length of.
+func (w *writer) look(f *sight, dir int, name, path string) {
+	if err := f.open(dir, name); err != nil {
+		f.err = &os.PathError{Op: "open", Path: "/" + path, Err: err}
+	} else if w.opts.ReadMade {
+		if err := f.readMade(); err != nil {
+			f.err = &os.PathError{Op: "read", Path: "/" + path, Err: err}
+		}
+	}
 }
 
 // open opens first and looks then: what is written is what was opened, whatever happens to the name.

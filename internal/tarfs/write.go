@@ -3,6 +3,7 @@ package tarfs
 import (
 	"archive/tar"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -34,6 +35,9 @@ type WriteOptions struct {
 	// kernel makes as it is read: proc, sysfs and their like.
 	Leaves []string
 	NoMade bool
+	// ReadMade reads files whose content the kernel makes as it is read, whatever size they say they have. Not all of them can be read (some are for writing only): those are left
+	// out, and the archive, complete but for them, has a note of them at its end, and then none of the zeros that end an archive: see Write.
+	ReadMade bool
 	// Skipped hears of what does not go into the archive: sockets. May be nil.
 	Skipped func(path string)
 	// Stats, when set, is filled with what was written: Entries, Bytes and Root.
@@ -50,10 +54,18 @@ type writer struct {
 	err   error // of a callback
 	rec   *recorder
 	stats Stats
+
+	unread      error // the first file that ReadMade could not read
+	unreadFiles int
 }
 
+// UnreadNote is the PAX record of the global header that tells which files could not be read. Programs that do not know it skip the header, and find the archive cut off after it.
+const UnreadNote = "CORTEN.unread"
+
 // Write writes the tree as an archive, entries sorted by name, so that equal trees give equal bytes. Sockets are left out. A file that
-// changes its size meanwhile is cut or filled with zeros to the size it had.
+// changes its size meanwhile is cut or filled with zeros to the size it had. With ReadMade the error may be of files that are left out, when all else is written:
+//
+//	entry … entry, global header {UnreadNote: the error's text}
 func Write(ctx context.Context, root *os.File, w io.Writer, opts WriteOptions) error {
 	if opts.Meta != nil && opts.Base != "" {
 		return errs.New(errs.Invalid, "archive: Meta does not go together with Base")
@@ -72,7 +84,20 @@ func Write(ctx context.Context, root *os.File, w io.Writer, opts WriteOptions) e
 	if err := wr.children(fd, opts.Base); err != nil {
 		return err
 	}
+	if wr.unread != nil {
+		return wr.noteUnread()
+	}
 	return wr.close()
+}
+
+// noteUnread writes the note of what was left out, and leaves the archive without an end.
+func (w *writer) noteUnread() error {
+	err := fmt.Errorf("all but one file are copied: %w", w.unread)
+	if w.unreadFiles > 1 {
+		err = fmt.Errorf("all but %d files are copied, the first of them: %w", w.unreadFiles, w.unread)
+	}
+	hdr := &tar.Header{Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{UnreadNote: err.Error()}}
+	return errors.Join(err, w.tw.WriteHeader(hdr), w.tw.Flush())
 }
 
 func newWriter(ctx context.Context, w io.Writer, opts WriteOptions) *writer {

@@ -58,16 +58,16 @@ func WriteFile(ctx context.Context, handle *os.File, name string, to io.Writer) 
 	return w.close()
 }
 
-// readMade reads a file whose content the kernel makes as it is read: its size is no more than a word, zero or a page.
+// readMade reads a file whose content the kernel makes as it is read: its size is no more than a word, zero or a page or what an address space has.
 func (f *sight) readMade() error {
-	if f.st.Blocks > 0 || f.st.Size > int64(os.Getpagesize()) {
-		return nil
-	}
-	if !made(f.fd) {
+	if f.st.Blocks > 0 || !made(f.fd) {
 		return nil
 	}
 	var all bytes.Buffer
-	for buf := make([]byte, 64<<10); all.Len() < madeBytes; {
+	for buf := make([]byte, 64<<10); ; {
+		if all.Len() > madeBytes {
+			return errs.New(errs.Invalid, "it has no end within %d MB", madeBytes>>20)
+		}
 		n, err := unix.Pread(f.fd, buf, int64(all.Len()))
 		if err == unix.EINTR {
 			continue

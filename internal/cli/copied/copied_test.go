@@ -3,6 +3,7 @@ package copied
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -152,6 +153,34 @@ func FuzzExtract(f *testing.F) {
 }
 
 // A copy whose connection broke left the first half of a file, under the name of the whole one, in the place of what had been there.
+// What could not be read is told at the end of an archive, which then has no end: all else is there, modes of folders too, and the text is the error's.
+func TestCopyWithoutWhatCouldNotBeRead(t *testing.T) {
+	to := t.TempDir()
+	var from bytes.Buffer
+	tw := tar.NewWriter(&from)
+	for _, h := range []tar.Header{
+		{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o500},
+		{Name: "d/f", Typeflag: tar.TypeReg, Mode: 0o600},
+		{Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{unreadNote: "all but one file are copied: open /d/g: permission denied"}},
+	} {
+		if err := errors.Join(tw.WriteHeader(&h), tw.Flush()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := io.MultiReader(&from, iotest.ErrReader(io.ErrUnexpectedEOF))
+	err := Extract(r, Target{Dir: to, From: "d", To: "d"}, false)
+	if err == nil || err.Error() != "all but one file are copied: open /d/g: permission denied" {
+		t.Error(err)
+	}
+	st, err := os.Stat(filepath.Join(to, "d"))
+	if err != nil || st.Mode().Perm() != 0o500 {
+		t.Error(st, err)
+	}
+	if _, err := os.Stat(filepath.Join(to, "d", "f")); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestBrokenCopyLeavesWhatWasThere(t *testing.T) {
 	to := t.TempDir()
 	if err := os.WriteFile(filepath.Join(to, "f"), []byte("old"), 0o600); err != nil {

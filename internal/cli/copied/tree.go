@@ -153,6 +153,9 @@ func Destination(src string, srcIsDir bool, dst string) (Target, error) {
 	return Target{Dir: filepath.Dir(abs), From: base, To: filepath.Base(abs)}, nil
 }
 
+// unreadNote is what the engine says at the end about files that could not be read (tarfs.UnreadNote there): all else has come.
+const unreadNote = "CORTEN.unread"
+
 // Extract unpacks the stream at the target. It reads r to its end, where alone a connection tells that nothing was cut off; the last file gets its name after that.
 func Extract(r io.Reader, t Target, owners bool) (err error) {
 	root, err := os.OpenRoot(t.Dir)
@@ -183,6 +186,12 @@ func Extract(r io.Reader, t Target, owners bool) (err error) {
 		}
 		if err := x.placeLast(); err != nil {
 			return err
+		}
+		if h.Typeflag == tar.TypeXGlobalHeader {
+			if text := h.PAXRecords[unreadNote]; text != "" {
+				return errors.Join(x.finish(), errs.New(errs.Unavailable, "%s", text))
+			}
+			continue
 		}
 		name, ok := t.rename(h.Name)
 		if !ok {
@@ -285,8 +294,6 @@ func (x *extractor) entry(name string, h *tar.Header, r io.Reader) error {
 			return err
 		}
 		return x.own(name, h)
-	case tar.TypeXGlobalHeader:
-		return nil
 	}
 	return errs.New(errs.Invalid, "archive has an entry of unknown type %q", h.Typeflag)
 }

@@ -326,7 +326,7 @@ func (pl *place) stat(name string) (PathStat, error) {
 	return st, nil
 }
 
-// ArchivePath writes what lies at a path as tar; its names begin with the path's last part.
+// ArchivePath writes what lies at a path as tar; its names begin with the path's last part. Files of /proc and its like that cannot be read are left out, and told at the end.
 func (s *Service) ArchivePath(ctx context.Context, ref, name string, begin func(PathStat) io.Writer) error {
 	ctr, err := s.find(ref)
 	if err != nil {
@@ -358,7 +358,7 @@ func (s *Service) ArchivePath(ctx context.Context, ref, name string, begin func(
 		return err
 	}
 	defer dir.Close()
-	opts := tarfs.WriteOptions{Root: true, Base: base, NoMade: true} // "./file" too: clients put their own name in the place of "."
+	opts := tarfs.WriteOptions{Root: true, Base: base, NoMade: true, ReadMade: true} // "./file" too: clients put their own name in the place of "."
 	if path.Clean("/"+name) == "/" {
 		opts.Leaves = []string{base + "/dev"} // devices are the host's affair, as for docker
 	}
