@@ -132,9 +132,7 @@ func (a *app) settle(fs *pflag.FlagSet) (code int, done bool) {
 		fmt.Fprintln(a.Err, "specify only one -H")
 		return 1, true
 	}
-	if f := fs.Lookup("tlsverify"); f.Changed && !g.TLSVerify && g.TLS {
-		g.TLSVerify = false
-	}
+	g.VerifySet = fs.Changed("tlsverify")
 	return 0, false
 }
 

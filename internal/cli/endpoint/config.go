@@ -106,8 +106,7 @@ func fromContext(name, dir string) (*Endpoint, error) {
 	if err != nil {
 		return nil, fmt.Errorf("context %q: %w", name, err)
 	}
-	ep.Host, err = normalize(target.Host, ep.tls != nil)
-	return ep, err
+	return ep, ep.at(target.Host)
 }
 
 func contextTLS(dir string, skip bool) (*tlsFiles, error) {

@@ -8,6 +8,8 @@ package endpoint
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"net"
 	"net/url"
 	"os"
@@ -28,6 +30,7 @@ type Flags struct {
 
 	TLS       bool
 	TLSVerify bool
+	VerifySet bool // --tlsverify was given: it means TLS even when it says false, and more than DOCKER_TLS_VERIFY
 	CAFile    string
 	CertFile  string
 	KeyFile   string
@@ -47,7 +50,6 @@ type tlsFiles struct {
 	caPEM         []byte // a context's own certificates, instead of the files
 	certPEM       []byte
 	keyPEM        []byte
-	serverName    string
 	skipVerify    bool
 }
 
@@ -74,9 +76,16 @@ func Resolve(f Flags, cfg *Config) (*Endpoint, error) {
 		ep.Host, ep.Default = "unix://"+DefaultSocket, true
 		return ep, nil
 	}
-	var err error
-	ep.Host, err = normalize(host, ep.tls != nil)
-	return ep, err
+	return ep, ep.at(host)
+}
+
+// at sets the address. One that begins with https:// means TLS even where nothing else asks for it; then the system's CAs count.
+func (e *Endpoint) at(host string) (err error) {
+	if strings.HasPrefix(host, "https://") && e.tls == nil {
+		e.tls = &tlsFiles{}
+	}
+	e.Host, err = normalize(host, e.tls != nil)
+	return err
 }
 
 func firstEnv(names ...string) string {
@@ -88,26 +97,26 @@ func firstEnv(names ...string) string {
 	return ""
 }
 
-// files reads the TLS flags and docker's TLS environment; nil means plain text.
+// files reads the TLS flags and docker's TLS environment; nil means plain text. Of the usual files, a client certificate need not be there, and without verification no CA either.
 func (f Flags) files(dir string) *tlsFiles {
-	verify := f.TLSVerify || os.Getenv("DOCKER_TLS_VERIFY") != ""
-	if !verify && !f.TLS && os.Getenv("DOCKER_TLS") == "" {
+	verify := f.TLSVerify || !f.VerifySet && os.Getenv("DOCKER_TLS_VERIFY") != ""
+	if !verify && !f.VerifySet && !f.TLS && os.Getenv("DOCKER_TLS") == "" {
 		return nil
 	}
 	if p := os.Getenv("DOCKER_CERT_PATH"); p != "" {
 		dir = p
 	}
-	pick := func(flag, name string) string {
+	pick := func(flag, name string, must bool) string {
 		if flag != "" {
 			return flag
 		}
 		p := filepath.Join(dir, name)
-		if _, err := os.Stat(p); err != nil && !verify {
+		if _, err := os.Stat(p); errors.Is(err, fs.ErrNotExist) && !must {
 			return ""
 		}
 		return p
 	}
-	return &tlsFiles{ca: pick(f.CAFile, "ca.pem"), cert: pick(f.CertFile, "cert.pem"), key: pick(f.KeyFile, "key.pem"), skipVerify: !verify}
+	return &tlsFiles{ca: pick(f.CAFile, "ca.pem", verify), cert: pick(f.CertFile, "cert.pem", false), key: pick(f.KeyFile, "key.pem", false), skipVerify: !verify}
 }
 
 // normalize checks a host and fills in what docker lets users leave out.
@@ -129,7 +138,7 @@ func normalize(host string, secure bool) (string, error) {
 		}
 		return "unix://" + rest, nil
 	case "tcp", "http", "https":
-		return normalizeTCP(rest, secure || scheme == "https", bad)
+		return normalizeTCP(rest, secure, bad)
 	case "ssh":
 		if u, err := url.Parse(host); err != nil || u.Hostname() == "" || strings.HasPrefix(u.Hostname(), "-") {
 			return bad("use ssh://[user@]host[:port][/socket]")
@@ -212,7 +221,12 @@ func (e *Endpoint) Dial(ctx context.Context) (net.Conn, error) {
 		return nil, err
 	}
 	if e.tls != nil {
-		return secure(ctx, nc, e.tls)
+		host, _, err := net.SplitHostPort(e.Authority())
+		if err != nil {
+			nc.Close()
+			return nil, err
+		}
+		return secure(ctx, nc, e.tls, host)
 	}
 	return nc, nil
 }

@@ -111,3 +111,26 @@ func FuzzHost(f *testing.F) {
 		_, _ = ep.BasePath(), ep.Socket()
 	})
 }
+
+// Ctrl-C at a terminal goes to all programs of its foreground group: ssh ended by it, and with it the connection over which `run` had to tell the container.
+func TestCtrlCDoesNotReachSSH(t *testing.T) {
+	dir := t.TempDir()
+	script := "#!/bin/sh\nread -r pid comm state ppid group session rest < /proc/$$/stat\necho $pid $session\n"
+	if err := os.WriteFile(filepath.Join(dir, "ssh"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))
+	nc, err := dialSSH(t.Context(), "ssh://host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	buf := make([]byte, 64)
+	n, err := nc.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f := strings.Fields(string(buf[:n])); len(f) != 2 || f[0] != f[1] {
+		t.Errorf("process and session: %q", buf[:n])
+	}
+}

@@ -21,6 +21,7 @@ func dialSSH(ctx context.Context, host string) (net.Conn, error) {
 		return nil, err
 	}
 	cmd := exec.Command("ssh", sshArgs(u)...)
+	apart(cmd)
 	c := &cmdConn{cmd: cmd, host: host}
 	cmd.Stderr, cmd.WaitDelay = &c.stderr, time.Second // a shared connection that stays behind keeps it open
 	if c.in, err = cmd.StdinPipe(); err != nil {

@@ -11,16 +11,14 @@ import (
 	"corten.dev/corten/internal/errs"
 )
 
-// secure runs the TLS handshake on a tcp connection. The connection is closed when that fails.
-func secure(ctx context.Context, nc net.Conn, f *tlsFiles) (net.Conn, error) {
+// secure runs the TLS handshake on a tcp connection to host, the name that the certificate must have. The connection is closed when that fails.
+func secure(ctx context.Context, nc net.Conn, f *tlsFiles, host string) (net.Conn, error) {
 	cfg, err := f.config()
 	if err != nil {
 		nc.Close()
 		return nil, err
 	}
-	if cfg.ServerName == "" {
-		cfg.ServerName, _, _ = net.SplitHostPort(nc.RemoteAddr().String())
-	}
+	cfg.ServerName = host
 	tc := tls.Client(nc, cfg)
 	if err := tc.HandshakeContext(ctx); err != nil {
 		nc.Close()
@@ -30,7 +28,7 @@ func secure(ctx context.Context, nc net.Conn, f *tlsFiles) (net.Conn, error) {
 }
 
 func (f *tlsFiles) config() (*tls.Config, error) {
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: f.serverName, InsecureSkipVerify: f.skipVerify}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: f.skipVerify}
 	read := func(pem []byte, path string) ([]byte, error) {
 		if pem != nil || path == "" {
 			return pem, nil
@@ -55,7 +53,10 @@ func (f *tlsFiles) config() (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read client key: %w", err)
 	}
-	if cert != nil && key != nil {
+	if (cert == nil) != (key == nil) {
+		return nil, errs.New(errs.Invalid, "a client certificate and its key go together: only one of them is there")
+	}
+	if cert != nil {
 		pair, err := tls.X509KeyPair(cert, key)
 		if err != nil {
 			return nil, fmt.Errorf("client certificate: %w", err)

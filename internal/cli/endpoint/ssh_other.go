@@ -1,0 +1,7 @@
+//go:build !unix
+
+package endpoint
+
+import "os/exec"
+
+func apart(*exec.Cmd) {}
