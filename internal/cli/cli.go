@@ -80,12 +80,22 @@ func (e *usageError) Error() string { return e.text }
 
 // Main runs the command line and returns the exit code.
 func Main(ctx context.Context, args []string, s Streams) int {
-	a := &app{Streams: s, path: "corten"}
+	out := &output{Writer: s.Out}
+	a := &app{Streams: Streams{In: s.In, Out: out, Err: s.Err}, path: "corten"}
 	defer func() {
 		if a.api != nil {
 			a.api.Close()
 		}
 	}()
+	code := a.main(ctx, args)
+	if err := out.lost(); err != nil && code == 0 {
+		fmt.Fprintln(a.Err, err)
+		return 1
+	}
+	return code
+}
+
+func (a *app) main(ctx context.Context, args []string) int {
 	root := grammar()
 	fs := newFlags("corten")
 	fs.SetInterspersed(false)

@@ -446,3 +446,22 @@ func TestSignalsOfOurOwn(t *testing.T) {
 		}
 	}
 }
+
+// A full disk behind `corten ps > list`, or `id=$(corten create …)`: what was to be told is lost, and the exit code said that all went well.
+func TestLostOutputIsNoSuccess(t *testing.T) {
+	f := newFake(t, engineAnswers())
+	for _, args := range [][]string{{"ps"}, {"stop", "web"}, {"--help"}, {"completion", "bash"}, {"images", "--tree"}} {
+		var errOut bytes.Buffer
+		code := Main(t.Context(), append([]string{"-H", "unix://" + f.socket}, args...), Streams{In: strings.NewReader(""), Out: full{}, Err: &errOut})
+		if code != 1 || errOut.String() != "write /dev/stdout: no space left on device\n" {
+			t.Errorf("%v: %d %q", args, code, &errOut)
+		}
+	}
+}
+
+// full is a file on a full disk.
+type full struct{}
+
+func (full) Write([]byte) (int, error) {
+	return 0, &os.PathError{Op: "write", Path: "/dev/stdout", Err: syscall.ENOSPC}
+}

@@ -77,6 +77,9 @@ func (a *app) detachKeysOf(flag string) (string, error) {
 func (a *app) stdinFd() (uintptr, bool) { return terminalFd(a.In) }
 
 func terminalFd(stream any) (uintptr, bool) {
+	if out, ok := stream.(*output); ok {
+		stream = out.Writer
+	}
 	f, ok := stream.(*os.File)
 	if !ok || !term.IsTerminal(f.Fd()) {
 		return 0, false

@@ -3,7 +3,6 @@ package engineapi
 import (
 	"io"
 	"net"
-	"os"
 	"syscall"
 )
 
@@ -16,7 +15,7 @@ type splicer struct {
 // newSplicer returns nil if that cannot be done from r to w: w must be a pipe, and one that makes its writer wait, so that "try again" can only
 // mean the connection.
 func newSplicer(w io.Writer, r io.Reader) *splicer {
-	f, ok := w.(*os.File)
+	f, ok := w.(syscall.Conn)
 	if !ok {
 		return nil
 	}
