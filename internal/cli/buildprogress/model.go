@@ -78,6 +78,7 @@ type Model struct {
 	steps    map[string]*step // by digest, and by group
 	order    []*step          // as they began
 	warnings []Warning
+	printing bool          // every line is wanted, until it is printed; else only the last ones are kept
 	shift    time.Duration // our clock less the engine's
 	began    time.Time     // by our clock; zero before anything began
 }
@@ -95,7 +96,6 @@ type step struct {
 	partial []byte   // a line that has not ended
 	begun   time.Time
 	tail    []string // the last lines
-	lines   int
 	warned  []string
 	toPrint int // warnings printed already
 	hidden  bool
@@ -320,8 +320,9 @@ func (m *Model) line(s *step) {
 	}
 	text := seconds(after) + " " + strings.TrimSuffix(string(s.partial), "\r")
 	s.partial = s.partial[:0]
-	s.logs = append(s.logs, text)
-	s.lines++
+	if m.printing {
+		s.logs = append(s.logs, text)
+	}
 	s.tail = append(s.tail, text)
 	if len(s.tail) >= 2*max(m.Keep, tailLines) {
 		s.tail = append(s.tail[:0], s.tail[len(s.tail)-max(m.Keep, tailLines):]...)

@@ -28,8 +28,11 @@ type Plain struct {
 	turn    time.Time // when the current step got its turn
 }
 
-// NewPlain prints a model.
-func NewPlain(m *Model) *Plain { return &Plain{m: m} }
+// NewPlain prints a model, from its beginning on.
+func NewPlain(m *Model) *Plain {
+	m.printing = true
+	return &Plain{m: m}
+}
 
 // Next gives what is to be printed at the time now; the result is valid until the next call.
 func (p *Plain) Next(now time.Time) []byte {

@@ -251,3 +251,23 @@ func BenchmarkFrame(b *testing.B) {
 		v.Frame(clockAt(50), 100, 30, false)
 	}
 }
+
+// The live view and a quiet build kept every line that steps wrote, for the plain text that nobody was to see: a build that writes a gigabyte took as much of the client.
+func TestOnlyPlainTextKeepsLines(t *testing.T) {
+	now := time.Unix(100, 0)
+	status := &Status{Vertexes: []Vertex{{Digest: "a", Name: "[1/1] RUN yes", Started: &now}}, Logs: []Log{{Vertex: "a", Data: bytes.Repeat([]byte("y\n"), 5000), Timestamp: now}}}
+	for _, plain := range []bool{false, true} {
+		m := NewModel(10)
+		if plain {
+			NewPlain(m)
+		}
+		m.Apply(status, "", now)
+		s := m.steps["a"]
+		if got := len(s.logs); plain && got != 5000 || !plain && got != 0 {
+			t.Errorf("plain %t: %d lines kept", plain, got)
+		}
+		if len(s.lastLines(10)) != 10 {
+			t.Errorf("plain %t: the last lines: %q", plain, s.lastLines(10))
+		}
+	}
+}
