@@ -243,7 +243,7 @@ func (a *app) upgrade(ctx context.Context, args []string, o upgradeFlags) error 
 	if o.grace < time.Second || o.grace%time.Second != 0 {
 		return invalid("--grace: want whole seconds, one at least")
 	}
-	var have container.InspectResponse
+	var have struct{ Config struct{ Image string } }
 	if err := api.Get(ctx, "/containers/"+esc(args[0])+"/json", nil, &have); err != nil {
 		return err
 	}
@@ -271,7 +271,7 @@ func (a *app) upgrade(ctx context.Context, args []string, o upgradeFlags) error 
 
 // pullToUpgrade has the engine get the image, as far as --pull says.
 func (a *app) pullToUpgrade(ctx context.Context, api *engineapi.Client, name string, o upgradeFlags) error {
-	here := func() bool { return api.Get(ctx, "/images/"+name+"/json", nil, nil) == nil }
+	here := func() bool { return api.Get(ctx, "/images/"+escRef(name)+"/json", nil, nil) == nil }
 	switch o.pull {
 	case "newer", "always":
 	case "missing":

@@ -15,7 +15,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/pflag"
 
-	"corten.dev/corten/internal/cli/engineapi"
 	"corten.dev/corten/internal/manifest"
 	"corten.dev/corten/internal/reference"
 )
@@ -102,16 +101,6 @@ func (o *toolsCreate) run(ctx context.Context, a *app, args []string) error {
 		}
 	}
 	return o.describe(doc, tags)
-}
-
-// put stores a document; from names where what it lists is now.
-func (r *remote) put(ctx context.Context, tag reference.Ref, doc manifest.Document, from []string) error {
-	q := query()
-	for _, f := range from {
-		q.Add("from", f)
-	}
-	_, _, err := r.read(ctx, tag.Domain, engineapi.Request{Method: "PUT", Path: "/corten/manifests/" + escRef(tag.String()), Query: q, Stream: bytes.NewReader(doc.Raw), ContentType: doc.MediaType}, 1<<20)
-	return err
 }
 
 // describe writes --metadata-file.

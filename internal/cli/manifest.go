@@ -64,6 +64,16 @@ func (r *remote) document(ctx context.Context, ref reference.Ref) (manifest.Docu
 	return manifest.Parse(resp.Header["content-type"], raw)
 }
 
+// put stores a document; from names where what it lists is now.
+func (r *remote) put(ctx context.Context, tag reference.Ref, doc manifest.Document, from []string) error {
+	q := query()
+	for _, f := range from {
+		q.Add("from", f)
+	}
+	_, _, err := r.read(ctx, tag.Domain, engineapi.Request{Method: "PUT", Path: "/corten/manifests/" + escRef(tag.String()), Query: q, Stream: bytes.NewReader(doc.Raw), ContentType: doc.MediaType}, 1<<20)
+	return err
+}
+
 // platform is what an image's config says it was made for.
 func (r *remote) platform(ctx context.Context, ref reference.Ref, doc manifest.Document) (*ocispec.Platform, error) {
 	cfg := doc.Manifest.Config
@@ -316,6 +326,9 @@ func newManifestAnnotate() *verb {
 			if e == nil {
 				return errs.New(errs.NotFound, "manifest for image %s does not exist in %s", args[1], args[0])
 			}
+			if e.Descriptor.Platform == nil {
+				e.Descriptor.Platform = &ocispec.Platform{}
+			}
 			have := e.Descriptor.Platform
 			set := func(to *string, value string) {
 				if value != "" {
@@ -357,20 +370,19 @@ func newManifestPush() *verb {
 			if err != nil {
 				return err
 			}
-			q := query()
+			var from []string
 			for _, e := range list.Entries {
-				from, err := reference.Parse(e.Ref)
+				ref, err := reference.Parse(e.Ref)
 				if err != nil {
 					return err
 				}
-				q.Add("from", from.Name()+"@"+e.Descriptor.Digest.String())
+				from = append(from, ref.Name()+"@"+e.Descriptor.Digest.String())
 			}
 			r, err := a.remote()
 			if err != nil {
 				return err
 			}
-			req := engineapi.Request{Method: "PUT", Path: "/corten/manifests/" + escRef(target.String()), Query: q, Stream: bytes.NewReader(doc.Raw), ContentType: doc.MediaType}
-			if _, _, err := r.read(ctx, target.Domain, req, 1<<20); err != nil {
+			if err := r.put(ctx, target, doc, from); err != nil {
 				return err
 			}
 			fmt.Fprintln(a.Out, doc.Digest)

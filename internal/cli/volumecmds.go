@@ -78,14 +78,14 @@ func newVolumeLs() *verb {
 			if format == "" && !quiet {
 				format = a.cfg.VolumesFormat
 			}
-			var res struct{ Volumes []*volume.Volume }
+			var res struct{ Volumes []volume.Volume }
 			if err := api.Get(ctx, "/volumes", f.into(query()), &res); err != nil {
 				return err
 			}
 			sort.Slice(res.Volumes, func(i, j int) bool { return naturalLess(res.Volumes[i].Name, res.Volumes[j].Name) })
 			rows := make([]any, len(res.Volumes))
-			for i, v := range res.Volumes {
-				rows[i] = &volRow{v}
+			for i := range res.Volumes {
+				rows[i] = &volRow{&res.Volumes[i]}
 			}
 			l := show.List{Format: format, Default: "table {{.Driver}}\t{{.Name}}", Quiet: "{{.Name}}", IsQuiet: quiet, Headers: volHeaders(),
 				Raw: "name: {{.Name}}\ndriver: {{.Driver}}\n", QuietRaw: "name: {{.Name}}"}

@@ -131,7 +131,7 @@ func (d *drawing) bar(p detail) string {
 		return numbers
 	}
 	const full = 50
-	n := int(float64(p.Current) / float64(p.Total) * full)
+	n := int(float64(max(p.Current, 0)) / float64(p.Total) * full)
 	return "[" + strings.Repeat("=", n) + ">" + strings.Repeat(" ", full-n) + "] " + numbers
 }
 

@@ -83,3 +83,15 @@ func FuzzShow(f *testing.F) {
 		}
 	})
 }
+
+// A number below nothing made a bar of negative length, which ended the client.
+func TestNumbersThatCannotBe(t *testing.T) {
+	var out strings.Builder
+	screen := Screen{Out: &out, Live: true}
+	if err := screen.Show(strings.NewReader(`{"id":"a","status":"Downloading","progressDetail":{"current":-5,"total":10}}{"id":"a","status":"Downloading","progressDetail":{"current":-5,"total":-10}}`)); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(out.String(), "a: Downloading") {
+		t.Errorf("%q", out.String())
+	}
+}
