@@ -3,6 +3,7 @@ package server_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -390,6 +391,16 @@ func TestWebsocketAttach(t *testing.T) {
 	_, resp, err := websocket.Dial(ctx, "http://docker/containers/web/attach/ws", &websocket.DialOptions{HTTPClient: hc, HTTPHeader: http.Header{"Origin": {"http://evil.example"}}})
 	if err == nil || resp == nil || resp.StatusCode != http.StatusForbidden {
 		t.Errorf("a foreign origin: %v %v", resp, err)
+	}
+	// What is no websocket was answered twice, once by the library: text and JSON in one body, with the length of the second.
+	resp, err = hc.Get("http://docker/containers/web/attach/ws?stream=1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var told struct{ Message string }
+	if err := json.NewDecoder(resp.Body).Decode(&told); err != nil || resp.StatusCode != http.StatusUpgradeRequired || !strings.Contains(told.Message, "WebSocket") || resp.Header.Get("Content-Type") != "application/json" {
+		t.Errorf("%s: %+v, %v", resp.Status, told, err)
 	}
 }
 

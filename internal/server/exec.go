@@ -55,10 +55,7 @@ func (s *Server) execStart(w http.ResponseWriter, r *request) error {
 		return err
 	}
 	opts := containers.ExecStart{Detach: body.Detach, Tty: body.Tty}
-	if r.version >= 42 && body.ConsoleSize != nil {
-		if !body.Tty && *body.ConsoleSize != [2]uint{} {
-			return errs.New(errs.Invalid, "ConsoleSize is only supported when Tty is true")
-		}
+	if r.version >= 42 && body.Tty && body.ConsoleSize != nil { // passed over without a terminal, as by Docker
 		opts.ConsoleSize = *body.ConsoleSize
 	}
 	if body.Detach {

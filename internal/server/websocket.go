@@ -24,8 +24,9 @@ func (s *Server) containerAttachWS(w http.ResponseWriter, r *request) error {
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
 	var conn *wsConn
+	answer := &handshake{ResponseWriter: w}
 	opts.Hijack = func(tty bool) (net.Conn, []byte, error) {
-		ws, err := websocket.Accept(w, r.Request, &websocket.AcceptOptions{CompressionMode: websocket.CompressionDisabled})
+		ws, err := websocket.Accept(answer, r.Request, &websocket.AcceptOptions{CompressionMode: websocket.CompressionDisabled})
 		if err != nil {
 			return nil, nil, err
 		}
@@ -36,6 +37,10 @@ func (s *Server) containerAttachWS(w http.ResponseWriter, r *request) error {
 	err := s.Containers.Attach(ctx, r.id(), opts)
 	if conn == nil {
 		cancel()
+		if answer.refused != 0 {
+			s.fail(w, answer.refused, err.Error())
+			return nil
+		}
 		return err
 	}
 	if err != nil {
@@ -43,6 +48,25 @@ func (s *Server) containerAttachWS(w http.ResponseWriter, r *request) error {
 	}
 	return nil
 }
+
+// handshake keeps the library from answering a request that is no websocket's: it is told in our words, once.
+type handshake struct {
+	http.ResponseWriter
+	refused int // the status that it was answered with
+}
+
+func (h *handshake) WriteHeader(code int) {
+	if code == http.StatusSwitchingProtocols {
+		h.ResponseWriter.WriteHeader(code)
+		return
+	}
+	h.refused = code
+}
+
+func (h *handshake) Write(p []byte) (int, error) { return len(p), nil }
+
+// Unwrap has the connection found.
+func (h *handshake) Unwrap() http.ResponseWriter { return h.ResponseWriter }
 
 // wsConn takes Docker's 8-byte frame headers out of what is written, because websocket clients get the plain streams. Headers and payload may come in any pieces.
 type wsConn struct {
