@@ -82,6 +82,7 @@ func (in *input) end() {
 // close closes stdin now.
 func (in *input) close() {
 	if in.fd < 0 {
+		in.wait.free() // what was typed for a terminal that never came
 		return
 	}
 	if in.p.terminal && in.p.out[0].fd >= 0 {
