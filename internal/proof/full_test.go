@@ -136,7 +136,7 @@ func endsOnAFullDisk(t *testing.T, e *enginetest.Engine, disk string) {
 	if err := os.Remove(full); err != nil {
 		t.Fatal(err)
 	}
-	record := filepath.Join(disk, "containers", e.Corten("inspect", "-f", "{{.Id}}", "brief"), "record.json")
+	record := filepath.Join(disk, "containers", e.Corten("inspect", "-f", "{{.Id}}", "brief"), "state.json")
 	eventually(t, "what was owed is written", func() bool {
 		raw, err := os.ReadFile(record)
 		return err == nil && bytes.Contains(raw, []byte(`"ExitCode":7`))

@@ -101,8 +101,11 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (created Create
 	return Created{ID: rec.ID, Warnings: warnings}, nil
 }
 
+// idLength is how many letters the id of a container has.
+const idLength = 64
+
 func newID() string {
-	var b [32]byte
+	var b [idLength / 2]byte
 	for {
 		rand.Read(b[:]) // never fails
 		id := hex.EncodeToString(b[:])

@@ -2,6 +2,7 @@ package containers
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -38,13 +39,13 @@ func (s *Service) writeGenerated(rec *container.Record, sb *network.Sandbox) err
 		return err
 	}
 	hostname := rec.Config.Hostname
-	if err := os.WriteFile(files.Hostname, []byte(hostname+"\n"), 0o644); err != nil {
+	if err := overwrite(files.Hostname, []byte(hostname+"\n")); err != nil {
 		return err
 	}
-	if err := os.WriteFile(files.Hosts, hosts, 0o644); err != nil {
+	if err := overwrite(files.Hosts, hosts); err != nil {
 		return err
 	}
-	return os.WriteFile(files.ResolvConf, sb.ResolvConf, 0o644)
+	return overwrite(files.ResolvConf, sb.ResolvConf)
 }
 
 func (s *Service) hostsFile(rec *container.Record, sb *network.Sandbox) ([]byte, error) {
@@ -104,22 +105,52 @@ func writeHosts(b *bytes.Buffer, rec *container.Record, endpoints []network.Endp
 
 // editHosts changes a running container's hosts file from the addresses that it had to those that it has; what the program wrote there stays.
 func (s *Service) editHosts(rec *container.Record, before *network.Sandbox) error {
+	var old, now bytes.Buffer
+	writeHosts(&old, rec, before.Endpoints)
+	writeHosts(&now, rec, rec.Sandbox.Endpoints)
+	gone := map[string]bool{}
+	for line := range bytes.Lines(old.Bytes()) {
+		gone[string(line)] = true
+	}
+	return s.changeHosts(rec, func(line []byte) []byte {
+		if gone[string(line)] {
+			return nil
+		}
+		return line
+	}, now.Bytes())
+}
+
+// changeHosts changes a running container's hosts file line by line, and appends to it. It is changed in place: the container has this very file mounted.
+func (s *Service) changeHosts(rec *container.Record, change func(line []byte) []byte, more []byte) error {
+	s.links.files.Lock()
+	defer s.links.files.Unlock()
 	path := s.generatedFiles(rec).Hosts
 	have, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
-	var old, now bytes.Buffer
-	writeHosts(&old, rec, before.Endpoints)
-	writeHosts(&now, rec, rec.Sandbox.Endpoints)
 	var b bytes.Buffer
 	for line := range bytes.Lines(have) {
-		if !bytes.Contains(old.Bytes(), line) {
-			b.Write(line)
-		}
+		b.Write(change(line))
 	}
-	b.Write(now.Bytes())
-	return os.WriteFile(path, b.Bytes(), 0o644) // in place: the container has this very file mounted
+	b.Write(more)
+	if bytes.Equal(b.Bytes(), have) {
+		return nil
+	}
+	return overwrite(path, b.Bytes())
+}
+
+// overwrite gives a file that others have open or mounted new content, without it being empty in between, also when the disk is full.
+func overwrite(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(b, 0)
+	if err == nil {
+		err = f.Truncate(int64(len(b)))
+	}
+	return errors.Join(err, f.Close())
 }
 
 // editResolvConf renews a running container's resolv.conf: on its first network of its own, the embedded name server comes in, and with the last one it goes. A file that
@@ -133,5 +164,5 @@ func (s *Service) editResolvConf(rec *container.Record, before *network.Sandbox)
 	if err != nil || !bytes.Equal(have, before.ResolvConf) {
 		return err
 	}
-	return os.WriteFile(path, rec.Sandbox.ResolvConf, 0o644)
+	return overwrite(path, rec.Sandbox.ResolvConf)
 }

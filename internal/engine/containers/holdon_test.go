@@ -1,6 +1,7 @@
 package containers_test
 
 import (
+	"errors"
 	"maps"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/engine/containers"
+	"corten.dev/corten/internal/linux/mount"
 )
 
 // A monitor's processes die with it because the kernel tells the first one (PR_SET_PDEATHSIG). Executing a set-uid program makes the kernel forget that, and where the pid
@@ -155,4 +157,32 @@ func TestParentCgroupGoes(t *testing.T) {
 		t.Errorf("left behind: %v", left)
 	}
 	h.open()
+}
+
+// An engine that was killed between the mount of a shareable /dev/shm and the clone, or after a container with --rm was gone and before its mount was, left the mount for good.
+func TestMountsOfKilledEnginesGo(t *testing.T) {
+	h := newHost(t)
+	req := sh("exec sleep 100")
+	req.Host.IpcMode = "shareable"
+	made, err := h.svc.Create(bg, req)
+	must(t, err)
+	runs := h.run(req)
+	h.close()
+	nobody := strings.Repeat("e", 64)
+	dirs := []string{h.execRoot + "/shm/" + made.ID, h.execRoot + "/shm/" + nobody, h.execRoot + "/" + nobody + "-image"}
+	for _, dir := range dirs {
+		must(t, os.MkdirAll(dir, 0o700))
+		must(t, mount.Tmpfs("shm", dir, "size=64k"))
+		t.Cleanup(func() { must(t, mount.Detach(dir)) })
+	}
+	h.open()
+	for _, dir := range dirs {
+		if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+	if st, err := os.Stat(h.execRoot + "/shm/" + runs); err != nil || st.Mode().Perm() != 0o777 {
+		t.Errorf("that of a container that runs: %v, %v", st, err)
+	}
+	must(t, h.svc.Remove(bg, runs, containers.RemoveOptions{Force: true}))
 }

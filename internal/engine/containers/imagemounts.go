@@ -108,16 +108,18 @@ func (s *Service) mountImage(ctx context.Context, r *run, mnt container.Mount, u
 	return nil
 }
 
+// partMark ends the names of folders for clonePart.
+const partMark = "-image"
+
+func (s *Service) partDir(id string) string { return filepath.Join(s.ExecRoot, id+partMark) }
+
 // clonePart clones a part of a mounted tree. A mount that stands nowhere gives no parts before Linux 6.15: it stands somewhere for a moment then.
 func (s *Service) clonePart(r *run, mounted *snapshot.Mounted, part *os.File) (*os.File, error) {
 	tree, err := mount.TreeAt(part, false)
 	if err == nil || !mounted.Detached || !errors.Is(err, syscall.EINVAL) {
 		return tree, err
 	}
-	dir := filepath.Join(s.ExecRoot, r.ctr.id+"-image")
-	if err := mount.Detach(dir); err != nil { // of an engine that was killed here
-		return nil, err
-	}
+	dir := s.partDir(r.ctr.id)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}

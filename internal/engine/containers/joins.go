@@ -223,5 +223,28 @@ func (s *Service) unmountShm(id string) error {
 	return nil
 }
 
+// sweepMounts takes away the mounts of runs that are no more: an engine was killed after the mount and before the run, or after the container and before the mount.
+func (s *Service) sweepMounts() error {
+	dirs, err := filepath.Glob(s.shmDir("*"))
+	if err != nil {
+		return err
+	}
+	var all []error
+	for _, dir := range dirs {
+		if ctr, err := s.find(filepath.Base(dir)); err != nil || !ctr.record().State.Status.Live() {
+			all = append(all, s.unmountShm(filepath.Base(dir)))
+		}
+	}
+	if dirs, err = filepath.Glob(s.partDir("*")); err != nil {
+		return err
+	}
+	for _, dir := range dirs { // of a moment in a start
+		if id := strings.TrimSuffix(filepath.Base(dir), partMark); len(id) == idLength {
+			all = append(all, mount.Detach(dir), os.Remove(dir))
+		}
+	}
+	return errors.Join(all...)
+}
+
 // procPath names an open file for those in this process who take a path; it is good while the file is open.
 func procPath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }

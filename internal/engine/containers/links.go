@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -235,29 +234,16 @@ func (s *Service) relink(child *live) {
 
 // renewLinks changes the lines of links in a running container's hosts file; what the program wrote there stays.
 func (s *Service) renewLinks(rec *container.Record, all []linked) error {
-	s.links.files.Lock()
-	defer s.links.files.Unlock()
-	path := s.generatedFiles(rec).Hosts
-	have, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
 	byAlias := map[string]linked{}
 	for _, l := range all {
 		byAlias[l.alias] = l
 	}
-	var b bytes.Buffer
-	for line := range bytes.Lines(have) {
-		f := strings.Fields(string(line))
-		if l, ok := byAlias[at(f, 1)]; ok {
-			line = []byte(l.hostsLine())
+	return s.changeHosts(rec, func(line []byte) []byte {
+		if l, ok := byAlias[at(strings.Fields(string(line)), 1)]; ok {
+			return []byte(l.hostsLine())
 		}
-		b.Write(line)
-	}
-	if bytes.Equal(b.Bytes(), have) {
-		return nil
-	}
-	return os.WriteFile(path, b.Bytes(), 0o644) // in place: the container has this very file mounted
+		return line
+	}, nil)
 }
 
 func at(f []string, i int) string {
@@ -297,20 +283,12 @@ func (s *Service) unlink(_ context.Context, ref string) error {
 	if err := s.save(ctr, true); err != nil || !rec.State.Status.Live() {
 		return err
 	}
-	s.links.files.Lock()
-	defer s.links.files.Unlock()
-	path := s.generatedFiles(rec).Hosts
-	have, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	var b bytes.Buffer
-	for line := range bytes.Lines(have) {
-		if at(strings.Fields(string(line)), 1) != alias {
-			b.Write(line)
+	return s.changeHosts(rec, func(line []byte) []byte {
+		if at(strings.Fields(string(line)), 1) == alias {
+			return nil
 		}
-	}
-	return os.WriteFile(path, b.Bytes(), 0o644)
+		return line
+	}, nil)
 }
 
 // aliasLinks are the links of one endpoint on a network of one's own: alias -> name of the other.

@@ -24,7 +24,8 @@ type live struct {
 	rec atomic.Pointer[container.Record]
 	// disk orders the writes of this one record. It is held over a write of a small file, by design: a later state must not be overwritten by an earlier one.
 	disk sync.Mutex
-	gone bool // the record file was removed and must not come back; guarded by disk
+	gone bool   // the record file was removed and must not come back; guarded by disk, as is rev
+	rev  uint64 // of what was written last
 
 	mu       sync.Mutex       // guards what follows
 	from     container.Status // what Starting or Removing came from

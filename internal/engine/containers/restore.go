@@ -47,9 +47,11 @@ func (s *Service) restore(ctx context.Context) error {
 		kept[strings.TrimSuffix(filepath.Base(e), ".broken")] = true
 	}
 	var found []*live
-	for _, rec := range recs {
+	for _, kept := range recs {
+		rec := kept.Record
 		rec.Networks = s.plain.share(rec.Networks)
 		ctr := newLive(rec)
+		ctr.rev = kept.Rev
 		if err := s.table.reserve(rec.Name, ctr); err != nil {
 			// A crash in the middle of two renames; nothing is lost but the name.
 			name := rec.Name + "_" + rec.ID[:12]
@@ -339,6 +341,7 @@ func (s *Service) sweep(ctx context.Context, kept map[string]bool) {
 	for _, key := range trees {
 		warn("a file tree", key, s.Trees.Remove(ctx, key))
 	}
+	warn("mounts", "", s.sweepMounts())
 	entries, err := os.ReadDir(s.Root)
 	warn("folders", "", err)
 	for _, e := range entries {

@@ -255,7 +255,7 @@ func (s *Service) locateStopped(ctx context.Context, rec *container.Record, name
 	}
 	dir, release := mnt.Source, func() {}
 	if mnt.Type == "volume" {
-		user := rec.ID + "-cp"
+		user := rec.ID + "-cp-" + newID()[:12] // of two at a time, the first that is done must not take it from the other
 		var err error
 		if dir, err = s.Volumes.Mount(ctx, mnt.Name, user); err != nil {
 			return nil, "", nil, err
