@@ -14,7 +14,7 @@ import (
 	"corten.dev/corten/internal/monitor/wire"
 )
 
-// maxPreread is how much stdin travels in a packet; more goes through a copying connection.
+// maxPreread is how much stdin travels in a packet, of all clients together; more goes through copying connections.
 const maxPreread = 8 << 10
 
 // hand adds a connection to a request. end is called once, with how the attachment ended, if the request succeeds.
@@ -28,12 +28,13 @@ func (m *monitor) hand(req *wire.Message, pc *parcel, conn net.Conn, o AttachOpt
 			a.Flags |= x.bit
 		}
 	}
-	fd, begin, err := descriptor(conn, o.Preread, o.Shared)
+	fd, begin, err := descriptor(conn, o.Preread, o.Shared, len(o.Preread) <= maxPreread-pc.preread)
 	if err != nil {
 		return fmt.Errorf("attach: %w", err)
 	}
 	if begin == nil {
 		a.Preread = o.Preread
+		pc.preread += len(o.Preread)
 	}
 	h := &handover{settled: make(chan struct{})}
 	m.mu.Lock()
@@ -86,9 +87,9 @@ func (h *handover) finish(end func()) {
 }
 
 // descriptor gives a copy of the connection's own descriptor. A connection that has none of its own (TLS, a websocket), or of which more was read already than
-// fits a packet, gets a socket pair; begin then starts (or gives up) copying, and its channel closes when all output was copied.
-func descriptor(conn net.Conn, preread []byte, shared bool) (fd int, begin func(start bool) <-chan struct{}, err error) {
-	if len(preread) <= maxPreread {
+// fits the packet, gets a socket pair; begin then starts (or gives up) copying, and its channel closes when all output was copied.
+func descriptor(conn net.Conn, preread []byte, shared, fits bool) (fd int, begin func(start bool) <-chan struct{}, err error) {
+	if fits {
 		switch conn.(type) {
 		case *net.UnixConn, *net.TCPConn:
 			fd, err = duplicate(conn.(syscall.Conn))

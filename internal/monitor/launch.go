@@ -14,8 +14,9 @@ import (
 
 // parcel is the descriptors of a request, in the order in which they travel, and what to close once it was sent.
 type parcel struct {
-	fds  []int
-	done []func(sent bool)
+	fds     []int
+	done    []func(sent bool)
+	preread int // bytes of stdin that travel in the packet
 }
 
 func (p *parcel) close(sent bool) {
