@@ -38,7 +38,9 @@ func (s *Service) Attach(ctx context.Context, ref string, opts AttachOptions) er
 	var early *attachment
 	defer func() { early.settle(nil, monitor.AttachOptions{}) }() // unless it was
 	if opts.Stream && !opts.Logs {
-		early = ctr.expect()
+		if early, err = ctr.expect(); err != nil {
+			return err
+		}
 	}
 	conn, preread, err := opts.Hijack(rec.Config.Tty)
 	if err != nil {
@@ -50,7 +52,10 @@ func (s *Service) Attach(ctx context.Context, ref string, opts AttachOptions) er
 			return err
 		}
 		if opts.Stream {
-			early = ctr.expect()
+			if early, err = ctr.expect(); err != nil {
+				conn.Close()
+				return err
+			}
 		}
 	}
 	if !opts.Stream {
@@ -118,6 +123,9 @@ func (s *Service) history(ctx context.Context, ctr *live, opts AttachOptions, w 
 	return log.Copy(ctx, w, logs.CopyOptions{Framed: !ctr.record().Config.Tty})
 }
 
+// maxDetachKeys bounds what no hand types.
+const maxDetachKeys = 64
+
 // parseDetachKeys reads "ctrl-p,ctrl-q"; empty is that default.
 func parseDetachKeys(keys string) ([]byte, error) {
 	if keys == "" {
@@ -138,6 +146,9 @@ func parseDetachKeys(keys string) ([]byte, error) {
 		default:
 			return nil, errs.New(errs.Invalid, "Invalid detach keys (%s) provided", keys)
 		}
+	}
+	if len(seq) > maxDetachKeys {
+		return nil, errs.New(errs.Invalid, "%d detach keys are more than %d", len(seq), maxDetachKeys)
 	}
 	return seq, nil
 }
@@ -180,16 +191,22 @@ func (a *attachment) settle(conn net.Conn, opts monitor.AttachOptions) {
 	})
 }
 
+// maxPending is how many clients may wait for a start, at which the monitor is handed all of them in one packet (wire.MaxFiles): the start would fail for one too many.
+const maxPending = 200
+
 // expect notes a client whose connection is about to come; nil when the container runs.
-func (ctr *live) expect() *attachment {
+func (ctr *live) expect() (*attachment, error) {
 	ctr.mu.Lock()
 	defer ctr.mu.Unlock()
 	if ctr.mon != nil {
-		return nil
+		return nil, nil
+	}
+	if len(ctr.pending) >= maxPending {
+		return nil, errs.New(errs.Unavailable, "container %s: %d clients wait for it to start already, which is as many as can", ctr.record().Name, maxPending)
 	}
 	a := newAttachment()
 	ctr.pending = append(ctr.pending, a)
-	return a
+	return a, nil
 }
 
 // turnAway ends the attachments that wait for a start which does not come.

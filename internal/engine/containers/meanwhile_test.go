@@ -12,6 +12,7 @@ import (
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/engine/containers"
+	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/monitor"
 	"corten.dev/corten/internal/monitor/monitortest"
 )
@@ -230,4 +231,36 @@ func TestPowerCutLosesTheStateAtMost(t *testing.T) {
 		t.Errorf("%s, %v", view.State.Status, err)
 	}
 	must(t, svc.Close())
+}
+
+// All clients that wait for a start are handed to the monitor in one packet, which carries 253 descriptors: with so many, the container could not be started.
+func TestMoreClientsThanAStartCanTake(t *testing.T) {
+	_, svc, id := made(t, asItIs)
+	refused := 0
+	attached := make(chan error, 300)
+	for range cap(attached) {
+		taken := make(chan struct{})
+		go func() {
+			attached <- svc.Attach(bg, id, containers.AttachOptions{Stdout: true, Stream: true, Hijack: func(bool) (net.Conn, []byte, error) {
+				here, there := net.Pipe()
+				t.Cleanup(func() { here.Close() })
+				close(taken)
+				return there, nil, nil
+			}})
+		}()
+		select {
+		case <-taken:
+		case err := <-attached:
+			if refused++; !errors.Is(err, errs.Unavailable) {
+				t.Fatal(err)
+			}
+		}
+	}
+	if refused != 100 {
+		t.Errorf("%d were refused", refused)
+	}
+	must(t, svc.Remove(bg, id, containers.RemoveOptions{}))
+	for range cap(attached) - refused {
+		must(t, within(t, "attach", attached))
+	}
 }

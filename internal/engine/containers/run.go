@@ -38,7 +38,10 @@ func (s *Service) Run(ctx context.Context, ref string, opts AttachOptions, last 
 	if err != nil {
 		return err
 	}
-	early := ctr.expect()
+	early, err := ctr.expect()
+	if err != nil {
+		return err
+	}
 	defer early.settle(nil, monitor.AttachOptions{}) // unless it was
 	conn, preread, err := opts.Hijack(rec.Config.Tty)
 	if err != nil {
