@@ -84,9 +84,32 @@ func TestBareInside(t *testing.T) {
 const (
 	digWord  = "dig-below-the-root"
 	bareWord = "bare-inside"
+	keysWord = "whose-keys"
 )
 
-var plays = map[string]func() error{digWord: dig, bareWord: bareInside}
+var plays = map[string]func() error{digWord: dig, bareWord: bareInside, keysWord: sessionKeyring}
+
+// sessionKeyring tells the name of the keyring that the process has for its session.
+func sessionKeyring() error {
+	text, err := unix.KeyctlString(unix.KEYCTL_DESCRIBE, unix.KEY_SPEC_SESSION_KEYRING)
+	if err != nil {
+		return err
+	}
+	fmt.Println(text[strings.LastIndex(text, ";")+1:])
+	return nil
+}
+
+// A container that kept the session keyring of whoever started the engine could read the keys in it.
+func TestSessionKeyring(t *testing.T) {
+	needRoot(t)
+	if _, err := unix.KeyctlGetKeyringID(unix.KEY_SPEC_SESSION_KEYRING, true); errors.Is(err, unix.ENOSYS) {
+		t.Skip("this kernel has no keyrings (CONFIG_KEYS)")
+	}
+	out, code := play(t, keysWord)
+	if code != 0 || !strings.HasPrefix(out, "_ses.t") { // its own: named after its ID
+		t.Errorf("%d %q", code, out)
+	}
+}
 
 // play runs one of them in a privileged container.
 func play(t *testing.T, word string) (string, int) {

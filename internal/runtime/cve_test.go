@@ -189,6 +189,12 @@ func TestMaskIsTheHostsNull(t *testing.T) {
 	}
 }
 
+// What is masked can be filled by nobody: root in the container is root for the empty directory, too.
+func TestMaskedDirectoriesAreReadOnly(t *testing.T) {
+	out, code := sh(t, "ls -A /sys/firmware; touch /sys/firmware/x 2>&1 | sed 's/.*: //'; mkdir /sys/firmware/y 2>&1 | sed 's/.*: //'; ls -A /sys/firmware", nil)
+	want(t, out, code, "Read-only file system\nRead-only file system\n")
+}
+
 // CVE-2025-52565: the terminal was mounted on /dev/console by name, and a link there led to a file of procfs.
 func TestConsoleIsALink(t *testing.T) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

@@ -77,9 +77,10 @@ func (p *plan) rootFS() {
 	p.makeDev()
 	if cwd := p.spec.Process.Cwd; cwd != "/" {
 		p.note("make working directory %s", cwd)
-		fd := b.NewReg()
-		b.OpenIn(p.root, cwd, oPath, launch.MakeDir, dirMode).To(fd).Ignore(0) // chdir will tell, in the words for it
-		p.b.Sys(unix.SYS_CLOSE, fd).Ignore(0)
+		fd, none := b.NewReg(), b.NewLabel()
+		b.OpenIn(p.root, cwd, oPath, launch.MakeDir, dirMode).To(fd).On(0, none) // chdir will tell, in the words for it
+		b.Close(fd)
+		b.Mark(none)
 		b.FreeReg(fd)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -343,6 +344,30 @@ func TestNoDescriptorLeaks(t *testing.T) {
 	out, err := cmd.Output()
 	if err != nil || string(out) != "0\n1\n2\n3\n" {
 		t.Fatalf("%q %v", out, err)
+	}
+}
+
+// CVE-2024-21626, with the caller's help: a directory of the host that is passed on purpose is no way out as a working directory. And the story of a find on the way: of one that could not be made
+// the number of the error (40 of a loop, 20 of a file in the way) was closed as if it were a descriptor, and the container died of that, without a word.
+func TestWorkingDirectoryOfTheHost(t *testing.T) {
+	c := newCLI(t)
+	host, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	for _, cwd := range []string{"/proc/self/fd/3", "/proc/self/fd/3/../..", "/proc/self/fd/9", "/dev/null", "/dev/null/x", "/proc/self/fd/0/x", "/loop/x"} {
+		s := c.config("ls")
+		if err := os.Symlink("loop", filepath.Join(c.bundle, s.Root.Path, "loop")); err != nil && !errors.Is(err, os.ErrExist) {
+			t.Fatal(err)
+		}
+		s.Process.Cwd = cwd
+		c.write(s)
+		cmd := c.cmd("run", "--preserve-fds", "1", "w")
+		cmd.ExtraFiles = []*os.File{host}
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "change to directory "+cwd+": ") {
+			t.Errorf("%s: %v %s", cwd, err, out)
+		}
 	}
 }
 

@@ -606,4 +606,17 @@ func TestOutOfMemory(t *testing.T) {
 	if st := h.inspect(id).State; !st.OOMKilled || st.ExitCode != 137 {
 		t.Errorf("%+v", st)
 	}
+	// The next engine knows it, too, when it happens while none runs.
+	req = sh("while ! test -e /go; do sleep 0.02; done; exec dd if=/dev/zero of=/dev/null bs=60M count=1")
+	req.Host.Resources.Memory = 10 << 20
+	id = h.run(req)
+	pid := itoa(h.inspect(id).State.PID)
+	h.close()
+	must(t, os.WriteFile("/proc/"+pid+"/root/go", nil, 0o600))
+	waitFor(t, "the end of a container while the engine is away", func() bool { _, err := os.Stat("/proc/" + pid); return err != nil })
+	h.open()
+	ended := h.until(id, "ended", func(v containers.View) bool { return v.State.Status == container.Exited })
+	if st := ended.State; !st.OOMKilled || st.ExitCode != 137 {
+		t.Errorf("while the engine was away: %+v", st)
+	}
 }

@@ -289,6 +289,20 @@ func whiteouts(t *testing.T, open Open) {
 			t.Errorf("%s is %q, want %q", name, got, want)
 		}
 	}
+	// A device 0:0 is overlayfs' own mark of a deletion: it means the same everywhere, and is never there itself.
+	c := Apply(t, s, a.Chain, Tar(t, Entry{Header: tar.Header{Typeflag: tar.TypeChar, Name: "f"}}, Entry{Header: tar.Header{Typeflag: tar.TypeChar, Name: "d"}}, Dir("e", 0o755)))
+	m = view(t, s, c.Chain)
+	for name, there := range map[string]bool{"f": false, "d": false, "e/old": true, "g": true} {
+		if _, err := os.Lstat(at(m, name)); (err == nil) != there || err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("after devices 0:0, %s: %v", name, err)
+		}
+	}
+	// A link to what was just deleted would take the deletion's mark for a file.
+	for _, gone := range [][]Entry{{File(".wh.f", ""), Hard("y", "f")}, {Entry{Header: tar.Header{Typeflag: tar.TypeChar, Name: "f"}}, Hard("y", "f")}} {
+		if _, err := s.Apply(context.Background(), a.Chain, "", bytes.NewReader(Tar(t, gone...))); !errors.Is(err, errs.Invalid) {
+			t.Errorf("a link to what was deleted: %v", err)
+		}
+	}
 	for _, bad := range []string{".wh.", ".wh...", ".wh.x/y"} {
 		if _, err := s.Apply(context.Background(), "", "", bytes.NewReader(Tar(t, File(bad, "")))); !errors.Is(err, errs.Invalid) {
 			t.Errorf("%s: %v", bad, err)
