@@ -112,6 +112,9 @@ type Stats struct {
 // Pressure is for how long tasks had to wait for a resource.
 type Pressure = cgroup.Pressure
 
+// Details are what Stats leaves out.
+type Details = cgroup.Details
+
 // Counter is one line of a file of counters.
 type Counter = cgroup.Counter
 

@@ -19,6 +19,15 @@ func (ctr *Container) Stats() (Stats, error) {
 	return FromCgroup(&s), nil
 }
 
+// Details are the kernel's figures that few ask for: swap, kernel memory, processors and huge pages.
+func (ctr *Container) Details() (Details, error) {
+	d, err := ctr.cg.Details()
+	if err != nil {
+		return d, ctr.wrap("stats of", err)
+	}
+	return d, nil
+}
+
 // Meter reads the figures of one container again and again, cheaply. It belongs to one goroutine at a time.
 type Meter struct {
 	ctr *Container

@@ -188,6 +188,9 @@ func TestLifeCycle(t *testing.T) {
 	if err := json.Unmarshal([]byte(c.ok("events", "--stats", "a")), &ev); err != nil || ev.Type != "stats" || ev.Data.Memory.Usage.Limit != 67108864 || ev.Data.Pids.Limit != 50 {
 		t.Fatalf("%+v %v", ev, err)
 	}
+	if d, v1 := ev.Data, ev.Data.CPU.Usage.Percpu != nil; v1 && (d.Memory.Swap.Limit == 0 || d.Memory.Swap.Max == 0 || len(d.Cpuset.CPUs) == 0 || len(d.CPU.Usage.PercpuKernel) != len(d.CPU.Usage.Percpu)) {
+		t.Errorf("swap, cpuset or processors: %+v", d)
+	}
 	var pids []int
 	if err := json.Unmarshal([]byte(c.ok("ps", "--format", "json", "a")), &pids); err != nil || len(pids) != 1 {
 		t.Fatal(pids, err)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/linux/cgroup"
 	"corten.dev/corten/internal/runtime"
 )
 
@@ -19,8 +20,11 @@ type event struct {
 type usageJSON struct {
 	Total  uint64   `json:"total,omitempty"`
 	Percpu []uint64 `json:"percpu,omitempty"`
-	Kernel uint64   `json:"kernel"`
-	User   uint64   `json:"user"`
+	// As runc's, on v1 alone.
+	PercpuKernel []uint64 `json:"percpu_kernel,omitempty"`
+	PercpuUser   []uint64 `json:"percpu_user,omitempty"`
+	Kernel       uint64   `json:"kernel"`
+	User         uint64   `json:"user"`
 }
 
 type throttlingJSON struct {
@@ -31,6 +35,26 @@ type throttlingJSON struct {
 
 type entryJSON struct {
 	Limit   uint64 `json:"limit"`
+	Usage   uint64 `json:"usage,omitempty"`
+	Max     uint64 `json:"max,omitempty"`
+	Failcnt uint64 `json:"failcnt"`
+}
+
+type cpusetJSON struct {
+	CPUs                  []uint16 `json:"cpus,omitempty"`
+	CPUExclusive          uint64   `json:"cpu_exclusive"`
+	Mems                  []uint16 `json:"mems,omitempty"`
+	MemHardwall           uint64   `json:"mem_hardwall"`
+	MemExclusive          uint64   `json:"mem_exclusive"`
+	MemoryMigrate         uint64   `json:"memory_migrate"`
+	MemorySpreadPage      uint64   `json:"memory_spread_page"`
+	MemorySpreadSlab      uint64   `json:"memory_spread_slab"`
+	MemoryPressure        uint64   `json:"memory_pressure"`
+	SchedLoadBalance      uint64   `json:"sched_load_balance"`
+	SchedRelaxDomainLevel int64    `json:"sched_relax_domain_level"`
+}
+
+type hugetlbJSON struct {
 	Usage   uint64 `json:"usage,omitempty"`
 	Max     uint64 `json:"max,omitempty"`
 	Failcnt uint64 `json:"failcnt"`
@@ -48,10 +72,14 @@ type statsJSON struct {
 		Usage      usageJSON      `json:"usage"`
 		Throttling throttlingJSON `json:"throttling"`
 	} `json:"cpu"`
+	Cpuset cpusetJSON `json:"cpuset"`
 	Memory struct {
-		Cache uint64            `json:"cache,omitempty"`
-		Usage entryJSON         `json:"usage"`
-		Raw   map[string]uint64 `json:"raw,omitempty"`
+		Cache     uint64            `json:"cache,omitempty"`
+		Usage     entryJSON         `json:"usage"`
+		Swap      entryJSON         `json:"swap"`
+		Kernel    entryJSON         `json:"kernel"`
+		KernelTCP entryJSON         `json:"kernelTCP"`
+		Raw       map[string]uint64 `json:"raw,omitempty"`
 	} `json:"memory"`
 	Pids struct {
 		Current uint64 `json:"current,omitempty"`
@@ -61,10 +89,19 @@ type statsJSON struct {
 		ServiceBytes []blkioJSON `json:"ioServiceBytesRecursive,omitempty"`
 		Serviced     []blkioJSON `json:"ioServicedRecursive,omitempty"`
 	} `json:"blkio"`
+	Hugetlb map[string]hugetlbJSON `json:"hugetlb"`
 }
 
-func toJSON(s runtime.Stats) (out statsJSON) {
-	out.CPU.Usage = usageJSON{s.CPUTotal, s.PerCPU, s.CPUSystem, s.CPUUser}
+func toJSON(s runtime.Stats, d runtime.Details) (out statsJSON) {
+	out.CPU.Usage = usageJSON{s.CPUTotal, s.PerCPU, d.PerCPUSystem, d.PerCPUUser, s.CPUSystem, s.CPUUser}
+	if d.Cpuset != nil {
+		out.Cpuset = cpusetOf(d.Cpuset)
+	}
+	out.Memory.Swap, out.Memory.Kernel, out.Memory.KernelTCP = entryJSON(d.MemorySwap), entryJSON(d.Kernel), entryJSON(d.KernelTCP)
+	out.Hugetlb = make(map[string]hugetlbJSON, len(d.Hugetlb))
+	for _, h := range d.Hugetlb {
+		out.Hugetlb[h.PageSize] = hugetlbJSON{h.Usage, h.MaxUsage, h.Failcnt}
+	}
 	out.CPU.Throttling = throttlingJSON{s.Periods, s.ThrottledPeriods, s.ThrottledNS}
 	out.Memory.Usage = entryJSON{s.MemoryLimit, s.MemoryUsage, s.MemoryMax, s.Failcnt}
 	out.Memory.Raw = make(map[string]uint64, len(s.MemoryStat))
@@ -80,6 +117,20 @@ func toJSON(s runtime.Stats) (out statsJSON) {
 		out.Blkio.Serviced = append(out.Blkio.Serviced, blkioJSON(e))
 	}
 	return out
+}
+
+func cpusetOf(s *cgroup.CpusetStats) cpusetJSON {
+	bit := func(on bool) uint64 {
+		if on {
+			return 1
+		}
+		return 0
+	}
+	return cpusetJSON{
+		CPUs: s.CPUs, Mems: s.Mems, CPUExclusive: bit(s.CPUExclusive), MemExclusive: bit(s.MemExclusive), MemHardwall: bit(s.MemHardwall), MemoryMigrate: bit(s.MemoryMigrate),
+		MemorySpreadPage: bit(s.MemorySpreadPage), MemorySpreadSlab: bit(s.MemorySpreadSlab), MemoryPressure: s.MemoryPressure, SchedLoadBalance: bit(s.SchedLoadBalance),
+		SchedRelaxDomainLevel: s.SchedRelaxDomainLevel,
+	}
 }
 
 func events(c *call, fs *flag.FlagSet) func([]string) (int, error) {
@@ -103,7 +154,11 @@ func events(c *call, fs *flag.FlagSet) func([]string) (int, error) {
 			if err != nil {
 				return err
 			}
-			return printJSON(c.Out, event{"stats", id, toJSON(s)}, false)
+			more, err := ctr.Details()
+			if err != nil {
+				return err
+			}
+			return printJSON(c.Out, event{"stats", id, toJSON(s, more)}, false)
 		}
 		if *once {
 			return 0, show()
