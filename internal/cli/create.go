@@ -154,6 +154,18 @@ func splitRef(ref string) (name, tag string) {
 	return ref, ""
 }
 
+// newName is the name that an image shall have, in its two parts. A digest names what is there already, and an empty tag is a script's variable that was not set.
+func newName(ref string) (name, tag string, err error) {
+	if strings.Contains(ref, "@") {
+		return "", "", invalid("refusing to create a tag with a digest reference")
+	}
+	if strings.HasSuffix(ref, ":") {
+		return "", "", invalid("%q is not a valid repository/tag: invalid reference format", ref)
+	}
+	name, tag = splitRef(ref)
+	return name, tag, nil
+}
+
 // cidFile is --cidfile: made before the container, so that it cannot be taken, and gone if no ID was written.
 type cidFile struct {
 	name    string

@@ -23,10 +23,13 @@ func newTag() *verb {
 			if err != nil {
 				return err
 			}
-			if strings.Contains(args[1], "@") {
-				return invalid("refusing to create a tag with a digest reference")
+			name, tag, err := newName(args[1])
+			if err != nil {
+				return err
 			}
-			name, tag := splitRef(withTag(args[1]))
+			if tag == "" {
+				tag = "latest"
+			}
 			return api.Post(ctx, "/images/"+escRef(args[0])+"/tag", query("repo", name, "tag", tag), nil, nil)
 		},
 	}
@@ -199,7 +202,10 @@ func newCommit() *verb {
 			}
 			q := query("container", args[0], "author", author, "comment", message)
 			if len(args) == 2 && args[1] != "" {
-				name, tag := splitRef(args[1])
+				name, tag, err := newName(args[1])
+				if err != nil {
+					return err
+				}
 				q.Set("repo", name)
 				if tag != "" {
 					q.Set("tag", tag)

@@ -101,7 +101,10 @@ func newImport() *verb {
 			}
 			q := query("fromSrc", "-", "message", message, "platform", platform)
 			if len(args) == 2 {
-				name, tag := splitRef(args[1])
+				name, tag, err := newName(args[1])
+				if err != nil {
+					return err
+				}
 				q.Set("repo", name)
 				if tag != "" {
 					q.Set("tag", tag)
