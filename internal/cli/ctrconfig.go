@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -35,6 +36,20 @@ func checkLabels(flag string, labels []string) error {
 
 func invalid(format string, args ...any) error { return errs.New(errs.Invalid, format, args...) }
 
+// capNames writes capabilities as docker's client does, so that inspect shows one spelling of what was asked for: CAP_CHOWN for chown, each once, in order.
+func capNames(asked []string) []string {
+	var out []string
+	for _, name := range asked {
+		name = strings.ToUpper(strings.TrimSpace(name))
+		if name != "ALL" && !strings.HasPrefix(name, "CAP_") {
+			name = "CAP_" + name
+		}
+		out = append(out, name)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
 // toRequest turns flags into the API's create request. args are the image and its command.
 func (o *ctrFlags) toRequest(fs *pflag.FlagSet, args []string) (*container.CreateRequest, error) {
 	if args[0] == "" {
@@ -55,7 +70,7 @@ func (o *ctrFlags) toRequest(fs *pflag.FlagSet, args []string) (*container.Creat
 	}
 	host := &container.HostConfig{
 		AutoRemove: o.rm, Privileged: o.privileged, ReadonlyRootfs: o.readOnly, PublishAllPorts: o.publishAll,
-		CapAdd: o.capAdd, CapDrop: o.capDrop, GroupAdd: o.groupAdd, VolumesFrom: o.volumesFrom, VolumeDriver: o.volDrv,
+		CapAdd: capNames(o.capAdd), CapDrop: capNames(o.capDrop), GroupAdd: o.groupAdd, VolumesFrom: o.volumesFrom, VolumeDriver: o.volDrv,
 		DNSOptions: o.dnsOption, DNSSearch: o.dnsSearch, OomScoreAdj: o.oomScore, Runtime: o.runtime,
 		ContainerIDFile: o.cidfile, Isolation: container.Isolation(o.isolation),
 	}

@@ -29,7 +29,7 @@ type noun struct {
 }
 
 func ctrNoun() noun {
-	return noun{"container", func(r string) string { return "/containers/" + esc(r) + "/json" }, func() any { return &container.InspectResponse{} }}
+	return noun{"container", func(r string) string { return "/containers/" + esc(r) + "/json" }, func() any { return &ctrInspect{} }}
 }
 
 func imgNoun() noun {
@@ -42,6 +42,21 @@ func nwNoun() noun {
 
 func volNoun() noun {
 	return noun{"volume", func(r string) string { return "/volumes/" + esc(r) }, func() any { return &volume.Volume{} }}
+}
+
+// scriptsKnow is the newest version of the API whose containers and images have all the fields that scripts pick out, as the address at {{.NetworkSettings.IPAddress}}.
+const scriptsKnow = "1.51"
+
+// ctrInspect is a container with the fields of the default bridge that newer versions have for each network only.
+type ctrInspect struct {
+	container.InspectResponse
+	NetworkSettings *ctrNetworks
+}
+
+type ctrNetworks struct {
+	container.NetworkSettings
+	Bridge, EndpointID, Gateway, GlobalIPv6Address, IPAddress, IPv6Gateway, MacAddress string
+	GlobalIPv6PrefixLen, IPPrefixLen                                                   int
 }
 
 // escRef escapes an image reference but for the slashes, which the API expects as they are.
@@ -186,8 +201,12 @@ func (o *inspectOptions) lookup(ctx context.Context, api *engineapi.Client, kind
 			}
 			q.Set("platform", js)
 		}
+		r := engineapi.Request{Method: "GET", Path: k.path(ref), Query: q}
+		if k.name == "container" || k.name == "image" {
+			r.AtMost = scriptsKnow
+		}
 		var raw []byte
-		err := api.Get(ctx, k.path(ref), q, &raw)
+		err := api.Call(ctx, r, &raw)
 		if err == nil {
 			return raw, k, nil
 		}

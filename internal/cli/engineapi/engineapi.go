@@ -141,6 +141,7 @@ type Request struct {
 	Stream      io.Reader
 	ContentType string
 	Header      []http1.Field
+	AtMost      string // ask in no newer version than this one: for fields that newer ones lack
 }
 
 // Do sends the request and returns the answer if its status is below 400; else an *Error. Close the body.
@@ -293,7 +294,11 @@ func (c *Client) once(ctx context.Context, r Request, payload []byte, upgrade st
 func (c *Client) build(r Request, payload []byte) *http1.Request {
 	target := c.cfg.BasePath
 	if r.Path != "/_ping" {
-		target += "/v" + c.Version()
+		v := c.Version()
+		if r.AtMost != "" && Less(r.AtMost, v) {
+			v = r.AtMost
+		}
+		target += "/v" + v
 	}
 	target += r.Path
 	if q := r.Query.Encode(); q != "" {
