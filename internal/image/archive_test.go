@@ -243,6 +243,21 @@ func TestLoadOtherPlatform(t *testing.T) {
 	}
 }
 
+// An image for another system in Docker's format, which names no platform outside its config, was loaded and run.
+func TestLoadOtherSystem(t *testing.T) {
+	var p parts
+	cfg := config("amd64", layerTar(t, 1))
+	cfg["os"] = "plan9"
+	p.json("config.json", cfg)
+	p.add("layer.tar", layerTar(t, 1))
+	p.json("manifest.json", []any{map[string]any{"Config": "config.json", "RepoTags": []string{"app:1"}, "Layers": []string{"layer.tar"}}})
+	h := open(t, t.TempDir())
+	if _, err := h.Load(ctx, bytes.NewReader(p.tar(t)), nil); !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), `image operating system "plan9" cannot be used`) {
+		t.Error(err)
+	}
+	h.isEmpty(t)
+}
+
 func TestSaveRepositories(t *testing.T) {
 	h := open(t, t.TempDir())
 	for i, ref := range []string{"app:1", "app:2", "other"} {

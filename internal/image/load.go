@@ -319,6 +319,9 @@ func (s *Images) unpack(ctx context.Context, sp *spool, img packed, progress Pro
 	if err != nil {
 		return err
 	}
+	if cfg.OS != "" && cfg.OS != "linux" {
+		return errs.New(errs.Invalid, "image operating system %q cannot be used on this platform", cfg.OS)
+	}
 	if len(img.layers) != len(cfg.RootFS.DiffIDs) {
 		return errs.New(errs.Invalid, "archive lists %d layers, the image config %d", len(img.layers), len(cfg.RootFS.DiffIDs))
 	}

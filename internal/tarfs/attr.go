@@ -3,6 +3,8 @@ package tarfs
 import (
 	"archive/tar"
 	"errors"
+	"fmt"
+	"math"
 	"sort"
 	"strings"
 	"time"
@@ -31,12 +33,17 @@ func timespec(t time.Time) unix.Timespec {
 	return unix.Timespec{Sec: t.Unix(), Nsec: int64(t.Nanosecond())}
 }
 
-// owner keeps numbers that no system call takes out of the way.
-func (x *extractor) owner(hdr *tar.Header) (uid, gid int) {
+// owner is whom an entry belongs to. A number that the kernel does not have is refused: 2^32-1 means "as it is" to chown, which is root, and what is larger becomes another's number.
+func (x *extractor) owner(hdr *tar.Header) (uid, gid int, err error) {
 	if o := x.opts.Owner; o != nil {
-		return o.UID, o.GID
+		return o.UID, o.GID, nil
 	}
-	return hdr.Uid, hdr.Gid
+	for _, n := range []int{hdr.Uid, hdr.Gid} {
+		if n < 0 || int64(n) >= math.MaxUint32 {
+			return 0, 0, errs.New(errs.Invalid, "owner %d:%d is no number that a file can have", hdr.Uid, hdr.Gid)
+		}
+	}
+	return hdr.Uid, hdr.Gid, nil
 }
 
 // chownError says why a user other than the host's root cannot have files of just any owner.
@@ -49,7 +56,10 @@ func chownError(uid, gid int, err error) error {
 
 // attributes gives an open file or directory owner, mode and xattrs, in this order: each step clears bits that the next one sets.
 func (x *extractor) attributes(fd int, path string, hdr *tar.Header) error {
-	uid, gid := x.owner(hdr)
+	uid, gid, err := x.owner(hdr)
+	if err != nil {
+		return err
+	}
 	if err := unix.Fchown(fd, uid, gid); err != nil {
 		return chownError(uid, gid, err)
 	}
@@ -61,7 +71,10 @@ func (x *extractor) attributes(fd int, path string, hdr *tar.Header) error {
 
 // nodeAttributes is the same for what cannot be opened: links, devices, fifos.
 func (x *extractor) nodeAttributes(parent *dir, base, path string, hdr *tar.Header) error {
-	uid, gid := x.owner(hdr)
+	uid, gid, err := x.owner(hdr)
+	if err != nil {
+		return err
+	}
 	if err := unix.Fchownat(parent.fd, base, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return chownError(uid, gid, err)
 	}
@@ -72,7 +85,7 @@ func (x *extractor) nodeAttributes(parent *dir, base, path string, hdr *tar.Head
 			return err
 		}
 	}
-	err := x.xattrs(hdr, path, func(name string, value []byte) error {
+	err = x.xattrs(hdr, path, func(name string, value []byte) error {
 		return byName(parent.fd, base).set(name, value)
 	})
 	if err != nil {
@@ -119,8 +132,8 @@ func (x *extractor) xattrs(hdr *tar.Header, path string, set func(string, []byte
 			if x.opts.Skipped != nil {
 				x.opts.Skipped(path, "xattr "+name, err)
 			}
-		default:
-			return err
+		default: // also "no space left on device", which most file systems say of a value that is too large
+			return fmt.Errorf("attribute %.100q of %d bytes: %w", name, len(hdr.PAXRecords[paxXattr+name]), err)
 		}
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -127,6 +128,9 @@ func TestHostileArchives(t *testing.T) {
 		"long link":                  {[]tar.Header{link("l", strings.Repeat("n/", 4000))}, true},
 		"device with a mad number":   {[]tar.Header{{Typeflag: tar.TypeChar, Name: "c", Devmajor: 1 << 20}}, true},
 		"big xattr":                  {[]tar.Header{{Name: "x", PAXRecords: map[string]string{paxXattr + "user.x": strings.Repeat("v", 70_000)}}}, true},
+		"owner 2^32-1":               {[]tar.Header{{Name: "x", Uid: math.MaxUint32, Format: tar.FormatPAX}}, true},
+		"owner 2^32":                 {[]tar.Header{{Typeflag: tar.TypeSymlink, Name: "x", Linkname: "y", Gid: 1 << 32, Format: tar.FormatPAX}}, true},
+		"owner 2^32-2":               {[]tar.Header{{Typeflag: tar.TypeDir, Name: "x", Uid: math.MaxUint32 - 1, Format: tar.FormatPAX}}, false},
 		"xattr without a name":       {[]tar.Header{{Name: "x", PAXRecords: map[string]string{paxXattr: "v"}}}, true},
 		"xattr of the overlay":       {[]tar.Header{{Name: "x", PAXRecords: map[string]string{paxXattr + "trusted.overlay.redirect": "/outside"}}}, false},
 		"the same again and again":   {[]tar.Header{file("a/x"), file("a"), file("a"), link("a", "../outside"), {Typeflag: tar.TypeDir, Name: "a/"}, file("a/secret")}, false},

@@ -157,7 +157,10 @@ func (x *extractor) deletion(at, base string) error {
 		if err != nil {
 			return err
 		}
-		if x.opts.Whiteouts == Convert {
+		switch {
+		case x.opts.Whiteouts == Convert && parent == x.dirs.root:
+			return x.hideBase()
+		case x.opts.Whiteouts == Convert:
 			return x.setOpaque(parent.fd)
 		}
 		return x.clear(parent)
@@ -177,6 +180,26 @@ func (x *extractor) deletion(at, base string) error {
 		return x.hide(parent, name)
 	}
 	return x.remove(at, name)
+}
+
+// hideBase hides all that the tree below has at its top, name by name: overlayfs does not believe the root of a layer that it hides what is below.
+func (x *extractor) hideBase() error {
+	low, err := x.baseDir("")
+	if err != nil || low < 0 {
+		return err
+	}
+	f := os.NewFile(uintptr(low), "base")
+	defer f.Close()
+	names, err := f.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := x.hide(x.dirs.root, name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // hide makes overlayfs' mark for name.

@@ -558,7 +558,13 @@ func TestRefusals(t *testing.T) {
 		"Minimum memory limit allowed is 6MB": func(r *containers.CreateRequest) { r.Host.Resources.Memory = 1 },
 		"invalid restart policy: unknown policy 'often'; use one of 'no', 'always', 'on-failure', 'unless-stopped', or 'on-unhealthy'": func(r *containers.CreateRequest) { r.Host.Restart.Name = "often" },
 		"can't create 'AutoRemove' container with restart policy":                                                                      func(r *containers.CreateRequest) { r.Host.AutoRemove, r.Host.Restart.Name = true, "always" },
-		"Duplicate mount point: /bind":                                            func(r *containers.CreateRequest) { r.Host.Tmpfs = map[string]string{"/bind": ""} },
+		"Duplicate mount point: /bind": func(r *containers.CreateRequest) { r.Host.Tmpfs = map[string]string{"/bind": ""} },
+		"container has 1022 mounts, those of its image counted, more than 1000": func(r *containers.CreateRequest) {
+			r.Config.Volumes = map[string]struct{}{}
+			for i := range 1019 {
+				r.Config.Volumes[fmt.Sprint("/v", i)] = struct{}{}
+			}
+		},
 		"invalid mode: sideways":                                                  func(r *containers.CreateRequest) { r.Host.Binds = []string{"/a:/b:sideways"} },
 		"invalid specification: destination can't be '/'":                         func(r *containers.CreateRequest) { r.Host.Binds = []string{"/a:/"} },
 		"the working directory 'rel' is invalid, it needs to be an absolute path": func(r *containers.CreateRequest) { r.Config.WorkingDir = "rel" },

@@ -152,9 +152,15 @@ func (s *Service) mountsFrom(spec string, byTarget map[string]container.Mount) e
 // noOther: a create that names another container which does not exist is a wrong request. With "not found", clients would pull the image and try again.
 func noOther(err error) error { return errs.New(errs.Invalid, "%v", err) }
 
+// maxMounts bounds what a container may mount: each takes a descriptor while it starts, and an image of a few kilobytes can ask for as many volumes as it likes.
+const maxMounts = 1000
+
 // claimMounts makes the volumes that do not exist, notes the container as the user of all, and finds the images that it mounts.
 func (s *Service) claimMounts(ctx context.Context, ctr *live, undo *task.Undo) error {
 	mounts := slices.Clone(ctr.record().Mounts)
+	if n := len(mounts); n > maxMounts {
+		return errs.New(errs.Invalid, "container has %d mounts, those of its image counted, more than %d", n, maxMounts)
+	}
 	for i := range mounts {
 		if err := s.claimMount(ctx, ctr.record(), &mounts[i], undo); err != nil {
 			return err

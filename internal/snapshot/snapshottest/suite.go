@@ -303,6 +303,13 @@ func whiteouts(t *testing.T, open Open) {
 			t.Errorf("a link to what was deleted: %v", err)
 		}
 	}
+	c = Apply(t, s, b.Chain, Tar(t, Dir("d", 0o755), File("d/only", "3"), File(".wh..wh..opq", ""), File("g", "3"), Dir("r", 0o755)))
+	m = view(t, s, c.Chain)
+	for name, want := range map[string]string{"d/new": "-", "d/only": "3", "e/new": "-", "g": "3", "r/kept": "-"} {
+		if got := read(t, m, name); got != want {
+			t.Errorf("below a top that hides everything, %s is %q, want %q", name, got, want)
+		}
+	}
 	for _, bad := range []string{".wh.", ".wh...", ".wh.x/y"} {
 		if _, err := s.Apply(context.Background(), "", "", bytes.NewReader(Tar(t, File(bad, "")))); !errors.Is(err, errs.Invalid) {
 			t.Errorf("%s: %v", bad, err)
