@@ -123,6 +123,9 @@ func newStart() *verb {
 				return &exitError{code: 1, text: "you cannot start and attach multiple containers at once"}
 			}
 			if attachOut || interactive {
+				if checkpoint != "" || checkpointDir != "" {
+					return &exitError{code: 1, text: "--attach and --interactive cannot be used with --checkpoint"}
+				}
 				return startAttached(ctx, a, api, args[0], detachKeys, interactive)
 			}
 			var bad []string

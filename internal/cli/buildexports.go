@@ -13,10 +13,9 @@ import (
 
 // buildSink is where an exporter's stream goes: a file, standard output, or a folder.
 type buildSink struct {
-	file   string // path; "-" is standard output
-	dir    string
-	temp   string // what was written, until the build has succeeded
-	commit func() error
+	file string // path; "-" is standard output
+	dir  string
+	temp string // what was written, until the build has succeeded
 }
 
 // planExports says what becomes of the result.

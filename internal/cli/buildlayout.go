@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -17,27 +18,15 @@ import (
 )
 
 // take writes a stream beside the file that it will be.
-func (s *buildSink) take(r io.Reader) error {
-	if st, err := os.Stat(s.file); err == nil && !st.Mode().IsRegular() { // a pipe, /dev/null
-		f, err := os.OpenFile(s.file, os.O_WRONLY, 0)
-		if err != nil {
-			return err
-		}
-		return errors.Join(copyOut(f, r), f.Close())
+func (s *buildSink) take(r io.Reader) (err error) {
+	if special(s.file) {
+		return writeTo(s.file, r)
 	}
 	if err := os.MkdirAll(filepath.Dir(s.file), 0o755); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(s.file), ".tmp-"+filepath.Base(s.file))
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(copyOut(f, r), f.Chmod(0o644), f.Close()); err != nil {
-		return errors.Join(fmt.Errorf("write %s: %w", s.file, err), os.Remove(f.Name()))
-	}
-	s.temp = f.Name()
-	s.commit = func() error { return os.Rename(f.Name(), s.file) }
-	return nil
+	s.temp, err = writeAside(s.file, r, 0o644)
+	return err
 }
 
 // layoutContext is --build-context name=oci-layout://folder[:tag|@digest].
@@ -181,7 +170,7 @@ func sendBlob(q *buildwire.Stream, dir, dgst string) error {
 }
 
 // putBlob writes a blob beside its name, and names it once it is what it should be.
-func putBlob(q *buildwire.Stream, dir string, ask buildwire.Ask) (err error) {
+func putBlob(q *buildwire.Stream, dir string, ask buildwire.Ask) error {
 	path, err := blobPath(dir, ask.Name)
 	if err != nil {
 		return err
@@ -192,25 +181,17 @@ func putBlob(q *buildwire.Stream, dir string, ask buildwire.Ask) (err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-")
+	hash := sha256.New()
+	size := &counter{r: io.TeeReader(q, hash)}
+	temp, err := writeAside(path, size, 0o644)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	hash := sha256.New()
-	n, err := io.Copy(io.MultiWriter(f, hash), q)
-	if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
-		return err
-	}
 	sum := "sha256:" + hex.EncodeToString(hash.Sum(nil))
-	if n != ask.Size || strings.HasPrefix(ask.Name, "sha256:") && sum != ask.Name {
-		return errs.New(errs.Invalid, "blob %s came as %s with %d bytes", ask.Name, sum, n)
+	if size.n != ask.Size || strings.HasPrefix(ask.Name, "sha256:") && sum != ask.Name {
+		return errors.Join(errs.New(errs.Invalid, "blob %s came as %s with %d bytes", ask.Name, sum, size.n), os.Remove(temp))
 	}
-	return os.Rename(f.Name(), path)
+	return rename(temp, path)
 }
 
 // setLayoutRef gives a descriptor a name in the index, and makes the folder a layout.
@@ -261,13 +242,9 @@ func setLayoutRef(dir, name string, descriptor []byte) error {
 
 // replaceFile writes a file as a whole.
 func replaceFile(name string, data []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(name), ".tmp-"+filepath.Base(name))
+	temp, err := writeAside(name, bytes.NewReader(data), 0o644)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return os.Rename(f.Name(), name)
+	return rename(temp, name)
 }

@@ -126,10 +126,10 @@ func notOurs(err error) error {
 // commit gives files of outputs their names.
 func (p *buildPlan) commit() error {
 	for _, s := range p.sinks {
-		if s.commit == nil {
+		if s.temp == "" {
 			continue
 		}
-		if err := s.commit(); err != nil {
+		if err := rename(s.temp, s.file); err != nil {
 			return err
 		}
 		s.temp = ""

@@ -50,8 +50,11 @@ func newCp() *verb {
 			if err != nil {
 				return err
 			}
-			if srcCtr != "" {
+			if srcCtr != "" && dst == "-" {
 				return o.out(ctx, a, api, srcCtr, src, dst)
+			}
+			if srcCtr != "" {
+				return whole(ctx, func(ctx context.Context) error { return o.out(ctx, a, api, srcCtr, src, dst) })
 			}
 			return o.in(ctx, a, api, src, dstCtr, dst)
 		},

@@ -83,6 +83,7 @@ func (o *ctrFlags) toRequest(fs *pflag.FlagSet, args []string) (*container.Creat
 		func() error { return o.streams(cfg) },
 		func() error { return o.words(cfg, host) },
 		func() error { return o.health.apply(cfg, host) },
+		func() error { return o.netLimits.check(fs) },
 		func() error { return o.netLimits.apply(host) },
 		func() error { return o.storage(cfg, host) },
 		func() error { return o.limits(fs, &host.Resources) },

@@ -22,7 +22,12 @@ func TestOddAnswers(t *testing.T) {
 		"network create x", "network update --undo x", "network connect x y", "tag x y", "rename x y", "kill x", "__complete inspect ", "__complete rmi ", "__complete volume rm ", "__complete run --log-driver ",
 	}
 	for _, answer := range []string{`null`, `{}`, `[]`, `[null]`, `[{}]`, `[null,null]`, `{"Volumes":[null,null],"Changes":null}`, `""`, `7`, ``, `{"Id":"x","Config":null,"State":null,"Plugins":null,"manifests":[{}],"schemaVersion":2}`} {
-		engine := oddEngine(t, answer)
+		engine := engineOf(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Api-Version", "1.56")
+			w.Header().Set("Content-Type", "application/json")
+			w.Header().Set("X-Docker-Container-Path-Stat", "e30=")
+			_, _ = w.Write([]byte(answer))
+		})
 		for _, line := range verbs {
 			line = strings.ReplaceAll(line, "push ssh", "push unix://"+engine)
 			args := append([]string{"-H", "unix://" + engine}, strings.Split(line, " ")...)
@@ -32,20 +37,15 @@ func TestOddAnswers(t *testing.T) {
 	}
 }
 
-// oddEngine gives the same answer to everything.
-func oddEngine(t *testing.T, answer string) (socket string) {
+// engineOf serves a handler of the test's own.
+func engineOf(t *testing.T, answer http.HandlerFunc) (socket string) {
 	t.Helper()
-	socket = filepath.Join(filepath.Dir(newFake(t, nil).socket), "odd")
+	socket = filepath.Join(filepath.Dir(newFake(t, nil).socket), "own")
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	srv := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Api-Version", "1.56")
-		w.Header().Set("Content-Type", "application/json")
-		w.Header().Set("X-Docker-Container-Path-Stat", "e30=")
-		_, _ = w.Write([]byte(answer))
-	})}
+	srv := &http.Server{ReadHeaderTimeout: time.Minute, Handler: answer}
 	go srv.Serve(l)
 	t.Cleanup(func() { srv.Close() })
 	return socket

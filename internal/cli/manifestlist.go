@@ -57,19 +57,7 @@ func (s listStore) write(ref reference.Ref, list manifestList) error {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(s.dir, "new-")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(raw)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), s.path(ref))
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
+	return replaceFile(s.path(ref), raw)
 }
 
 func (s listStore) remove(ref reference.Ref) error { return os.Remove(s.path(ref)) }

@@ -74,6 +74,9 @@ func (o *nwCreateOptions) request(v *verb, name string) (*network.CreateRequest,
 	if err := checkLabels("--label", o.labels); err != nil {
 		return nil, err
 	}
+	if err := o.limits.check(v.set); err != nil {
+		return nil, err
+	}
 	ipam, err := o.ipam()
 	if err != nil {
 		return nil, err

@@ -3,8 +3,6 @@ package cli
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"fmt"
 	"io"
 	"net/url"
 	"os"
@@ -198,15 +196,27 @@ func (a *app) download(ctx context.Context, path string, q url.Values, output st
 	if err != nil {
 		return err
 	}
-	resp, err := api.Do(ctx, engineapi.Request{Method: "GET", Path: path, Query: q})
+	req := engineapi.Request{Method: "GET", Path: path, Query: q}
+	if output == "" || special(output) {
+		return fetchTo(ctx, api, req, func(body io.Reader) error {
+			if output == "" {
+				return copyOut(a.Out, body)
+			}
+			return writeTo(output, body)
+		})
+	}
+	return whole(ctx, func(ctx context.Context) error {
+		return fetchTo(ctx, api, req, func(body io.Reader) error { return writeFile(output, body) })
+	})
+}
+
+func fetchTo(ctx context.Context, api *engineapi.Client, req engineapi.Request, write func(io.Reader) error) error {
+	resp, err := api.Do(ctx, req)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	if output == "" {
-		return copyOut(a.Out, resp.Body)
-	}
-	return writeFile(output, resp.Body)
+	return write(resp.Body)
 }
 
 func checkOutput(name string) error {
@@ -217,28 +227,4 @@ func checkOutput(name string) error {
 		return invalid("invalid output path: directory %q does not exist", filepath.Dir(name))
 	}
 	return nil
-}
-
-// writeFile writes beside the name and renames at the end. What is no regular file (a pipe, /dev/null) is written to.
-func writeFile(name string, r io.Reader) (err error) {
-	if st, serr := os.Stat(name); serr == nil && !st.Mode().IsRegular() {
-		f, err := os.OpenFile(name, os.O_WRONLY, 0)
-		if err != nil {
-			return err
-		}
-		return errors.Join(copyOut(f, r), f.Close())
-	}
-	f, err := os.CreateTemp(filepath.Dir(name), ".tmp-"+filepath.Base(name))
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	if err := errors.Join(copyOut(f, r), f.Chmod(0o600), f.Close()); err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	return os.Rename(f.Name(), name)
 }
