@@ -172,11 +172,11 @@ func (s *Server) imagePush(w http.ResponseWriter, r *request) error {
 		opts.AllTags = false
 	}
 	if text := r.query.get("platform"); text != "" && r.version >= 46 {
-		var p ocispec.Platform
-		if err := json.Unmarshal([]byte(text), &p); err != nil {
-			return errs.New(errs.Invalid, "invalid platform: %w", err)
+		p, err := platform(text)
+		if err != nil {
+			return err
 		}
-		opts.Platform = strings.TrimRight(p.OS+"/"+p.Architecture+"/"+p.Variant, "/")
+		opts.Platform = p.String()
 	}
 	ctx, cancel := s.endless(r)
 	defer cancel()

@@ -64,8 +64,11 @@ func TestPushStream(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	do(t, e, "POST", `/images/a/push?tag=1&platform={"os":"linux","architecture":"arm64","variant":"v8"}`, "")
-	if got := e.got("push").(images.PushOptions); got.Platform != "linux/arm64/v8" {
+	if got := e.got("push").(images.PushOptions); got.Platform != "linux/arm64" { // which is the same
 		t.Errorf("%+v", got)
+	}
+	if w := do(t, e, "POST", `/images/a/push?tag=1&platform={"os":"linux"}`, ""); w.Code != 400 {
+		t.Error(w.Code, w.Body)
 	}
 }
 

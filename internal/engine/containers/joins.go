@@ -107,20 +107,8 @@ func exposed(ports map[string]struct{}, have []network.Port) ([]network.Port, er
 	}
 	var list []network.Port
 	for _, spec := range slices.Sorted(maps.Keys(ports)) {
-		numbers, proto, _ := strings.Cut(spec, "/")
-		if proto == "" {
-			proto = "tcp"
-		}
-		lo, hi, isRange := strings.Cut(numbers, "-")
-		if !isRange {
-			hi = lo
-		}
-		first, err := strconv.ParseUint(lo, 10, 16)
-		if err != nil {
-			return nil, errs.New(errs.Invalid, "invalid exposed port %q", spec)
-		}
-		last, err := strconv.ParseUint(hi, 10, 16)
-		if err != nil || last < first {
+		first, last, proto, ok := portRange(spec)
+		if !ok {
 			return nil, errs.New(errs.Invalid, "invalid exposed port %q", spec)
 		}
 		for p := first; p <= last; p++ {
@@ -130,6 +118,24 @@ func exposed(ports map[string]struct{}, have []network.Port) ([]network.Port, er
 		}
 	}
 	return list, nil
+}
+
+// portRange reads FIRST[-LAST][/PROTOCOL].
+func portRange(text string) (first, last uint64, proto string, ok bool) {
+	numbers, proto, _ := strings.Cut(text, "/")
+	if proto == "" {
+		proto = "tcp"
+	}
+	lo, hi, isRange := strings.Cut(numbers, "-")
+	if !isRange {
+		hi = lo
+	}
+	first, err := strconv.ParseUint(lo, 10, 16)
+	if err != nil {
+		return 0, 0, "", false
+	}
+	last, err = strconv.ParseUint(hi, 10, 16)
+	return first, last, proto, err == nil && last >= first
 }
 
 // joinOthers opens the pid and ipc namespaces of other containers, and the shared memory that goes with ipc.

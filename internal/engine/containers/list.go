@@ -315,23 +315,11 @@ func portFilter(values []string) (ports, error) {
 	}
 	set := ports{}
 	for _, v := range values {
-		numbers, proto, ok := strings.Cut(v, "/")
+		first, last, proto, ok := portRange(v)
 		if !ok {
-			proto = "tcp"
-		}
-		lo, hi, isRange := strings.Cut(numbers, "-")
-		if !isRange {
-			hi = lo
-		}
-		a, err := strconv.ParseUint(lo, 10, 16)
-		if err != nil {
 			return nil, errs.New(errs.Invalid, "invalid port in filter: %s", v)
 		}
-		b, err := strconv.ParseUint(hi, 10, 16)
-		if err != nil || b < a {
-			return nil, errs.New(errs.Invalid, "invalid port in filter: %s", v)
-		}
-		for p := a; p <= b; p++ {
+		for p := first; p <= last; p++ {
 			set[fmt.Sprintf("%d/%s", p, proto)] = true
 		}
 	}
