@@ -332,6 +332,14 @@ func TestEverythingComesBackAfterACrash(t *testing.T) {
 		check(t, w.Restore(bg, x.req, stored, x.pid))
 	}
 	check(t, w.Settle(bg))
+	for i := range 3 {
+		late := w.join(t, JoinRequest{Owner: fmt.Sprint("late", i), Endpoints: on("bridge", "blue")})
+		for _, ep := range late.Endpoints {
+			if ep.IPv4 == a.Endpoints[0].IPv4 || ep.IPv4 == b.Endpoints[0].IPv4 {
+				t.Errorf("address %v is given out twice", ep.IPv4)
+			}
+		}
+	}
 	wantPrefix(t, "after restore", ask(t, w.outside, "tcp", "203.0.113.1:8092"), "a")
 	wantPrefix(t, "names after restore", lookup(t, b.NS, "udp", "b", dnsmessage.TypeA), "Success "+b.Endpoints[0].IPv4.Addr().String())
 	_, err = w.Join(bg, JoinRequest{Owner: "x", Ports: reqA.Ports})

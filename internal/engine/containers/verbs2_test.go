@@ -507,7 +507,10 @@ func TestEngineComesBack(t *testing.T) {
 	away := []int{h.inspect(eid).State.PID, h.inspect("rm").State.PID}
 	alwaysPid := h.inspect("always").State.PID
 	lostPid := h.inspect("lost").State.PID
+	runsPid := h.inspect(id).State.PID
+	must(t, h.svc.Rename(bg, "ends", "ends-anew"))
 	h.close()
+	freeze(t, runsPid) // as the last engine did when it was killed in the middle of a commit
 	killMonitorOf(t, lostPid)
 	killMonitorOf(t, alwaysPid)
 	for _, pid := range away {
@@ -521,6 +524,9 @@ func TestEngineComesBack(t *testing.T) {
 
 	h.status("runs", container.Running)
 	hasEnded := func(v containers.View) bool { return v.State.Status == container.Exited } // a monitor may be about to write it down
+	if name := h.inspect(eid).Name; name != "ends-anew" {
+		t.Errorf("it was renamed, and is called %s", name)
+	}
 	if st := h.until(eid, "ended", hasEnded).State; st.ExitCode != 6 {
 		t.Errorf("ended while away: %+v", st)
 	}
@@ -550,6 +556,25 @@ func TestEngineComesBack(t *testing.T) {
 	if got := h.logs(id); got != "before\nafter\n" {
 		t.Errorf("logs %q", got)
 	}
+}
+
+// freeze stops all processes of a container behind the engine's back.
+func freeze(t *testing.T, pid int) {
+	t.Helper()
+	groups, err := os.ReadFile("/proc/" + itoa(pid) + "/cgroup")
+	must(t, err)
+	for line := range strings.Lines(string(groups)) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		file, word := "/sys/fs/cgroup/freezer"+f[2]+"/freezer.state", "FROZEN"
+		if f[1] == "" {
+			file, word = "/sys/fs/cgroup"+f[2]+"/cgroup.freeze", "1"
+		}
+		if _, err := os.Stat(file); err == nil && (f[1] == "" || f[1] == "freezer") {
+			must(t, os.WriteFile(file, []byte(word), 0))
+			return
+		}
+	}
+	t.Fatalf("no freezer for process %d: %s", pid, groups)
 }
 
 func killMonitorOf(t *testing.T, pid int) {

@@ -30,6 +30,8 @@ func TestAutoRemove(t *testing.T) {
 	req := sh("true")
 	req.Name = "gone"
 	req.Host.AutoRemove = true
+	req.Config.Volumes = map[string]struct{}{"/anon": {}}
+	req.Host.Binds = []string{"kept:/kept"}
 	made, err := h.svc.Create(context.Background(), req)
 	must(t, err)
 	c, err := h.svc.Wait(context.Background(), made.ID, containers.Removed)
@@ -40,6 +42,9 @@ func TestAutoRemove(t *testing.T) {
 	}
 	if _, err := h.svc.Inspect(context.Background(), "gone", false); err == nil {
 		t.Error("it still exists")
+	}
+	if list, err := h.vols.List(bg); err != nil || len(list) != 1 || list[0].Name != "kept" { // the one without a name goes with it
+		t.Errorf("volumes that are left: %+v %v", list, err)
 	}
 	made, err = h.svc.Create(context.Background(), req) // the name is free
 	must(t, err)
@@ -111,6 +116,18 @@ func TestExec(t *testing.T) {
 	must(t, err)
 	if view.ExitCode == nil || *view.ExitCode != 7 {
 		t.Errorf("exit code %v", view.ExitCode)
+	}
+	for cmd, code := range map[string]int{"nosuch": 127, "/etc/passwd": 126} {
+		eid, err := h.svc.ExecCreate(bg, id, containers.ExecRequest{Cmd: []string{cmd}})
+		must(t, err)
+		if err := h.svc.ExecStart(bg, eid, containers.ExecStart{Detach: true}); err == nil {
+			t.Errorf("%s was executed", cmd)
+		}
+		view, err := h.svc.ExecInspect(bg, eid)
+		must(t, err)
+		if view.Running || view.ExitCode == nil || *view.ExitCode != code {
+			t.Errorf("%s: %+v", cmd, view)
+		}
 	}
 	must(t, h.svc.Kill(context.Background(), id, ""))
 }
