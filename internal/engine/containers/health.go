@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"corten.dev/corten/internal/container"
+	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/linux/pidfd"
 	"corten.dev/corten/internal/monitor"
@@ -239,11 +240,11 @@ func (s *Service) probed(ctr *live, mon monitor.Monitor, result container.ProbeR
 	now := was.After(result, check, rec.State.StartedAt)
 	rec = ctr.changeLocked(func(rec *container.Record) { rec.State.Health = &now })
 	ctr.mu.Unlock()
-	if now.Status == was.Status {
-		return true
+	if now.Status != was.Status {
+		s.saveState(ctr)
+		s.emit(ctr, "health_status: "+string(now.Status), nil)
 	}
-	s.saveState(ctr)
-	s.emit(ctr, "health_status: "+string(now.Status), nil)
+	// Also when it was so before: an engine may have been killed between this and the end of the run.
 	if now.Status == container.Unhealthy && rec.Host.Restart.Name == container.RestartOnUnhealthy && !rec.StoppedByUser {
 		s.endUnhealthy(ctr, mon)
 		return false
@@ -263,7 +264,7 @@ func (s *Service) endUnhealthy(ctr *live, mon monitor.Monitor) {
 		return
 	}
 	s.Log.Info("an unhealthy container is stopped, to be started again", "container", ctr.record().Name)
-	if err := s.stop(context.WithoutCancel(s.ctx), ctr, StopOptions{}, false); err != nil {
+	if err := ignore(s.stop(s.ctx, ctr, StopOptions{}, false), errs.NotModified); err != nil && s.ctx.Err() == nil { // else the next engine goes on
 		s.Log.Error("stop an unhealthy container", "container", ctr.record().Name, "error", err)
 	}
 }
@@ -287,7 +288,7 @@ func (s *Service) limitRun(ctr *live, mon monitor.Monitor) {
 		case <-timer.C:
 		}
 		s.Log.Info("a container is stopped because its time is up", "container", rec.Name, "limit", asked.Timeout)
-		if err := s.stop(context.WithoutCancel(ctx), ctr, StopOptions{}, true); err != nil {
+		if err := ignore(s.stop(ctx, ctr, StopOptions{}, true), errs.NotModified); err != nil && ctx.Err() == nil { // else the next engine goes on
 			s.Log.Error("stop a container whose time is up", "container", rec.Name, "error", err)
 		}
 	})

@@ -2,6 +2,7 @@ package containers_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"net"
@@ -13,6 +14,7 @@ import (
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/engine/containers"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/image"
 	"corten.dev/corten/internal/monitor"
 	"corten.dev/corten/internal/monitor/monitortest"
 )
@@ -263,4 +265,58 @@ func TestMoreClientsThanAStartCanTake(t *testing.T) {
 	for range cap(attached) - refused {
 		must(t, within(t, "attach", attached))
 	}
+}
+
+// A container that its policy ends when it is unhealthy was left as it was when the engine died between the two: it was acted upon the change alone, and the next engine saw none.
+func TestUnhealthyWhenTheEngineDied(t *testing.T) {
+	w := newWorld()
+	opts := w.options(t)
+	svc, err := containers.New(opts)
+	must(t, err)
+	req := fakeRequest(t)
+	req.Config.Healthcheck = &image.Healthcheck{Test: []string{"CMD", "x"}, Interval: time.Hour, Timeout: time.Minute, Retries: 1}
+	req.Host.Restart.Name = container.RestartOnUnhealthy
+	made, err := svc.Create(bg, req)
+	must(t, err)
+	must(t, svc.Start(bg, made.ID, ""))
+	must(t, svc.Close())
+	path := opts.Root + "/" + made.ID + "/state.json"
+	b, err := os.ReadFile(path)
+	must(t, err)
+	var rec map[string]any
+	must(t, json.Unmarshal(b, &rec))
+	rec["State"].(map[string]any)["Health"] = map[string]any{"Status": "unhealthy", "FailingStreak": 1}
+	rec["Config"].(map[string]any)["Healthcheck"].(map[string]any)["Interval"] = int64(time.Millisecond)
+	b, err = json.Marshal(rec)
+	must(t, err)
+	must(t, os.WriteFile(path, b, 0o600))
+	svc, err = containers.New(opts)
+	must(t, err)
+	waitFor(t, "it is started again", func() bool {
+		view, err := svc.Inspect(bg, made.ID, false)
+		return err == nil && view.RestartCount > 0
+	})
+	must(t, svc.Remove(bg, made.ID, containers.RemoveOptions{Force: true}))
+	must(t, svc.Close())
+}
+
+// The end of the engine waited for a container whose time was up to end, for as long as that had been given to it.
+func TestCloseDoesNotWaitForAStop(t *testing.T) {
+	w := newWorld()
+	svc, err := containers.New(w.options(t))
+	must(t, err)
+	req := fakeRequest(t)
+	req.Config.StopSignal, req.Config.StopTimeout = "SIGUSR1", new(int) // of which a fake process does not end
+	*req.Config.StopTimeout = 3600
+	req.Host.Annotations[container.AnnotationTimeout] = "1ms"
+	made, err := svc.Create(bg, req)
+	must(t, err)
+	must(t, svc.Start(bg, made.ID, ""))
+	waitFor(t, "its time is up", func() bool {
+		rec, err := svc.Record(made.ID)
+		return err == nil && rec.StoppedByUser
+	})
+	closed := make(chan error, 1)
+	go func() { closed <- svc.Close() }()
+	must(t, within(t, "the engine", closed))
 }

@@ -56,7 +56,7 @@ func (s *Service) Stop(ctx context.Context, ref string, opts StopOptions) error 
 	return nil
 }
 
-// stop does the work of Stop and Restart; byUser keeps the container down for its policy.
+// stop does the work of Stop and Restart; byUser keeps the container down for its policy. Nobody waits for its end any more once ctx ends.
 func (s *Service) stop(ctx context.Context, ctr *live, opts StopOptions, byUser bool) error {
 	rec := ctr.record()
 	sig, err := stopSignal(rec, opts.Signal)
@@ -106,6 +106,8 @@ func (s *Service) stop(ctx context.Context, ctr *live, opts StopOptions, byUser 
 	case <-ended:
 		return nil
 	case <-timeout:
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 	if err := s.signal(ctx, ctr, proc, syscall.SIGKILL); err != nil && !errors.Is(err, errs.NotFound) {
 		s.Log.Warn("kill", "container", rec.Name, "error", err)
