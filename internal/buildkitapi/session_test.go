@@ -43,6 +43,20 @@ func TestUpload(t *testing.T) {
 
 // A buildx that is gone, killed or not: its session was kept for ten to fifteen seconds, until BuildKit's health checks had failed twice, and each build left two errors in the engine's log.
 func TestSessionEndsWithItsConnection(t *testing.T) {
+	took := sessionWithoutClient(t)
+	for range 3 { // who waits for health checks always needs ten seconds, a machine with much to do now and then
+		if took > 8*time.Second {
+			took = sessionWithoutClient(t)
+		}
+	}
+	if took > 8*time.Second {
+		t.Errorf("the session has outlived its client by %s", took)
+	}
+}
+
+// sessionWithoutClient is how long a session lasts whose client goes.
+func sessionWithoutClient(t *testing.T) time.Duration {
+	t.Helper()
 	door, err := New(Options{Builds: &fake{}})
 	if err != nil {
 		t.Fatal(err)
@@ -70,14 +84,16 @@ func TestSessionEndsWithItsConnection(t *testing.T) {
 		t.Fatal("over before it began", err)
 	case <-time.After(100 * time.Millisecond):
 	}
+	gone := time.Now()
 	if err := conn.Close(); err != nil {
 		t.Fatal(err)
 	}
 	select {
 	case <-ended:
-	case <-time.After(8 * time.Second):
-		t.Fatal("the session has outlived its client")
+	case <-time.After(time.Minute):
+		t.Fatal("the session has outlived its client by a minute")
 	}
+	return time.Since(gone)
 }
 
 // docker buildx build --build-context base=oci-layout://…: the client has the layout as "oci:<id>", and was asked for "<id>".
