@@ -331,7 +331,10 @@ func (s *Service) emit(ctr *live, action string, extra map[string]string) {
 }
 
 // emitNetworks publishes that a container came to, or left, its networks.
-func (s *Service) emitNetworks(ctx context.Context, id, action string, sb *network.Sandbox) {
+func (s *Service) emitNetworks(ctx context.Context, rec *container.Record, action string, sb *network.Sandbox) {
+	if mode := rec.Host.NetworkMode; mode == "none" || mode == "host" { // no endpoint in them, but listeners count on being told
+		s.emitNetwork(ctx, rec.ID, action, mode)
+	}
 	if sb == nil {
 		return
 	}
@@ -343,7 +346,7 @@ func (s *Service) emitNetworks(ctx context.Context, id, action string, sb *netwo
 		if nw, err := s.Networks.Get(ctx, ep.NetworkID); err == nil {
 			driver = nw.Driver
 		}
-		s.tellNetwork(id, action, network.Network{ID: ep.NetworkID, Name: ep.Network, Driver: driver})
+		s.tellNetwork(rec.ID, action, network.Network{ID: ep.NetworkID, Name: ep.Network, Driver: driver})
 	}
 }
 

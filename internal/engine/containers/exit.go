@@ -86,7 +86,7 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 	}
 	ctr.tell(end, NotRunning, NextExit)
 	s.giveBack(ctx, ctr)
-	s.emitNetworks(ctx, ctr.id, "disconnect", sandbox)
+	s.emitNetworks(ctx, rec, "disconnect", sandbox)
 	s.dropSessions(ctr)
 	if remove {
 		s.drainLogs(ctx, ctr)
@@ -237,7 +237,7 @@ func (s *Service) vanish(ctx context.Context, ctr *live) error {
 		if mnt.Type == "volume" {
 			all = append(all, s.Volumes.Release(ctx, mnt.Name, ctr.id))
 			if mnt.Anonymous {
-				all = append(all, ignore(s.Volumes.Remove(ctx, mnt.Name, false), errs.NotFound, errs.Conflict))
+				all = append(all, ignore(s.removeVolume(ctx, mnt.Name, mnt.Driver, false), errs.NotFound, errs.Conflict))
 			}
 		}
 	}

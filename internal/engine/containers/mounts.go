@@ -9,6 +9,7 @@ import (
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/task"
 	"corten.dev/corten/internal/volume"
 )
@@ -179,7 +180,8 @@ func (s *Service) claimMount(ctx context.Context, rec *container.Record, mnt *co
 			return err
 		}
 		if made {
-			undo.Push(func(ctx context.Context) error { return s.Volumes.Remove(ctx, vol.Name, true) })
+			s.Events.Publish(events.Event{Type: "volume", Action: "create", ID: vol.Name, Attributes: map[string]string{"driver": vol.Driver}})
+			undo.Push(func(ctx context.Context) error { return s.removeVolume(ctx, vol.Name, vol.Driver, true) })
 		}
 		if err := s.Volumes.Acquire(ctx, vol.Name, rec.ID); err != nil {
 			return err

@@ -3,9 +3,11 @@ package containers
 import (
 	"context"
 	"fmt"
+	"strconv"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/errs"
+	"corten.dev/corten/internal/events"
 	"corten.dev/corten/internal/filter"
 )
 
@@ -74,7 +76,7 @@ func (s *Service) releaseVolumes(ctx context.Context, rec *container.Record, rem
 			continue
 		}
 		// Another container may have it by --volumes-from: then it stays.
-		if err := ignore(s.Volumes.Remove(ctx, mnt.Name, false), errs.NotFound, errs.Conflict); err != nil {
+		if err := ignore(s.removeVolume(ctx, mnt.Name, mnt.Driver, false), errs.NotFound, errs.Conflict); err != nil {
 			return err
 		}
 	}
@@ -143,6 +145,7 @@ func (s *Service) Prune(ctx context.Context, filters filter.Args) (Pruned, error
 		}
 		pruned.Deleted, pruned.Space = append(pruned.Deleted, ctr.id), pruned.Space+size
 	}
+	s.Events.Publish(events.Event{Type: "container", Action: "prune", Attributes: map[string]string{"reclaimed": strconv.FormatInt(pruned.Space, 10)}})
 	return pruned, nil
 }
 

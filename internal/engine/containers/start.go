@@ -333,7 +333,8 @@ func (s *Service) execute(ctx context.Context, r *run, spec *specs.Spec, undo *t
 		s.Log.Error("the container runs, but its record could not be written", "container", rec.Name, "error", err)
 		s.owe(ctr, err)
 	}
-	s.emitNetworks(ctx, ctr.id, "connect", r.sandbox)
+	s.emitNetworks(ctx, rec, "connect", r.sandbox)
+	s.emitMounts(ctr, rec.Mounts)
 	s.emit(ctr, "start", nil)
 	s.relink(ctr)
 	s.attachLate(ctx, ctr, mon)

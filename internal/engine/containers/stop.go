@@ -21,8 +21,12 @@ func (s *Service) Restart(ctx context.Context, ref string, opts StopOptions) err
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)
+	ran := ctr.record().State.Status.Live()
 	if err := s.stopInPlace(ctx, ctr, opts, false); err != nil {
 		return err
+	}
+	if ran {
+		s.emit(ctr, "stop", nil)
 	}
 	if err := s.startFound(ctx, ctr); err != nil && !errors.Is(err, errs.NotModified) {
 		return err

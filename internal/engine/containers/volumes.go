@@ -61,6 +61,24 @@ func (s *Service) HoldWriters(ctx context.Context, volume string) (resume func()
 	return resume, nil
 }
 
+// removeVolume removes a volume for a container that made it, or had it to itself, and publishes that.
+func (s *Service) removeVolume(ctx context.Context, name, driver string, force bool) error {
+	if err := s.Volumes.Remove(ctx, name, force); err != nil {
+		return err
+	}
+	s.Events.Publish(events.Event{Type: "volume", Action: "destroy", ID: name, Attributes: map[string]string{"driver": driver}})
+	return nil
+}
+
+// emitMounts publishes that a container that starts has its volumes.
+func (s *Service) emitMounts(ctr *live, mounts []container.Mount) {
+	for _, mnt := range mounts {
+		if mnt.Type == "volume" {
+			s.emitVolume(ctr, "mount", mnt)
+		}
+	}
+}
+
 // emitVolume publishes that a container mounted a volume, or gave it back.
 func (s *Service) emitVolume(ctr *live, action string, mnt container.Mount) {
 	attrs := map[string]string{"container": ctr.id, "driver": mnt.Driver}
