@@ -41,11 +41,8 @@ func newAttach() *verb {
 			case ctr.State.Restarting:
 				return &exitError{code: 1, text: "You cannot attach to a restarting container, wait until it is running"}
 			}
-			keys, err := a.detachKeysOf(detachKeys)
+			keys, err := a.detachKeys(detachKeys)
 			if err != nil {
-				return err
-			}
-			if _, err := parseDetachKeys(keys); err != nil {
 				return err
 			}
 			j := &attachment{app: a, api: api, id: ctr.ID, tty: ctr.Config.Tty, keys: keys, sigProxy: sigProxy && !ctr.Config.Tty,
@@ -154,11 +151,8 @@ func startAttached(ctx context.Context, a *app, api *engineapi.Client, name, det
 	if err != nil {
 		return err
 	}
-	keys, err := a.detachKeysOf(detachKeys)
+	keys, err := a.detachKeys(detachKeys)
 	if err != nil {
-		return err
-	}
-	if _, err := parseDetachKeys(keys); err != nil {
 		return err
 	}
 	j := &attachment{app: a, api: api, id: ctr.ID, tty: ctr.Config.Tty, keys: keys, sigProxy: !ctr.Config.Tty, rm: ctr.HostConfig.AutoRemove,

@@ -105,14 +105,15 @@ func (o *buildFlags) settle() error {
 		return refused("--security-opt", "steps have no such options; use RUN --security=insecure with --allow security.insecure")
 	case o.policy != "":
 		return refused("--policy", "policies in Rego are not part of this version; EXPERIMENTAL_BUILDKIT_SOURCE_POLICY names a source policy in JSON")
-	case o.builder != "" && o.builder != "default" && o.builder != "corten":
-		return refused("no builder \""+o.builder+"\" found", "the engine builds by itself; choose another engine by --host or --context")
 	case o.onError != "" && o.onError != "shell":
 		return refused("--on-error", "only shell is known")
 	case o.onError != "" && (o.quiet || o.progress == "rawjson"):
 		return refused("--on-error", "a shell needs a progress that can be seen")
 	case o.push && o.load:
 		return refused("push and load may not be set together at the moment", "an image that is pushed is kept, too: use --push")
+	}
+	if err := onlyBuilder(o.builder); err != nil {
+		return err
 	}
 	return o.settleCall()
 }

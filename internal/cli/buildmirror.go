@@ -56,10 +56,7 @@ func (s *buildSession) mirror(ctx context.Context, q *buildwire.Stream, dir stri
 // mirrorKey names the directory to engines, by a secret of this client: who does not know it cannot have another's copy compared with theirs. Without a place to keep the secret,
 // everything travels each time.
 func (s *buildSession) mirrorKey(dir string) (string, error) {
-	cfg, err := s.app.config()
-	if err != nil {
-		return "", err
-	}
+	cfg := s.app.config()
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return "", err

@@ -38,7 +38,7 @@ func (a *app) buildDisplay(mode string, quiet bool, title string) (*buildprogres
 	if quiet {
 		mode = buildprogress.Quiet
 	}
-	o := buildprogress.Options{Out: a.Err, Mode: mode, Title: title, Colour: os.Getenv("NO_COLOR") == ""}
+	o := buildprogress.Options{Out: a.Err, Mode: mode, Title: title, Colour: colourful()}
 	if fd, ok := terminalFd(a.Err); ok {
 		o.Size = func() (int, int) {
 			size, err := term.GetSize(fd)

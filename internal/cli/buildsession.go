@@ -156,10 +156,7 @@ func (s *buildSession) end() {
 
 // credentials looks a registry up, as push does.
 func (s *buildSession) credentials(ctx context.Context, q *buildwire.Stream, host string) error {
-	file, err := s.app.logins()
-	if err != nil {
-		return err
-	}
+	file := s.app.logins()
 	var login buildwire.Login
 	if !file.Nothing() {
 		auth, err := file.Get(ctx, credentials.Server(host))

@@ -282,10 +282,10 @@ func newBuilderPrune() *verb {
 			}
 			var gone []string
 			space, err := o.prune(ctx, a, func(u *buildwire.Usage) error { gone = append(gone, u.ID); return nil })
+			section(a, "Deleted build cache objects", gone) // those before an error have gone, too
 			if err != nil {
 				return err
 			}
-			section(a, "Deleted build cache objects", gone)
 			fmt.Fprintln(a.Out, "Total reclaimed space:", units.HumanSize(float64(space)))
 			return nil
 		},

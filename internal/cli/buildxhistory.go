@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -54,9 +55,11 @@ func findBuild(list []buildwire.Build, word string) (*buildwire.Build, error) {
 	case word == "":
 		n = 0
 	case word[0] == '^':
-		if _, err := fmt.Sscanf(word, "^%d", &n); err != nil {
+		before, err := strconv.ParseUint(word[1:], 10, 16)
+		if err != nil {
 			return nil, invalid("invalid build %q: use ^1 for the one before the last", word)
 		}
+		n = int(before)
 	}
 	if n >= 0 {
 		if n >= len(list) {

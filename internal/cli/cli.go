@@ -30,12 +30,13 @@ type Streams struct {
 // app is one run of the program.
 type app struct {
 	Streams
-	global globalFlags
-	cfg    *endpoint.Config
-	blind  bool // a config file is there, and cannot be read: nothing is known about registries
-	ep     *endpoint.Endpoint
-	api    *engineapi.Client
-	path   string // the command as it was typed: "corten container ls"
+	global  globalFlags
+	cfg     *endpoint.Config
+	blind   bool // a config file is there, and cannot be read: nothing is known about registries
+	ep      *endpoint.Endpoint
+	passive bool // starts no engine
+	api     *engineapi.Client
+	path    string // the command as it was typed: "corten container ls"
 }
 
 type globalFlags struct {

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/image"
@@ -96,12 +97,18 @@ func newComplete() *verb {
 		if len(args) == 0 {
 			args = []string{""}
 		}
+		a.passive = true
+		ctx, cancel := context.WithTimeout(ctx, patience) // a shell waits for us
+		defer cancel()
 		for _, c := range a.candidates(ctx, args) {
 			fmt.Fprintln(a.Out, c)
 		}
 		return nil
 	}}
 }
+
+// patience is how long an engine may take to answer a completion.
+const patience = 5 * time.Second
 
 // candidates are the words that may stand where the last of words stands.
 func (a *app) candidates(ctx context.Context, words []string) []string {
@@ -251,7 +258,6 @@ func (a *app) logDrivers(ctx context.Context) []string {
 	if err != nil {
 		return nil
 	}
-	a.ep.Default = false
 	var info struct{ Plugins struct{ Log []string } }
 	if err := api.Get(ctx, "/info", nil, &info); err != nil {
 		return nil
@@ -279,7 +285,6 @@ func (a *app) nouns(ctx context.Context, kind nounKind, cur string) []string {
 	if err != nil {
 		return nil
 	}
-	a.ep.Default = false
 	var out []string
 	get := func(path string, q url.Values, into any) bool { return api.Get(ctx, path, q, into) == nil }
 	switch kind {

@@ -21,9 +21,9 @@ import (
 )
 
 // config reads docker's config file, once. One that cannot be read is told, and the verb goes on without it, as docker's do.
-func (a *app) config() (*endpoint.Config, error) {
+func (a *app) config() *endpoint.Config {
 	if a.cfg != nil {
-		return a.cfg, nil
+		return a.cfg
 	}
 	cfg, err := endpoint.LoadConfig(a.global.configDir)
 	if err != nil {
@@ -31,21 +31,21 @@ func (a *app) config() (*endpoint.Config, error) {
 		a.blind = true
 	}
 	a.cfg = cfg
-	return cfg, nil
+	return cfg
 }
 
 // logins is what is known about registries: nothing when the file cannot be read, which is told once.
-func (a *app) logins() (*credentials.File, error) {
-	cfg, err := a.config()
-	if err != nil || a.blind {
-		return &credentials.File{}, err
+func (a *app) logins() *credentials.File {
+	cfg := a.config()
+	if a.blind {
+		return &credentials.File{}
 	}
 	file, err := credentials.Open(cfg.Dir)
 	if err != nil {
 		fmt.Fprintf(a.Err, "WARNING: %v; going on without a login\n", err)
 		a.blind, file = true, &credentials.File{}
 	}
-	return file, nil
+	return file
 }
 
 // engine gives the API client. Nothing is dialled yet.
@@ -53,13 +53,12 @@ func (a *app) engine() (*engineapi.Client, error) {
 	if a.api != nil {
 		return a.api, nil
 	}
-	cfg, err := a.config()
+	cfg := a.config()
+	ep, err := endpoint.Resolve(a.global.Flags, cfg)
 	if err != nil {
 		return nil, err
 	}
-	if a.ep, err = endpoint.Resolve(a.global.Flags, cfg); err != nil {
-		return nil, err
-	}
+	a.ep = ep
 	a.api = engineapi.New(engineapi.Config{
 		Dial: a.dial, Authority: a.ep.Authority(), BasePath: a.ep.BasePath(),
 		Version: os.Getenv("DOCKER_API_VERSION"), Header: cfg.HTTPHeaders,
@@ -103,7 +102,7 @@ func (a *app) connect(ctx context.Context) (net.Conn, error) {
 			return nc, nil
 		}
 	}
-	if !absent(err) {
+	if !absent(err) || a.passive {
 		return nil, a.unreachable(err)
 	}
 	return autostart.Start(ctx, roots, func(s string) { fmt.Fprintln(a.Err, "corten: "+s) })

@@ -66,15 +66,11 @@ func (o *execOptions) run(ctx context.Context, a *app, name string, cmd []string
 	if err != nil {
 		return err
 	}
-	keys, err := a.detachKeysOf(o.detachKeys)
+	keys, err := a.detachKeys(o.detachKeys)
 	if err != nil {
 		return err
 	}
-	detach, err := parseDetachKeys(keys)
-	if err != nil {
-		return err
-	}
-	req.DetachKeys = keys
+	req.DetachKeys = keys.text
 	start := container.ExecStartRequest{Detach: o.detach, Tty: o.tty}
 	if o.tty && !o.detach {
 		if size := a.winsize(); size.Height > 0 {
@@ -97,7 +93,7 @@ func (o *execOptions) run(ctx context.Context, a *app, name string, cmd []string
 		}
 		return err
 	}
-	s := &session{app: a, conn: conn, tty: o.tty, stdin: o.interactive, out: a.Out, err: a.Err, detachKeys: detach}
+	s := &session{app: a, conn: conn, tty: o.tty, stdin: o.interactive, out: a.Out, err: a.Err, detachKeys: keys.keys}
 	s.resize = resizer(a, api, path+"/resize")
 	if err := s.run(ctx); err != nil { // errDetached, too, as docker's
 		return err

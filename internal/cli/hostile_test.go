@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"corten.dev/corten/internal/buildwire"
 )
 
 // An engine, or what stands in its place, may answer anything: a field that Docker's always has is missing, a list has null in it. That is an error, or nothing to show, and no crash.
@@ -49,4 +51,29 @@ func engineOf(t *testing.T, answer http.HandlerFunc) (socket string) {
 	go srv.Serve(l)
 	t.Cleanup(func() { srv.Close() })
 	return socket
+}
+
+// stats of named containers ended with 0 when the engine was killed, as if the containers had ended.
+func TestStatsTellThatTheEngineWent(t *testing.T) {
+	engine := engineOf(t, func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(`{"id":"0b44","name":"/web"}`))
+		w.(http.Flusher).Flush()
+		panic(http.ErrAbortHandler)
+	})
+	var out, errOut bytes.Buffer
+	code := Main(t.Context(), []string{"-H", "unix://" + engine, "stats", "web"}, Streams{In: strings.NewReader(""), Out: &out, Err: &errOut})
+	if code != 1 || !strings.Contains(errOut.String(), "went away") {
+		t.Errorf("%d %s", code, &errOut)
+	}
+}
+
+// "^1abc" was taken for ^1.
+func TestWhichBuild(t *testing.T) {
+	list := []buildwire.Build{{Ref: "aa1"}, {Ref: "ab2"}, {Ref: "c3"}}
+	for word, want := range map[string]string{"": "aa1", "^0": "aa1", "^2": "c3", "^3": "", "^1abc": "", "^-1": "", "^": "", "ab": "ab2", "a": "", "default/default/c": "c3", "x": ""} {
+		b, err := findBuild(list, word)
+		if (err != nil) != (want == "") || err == nil && b.Ref != want {
+			t.Errorf("%q: %v %v, want %q", word, b, err, want)
+		}
+	}
 }

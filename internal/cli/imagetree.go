@@ -84,7 +84,7 @@ func (o *imagesOptions) tree(ctx context.Context, a *app) error {
 	}
 	t := imageTree{w: a.Out, screen: treeScreen}
 	if fd, ok := terminalFd(a.Out); ok {
-		t.colour = true
+		t.colour = colourful()
 		if size, err := term.GetSize(fd); err == nil && size.Width > 0 { // else a terminal that does not know its size
 			t.screen = int(size.Width)
 		}

@@ -68,7 +68,6 @@ type inspectOptions struct {
 	format, kind string
 	size         bool
 	verbose      bool
-	scope        string
 	platform     string
 }
 
@@ -190,7 +189,7 @@ func (o *inspectOptions) lookup(ctx context.Context, api *engineapi.Client, kind
 	}
 	var last error
 	for _, k := range kinds {
-		q := query("verbose", flag1(o.verbose), "scope", o.scope)
+		q := query("verbose", flag1(o.verbose))
 		if k.name == "container" {
 			q = query("size", flag1(o.size))
 		}

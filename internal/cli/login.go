@@ -75,10 +75,7 @@ func (o *loginOptions) run(ctx context.Context, a *app, server string) error {
 	if err := o.settle(a); err != nil {
 		return err
 	}
-	cfg, err := a.config()
-	if err != nil {
-		return err
-	}
+	cfg := a.config()
 	if cfg.Dir == "" {
 		return &exitError{code: 1, text: "there is no home folder to keep credentials in: name one with --config"}
 	}
@@ -222,11 +219,7 @@ func newLogout() *verb {
 		long:    "Removes what `corten login` kept. Without a server it is the engine's default registry, as for `corten login`.",
 		example: "corten logout registry.example.org:5000",
 		run: func(ctx context.Context, a *app, args []string) error {
-			cfg, err := a.config()
-			if err != nil {
-				return err
-			}
-			file, err := credentials.Open(cfg.Dir)
+			file, err := credentials.Open(a.config().Dir)
 			if err != nil {
 				return err
 			}

@@ -131,10 +131,7 @@ func newManifestInspect() *verb {
 }
 
 func (a *app) manifestInspect(ctx context.Context, ref reference.Ref, args []string, verbose bool) error {
-	store, err := a.lists()
-	if err != nil {
-		return err
-	}
+	store := a.lists()
 	listRef, err := parseRemote(args[0])
 	if err != nil {
 		return err
@@ -399,10 +396,7 @@ func newManifestRm() *verb {
 		use: "MANIFEST_LIST [MANIFEST_LIST...]", min: 1, max: -1, short: "Forget lists of manifests kept here",
 		long: "Removes what `corten manifest create` keeps on this side; registries are not asked.", example: "corten manifest rm reg.example.org/app:1",
 		run: func(_ context.Context, a *app, args []string) error {
-			store, err := a.lists()
-			if err != nil {
-				return err
-			}
+			store := a.lists()
 			return a.each(args, func(name string) error {
 				ref, err := parseRemote(name)
 				if err == nil {
@@ -430,15 +424,8 @@ func (a *app) listNamed(name string, insecure bool) (target reference.Ref, store
 	if err = noInsecure(insecure, target.Domain); err != nil {
 		return target, store, err
 	}
-	store, err = a.lists()
-	return target, store, err
+	return target, a.lists(), nil
 }
 
 // lists is the folder of manifest lists that were made and not pushed yet.
-func (a *app) lists() (listStore, error) {
-	cfg, err := a.config()
-	if err != nil {
-		return listStore{}, err
-	}
-	return listStore{filepath.Join(cfg.Dir, "manifest-lists")}, nil
-}
+func (a *app) lists() listStore { return listStore{filepath.Join(a.config().Dir, "manifest-lists")} }

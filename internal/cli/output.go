@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"io"
+	"os"
 	"sync"
 	"syscall"
 )
@@ -40,3 +41,6 @@ func (o *output) lost() error {
 	defer o.mu.Unlock()
 	return o.err
 }
+
+// colourful tells whether a terminal may be written to in colours (no-color.org).
+func colourful() bool { return os.Getenv("NO_COLOR") == "" }

@@ -70,11 +70,7 @@ func pruneVerb(o *pruneOptions, short, long string, warn func() string, do func(
 
 // settle adds the filters that docker's config.json has for prune (pruneFilters); for volumes of all kinds and with both forms of a label it is the flag that counts.
 func (o *pruneOptions) settle(a *app) error {
-	cfg, err := a.config()
-	if err != nil {
-		return err
-	}
-	for _, f := range cfg.PruneFilters {
+	for _, f := range a.config().PruneFilters {
 		key, value, _ := strings.Cut(f, "=")
 		if key != "label" && key != "label!" {
 			return invalid("pruneFilters in config.json: %q: only label and label! are known", f)

@@ -148,15 +148,13 @@ func (a *app) pull(ctx context.Context, api *engineapi.Client, name string, o *c
 
 // authFor is the header with what is known about a registry.
 func (a *app) authFor(ctx context.Context, domain string) ([]http1.Field, error) {
-	file, err := a.logins()
-	if err != nil {
-		return nil, err
-	}
+	file := a.logins()
 	if file.Nothing() {
 		return nil, nil
 	}
 	server := credentials.Server(domain)
 	if server == credentials.DefaultServer {
+		var err error
 		if server, err = a.defaultServer(ctx); err != nil {
 			return nil, err
 		}

@@ -87,10 +87,7 @@ func (o *pushOptions) toHost(ctx context.Context, a *app, host string, names []s
 
 // otherEngine is an engine at an address that is no setting of ours.
 func (a *app) otherEngine(host string) (*engineapi.Client, error) {
-	cfg, err := a.config()
-	if err != nil {
-		return nil, err
-	}
+	cfg := a.config()
 	flags := a.global.Flags
 	flags.Host, flags.Context = host, ""
 	ep, err := endpoint.Resolve(flags, cfg)

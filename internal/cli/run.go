@@ -91,11 +91,8 @@ func (o *runOptions) run(ctx context.Context, a *app, v *verb, args []string) er
 	if err != nil {
 		return err
 	}
-	keys, err := a.detachKeysOf(o.detachKeys)
+	keys, err := a.detachKeys(o.detachKeys)
 	if err != nil {
-		return err
-	}
-	if _, err := parseDetachKeys(keys); err != nil {
 		return err
 	}
 	job := &attachment{app: a, api: api, tty: o.tty, keys: keys, rm: o.rm, sigProxy: o.sigProxy && !o.tty, stdin: req.AttachStdin, stdout: req.AttachStdout, stderr: req.AttachStderr}
@@ -107,7 +104,7 @@ func (o *runOptions) run(ctx context.Context, a *app, v *verb, args []string) er
 		return err
 	}
 	if o.detach {
-		if err := api.Post(ctx, "/containers/"+id+"/start", query("detachKeys", keys), nil, nil); err != nil {
+		if err := api.Post(ctx, "/containers/"+id+"/start", query("detachKeys", keys.text), nil, nil); err != nil {
 			return err
 		}
 		fmt.Fprintln(a.Out, id)
@@ -129,7 +126,7 @@ type attachment struct {
 	id                    string
 	tty                   bool
 	stdin, stdout, stderr bool
-	keys                  string
+	keys                  detachKeys
 	rm, sigProxy          bool
 }
 
@@ -198,15 +195,11 @@ func (j *attachment) settle(w waited) {
 }
 
 func (j *attachment) attachQuery() []string {
-	return []string{"stream", "1", "stdin", flag1(j.stdin), "stdout", flag1(j.stdout), "stderr", flag1(j.stderr), "detachKeys", j.keys}
+	return []string{"stream", "1", "stdin", flag1(j.stdin), "stdout", flag1(j.stdout), "stderr", flag1(j.stderr), "detachKeys", j.keys.text}
 }
 
 func (j *attachment) session(conn *http1.Upgraded) *session {
-	keys, err := parseDetachKeys(j.keys)
-	if err != nil {
-		keys = nil // checked before
-	}
-	s := &session{app: j.app, conn: conn, tty: j.tty, stdin: j.stdin, out: j.app.Out, err: j.app.Err, detachKeys: keys}
+	s := &session{app: j.app, conn: conn, tty: j.tty, stdin: j.stdin, out: j.app.Out, err: j.app.Err, detachKeys: j.keys.keys}
 	s.resize = resizer(j.app, j.api, "/containers/"+j.id+"/resize")
 	return s
 }

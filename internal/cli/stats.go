@@ -233,8 +233,11 @@ func (o *statsOptions) follow(ctx context.Context, api *engineapi.Client, b *boa
 	dec := json.NewDecoder(resp.Body)
 	for {
 		var s container.StatsResponse
-		if err := dec.Decode(&s); err != nil {
+		if err := dec.Decode(&s); err == io.EOF {
 			b.drop(name, nil)
+			return
+		} else if err != nil { // the engine went away: to have seen the last of the containers is no success then
+			b.drop(name, err)
 			return
 		}
 		b.set(name, &statRow{container: name, s: &s, full: o.noTrunc})
@@ -266,7 +269,7 @@ func (r *statRow) Name() string {
 	return r.s.Name
 }
 
-// known tells whether the container runs: an idle one has a zero time.
+// known tells whether anything is known of the container yet.
 func (r *statRow) known() bool { return r.s != nil }
 
 func (r *statRow) CPUPerc() string {

@@ -39,7 +39,7 @@ var errDetached = errors.New("read escape sequence")
 
 const defaultDetachKeys = "ctrl-p,ctrl-q"
 
-// detachKeys reads a list of keys such as ctrl-p,ctrl-q: a character, or ctrl- with a letter or one of @[\]^_.
+// parseDetachKeys reads a list of keys such as ctrl-p,ctrl-q: a character, or ctrl- with a letter or one of @[\]^_.
 func parseDetachKeys(s string) ([]byte, error) {
 	if s == "" {
 		s = defaultDetachKeys
@@ -61,16 +61,19 @@ func parseDetachKeys(s string) ([]byte, error) {
 	return keys, nil
 }
 
-// detachKeysOf takes the flag, then docker's config file.
-func (a *app) detachKeysOf(flag string) (string, error) {
-	if flag != "" {
-		return flag, nil
+// detachKeys are the keys that leave a session.
+type detachKeys struct {
+	text string // as the engine is told them; empty are the usual ones
+	keys []byte
+}
+
+// detachKeys takes the flag, then docker's config file.
+func (a *app) detachKeys(flag string) (d detachKeys, err error) {
+	if d.text = flag; flag == "" {
+		d.text = a.config().DetachKeys
 	}
-	cfg, err := a.config()
-	if err != nil {
-		return "", err
-	}
-	return cfg.DetachKeys, nil
+	d.keys, err = parseDetachKeys(d.text)
+	return d, err
 }
 
 // stdinFd gives stdin's descriptor if it is a terminal.
