@@ -3,6 +3,7 @@ package proof
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -108,6 +109,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	e.CheckLeft(before)
 	endsOnAFullDisk(t, e, disk)
+	endsBeforeItsEngine(t, e, disk)
 	if got := e.Corten("inspect", "-f", "{{.State.Status}}", "steady"); got != "running" {
 		t.Errorf("the container that ran all the time: %s", got)
 	}
@@ -146,6 +148,40 @@ func endsOnAFullDisk(t *testing.T, e *enginetest.Engine, disk string) {
 	if got := e.Corten("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "brief"); got != "exited 7" {
 		t.Errorf("with room again: %s", got)
 	}
+}
+
+// A container ends while the disk is full, and its engine, which had no room for that, is killed. Its monitor had told how it ended and was gone: the next engine called it killed, 137.
+func endsBeforeItsEngine(t *testing.T, e *enginetest.Engine, disk string) {
+	t.Helper()
+	e.Corten("run", "-d", "--name", "late", enginetest.Busybox, "sh", "-c", "trap 'exit 9' USR1; echo ready; while true; do sleep 0.1; done")
+	eventually(t, "late waits for its signal", func() bool { return e.Corten("logs", "late") == "ready" })
+	full := fill(t, disk)
+	e.Corten("kill", "-s", "USR1", "late")
+	if got := e.Corten("wait", "late"); got != "9" {
+		t.Errorf("late ended with %s", got)
+	}
+	for _, when := range []string{"killed", "killed again"} {
+		e.Kill9()
+		e.Up()
+		if got := e.Corten("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "late"); got != "exited 9" {
+			t.Errorf("%s on a full disk: %s", when, got)
+		}
+	}
+	if err := os.Remove(full); err != nil {
+		t.Fatal(err)
+	}
+	monitors := filepath.Join(e.Dir, "e", "monitors", e.Corten("inspect", "-f", "{{.Id}}", "late"))
+	eventually(t, "the monitor is let go", func() bool { _, err := os.Stat(monitors); return errors.Is(err, fs.ErrNotExist) })
+	e.Kill9()
+	e.Up()
+	if got := e.Corten("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "late"); got != "exited 9" {
+		t.Errorf("with room again: %s", got)
+	}
+	e.Corten("start", "late")
+	if got := e.Corten("inspect", "-f", "{{.State.Status}}", "late"); got != "running" {
+		t.Errorf("started again: %s", got)
+	}
+	e.Corten("rm", "-f", "late")
 }
 
 // fill writes until nothing goes any more.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -78,9 +79,14 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 			s.Log.Warn("kill what a lost monitor left behind", "container", rec.Name, "error", err)
 		}
 	}
+	clear := sync.OnceFunc(func() { s.clear(ctx, rec, mon, proc) })
+	putOff := false
 	if !remove {
 		if err := s.save(ctr, false); err != nil {
 			s.Log.Error("keep the end of a container", "container", rec.Name, "error", err)
+			if putOff = !again && noRoom(err); putOff {
+				ctr.putOff(clear)
+			}
 			s.owe(ctr, err)
 		}
 	}
@@ -97,7 +103,9 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 	s.background(func(context.Context) {
 		defer close(cleaned)
 		mounts.Close() // nil, too
-		s.clear(ctx, rec, mon, proc)
+		if !putOff {
+			clear()
+		}
 		if remove {
 			s.clearFolder(ctr)
 		}
@@ -153,7 +161,7 @@ func (s *Service) clear(ctx context.Context, rec *container.Record, mon monitor.
 	}
 }
 
-// waitCleaned waits until what the last run left was cleared away.
+// waitCleaned waits until what the last run left was cleared away. What was put off is not any longer.
 func (ctr *live) waitCleaned() {
 	ctr.mu.Lock()
 	cleaned := ctr.cleaned
@@ -161,6 +169,7 @@ func (ctr *live) waitCleaned() {
 	if cleaned != nil {
 		<-cleaned
 	}
+	ctr.clearNow()
 }
 
 // restarts applies the restart policy to an exit. ctr.mu is held.

@@ -35,6 +35,7 @@ type live struct {
 	waiters  map[*waiter]struct{}
 	pending  []*attachment      // clients that attached before the start
 	cleaned  chan struct{}      // closes when what the last run left was cleared away; nil when there is nothing
+	clear    func()             // does so once, put off until the disk has room for how that run ended (see owed); else nil
 	stopBack context.CancelFunc // ends the wait of Restarting
 	keep     int                // how many end this run who have more to do with the container: its exit is not to be acted upon
 	failures int                // runs in a row that ended too soon

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// owed are the containers whose state found no room on the disk: how the last run of one ended is nowhere else by then. They are tried again until there is room.
+// owed are the containers whose state found no room on the disk. They are tried again until there is room. How the last run of one ended is nowhere else on the disk by then, but its
+// monitor knows, so that it and what the runtime has are cleared away when the state is written: an engine that comes before that asks the monitor.
 type owed struct {
 	mu   sync.Mutex
 	ctrs map[*live]bool
@@ -17,9 +18,44 @@ type owed struct {
 // owedEvery is how often a full disk is tried again.
 const owedEvery = 2 * time.Second
 
+// noRoom tells whether the disk was full.
+func noRoom(err error) bool { return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) }
+
+// putOff keeps what clears the last run away for later.
+func (ctr *live) putOff(clear func()) {
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	ctr.clear = clear
+}
+
+// settleFirst is for a new run, which would clear away who knows how the last one ended.
+func (s *Service) settleFirst(ctr *live) error {
+	ctr.mu.Lock()
+	owes := ctr.clear != nil
+	ctr.mu.Unlock()
+	if !owes {
+		return nil
+	}
+	return s.save(ctr, false)
+}
+
+// clearNow does what was put off, once, and waits for it.
+func (ctr *live) clearNow() {
+	ctr.mu.Lock()
+	clear := ctr.clear
+	ctr.mu.Unlock()
+	if clear == nil {
+		return
+	}
+	clear() // whoever comes meanwhile waits for it
+	ctr.mu.Lock()
+	defer ctr.mu.Unlock()
+	ctr.clear = nil
+}
+
 // owe remembers a container whose record could not be written for want of room.
 func (s *Service) owe(ctr *live, err error) {
-	if !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+	if !noRoom(err) {
 		return
 	}
 	s.owed.mu.Lock()
@@ -54,12 +90,15 @@ func (s *Service) writeOwed() bool {
 		if ctr == nil {
 			return true
 		}
-		if err := s.save(ctr, false); errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		err := s.save(ctr, false)
+		if noRoom(err) {
 			s.owe(ctr, err)
 			return false // nor will the others find any
-		} else if err != nil {
+		}
+		if err != nil {
 			s.Log.Error("keep the state of a container", "container", ctr.record().Name, "error", err)
 		}
+		ctr.clearNow()
 	}
 }
 

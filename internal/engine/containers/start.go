@@ -121,6 +121,9 @@ func (s *Service) guard(ctr *live, fn func() error) (err error) {
 }
 
 func (s *Service) startSteps(ctx context.Context, ctr *live, undo *task.Undo) error {
+	if err := s.settleFirst(ctr); err != nil {
+		return err
+	}
 	ctr.waitCleaned()
 	r := &run{ctr: ctr, rec: ctr.record(), sources: map[string]string{}, trees: map[string]*os.File{}, idmaps: map[string]hostspec.Mapping{}, joins: map[specs.LinuxNamespaceType]string{}}
 	r.files = s.generatedFiles(r.rec)
