@@ -15,23 +15,39 @@ import (
 )
 
 // Create makes a user-defined bridge network. Neither address family asked for means IPv4.
-func (l *Local) Create(ctx context.Context, nw Network) (_ Network, err error) {
+func (l *Local) Create(ctx context.Context, nw Network) (Network, error) {
+	rec := clone(nw)
+	made, way, err := l.createOwn(ctx, &rec)
+	if way == nil {
+		return made, err
+	}
+	return l.createPlugged(ctx, rec, way)
+}
+
+// createOwn checks and completes what was asked for, and makes a network that no plugin has a part in. For others it takes the name, and the rest is to be done without the lock.
+func (l *Local) createOwn(ctx context.Context, rec *Network) (Network, *coming, error) {
 	l.created.Lock()
 	defer l.created.Unlock()
-	rec := clone(nw)
-	if err := l.checkNew(&rec); err != nil {
-		return Network{}, err
+	if err := l.checkNew(rec); err != nil {
+		return Network{}, nil, err
 	}
 	rec.ID, rec.Created, rec.Predefined = newID(), time.Now().UTC(), false
 	if rec.ConfigOnly {
-		return l.createConfig(rec)
+		nw, err := l.createConfig(*rec)
+		return nw, nil, err
 	}
-	if err := errors.Join(l.fromConfig(&rec), l.withDefaults(&rec)); err != nil {
-		return Network{}, err
+	if err := errors.Join(l.fromConfig(rec), l.withDefaults(rec)); err != nil {
+		return Network{}, nil, err
 	}
 	if rec.asksPlugins() {
-		return l.createPlugged(ctx, rec)
+		return Network{}, l.comes(rec), nil
 	}
+	nw, err := l.createBuiltIn(ctx, *rec)
+	return nw, nil, err
+}
+
+// createBuiltIn makes a network of a driver and with addresses of the engine's own. created is held.
+func (l *Local) createBuiltIn(ctx context.Context, rec Network) (Network, error) {
 	if err := l.chooseSubnets(&rec); err != nil {
 		return Network{}, err
 	}

@@ -43,14 +43,17 @@ func isBuiltIn(driver string) bool {
 	return false
 }
 
-// createPlugged makes a network that plugins have a part in. Their calls are made without the lock by which networks are made one after the other.
-func (l *Local) createPlugged(ctx context.Context, rec Network) (_ Network, err error) {
-	way := &coming{name: rec.Name}
+// comes takes the name of a network that plugins have a part in. created is held, so that nobody else has it.
+func (l *Local) comes(rec *Network) *coming {
 	l.mu.Lock()
+	defer l.mu.Unlock()
+	way := &coming{name: rec.Name}
 	l.coming[rec.ID] = way
-	l.mu.Unlock()
-	l.created.Unlock()
-	defer l.created.Lock() // the caller has it
+	return way
+}
+
+// createPlugged makes a network that plugins have a part in, and lets go of way. Their calls are made without the lock by which networks are made one after the other.
+func (l *Local) createPlugged(ctx context.Context, rec Network, way *coming) (_ Network, err error) {
 	defer func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()

@@ -7,10 +7,10 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Check tells whether a spec could be made into a program, without making anything: no cgroup, no mount, no process. What only the kernel can tell (whether a file exists,
+// Check is for fuzz targets, which cannot make a container of each spec that they think of. It tells whether a spec could be made into a program, without making anything: no cgroup, no mount, no process. What only the kernel can tell (whether a file exists,
 // whether an option is known to a file system) is told by Create.
 func Check(spec *specs.Spec) error {
-	opts := &RunOptions{ID: "check", Spec: spec, Bundle: "/nonexistent", Launcher: Direct()}
+	opts := &RunOptions{ID: "check", Spec: spec, Bundle: "/nonexistent", Launcher: LauncherFunc(direct)}
 	if err := validate(opts); err != nil {
 		return err
 	}

@@ -161,7 +161,7 @@ func TestWorkingDirectoryIsADescriptor(t *testing.T) {
 				s.Process.Cwd = cwd
 				refused(t, s)
 			}
-			pid, pidfd, err := b.ctr.Exec(context.Background(), Exec{Process: &specs.Process{Args: []string{"/bin/pwd"}, Cwd: cwd}, Launcher: Direct()})
+			pid, pidfd, err := b.ctr.Exec(context.Background(), Exec{Process: &specs.Process{Args: []string{"/bin/pwd"}, Cwd: cwd}, Launcher: LauncherFunc(direct)})
 			if err == nil {
 				pidfd.Close()
 				unix.Wait4(pid, nil, 0, nil)

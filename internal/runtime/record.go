@@ -146,6 +146,3 @@ func innerPid(pid int) (int, error) {
 	}
 	return 0, fmt.Errorf("status of process %d: no NSpid", pid)
 }
-
-// Direct launches a program as a child of this very process.
-func Direct() Launcher { return LauncherFunc(direct) }
