@@ -38,6 +38,7 @@ import (
 	"corten.dev/corten/internal/snapshot/overlay"
 	"corten.dev/corten/internal/snapshot/plain"
 	"corten.dev/corten/internal/version"
+	"corten.dev/corten/internal/volume/drivers"
 )
 
 // engine is everything joined. closers run backwards.
@@ -58,82 +59,114 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 			err = errors.Join(err, e.close())
 		}
 	}()
-	systemd, err := set.SystemdCgroup()
+	at, err := e.openRooms(set)
 	if err != nil {
 		return nil, err
 	}
-	trees, err := openSnapshots(set, log)
-	if err != nil {
+	if err := e.openServices(set, at); err != nil {
 		return nil, err
 	}
-	blobs, err := content.New(content.Options{Root: filepath.Join(set.DataRoot, "content"), Logger: log})
+	lean, stop := context.WithCancel(background())
+	e.closers = append(e.closers, func() error { stop(); return nil })
+	go leanMemory(lean)
+	return e, nil
+}
+
+// rooms are the drivers that services and doors stand on.
+type rooms struct {
+	systemd  bool
+	trees    snapshot.Store
+	blobs    *content.Store
+	store    *image.Images
+	imgs     *withHello
+	plugins  *plugin.Set
+	vols     *drivers.Store
+	nets     *network.Local
+	monitors *monitor.Pool
+}
+
+// openRooms makes the drivers. What it opens is closed by e.
+func (e *engine) openRooms(set settings.Settings) (at rooms, err error) {
+	at.systemd, err = set.SystemdCgroup()
 	if err != nil {
-		return nil, err
+		return at, err
 	}
-	store, err := image.New(image.Options{Root: filepath.Join(set.DataRoot, "images"), Snapshots: trees, Content: blobs, Logger: log, KeepBlobs: set.ImageBlobs})
+	at.trees, err = openSnapshots(set, e.log)
 	if err != nil {
-		return nil, err
+		return at, err
 	}
-	e.closers = append(e.closers, store.Close)
-	imgs := &withHello{Images: store}
-	plugins := openPlugins(set, log)
-	vols, err := e.openVolumes(set, plugins)
+	at.blobs, err = content.New(content.Options{Root: filepath.Join(set.DataRoot, "content"), Logger: e.log})
 	if err != nil {
-		return nil, err
+		return at, err
 	}
-	helpers := helpersPlace(log)
+	at.store, err = image.New(image.Options{Root: filepath.Join(set.DataRoot, "images"), Snapshots: at.trees, Content: at.blobs, Logger: e.log, KeepBlobs: set.ImageBlobs})
+	if err != nil {
+		return at, err
+	}
+	e.closers = append(e.closers, at.store.Close)
+	at.imgs = &withHello{Images: at.store}
+	at.plugins = openPlugins(set, e.log)
+	at.vols, err = e.openVolumes(set, at.plugins)
+	if err != nil {
+		return at, err
+	}
+	helpers := helpersPlace(e.log)
 	if helpers != nil {
 		e.closers = append(e.closers, helpers.Close)
 	}
-	nets, err := openNetwork(set, helpers, plugins, log)
+	at.nets, err = openNetwork(set, helpers, at.plugins, e.log)
 	if err != nil {
-		return nil, err
+		return at, err
 	}
-	e.closers = append(e.closers, nets.Close)
-	monitors, err := monitor.New(monitor.Options{Root: filepath.Join(set.ExecRoot, "monitors"), Logger: log, Cgroup: helpers, OnOOM: func(id string) {
+	e.closers = append(e.closers, at.nets.Close)
+	at.monitors, err = monitor.New(monitor.Options{Root: filepath.Join(set.ExecRoot, "monitors"), Logger: e.log, Cgroup: helpers, OnOOM: func(id string) {
 		if ctrs := e.containers.Load(); ctrs != nil {
 			ctrs.OOM(id)
 		}
 	}})
 	if err != nil {
-		return nil, err
+		return at, err
 	}
-	e.closers = append(e.closers, monitors.Close)
+	e.closers = append(e.closers, at.monitors.Close)
+	return at, nil
+}
 
+// openServices makes the services and the doors.
+func (e *engine) openServices(set settings.Settings, at rooms) error {
 	bus := &events.Bus{}
 	devices := hostspec.NewCDI(set.CDISpecDirs)
 	ctrs, err := containers.New(containers.Options{
 		Root: filepath.Join(set.DataRoot, "containers"), ExecRoot: set.ExecRoot,
-		Runtime:  containers.OverRuntimes(runtime.New(runtime.Options{Root: filepath.Join(set.ExecRoot, "runtime"), Systemd: systemd, Logger: log}), otherRuntimes(set, systemd, log), settings.OwnRuntime),
-		Monitors: monitors, Trees: trees, Images: imgs, Networks: nets, Volumes: vols, Events: bus, Log: log,
-		ReadExit: monitor.ReadExit, CgroupParent: set.CgroupParent, Network: defaultNetwork(set), SystemdCgroup: systemd, Init: set.Init,
-		Ulimits: ulimits(set), CDI: devices, ShmSize: int64(set.ShmSize), LogConfig: defaultLog(set), LogDrivers: findLogDriver(plugins), TreeSize: treeSize(set), DefaultRuntime: set.DefaultRuntime,
+		Runtime:  containers.OverRuntimes(runtime.New(runtime.Options{Root: filepath.Join(set.ExecRoot, "runtime"), Systemd: at.systemd, Logger: e.log}), otherRuntimes(set, at.systemd, e.log), settings.OwnRuntime),
+		Monitors: at.monitors, Trees: at.trees, Images: at.imgs, Networks: at.nets, Volumes: at.vols, Events: bus, Log: e.log,
+		ReadExit: monitor.ReadExit, CgroupParent: set.CgroupParent, Network: defaultNetwork(set), SystemdCgroup: at.systemd, Init: set.Init,
+		Ulimits: ulimits(set), CDI: devices, ShmSize: int64(set.ShmSize), LogConfig: defaultLog(set), LogDrivers: findLogDriver(at.plugins), TreeSize: treeSize(set), DefaultRuntime: set.DefaultRuntime,
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	e.containers.Store(ctrs)
 	e.closers = append(e.closers, ctrs.Close)
-	registries, err := openRegistries(set, log)
+	registries, err := openRegistries(set, e.log)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	imageService := images.New(images.Options{
-		Store: imgs, Containers: ctrs, Events: bus, Transfers: store, Blobs: images.OverContent(blobs), Registry: registries,
-		MaxDownloads: set.MaxDownloads, MaxUploads: set.MaxUploads, Collection: collection(set, store), Log: log,
+		Store: at.imgs, Containers: ctrs, Events: bus, Transfers: at.store, Blobs: images.OverContent(at.blobs), Registry: registries,
+		MaxDownloads: set.MaxDownloads, MaxUploads: set.MaxUploads, Collection: collection(set, at.store), Log: e.log,
 	})
 	e.closers = append(e.closers, imageService.Close)
-	building, err := e.openBuilds(building{set: set, trees: trees, store: store, images: imageService, nets: nets, systemd: systemd, bus: bus, log: log})
+	building, err := e.openBuilds(building{set: set, trees: at.trees, store: at.store, images: imageService, nets: at.nets, systemd: at.systemd, bus: bus, log: e.log})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	vs, ns := volumes.New(volumes.Options{Store: vols, Containers: ctrs, Events: bus}), networks.New(networks.Options{Networks: nets, Containers: ctrs, Events: bus})
+	vs, ns := volumes.New(volumes.Options{Store: at.vols, Containers: ctrs, Events: bus}), networks.New(networks.Options{Networks: at.nets, Containers: ctrs, Events: bus})
 	about := system.New(system.Options{
-		Containers: ctrs, Images: imgs, Volumes: vols, Trees: trees, Events: bus, Devices: devices,
-		Runtimes: shownRuntimes(set), DefaultRuntime: set.DefaultRuntime, Plugins: plugins.Active, DataRoot: set.DataRoot, Labels: set.Labels, AddressPools: shownPools(set), HTTPProxy: set.Proxies.HTTP, HTTPSProxy: set.Proxies.HTTPS, NoProxy: set.Proxies.No, SystemdCgroup: systemd, Debug: log.Enabled(background(), slog.LevelDebug), Version: version.Version, LogDriver: defaultLog(set).Type, LogDrivers: logDriverNames(),
+		Containers: ctrs, Images: at.imgs, Volumes: at.vols, Trees: at.trees, Events: bus, Devices: devices,
+		Runtimes: shownRuntimes(set), DefaultRuntime: set.DefaultRuntime, Plugins: at.plugins.Active, DataRoot: set.DataRoot, Labels: set.Labels, AddressPools: shownPools(set), HTTPProxy: set.Proxies.HTTP, HTTPSProxy: set.Proxies.HTTPS, NoProxy: set.Proxies.No, SystemdCgroup: at.systemd, Debug: e.log.Enabled(background(), slog.LevelDebug), Version: version.Version, LogDriver: defaultLog(set).Type, LogDrivers: logDriverNames(),
 	})
 	e.metrics = metrics.Handler(metrics.Options{
-		Containers: ctrs, Networks: ns, Volumes: vs, System: about, Events: bus.Count, Version: version.Version, Commit: version.Commit, Logger: log,
+		Containers: ctrs, Networks: ns, Volumes: vs, System: about, Events: bus.Count, Version: version.Version, Commit: version.Commit, Logger: e.log,
 	})
 	e.server = server.New(server.Options{
 		Builds: building.service, BuildMirrors: building.mirrors, BuildKit: building.door,
@@ -146,12 +179,9 @@ func join(set settings.Settings, log *slog.Logger) (_ *engine, err error) {
 		System:          about,
 		Version:         server.VersionInfo{Version: version.Version, Commit: version.Commit},
 		DefaultRegistry: set.DefaultRegistry, Mirrors: set.RegistryMirrors, Insecure: set.InsecureRegistries,
-		Driver: trees.Name(), Layers: layersOf(trees), CgroupV2: cgroupV2() != nil, Logger: log,
+		Driver: at.trees.Name(), Layers: layersOf(at.trees), CgroupV2: cgroupV2() != nil, Logger: e.log,
 	})
-	lean, stop := context.WithCancel(background())
-	e.closers = append(e.closers, func() error { stop(); return nil })
-	go leanMemory(lean)
-	return e, nil
+	return nil
 }
 
 // defaultNetwork is that of containers and steps which name none.

@@ -80,16 +80,7 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 		}
 	}
 	clear := sync.OnceFunc(func() { s.clear(ctx, rec, mon, proc) })
-	putOff := false
-	if !remove {
-		if err := s.save(ctr, false); err != nil {
-			s.Log.Error("keep the end of a container", "container", rec.Name, "error", err)
-			if putOff = !again && noRoom(err); putOff {
-				ctr.putOff(clear)
-			}
-			s.owe(ctr, err)
-		}
-	}
+	putOff := !remove && s.keepEnd(ctr, again, clear)
 	ctr.tell(end, NotRunning, NextExit)
 	s.giveBack(ctx, ctr)
 	s.emitNetworks(ctx, rec, "disconnect", sandbox)
@@ -113,6 +104,20 @@ func (s *Service) ended(ctx context.Context, ctr *live, mon monitor.Monitor) {
 	if again {
 		s.restartLater(ctr)
 	}
+}
+
+// keepEnd stores how a container ended. It tells whether that found no room, and clear is put off until it does; a restart does not wait for that.
+func (s *Service) keepEnd(ctr *live, again bool, clear func()) (putOff bool) {
+	err := s.save(ctr, false)
+	if err == nil {
+		return false
+	}
+	s.Log.Error("keep the end of a container", "container", ctr.record().Name, "error", err)
+	if putOff = !again && noRoom(err); putOff {
+		ctr.putOff(clear)
+	}
+	s.owe(ctr, err)
+	return putOff
 }
 
 // OOM is told by a monitor when the kernel killed for memory in a container, also when the first process survived.

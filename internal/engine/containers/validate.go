@@ -33,18 +33,8 @@ func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 	if err := s.refuseUnsupported(host); err != nil {
 		return nil, err
 	}
-	if cfg.WorkingDir != "" && !path.IsAbs(cfg.WorkingDir) {
-		return nil, errs.New(errs.Invalid, "the working directory '%s' is invalid, it needs to be an absolute path", cfg.WorkingDir)
-	}
-	for _, kv := range cfg.Env {
-		if kv == "" || kv[0] == '=' || strings.ContainsRune(kv, 0) {
-			return nil, errs.New(errs.Invalid, "invalid environment variable: %s", kv)
-		}
-	}
-	if cfg.StopSignal != "" {
-		if _, err := parseSignal(cfg.StopSignal); err != nil {
-			return nil, err
-		}
+	if err := validateWords(cfg); err != nil {
+		return nil, err
 	}
 	if err := validateRestart(host.Restart, host.AutoRemove); err != nil {
 		return nil, err
@@ -88,14 +78,8 @@ func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 	if err := validateAsked(host); err != nil {
 		return nil, err
 	}
-	for _, extra := range host.ExtraHosts {
-		_, addr, ok := cutHost(extra)
-		if !ok {
-			return nil, errs.New(errs.Invalid, "bad format for add-host: %q", extra)
-		}
-		if _, err := netip.ParseAddr(addr); err != nil && addr != "host-gateway" {
-			return nil, errs.New(errs.Invalid, "invalid IP address in add-host: %q", addr)
-		}
+	if err := validateHosts(host.ExtraHosts); err != nil {
+		return nil, err
 	}
 	for key := range host.Sysctls {
 		if key == "" || strings.Contains(key, "..") {
@@ -112,6 +96,36 @@ func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 	}
 	more, err := checkResources(&host.Resources, s.thisMachine(), false)
 	return append(warnings, more...), err
+}
+
+// validateWords checks what the process is to find.
+func validateWords(cfg *container.Config) error {
+	if cfg.WorkingDir != "" && !path.IsAbs(cfg.WorkingDir) {
+		return errs.New(errs.Invalid, "the working directory '%s' is invalid, it needs to be an absolute path", cfg.WorkingDir)
+	}
+	for _, kv := range cfg.Env {
+		if kv == "" || kv[0] == '=' || strings.ContainsRune(kv, 0) {
+			return errs.New(errs.Invalid, "invalid environment variable: %s", kv)
+		}
+	}
+	if cfg.StopSignal == "" {
+		return nil
+	}
+	_, err := parseSignal(cfg.StopSignal)
+	return err
+}
+
+func validateHosts(extras []string) error {
+	for _, extra := range extras {
+		_, addr, ok := cutHost(extra)
+		if !ok {
+			return errs.New(errs.Invalid, "bad format for add-host: %q", extra)
+		}
+		if _, err := netip.ParseAddr(addr); err != nil && addr != "host-gateway" {
+			return errs.New(errs.Invalid, "invalid IP address in add-host: %q", addr)
+		}
+	}
+	return nil
 }
 
 // refuseUnsupported names everything that this engine cannot honour yet, rather than ignore it.
