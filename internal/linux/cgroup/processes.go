@@ -342,7 +342,8 @@ func remove(ctx context.Context, p string) error {
 		if err != unix.EBUSY && err != unix.EINTR {
 			return fmt.Errorf("remove cgroup %s: %w", p, err)
 		}
-		if err := removeChildren(p); err != nil {
+		// Out of descriptors is a matter of moments, too; a group that was given up then stayed for good.
+		if err := removeChildren(p); err != nil && !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) {
 			return err
 		}
 		select {
