@@ -12,7 +12,7 @@ import (
 type CopyOptions struct {
 	Framed     bool // Docker's 8-byte stream headers; else the bytes alone (a terminal's log)
 	Timestamps bool // each line begins with its time
-	// Details are put in front of each line, followed by a space, if not empty.
+	// Details are put in front of each line as they are.
 	Details string
 	// Idle, if set, is called before Copy waits for more, with everything so far written: a place to flush.
 	Idle func() error
@@ -234,9 +234,6 @@ func (c *copier) lines(ctx context.Context) error {
 	var stamp []byte
 	var stamped time.Time
 	details := []byte(c.o.Details)
-	if len(details) > 0 {
-		details = append(details, ' ')
-	}
 	for {
 		if l.opts.Follow && len(l.data) == 0 && c.ready() {
 			if err := c.idle(); err != nil {

@@ -433,7 +433,7 @@ func TestTimestampsAndDetails(t *testing.T) {
 	}
 	defer l.Close()
 	var b bytes.Buffer
-	if err := l.Copy(context.Background(), &b, logs.CopyOptions{Timestamps: true, Details: "k=v"}); err != nil {
+	if err := l.Copy(context.Background(), &b, logs.CopyOptions{Timestamps: true, Details: "k=v "}); err != nil {
 		t.Fatal(err)
 	}
 	if want := "2026-01-02T03:04:05.000006000Z k=v a\n2026-01-02T03:04:05.000006000Z k=v b\n"; b.String() != want {

@@ -49,6 +49,7 @@ func (s *Service) Logs(ctx context.Context, ref string, opts LogOptions, begin f
 		if copts.Details, err = s.logInfo(rec, rec.Host.Log.Config).Details(); err != nil {
 			return errors.Join(err, log.Close())
 		}
+		copts.Details += " " // also where there are none: scripts cut the first word off
 	}
 	if err := log.Copy(ctx, w, copts); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("logs of container %s: %w", rec.Name, err)
