@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"corten.dev/corten/internal/cli/copied"
 	"corten.dev/corten/internal/errs"
 	"corten.dev/corten/internal/reference"
 )
@@ -149,17 +150,17 @@ func (o *buildFlags) stdinContext(a *app, p *buildPlan) (dockerfile io.Reader, e
 		return nil, err
 	}
 	p.dirs["context"] = dir
-	if !isArchive(head) {
+	if !copied.IsArchive(head) {
 		if o.file != "" {
 			return nil, invalid("ERROR: ambiguous Dockerfile source: both stdin and flag correspond to Dockerfiles")
 		}
 		return in, nil
 	}
-	tar, err := decompress(in, head)
+	tar, err := copied.Decompress(in, head)
 	if err != nil {
 		return nil, err
 	}
-	if err := unpackContext(dir, tar); err != nil {
+	if err := copied.UnpackContext(dir, tar); err != nil {
 		_ = tar.Close() // the error says more
 		return nil, fmt.Errorf("ERROR: unpack the context from stdin: %w", err)
 	}
@@ -276,41 +277,4 @@ func isRemoteContext(s string) bool {
 
 func isHTTP(s string) bool {
 	return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://")
-}
-
-// isArchive looks at the first bytes: what is compressed, or a tar.
-func isArchive(head []byte) bool {
-	return compression(head) != "" || len(head) >= 262 && string(head[257:262]) == "ustar" || oldTar(head)
-}
-
-// compression names the program that undoes it; "gzip" and "bzip2" we do ourselves.
-func compression(head []byte) string {
-	for magic, name := range map[string]string{"\x1f\x8b\x08": "gzip", "BZh": "bzip2", "\xfd7zXZ\x00": "xz", "\x28\xb5\x2f\xfd": "zstd"} {
-		if bytes.HasPrefix(head, []byte(magic)) {
-			return name
-		}
-	}
-	return ""
-}
-
-// oldTar knows archives from before "ustar" by the sum over their first header.
-func oldTar(head []byte) bool {
-	if len(head) < 512 {
-		return false
-	}
-	field := strings.Trim(string(head[148:156]), " \x00")
-	want, sum := 0, 0
-	for _, r := range field {
-		if r < '0' || r > '7' {
-			return false
-		}
-		want = want*8 + int(r-'0')
-	}
-	for i, b := range head[:512] {
-		if i >= 148 && i < 156 {
-			b = ' '
-		}
-		sum += int(b)
-	}
-	return field != "" && sum == want
 }

@@ -11,6 +11,7 @@ import (
 
 	"corten.dev/corten/internal/buildwire"
 	"corten.dev/corten/internal/cli/buildprogress"
+	"corten.dev/corten/internal/cli/copied"
 	"corten.dev/corten/internal/cli/credentials"
 	"corten.dev/corten/internal/errs"
 )
@@ -188,7 +189,7 @@ func (s *buildSession) tree(q *buildwire.Stream, id string) error {
 	if sink == nil || sink.dir == "" {
 		return errs.New(errs.NotFound, "no folder was named for output %s", id)
 	}
-	if err := unpackTree(sink.dir, q); err != nil {
+	if err := copied.UnpackTree(sink.dir, q); err != nil {
 		return fmt.Errorf("write to %s: %w", sink.dir, err)
 	}
 	return nil

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Node makes the pipe or device of an archive below root, through a descriptor of its folder. A device takes the right to make one.
-func Node(root *os.Root, name string, h *tar.Header, perm fs.FileMode) error {
+// node makes the pipe or device of an archive below root, through a descriptor of its folder. A device takes the right to make one.
+func node(root *os.Root, name string, h *tar.Header, perm fs.FileMode) error {
 	dir, err := root.Open(filepath.Dir(name))
 	if err != nil {
 		return err
@@ -33,8 +33,8 @@ func Node(root *os.Root, name string, h *tar.Header, perm fs.FileMode) error {
 	return unix.Fchmodat(int(dir.Fd()), filepath.Base(name), mode&0o777, 0) // whatever the umask says
 }
 
-// LinkTime sets the time of a symbolic link below root, not of what it leads to.
-func LinkTime(root *os.Root, name string, at time.Time) error {
+// linkTime sets the time of a symbolic link below root, not of what it leads to.
+func linkTime(root *os.Root, name string, at time.Time) error {
 	dir, err := root.Open(filepath.Dir(name))
 	if err != nil {
 		return err

@@ -11,10 +11,10 @@ import (
 	"corten.dev/corten/internal/errs"
 )
 
-// Node refuses: this system's files are not the container's.
-func Node(_ *os.Root, name string, _ *tar.Header, _ fs.FileMode) error {
+// node refuses: this system's files are not the container's.
+func node(_ *os.Root, name string, _ *tar.Header, _ fs.FileMode) error {
 	return errs.New(errs.NotImplemented, "pipes and devices can be made on Linux only (%s)", name)
 }
 
-// LinkTime leaves a symbolic link with the time at which it was made.
-func LinkTime(*os.Root, string, time.Time) error { return nil }
+// linkTime leaves a symbolic link with the time at which it was made.
+func linkTime(*os.Root, string, time.Time) error { return nil }

@@ -1,8 +1,8 @@
-// Package copied turns local files into a tar stream and back, for copying to and from containers.
+// Package copied turns local files into a tar stream and back, for copies to and from containers and for what builds read and write here.
 //
-// It owns the rules of where a copy lands (docker's, which are cp's) and the care that an archive from a container,
-// which may be hostile, never writes outside the destination: all writing goes through [os.Root]. It promises links,
-// modes and times as they are; owners only when asked for.
+// It owns the rules of where a copy lands (docker's, which are cp's), what tells an archive from other input, and the
+// care that an archive, which may be hostile, never writes outside the destination: all writing goes through [os.Root].
+// It promises links, modes and times as they are; owners only when asked for.
 package copied
 
 import (
@@ -179,7 +179,7 @@ func Extract(r io.Reader, t Target, owners bool) (err error) {
 			if err := x.placeLast(); err != nil {
 				return err
 			}
-			return x.finish()
+			return finish(x.root, x.dirs)
 		}
 		if err != nil {
 			return fmt.Errorf("read archive: %w", err)
@@ -189,7 +189,7 @@ func Extract(r io.Reader, t Target, owners bool) (err error) {
 		}
 		if h.Typeflag == tar.TypeXGlobalHeader {
 			if text := h.PAXRecords[unreadNote]; text != "" {
-				return errors.Join(x.finish(), errs.New(errs.Unavailable, "%s", text))
+				return errors.Join(finish(x.root, x.dirs), errs.New(errs.Unavailable, "%s", text))
 			}
 			continue
 		}
@@ -228,7 +228,7 @@ type extractor struct {
 	root   *os.Root
 	owners bool
 	last   asideFile
-	dirs   []dirState // modes and times of folders are set last: read-only ones have to be filled first
+	dirs   []dirState
 }
 
 // asideFile is one that is complete and not yet in its place; none when aside is empty.
@@ -255,6 +255,7 @@ func (x *extractor) dropLast() error {
 	return x.root.Remove(x.last.aside)
 }
 
+// dirState is set at the end: writing into a folder changes its time, and its mode may forbid it.
 type dirState struct {
 	name string
 	mode fs.FileMode
@@ -286,11 +287,11 @@ func (x *extractor) entry(name string, h *tar.Header, r io.Reader) error {
 		if err := x.root.Symlink(h.Linkname, name); err != nil {
 			return err
 		}
-		return x.own(name, h)
+		return errors.Join(x.own(name, h), linkTime(x.root, name, h.ModTime))
 	case tar.TypeLink:
 		return x.root.Link(h.Linkname, name)
 	case tar.TypeFifo, tar.TypeChar, tar.TypeBlock:
-		if err := Node(x.root, name, h, perm); err != nil {
+		if err := node(x.root, name, h, perm); err != nil {
 			return err
 		}
 		return x.own(name, h)
@@ -348,14 +349,14 @@ func (x *extractor) own(name string, h *tar.Header) error {
 }
 
 // finish sets what folders shall look like, the deepest first.
-func (x *extractor) finish() error {
-	for i := len(x.dirs) - 1; i >= 0; i-- {
-		d := x.dirs[i]
-		st, err := x.root.Lstat(d.name)
+func finish(root *os.Root, dirs []dirState) error {
+	for i := len(dirs) - 1; i >= 0; i-- {
+		d := dirs[i]
+		st, err := root.Lstat(d.name)
 		if err != nil || !st.IsDir() { // a later entry replaced it
 			continue
 		}
-		if err := errors.Join(x.root.Chmod(d.name, d.mode), x.root.Chtimes(d.name, d.time, d.time)); err != nil {
+		if err := errors.Join(root.Chmod(d.name, d.mode), root.Chtimes(d.name, d.time, d.time)); err != nil {
 			return err
 		}
 	}

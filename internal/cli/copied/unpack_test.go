@@ -1,4 +1,4 @@
-package cli
+package copied
 
 import (
 	"archive/tar"
@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
-
-	"corten.dev/corten/internal/errs"
 )
 
 func tarOf(t testing.TB, list ...tar.Header) *bytes.Buffer {
@@ -60,7 +58,7 @@ func TestUnpackStaysBelow(t *testing.T) {
 			}
 			dir := filepath.Join(top, "out")
 			defer os.RemoveAll(dir)
-			err := unpackTree(dir, tarOf(t, list...))
+			err := UnpackTree(dir, tarOf(t, list...))
 			left, gerr := filepath.Glob(outside + "/*")
 			data, rerr := os.ReadFile(filepath.Join(outside, "kept"))
 			if len(left) != 1 || gerr != nil || rerr != nil || string(data) != "kept" {
@@ -73,14 +71,20 @@ func TestUnpackStaysBelow(t *testing.T) {
 	}
 }
 
-// Of a tree with times of its own (SOURCE_DATE_EPOCH), symbolic links had that of the moment.
+// Of a tree with times of its own (SOURCE_DATE_EPOCH), symbolic links had that of the moment; and so had those that were copied from a container.
 func TestUnpackLinkTime(t *testing.T) {
 	dir, at := filepath.Join(t.TempDir(), "out"), time.Unix(1_100_000_000, 0)
-	if err := unpackTree(dir, tarOf(t, tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "nowhere", ModTime: at})); err != nil {
+	link := tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "nowhere", ModTime: at}
+	if err := UnpackTree(dir, tarOf(t, link)); err != nil {
 		t.Fatal(err)
 	}
-	if st, err := os.Lstat(filepath.Join(dir, "l")); err != nil || !st.ModTime().Equal(at) {
-		t.Error(st.ModTime(), err)
+	if err := Extract(tarOf(t, link), Target{Dir: dir, From: "l", To: "copy"}, false); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"l", "copy"} {
+		if st, err := os.Lstat(filepath.Join(dir, name)); err != nil || !st.ModTime().Equal(at) {
+			t.Error(name, st.ModTime(), err)
+		}
 	}
 }
 
@@ -89,14 +93,14 @@ func TestUnpackNodes(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "out")
 	pipe := tar.Header{Name: "run/pipe", Typeflag: tar.TypeFifo, Mode: 0o622}
 	for range 2 { // over one that is there, too
-		if err := unpackTree(dir, tarOf(t, pipe)); err != nil {
+		if err := UnpackTree(dir, tarOf(t, pipe)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if st, err := os.Stat(filepath.Join(dir, "run/pipe")); err != nil || st.Mode() != os.ModeNamedPipe|0o622 {
 		t.Error(st, err)
 	}
-	err := unpackTree(dir, tarOf(t, tar.Header{Name: "null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3, Mode: 0o666}))
+	err := UnpackTree(dir, tarOf(t, tar.Header{Name: "null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3, Mode: 0o666}))
 	if errors.Is(err, os.ErrPermission) {
 		t.Skip("no right to make devices")
 	}
@@ -109,41 +113,9 @@ func FuzzUnpack(f *testing.F) {
 	f.Add(tarOf(f, tar.Header{Name: "a/b"}, tar.Header{Name: "l", Typeflag: tar.TypeSymlink, Linkname: "/etc"}, tar.Header{Name: "l/x"}).Bytes())
 	f.Fuzz(func(t *testing.T, in []byte) {
 		top := t.TempDir()
-		_ = unpackTree(filepath.Join(top, "out"), bytes.NewReader(in)) // only where it writes is looked at
+		_ = UnpackTree(filepath.Join(top, "out"), bytes.NewReader(in)) // only where it writes is looked at
 		if left, err := os.ReadDir(top); err != nil || len(left) > 1 {
 			t.Errorf("%v %v", left, err)
 		}
 	})
-}
-
-// A layout keeps what else is in it, has one entry for a name, and takes only blobs that are what they are called.
-func TestLayouts(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "layout")
-	if _, err := layoutRef(dir, "latest"); !errors.Is(err, errs.NotFound) {
-		t.Error(err)
-	}
-	for _, name := range []string{"one", "two", "one"} {
-		if err := setLayoutRef(dir, name, []byte(`{"mediaType":"m","digest":"sha256:`+name+`","size":1,"platform":{"os":"linux"}}`)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	index, err := readIndex(dir)
-	if err != nil || len(index.Manifests) != 2 {
-		t.Fatal(index, err)
-	}
-	raw, err := layoutRef(dir, "one")
-	if err != nil || string(raw) != `{"annotations":{"org.opencontainers.image.ref.name":"one"},"digest":"sha256:one","mediaType":"m","platform":{"os":"linux"},"size":1}` {
-		t.Errorf("%s %v", raw, err)
-	}
-	if _, err := layoutRef(dir, "sha256:two"); err != nil {
-		t.Error(err)
-	}
-	if _, err := layoutRef(dir, "latest"); !errors.Is(err, errs.NotFound) {
-		t.Error(err)
-	}
-	for _, bad := range []string{"sha256:../../../etc/passwd", "sha256:", "md5:" + "00000000000000000000000000000000", "x"} {
-		if _, err := blobPath(dir, bad); !errors.Is(err, errs.Invalid) {
-			t.Errorf("%s: %v", bad, err)
-		}
-	}
 }

@@ -1,21 +1,17 @@
-package cli
+package copied
 
 import (
 	"archive/tar"
 	"bufio"
-	"compress/bzip2"
-	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path"
 	"strings"
 	"time"
 
-	"corten.dev/corten/internal/cli/copied"
 	"corten.dev/corten/internal/errs"
 )
 
@@ -24,26 +20,19 @@ type unpacker struct {
 	root *os.Root
 	// skip: what we may not or cannot make (devices) is left out instead of being an error.
 	skip bool
-	dirs []dirTime
+	dirs []dirState
 }
 
-// dirTime is set at the end: writing into a folder changes its time, and its mode may forbid it.
-type dirTime struct {
-	name string
-	mode fs.FileMode
-	time time.Time
-}
-
-// unpackTree writes the result of a build to a folder, as the user who asked for it: files replace files that are there, owners are not kept.
-func unpackTree(dir string, r io.Reader) error {
+// UnpackTree writes the result of a build to a folder, as the user who asked for it: files replace files that are there, owners are not kept.
+func UnpackTree(dir string, r io.Reader) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	return unpack(dir, r, false)
 }
 
-// unpackContext writes an archive from standard input to an empty folder.
-func unpackContext(dir string, r io.Reader) error { return unpack(dir, r, true) }
+// UnpackContext writes an archive from standard input to an empty folder.
+func UnpackContext(dir string, r io.Reader) error { return unpack(dir, r, true) }
 
 func unpack(dir string, r io.Reader, skip bool) (err error) {
 	root, err := os.OpenRoot(dir)
@@ -56,7 +45,7 @@ func unpack(dir string, r io.Reader, skip bool) (err error) {
 	for {
 		h, err := tr.Next()
 		if err == io.EOF {
-			return errors.Join(u.finish(), drained(r))
+			return errors.Join(finish(u.root, u.dirs), drained(r))
 		}
 		if err != nil {
 			return err
@@ -100,7 +89,7 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 		if err := u.root.Symlink(h.Linkname, name); err != nil {
 			return err
 		}
-		return copied.LinkTime(u.root, name, h.ModTime)
+		return linkTime(u.root, name, h.ModTime)
 	case tar.TypeLink:
 		if err := u.clear(name); err != nil {
 			return err
@@ -118,7 +107,7 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 	if err := u.clear(name); err != nil {
 		return err
 	}
-	return copied.Node(u.root, name, h, perm)
+	return node(u.root, name, h, perm)
 }
 
 func (u *unpacker) dir(name string, mode fs.FileMode, at time.Time) error {
@@ -130,7 +119,7 @@ func (u *unpacker) dir(name string, mode fs.FileMode, at time.Time) error {
 			return err
 		}
 	}
-	u.dirs = append(u.dirs, dirTime{name, mode, at})
+	u.dirs = append(u.dirs, dirState{name, mode, at})
 	return nil
 }
 
@@ -153,61 +142,4 @@ func (u *unpacker) file(name string, mode fs.FileMode, at time.Time, r io.Reader
 		return err
 	}
 	return u.root.Chtimes(name, at, at)
-}
-
-// finish gives folders their mode and time, the innermost first.
-func (u *unpacker) finish() error {
-	for i := len(u.dirs) - 1; i >= 0; i-- {
-		d := u.dirs[i]
-		if err := u.root.Chtimes(d.name, d.time, d.time); err != nil {
-			return err
-		}
-		if err := u.root.Chmod(d.name, d.mode); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// decompress undoes the compression that the first bytes tell. The client carries no library for what the standard one lacks, as the engine does (internal/compressed): every command would start slower.
-func decompress(in io.Reader, head []byte) (io.ReadCloser, error) {
-	switch name := compression(head); name {
-	case "":
-		return io.NopCloser(in), nil
-	case "gzip":
-		return gzip.NewReader(in)
-	case "bzip2":
-		return io.NopCloser(bzip2.NewReader(in)), nil
-	default:
-		return through(name, in)
-	}
-}
-
-// through runs a program that unpacks its standard input.
-func through(name string, in io.Reader) (io.ReadCloser, error) {
-	program, err := exec.LookPath(name)
-	if err != nil {
-		return nil, errs.New(errs.Unavailable, "the context is compressed by %s, and that program is not installed", name)
-	}
-	cmd := exec.Command(program, "-d", "-c")
-	cmd.Stdin = in
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	return &unpacking{ReadCloser: out, cmd: cmd}, nil
-}
-
-type unpacking struct {
-	io.ReadCloser
-	cmd *exec.Cmd
-}
-
-// Close waits for the program: an archive that it found broken is an error.
-func (u *unpacking) Close() error {
-	_, err := io.Copy(io.Discard, u.ReadCloser)
-	return errors.Join(err, u.cmd.Wait())
 }
