@@ -112,12 +112,16 @@ func newRm() *verb {
 // removal is onEach for the verbs that remove things by name. With -f, what is not there is no error; tell says it all the same, as docker does for containers.
 func removal(v *verb, noun string, force *bool, tell bool, request func(name string) engineapi.Request) *verb {
 	v.min, v.max = 1, -1
+	most := mostAbreast
+	if noun == "network" { // one may be the configuration of the one before
+		most = inTurn
+	}
 	v.run = func(ctx context.Context, a *app, args []string) error {
 		api, err := a.engine()
 		if err != nil {
 			return err
 		}
-		return a.eachAbreast(ctx, api, args, mostAbreast, func(ctx context.Context, i int) error {
+		return a.eachAbreast(ctx, api, args, most, func(ctx context.Context, i int) error {
 			if strings.Trim(args[i], "/ ") == "" {
 				return invalid("%s name cannot be empty", noun)
 			}
