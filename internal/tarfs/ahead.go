@@ -41,7 +41,12 @@ func (f *sight) close() {
 func (w *writer) children(fd int, path string) error {
 	names, err := readNames(fd)
 	if err != nil {
-		return &os.PathError{Op: "read", Path: "/" + path, Err: err}
+		err = &os.PathError{Op: "read", Path: "/" + path, Err: err}
+		if w.opts.ReadMade && made(fd) { // of a thread that ended, say
+			w.leaveOut(err)
+			return nil
+		}
+		return err
 	}
 	next := func(name string) *sight { return w.find(fd, name, join(path, name)) }
 	if len(names) >= aheadLeast {
@@ -63,9 +68,7 @@ func (w *writer) children(fd int, path string) error {
 			continue // gone since the directory was read: the tree is in use
 		}
 		if err != nil && w.opts.ReadMade && w.stats.Entries == before && made(fd) { // nothing of it is written
-			if w.unreadFiles++; w.unread == nil {
-				w.unread = err
-			}
+			w.leaveOut(err)
 			continue
 		}
 		if err != nil {
@@ -73,6 +76,13 @@ func (w *writer) children(fd int, path string) error {
 		}
 	}
 	return nil
+}
+
+// leaveOut counts what ReadMade could not read.
+func (w *writer) leaveOut(err error) {
+	if w.unreadFiles++; w.unread == nil {
+		w.unread = err
+	}
 }
 
 // ahead finds names in their order. The descriptor is used until stop returns.
