@@ -519,6 +519,12 @@ func TestEngineComesBack(t *testing.T) {
 	for _, pid := range away {
 		waitFor(t, "the end of a container while the engine is away", func() bool { _, err := os.Stat("/proc/" + itoa(pid)); return err != nil })
 	}
+	for _, pid := range []int{lostPid, alwaysPid} { // who is nobody's any more ends at once, not when the next engine finds it
+		waitFor(t, "the end of a container whose monitor was killed while the engine is away", func() bool {
+			b, err := os.ReadFile("/proc/" + itoa(pid) + "/stat")
+			return err != nil || strings.Contains(string(b), ") Z ")
+		})
+	}
 	must(t, os.MkdirAll(h.dir+"/containers/0123456789ab", 0o700)) // half made
 	h.open()
 
