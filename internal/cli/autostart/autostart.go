@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -152,8 +153,18 @@ func lookPath(name string) (string, error) {
 	return "", errors.New("not found")
 }
 
+// lastLine is the end of the engine's log, which may be large by now.
 func lastLine(name string) string {
-	data, err := os.ReadFile(name)
+	const enough = 64 << 10
+	f, err := os.Open(name)
+	if err != nil {
+		return "no log: " + err.Error()
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err == nil && st.Size() > enough {
+		_, _ = f.Seek(-enough, io.SeekEnd) // else the beginning is read
+	}
+	data, err := io.ReadAll(io.LimitReader(f, enough))
 	if err != nil {
 		return "no log: " + err.Error()
 	}

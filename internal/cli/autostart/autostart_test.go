@@ -128,3 +128,16 @@ func TestUserRoots(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// The log of an engine that did not start is told from its end, however long it is; all of it was read into memory.
+func TestLastLineOfALongLog(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "cortend.log")
+	for _, before := range []int{0, 10, 5000} {
+		if err := os.WriteFile(name, []byte(strings.Repeat("an older line of the log\n", before)+`level=ERROR msg=x err="port in use"`+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := lastLine(name); got != "port in use" {
+			t.Errorf("behind %d lines: %q", before, got)
+		}
+	}
+}

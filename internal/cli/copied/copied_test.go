@@ -201,3 +201,29 @@ func TestBrokenCopyLeavesWhatWasThere(t *testing.T) {
 		}
 	}
 }
+
+// A file with two names was copied as two files; docker's cp, like cp -a, keeps it one.
+func TestTwoNamesOfOneFile(t *testing.T) {
+	dir := t.TempDir()
+	from, to := filepath.Join(dir, "from"), filepath.Join(dir, "to")
+	if err := errors.Join(os.MkdirAll(filepath.Join(from, "sub"), 0o755), os.Mkdir(to, 0o755), os.WriteFile(filepath.Join(from, "a"), []byte("data"), 0o644),
+		os.Link(filepath.Join(from, "a"), filepath.Join(from, "sub", "b"))); err != nil {
+		t.Fatal(err)
+	}
+	src, err := Open(from, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stream bytes.Buffer
+	if err := src.Write(&stream, "it"); err != nil {
+		t.Fatal(err)
+	}
+	if err := Extract(&stream, Target{Dir: to, From: "it", To: "it"}, false); err != nil {
+		t.Fatal(err)
+	}
+	a, err := os.Stat(filepath.Join(to, "it", "a"))
+	b, err2 := os.Stat(filepath.Join(to, "it", "sub", "b"))
+	if err := errors.Join(err, err2); err != nil || !os.SameFile(a, b) {
+		t.Errorf("two files: %v", err)
+	}
+}

@@ -56,9 +56,10 @@ func Open(name string, follow bool) (*Source, error) {
 	return &Source{path: abs, Base: base, IsDir: st.IsDir(), Content: content}, nil
 }
 
-// Write writes the tar stream; the source itself is called rename in it.
+// Write writes the tar stream; the source itself is called rename in it. A file with several names in it stays one file.
 func (s *Source) Write(w io.Writer, rename string) error {
 	tw := tar.NewWriter(w)
+	names := map[[2]uint64]string{} // the first of each such file
 	err := filepath.WalkDir(s.path, func(p string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -67,7 +68,7 @@ func (s *Source) Write(w io.Writer, rename string) error {
 		if err != nil {
 			return err
 		}
-		return writeEntry(tw, p, path.Join(rename, filepath.ToSlash(rel)))
+		return writeEntry(tw, p, path.Join(rename, filepath.ToSlash(rel)), names)
 	})
 	if err != nil {
 		return err
@@ -75,7 +76,7 @@ func (s *Source) Write(w io.Writer, rename string) error {
 	return tw.Close()
 }
 
-func writeEntry(tw *tar.Writer, name, as string) error {
+func writeEntry(tw *tar.Writer, name, as string, names map[[2]uint64]string) error {
 	st, err := os.Lstat(name)
 	if err != nil {
 		return err
@@ -99,6 +100,13 @@ func writeEntry(tw *tar.Writer, name, as string) error {
 	}
 	if !st.Mode().IsRegular() {
 		return tw.WriteHeader(h)
+	}
+	if id, several := inode(st); several {
+		if first := names[id]; first != "" {
+			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
+			return tw.WriteHeader(h)
+		}
+		names[id] = as
 	}
 	f, err := os.Open(name)
 	if err != nil {
