@@ -20,6 +20,9 @@ type Network struct {
 // NetworkFlag reads a name, or name=…,alias=…,ip=…,ip6=…,mac-address=…,link-local-ip=…,driver-opt=k=v,gw-priority=n.
 func NetworkFlag(s string) (Network, error) {
 	n := Network{}
+	if s == "" { // a script's variable that was not set: not the default network, unasked
+		return n, invalid("no name set for network")
+	}
 	if !strings.Contains(s, "=") {
 		n.Name = s
 		return n, nil
