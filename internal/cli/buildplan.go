@@ -7,13 +7,13 @@ import (
 	"fmt"
 	"maps"
 	"math/big"
-	"net/netip"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 
 	"corten.dev/corten/internal/buildwire"
+	"corten.dev/corten/internal/cli/parse"
 	"corten.dev/corten/internal/reference"
 )
 
@@ -129,24 +129,17 @@ func (o *buildFlags) planAllowed(p *buildPlan) error {
 func planHosts(hosts []string, gateway func() (string, error)) (string, error) {
 	var out []string
 	for _, h := range hosts {
-		name, ip, ok := strings.Cut(h, "=")
-		if !ok {
-			name, ip, ok = strings.Cut(h, ":")
+		line, err := parse.AddHost(h)
+		if err != nil {
+			return "", err
 		}
-		if !ok || name == "" {
-			return "", invalid("invalid host %q: use host:ip or host=ip", h)
-		}
+		name, ip, _ := strings.Cut(line, ":")
 		if ip == "host-gateway" {
-			var err error
 			if ip, err = gateway(); err != nil {
 				return "", err
 			}
 		}
-		addr, err := netip.ParseAddr(strings.Trim(ip, "[]"))
-		if err != nil {
-			return "", invalid("invalid IP address in add-host: %q", ip)
-		}
-		out = append(out, name+"="+addr.String())
+		out = append(out, name+"="+ip)
 	}
 	return strings.Join(out, ","), nil
 }
