@@ -309,6 +309,9 @@ func (f fakeRuntime) Create(ctx context.Context, _ string, opts runtime.RunOptio
 }
 
 func (f fakeRuntime) Load(_ context.Context, id string) (containers.Process, error) {
+	if err := f.hooked("load " + id); err != nil {
+		return nil, err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if p := f.procs[id]; p != nil {

@@ -3,6 +3,7 @@ package containers
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -65,18 +66,9 @@ func (s *Service) restore(ctx context.Context) error {
 		s.maker.Security.ReserveLabels(rec.ProcessLabel)
 		found = append(found, ctr)
 	}
-	var group sync.WaitGroup
-	slots := make(chan struct{}, 8)
-	for _, ctr := range found { // once all are known: some are linked to others
-		group.Add(1)
-		slots <- struct{}{}
-		go func() {
-			defer group.Done()
-			defer func() { <-slots }()
-			s.restoreOne(ctx, ctr)
-		}()
+	if err := s.restoreAll(ctx, found); err != nil {
+		return err
 	}
-	group.Wait()
 	s.sweep(ctx, kept)
 	// Everybody who still runs has claimed what is theirs.
 	if rest, ok := s.Networks.(interface{ Settle(context.Context) error }); ok {
@@ -94,7 +86,37 @@ func (s *Service) restore(ctx context.Context) error {
 	return nil
 }
 
-func (s *Service) restoreOne(ctx context.Context, ctr *live) {
+// restoreAll restores containers, eight at a time. An engine that cannot look at all of them, for want of descriptors or memory, must not begin to serve: what it does not see it would take for dead.
+func (s *Service) restoreAll(ctx context.Context, found []*live) error {
+	var group sync.WaitGroup
+	slots := make(chan struct{}, 8)
+	failed := make(chan error, len(found))
+	for _, ctr := range found { // once all are known: some are linked to others
+		slots <- struct{}{}
+		group.Go(func() {
+			defer func() { <-slots }()
+			failed <- s.restoreOne(ctx, ctr)
+		})
+	}
+	group.Wait()
+	close(failed)
+	for err := range failed {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// short tells whether the engine lacks something that has nothing to do with what it asked for.
+func short(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM)
+}
+
+// silence is how long a monitor or the runtime may take before the log tells who the engine's start waits for.
+const silence = 5 * time.Second
+
+func (s *Service) restoreOne(ctx context.Context, ctr *live) error {
 	rec := ctr.record()
 	for _, mnt := range rec.Mounts {
 		if mnt.Type != "volume" {
@@ -104,11 +126,22 @@ func (s *Service) restoreOne(ctx context.Context, ctr *live) {
 			s.Log.Error("a container's volume is missing", "container", rec.Name, "volume", mnt.Name, "error", err)
 		}
 	}
+	slow := time.AfterFunc(silence, func() {
+		s.Log.Warn("the monitor of a container does not answer; the engine's start waits for it: it may have been stopped (kill -CONT lets it go on), or the disk of its log hangs",
+			"container", rec.Name, "first process", rec.State.PID)
+	})
+	defer slow.Stop()
 	mon, err := s.Monitors.Open(ctx, ctr.id)
+	if short(err) {
+		return fmt.Errorf("take over container %s, which goes on: %w", rec.Name, err)
+	}
 	if err != nil && !errors.Is(err, errs.NotFound) {
 		s.Log.Error("reach a container's monitor", "container", rec.Name, "error", err)
 	}
 	proc, perr := s.Runtime.Load(ctx, ctr.id)
+	if short(perr) {
+		return fmt.Errorf("take over container %s, which goes on: %w", rec.Name, perr)
+	}
 	if perr != nil {
 		proc = nil
 		if !errors.Is(perr, errs.NotFound) {
@@ -125,6 +158,7 @@ func (s *Service) restoreOne(ctx context.Context, ctr *live) {
 	default:
 		s.atRest(ctr, false)
 	}
+	return nil
 }
 
 // takeOver goes on with a running container. One that ended meanwhile is dealt with by the watch.
