@@ -25,6 +25,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
+	"corten.dev/corten/internal/linux/caps"
 	"corten.dev/corten/internal/linux/systemd"
 	"corten.dev/corten/internal/network/dns"
 	"corten.dev/corten/internal/network/portproxy"
@@ -101,6 +102,13 @@ func newLog(w io.Writer, format string, level slog.Leveler) *slog.Logger {
 func serve(set settings.Settings, level *slog.LevelVar, log *slog.Logger) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("cortend needs root in this version: namespaces, overlay mounts and bridges belong to it (rootless engines come later)")
+	}
+	lacking, err := caps.Lacking("CAP_SYS_ADMIN", "CAP_NET_ADMIN")
+	if err != nil {
+		return err
+	}
+	if len(lacking) > 0 {
+		return fmt.Errorf("cortend lacks %s: mounts, namespaces and networks need it; a service manager gives it by CapabilityBoundingSet=, and a container around the engine has it with --privileged", strings.Join(lacking, " and "))
 	}
 	for _, dir := range []string{set.DataRoot, set.ExecRoot} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {

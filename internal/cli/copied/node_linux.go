@@ -2,6 +2,7 @@ package copied
 
 import (
 	"archive/tar"
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -42,4 +43,25 @@ func linkTime(root *os.Root, name string, at time.Time) error {
 	defer dir.Close()
 	ts := unix.NsecToTimespec(at.UnixNano())
 	return unix.UtimesNanoAt(int(dir.Fd()), filepath.Base(name), []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+const capabilityAttr = "security.capability"
+
+// capabilities are the file's, as the kernel keeps them; mostly none.
+func capabilities(f *os.File) string {
+	var val [64]byte // 24 at most so far
+	n, err := unix.Fgetxattr(int(f.Fd()), capabilityAttr, val[:])
+	if err != nil {
+		return ""
+	}
+	return string(val[:n])
+}
+
+// setCapabilities gives them to a copy. Ordinary users may not, nor can every file system: then the copy goes without, as cp's would.
+func setCapabilities(f *os.File, caps string) error {
+	err := unix.Fsetxattr(int(f.Fd()), capabilityAttr, []byte(caps), 0)
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	return err
 }

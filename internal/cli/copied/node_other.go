@@ -18,3 +18,9 @@ func node(_ *os.Root, name string, _ *tar.Header, _ fs.FileMode) error {
 
 // linkTime leaves a symbolic link with the time at which it was made.
 func linkTime(*os.Root, string, time.Time) error { return nil }
+
+// capabilities are unknown on this system.
+func capabilities(*os.File) string { return "" }
+
+// setCapabilities goes without.
+func setCapabilities(*os.File, string) error { return nil }

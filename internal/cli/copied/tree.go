@@ -2,7 +2,7 @@
 //
 // It owns the rules of where a copy lands (docker's, which are cp's), what tells an archive from other input, and the
 // care that an archive, which may be hostile, never writes outside the destination: all writing goes through [os.Root].
-// It promises links, modes and times as they are; owners only when asked for.
+// It promises links, modes, times and file capabilities as they are; owners only when asked for.
 package copied
 
 import (
@@ -113,6 +113,9 @@ func writeEntry(tw *tar.Writer, name, as string, names map[[2]uint64]string) err
 		return err
 	}
 	defer f.Close()
+	if caps := capabilities(f); caps != "" {
+		h.PAXRecords = map[string]string{paxCapabilities: caps}
+	}
 	if err := tw.WriteHeader(h); err != nil {
 		return err
 	}
@@ -124,6 +127,9 @@ func writeEntry(tw *tar.Writer, name, as string, names map[[2]uint64]string) err
 	}
 	return nil
 }
+
+// paxCapabilities is the record of what a program may do without its user being root (security.capability), the one extended attribute that docker's cp takes along.
+const paxCapabilities = "SCHILY.xattr.security.capability"
 
 // Target is where an archive lands: its first name From becomes To inside Dir.
 type Target struct {
@@ -338,8 +344,12 @@ func (x *extractor) file(name string, h *tar.Header, perm fs.FileMode, r io.Read
 		}
 	}()
 	_, err = io.Copy(f, r)
+	err = errors.Join(err, x.own(aside, h), f.Chmod(perm))
+	if caps := h.PAXRecords[paxCapabilities]; caps != "" { // after the owner, whose change takes them away
+		err = errors.Join(err, setCapabilities(f, caps))
+	}
 	// A file must be closed before Windows lets it be renamed.
-	if err = errors.Join(err, x.own(aside, h), f.Chmod(perm), f.Close()); err != nil {
+	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	if err := x.root.Chtimes(aside, h.ModTime, h.ModTime); err != nil {

@@ -5,11 +5,14 @@
 package caps
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"corten.dev/corten/internal/errs"
 )
@@ -102,6 +105,21 @@ func Default() []string {
 		"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
 		"CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
 	}
+}
+
+// Lacking tells which of the named capabilities ("CAP_NET_ADMIN") are not effective for this process.
+func Lacking(need ...string) (lacking []string, err error) {
+	var data [2]unix.CapUserData // 32 capabilities each
+	if err := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &data[0]); err != nil {
+		return nil, fmt.Errorf("ask for own capabilities: %w", err)
+	}
+	have := uint64(data[0].Effective) | uint64(data[1].Effective)<<32
+	for _, name := range need {
+		if n := number(strings.TrimPrefix(name, "CAP_")); n < 0 || have&(1<<n) == 0 {
+			lacking = append(lacking, name)
+		}
+	}
+	return lacking, nil
 }
 
 const everything = "ALL"
