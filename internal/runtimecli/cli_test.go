@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"corten.dev/corten/internal/linux/cgroup"
 	"corten.dev/corten/internal/runtime"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -27,9 +28,11 @@ func TestMain(m *testing.M) {
 		os.Exit(Main(context.Background(), os.Args[1:], IO{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Version: "test"}))
 	}
 	code := m.Run()
-	dirs, _ := filepath.Glob("/sys/fs/cgroup/*/corten-runtimecli-test")
-	for _, d := range dirs {
-		_ = os.Remove(d)
+	for _, parent := range []string{"/corten-runtimecli-test", cgroup.DefaultParent} { // the second of bundles that name no path; it stays where others have containers
+		if err := cgroup.RemoveParent(nil, parent); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = max(code, 1)
+		}
 	}
 	os.Exit(code)
 }
