@@ -103,27 +103,30 @@ func newRm() *verb {
 			f.BoolVarP(&vols, "volumes", "v", false, "remove its anonymous volumes, too")
 		},
 	}
-	return removal(v, "container", &force, true, func(name string) engineapi.Request {
+	return removal(v, goner{noun: "container", tell: true, abreast: mostAbreast}, &force, func(name string) engineapi.Request {
 		return engineapi.Request{Method: "DELETE", Path: "/containers/" + esc(strings.Trim(name, "/")),
 			Query: query("force", flag1(force), "link", flag1(link), "v", flag1(vols))}
 	})
 }
 
-// removal is onEach for the verbs that remove things by name. With -f, what is not there is no error; tell says it all the same, as docker does for containers.
-func removal(v *verb, noun string, force *bool, tell bool, request func(name string) engineapi.Request) *verb {
+// goner is a kind of thing that is removed by name.
+type goner struct {
+	noun    string
+	tell    bool // with -f, what is not there is told, as docker does for containers
+	abreast int  // how many at a time
+}
+
+// removal is onEach for the verbs that remove things by name. With -f, what is not there is no error.
+func removal(v *verb, what goner, force *bool, request func(name string) engineapi.Request) *verb {
 	v.min, v.max = 1, -1
-	most := mostAbreast
-	if noun == "network" { // one may be the configuration of the one before
-		most = inTurn
-	}
 	v.run = func(ctx context.Context, a *app, args []string) error {
 		api, err := a.engine()
 		if err != nil {
 			return err
 		}
-		return a.eachAbreast(ctx, api, args, most, func(ctx context.Context, i int) error {
+		return a.eachAbreast(ctx, api, args, what.abreast, func(ctx context.Context, i int) error {
 			if strings.Trim(args[i], "/ ") == "" {
-				return invalid("%s name cannot be empty", noun)
+				return invalid("%s name cannot be empty", what.noun)
 			}
 			return api.Call(ctx, request(args[i]), nil)
 		}, func(i int, err error) error {
@@ -131,7 +134,7 @@ func removal(v *verb, noun string, force *bool, tell bool, request func(name str
 			case err == nil:
 				fmt.Fprintln(a.Out, args[i])
 			case *force && isNotFound(err):
-				if tell {
+				if what.tell {
 					fmt.Fprintln(a.Err, a.explain(err))
 				}
 				return nil

@@ -238,7 +238,8 @@ func newNetworkRm() *verb {
 			f.BoolVarP(&force, "force", "f", false, "do not mind networks that do not exist")
 		},
 	}
-	return removal(v, "network", &force, false, func(name string) engineapi.Request {
+	// In turn: one may be the configuration of the one before.
+	return removal(v, goner{noun: "network", abreast: inTurn}, &force, func(name string) engineapi.Request {
 		return engineapi.Request{Method: "DELETE", Path: "/networks/" + esc(name)}
 	})
 }

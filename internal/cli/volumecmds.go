@@ -138,7 +138,7 @@ func newVolumeRm() *verb {
 			f.BoolVarP(&force, "force", "f", false, "do not mind volumes that do not exist")
 		},
 	}
-	return removal(v, "volume", &force, false, func(name string) engineapi.Request {
+	return removal(v, goner{noun: "volume", abreast: mostAbreast}, &force, func(name string) engineapi.Request {
 		return engineapi.Request{Method: "DELETE", Path: "/volumes/" + esc(name), Query: query("force", flag1(force))}
 	})
 }

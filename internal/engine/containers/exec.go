@@ -108,10 +108,8 @@ func (s *Service) ExecCreate(ctx context.Context, ref string, req ExecRequest) (
 	if len(req.Cmd) == 0 {
 		return "", errs.New(errs.Invalid, "No exec command specified")
 	}
-	for _, kv := range req.Env {
-		if strings.HasPrefix(kv, "=") || strings.ContainsRune(kv, 0) {
-			return "", errs.New(errs.Invalid, "invalid environment variable: %s", kv)
-		}
+	if err := validateEnv(req.Env, true); err != nil {
+		return "", err
 	}
 	switch status := ctr.record().State.Status; {
 	case status == container.Paused:

@@ -3,7 +3,6 @@ package containers
 import (
 	"cmp"
 	"fmt"
-	"strings"
 
 	"corten.dev/corten/internal/container"
 	"corten.dev/corten/internal/engine/hostspec"
@@ -12,14 +11,12 @@ import (
 // takeLabels gives a new container its SELinux labels. They are its own for good: files that it wrote carry them. One that joins another's processes or memory is labelled as that one.
 func (s *Service) takeLabels(rec *container.Record) (err error) {
 	shared := ""
-	for _, mode := range []string{rec.Host.IpcMode, rec.Host.PidMode} {
-		if ref, ok := strings.CutPrefix(mode, "container:"); ok {
-			other, err := s.find(ref)
-			if err != nil {
-				return err
-			}
-			shared = cmp.Or(shared, other.record().ProcessLabel)
+	for _, ref := range joined(rec.Host.IpcMode, rec.Host.PidMode) {
+		other, err := s.find(ref)
+		if err != nil {
+			return err
 		}
+		shared = cmp.Or(shared, other.record().ProcessLabel)
 	}
 	rec.ProcessLabel, rec.MountLabel, err = s.maker.Security.Labels(&rec.Host, shared)
 	return err

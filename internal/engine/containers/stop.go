@@ -134,14 +134,7 @@ func patienceOf(seconds int) (d time.Duration, bounded bool) {
 
 // started waits while a container is just being started.
 func (ctr *live) started(ctx context.Context) error {
-	for ctr.record().State.Status == container.Starting {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(2 * time.Millisecond):
-		}
-	}
-	return nil
+	return until(ctx, func() bool { return ctr.record().State.Status != container.Starting })
 }
 
 func stopSignal(rec *container.Record, asked string) (syscall.Signal, error) {

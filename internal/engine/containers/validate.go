@@ -48,11 +48,9 @@ func (s *Service) validate(req *CreateRequest) (warnings []string, err error) {
 	if err := validateModes(cfg, host); err != nil {
 		return nil, err
 	}
-	for _, mode := range []string{host.PidMode, host.IpcMode} {
-		if ref, ok := strings.CutPrefix(mode, "container:"); ok {
-			if _, err := s.find(ref); err != nil {
-				return nil, errs.As(errs.Invalid, err) // not found would have clients pull the image
-			}
+	for _, ref := range joined(host.PidMode, host.IpcMode) {
+		if _, err := s.find(ref); err != nil {
+			return nil, errs.As(errs.Invalid, err) // not found would have clients pull the image
 		}
 	}
 	log := host.Log
@@ -103,16 +101,24 @@ func validateWords(cfg *container.Config) error {
 	if cfg.WorkingDir != "" && !path.IsAbs(cfg.WorkingDir) {
 		return errs.New(errs.Invalid, "the working directory '%s' is invalid, it needs to be an absolute path", cfg.WorkingDir)
 	}
-	for _, kv := range cfg.Env {
-		if kv == "" || kv[0] == '=' || strings.ContainsRune(kv, 0) {
-			return errs.New(errs.Invalid, "invalid environment variable: %s", kv)
-		}
+	if err := validateEnv(cfg.Env, false); err != nil {
+		return err
 	}
 	if cfg.StopSignal == "" {
 		return nil
 	}
 	_, err := parseSignal(cfg.StopSignal)
 	return err
+}
+
+// validateEnv checks variables. An exec may have empty ones, which mean nothing.
+func validateEnv(env []string, empty bool) error {
+	for _, kv := range env {
+		if kv == "" && !empty || strings.HasPrefix(kv, "=") || strings.ContainsRune(kv, 0) {
+			return errs.New(errs.Invalid, "invalid environment variable: %s", kv)
+		}
+	}
+	return nil
 }
 
 func validateHosts(extras []string) error {
